@@ -1,0 +1,108 @@
+"""What a model is made of, as data: the ``model`` section of a recipe and of a training run's ``config.json``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from model_export.architectures.layers import Activation
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VisionTransformerConfig(_Section):
+    """ViT image tower (paper, section 2.4): one more LayerNorm before the transformer."""
+
+    kind: Literal["vit"] = "vit"
+    image_size: PositiveInt = 224
+    patch_size: PositiveInt = 32
+    width: PositiveInt = 768
+    layers: PositiveInt = 12
+    heads: PositiveInt = 12
+    activation: Activation = "quick_gelu"
+
+    @model_validator(mode="after")
+    def _divides(self) -> VisionTransformerConfig:
+        if self.image_size % self.patch_size:
+            msg = f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            raise ValueError(msg)
+        if self.width % self.heads:
+            msg = f"width {self.width} is not a multiple of {self.heads} heads"
+            raise ValueError(msg)
+        return self
+
+
+class ModifiedResNetConfig(_Section):
+    """The paper's ResNet: three-convolution stem, average-pool downsampling, attention pooling."""
+
+    kind: Literal["modified_resnet"] = "modified_resnet"
+    image_size: PositiveInt = 224
+    layers: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 4, 6, 3)
+    width: PositiveInt = 64
+
+    @property
+    def heads(self) -> int:
+        """Heads of the attention pool: its width is 32 times the stem's, 64 channels a head."""
+        return max(1, self.width * 32 // 64)
+
+    @model_validator(mode="after")
+    def _divides(self) -> ModifiedResNetConfig:
+        if self.image_size % 32:
+            msg = f"image_size {self.image_size} is not a multiple of 32, this tower's total stride"
+            raise ValueError(msg)
+        return self
+
+
+class ResidualConvConfig(_Section):
+    """A small residual convolutional tower for small images, where a ViT has too little to learn from."""
+
+    kind: Literal["residual_conv"] = "residual_conv"
+    image_size: PositiveInt = 32
+    stem_width: PositiveInt = 32
+    widths: tuple[PositiveInt, ...] = (128, 256, 320)
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> ResidualConvConfig:
+        if not self.widths or self.image_size < 2 ** len(self.widths):
+            msg = f"image_size {self.image_size} cannot be halved {len(self.widths)} times"
+            raise ValueError(msg)
+        return self
+
+
+ImageTowerConfig = Annotated[
+    VisionTransformerConfig | ModifiedResNetConfig | ResidualConvConfig, Field(discriminator="kind")
+]
+
+
+class TextTransformerConfig(_Section):
+    """Causal text transformer; its feature is read at the first end-of-text token."""
+
+    vocab_size: PositiveInt = 49408
+    context_length: int = Field(default=77, ge=2)
+    width: PositiveInt = 512
+    layers: PositiveInt = 12
+    heads: PositiveInt = 8
+    activation: Activation = "quick_gelu"
+    end_of_text_id: int = Field(default=49407, ge=0)
+    pad_id: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TextTransformerConfig:
+        if self.width % self.heads:
+            msg = f"width {self.width} is not a multiple of {self.heads} heads"
+            raise ValueError(msg)
+        if max(self.end_of_text_id, self.pad_id) >= self.vocab_size:
+            msg = f"end_of_text_id and pad_id must be below vocab_size {self.vocab_size}"
+            raise ValueError(msg)
+        return self
+
+
+class ClipConfig(_Section):
+    """Both towers and the joint space."""
+
+    embed_dim: PositiveInt = 512
+    image: ImageTowerConfig
+    text: TextTransformerConfig = TextTransformerConfig()
