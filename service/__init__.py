@@ -1,0 +1,1 @@
+"""anyclass, the online half: classifies any image against any labels, over HTTP. Never imports torch."""

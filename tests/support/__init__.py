@@ -1,0 +1,1 @@
+"""Real, small stand-ins that the tests share."""
