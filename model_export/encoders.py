@@ -1,0 +1,70 @@
+"""The two encoders as they are served: what the bundle's graphs compute, in torch.
+
+Normalisation and unit length are part of the graph, so that the service sends bytes and receives vectors that
+are ready to be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+MAX_BYTE = 255.0
+
+
+class TwoTowers(Protocol):
+    """What an architecture must offer to be exported; vectors need not be of unit length."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels, float ``[batch, 3, h, w]``, to ``[batch, dim]``."""
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Encode token ids, int64 ``[batch, length]``, to ``[batch, dim]``."""
+
+
+class ImageEncoder(nn.Module):
+    """Decoded pictures to unit vectors."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: TwoTowers, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        # (x / 255 - mean) / std as one multiplication and one addition over [batch, h, w, 3].
+        deviation = torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (MAX_BYTE * deviation)).float(), persistent=False)
+        self.register_buffer(
+            "shift", (-torch.tensor(mean, dtype=torch.float64) / deviation).float(), persistent=False
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode uint8 ``[batch, h, w, 3]`` to float ``[batch, dim]`` of unit length."""
+        return unit_length(self.model.encode_image(self.normalise(pixels)))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn uint8 ``[batch, h, w, 3]`` into what the tower takes, float ``[batch, 3, h, w]``.
+
+        The dtype is the module's own: float32, or float64 after ``.double()``, as the parity reference is.
+        """
+        return (pixels.to(self.scale.dtype) * self.scale + self.shift).permute(0, 3, 1, 2)
+
+
+class TextEncoder(nn.Module):
+    """Token ids to unit vectors."""
+
+    def __init__(self, model: TwoTowers) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Encode int64 ``[batch, length]`` to float ``[batch, dim]`` of unit length."""
+        return unit_length(self.model.encode_text(ids))
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Scale each row of float ``[batch, dim]`` to Euclidean length one."""
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
