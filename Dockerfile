@@ -1,0 +1,60 @@
+# Two images from one file:
+#
+#   docker build --target cpu -t anyclass:0.1.0-cpu .
+#   docker build --target gpu -t anyclass:0.1.0-gpu .
+#
+# Both stand on the same small base. The GPU image needs no CUDA base image: the CUDA runtime, cuBLAS, cuFFT and cuDNN
+# come as pip packages with onnxruntime-gpu[cuda,cudnn], at the versions constraints-gpu.txt pins, and the driver is the
+# host's, mounted by the NVIDIA container toolkit. A CUDA base image would bring a second copy of gigabytes.
+
+FROM python:3.12-slim-bookworm AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore
+# Without pip inside: nothing in the final environment can install anything.
+RUN python -m venv --without-pip /opt/venv
+WORKDIR /src
+# The dependencies first, against empty packages, so that a change of the source keeps this layer.
+COPY pyproject.toml constraints.txt constraints-gpu.txt README.md LICENSE ./
+RUN mkdir service model_export \
+    && touch service/__init__.py model_export/__init__.py
+
+FROM build AS build-cpu
+RUN pip --python /opt/venv/bin/python install -c constraints.txt ".[cpu]"
+COPY service service
+COPY model_export model_export
+RUN pip --python /opt/venv/bin/python install --no-deps --force-reinstall .
+
+FROM build AS build-gpu
+RUN pip --python /opt/venv/bin/python install -c constraints.txt -c constraints-gpu.txt ".[gpu]"
+COPY service service
+COPY model_export model_export
+RUN pip --python /opt/venv/bin/python install --no-deps --force-reinstall .
+
+FROM python:3.12-slim-bookworm AS runtime
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    ANYCLASS_HOST=0.0.0.0 \
+    ANYCLASS_PORT=8000
+# A number, not a name: Kubernetes can see that it is not root.
+USER 65532:65532
+WORKDIR /tmp
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# http.client and not urllib: a proxy in the environment must not be asked about this very container.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['ANYCLASS_PORT']), timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["anyclass"]
+CMD ["serve"]
+
+FROM runtime AS gpu
+# What the NVIDIA container toolkit mounts the driver for.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    ANYCLASS_PROVIDER=cuda
+COPY --from=build-gpu /opt/venv /opt/venv
+
+# Last, so that a build without --target is this one.
+FROM runtime AS cpu
+COPY --from=build-cpu /opt/venv /opt/venv

@@ -1,0 +1,111 @@
+# Every command of the project is spelled here and nowhere else: people, continuous integration and the docs call
+# these targets. `make help` lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint types layers tests format train-demo export-demo verify-demo wheel constraints \
+        k8s-render k8s-secret docker-lint clean
+
+RUN_VENV := .venv
+DEV_VENV := .venv-dev
+DEV := $(DEV_VENV)/bin/
+SOURCES := service model_export tests scripts
+
+# Which training data and where a training run goes
+DATA ?= ../shared/data
+RUN ?= runs/demo
+RECIPE ?= model_export/recipes/demo.toml
+DEMO := service/bundles/demo
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- run ---
+
+# HOST only from make's own command line: some shells export a HOST that names the machine.
+# $(value …): a dollar sign in a password stays a dollar sign.
+ifeq ($(origin HOST),command line)
+run: export ANYCLASS_HOST := $(value HOST)
+endif
+ifneq ($(value PORT),)
+run: export ANYCLASS_PORT := $(value PORT)
+endif
+ifneq ($(value MODEL),)
+run: export ANYCLASS_MODEL := $(value MODEL)
+endif
+ifneq ($(value REDIS_URL),)
+run: export ANYCLASS_REDIS_URL := $(value REDIS_URL)
+endif
+run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=bundle, REDIS_URL= change it)
+	@scripts/venv.sh $(RUN_VENV) cpu
+	@exec $(RUN_VENV)/bin/anyclass serve
+
+# --- check ---
+
+test: dev redis ## Lint, types, layers, then every test with coverage
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory tests
+
+check: lint types layers docker-lint ## Everything but the tests
+
+lint: dev ## Style and likely mistakes (ruff)
+	@$(DEV)ruff check $(SOURCES)
+	@$(DEV)ruff format --check --quiet $(SOURCES) || { echo "run 'make format'"; exit 1; }
+
+types: dev ## Static types (mypy, strict)
+	@$(DEV)mypy $(SOURCES)
+
+layers: dev ## The order in which modules may import each other (import-linter)
+	@$(DEV)lint-imports --no-cache
+
+tests: dev redis ## Every test, with branch coverage (ARGS= goes to pytest)
+	@$(DEV)pytest --cov --cov-report=term $(ARGS)
+
+format: dev ## Rewrite the source in the project's style
+	@$(DEV)ruff check --fix-only --quiet $(SOURCES)
+	@$(DEV)ruff format $(SOURCES)
+
+docker-lint: dev ## Lint the Dockerfile (hadolint, where there is a build of it)
+	@if [ -x $(DEV)hadolint ]; then $(DEV)hadolint Dockerfile && echo "Dockerfile: no findings"; \
+	 else echo "docker-lint: skipped, hadolint has no package for this machine"; fi
+
+# --- models ---
+
+train-demo: dev ## Train the demo model (DATA=folder of Parquet files, RECIPE=, RUN=where to)
+	@$(DEV)anyclass-export train $(RECIPE) --data $(DATA) --out $(RUN)
+
+export-demo: dev ## Export the training run RUN= as the bundle that ships with the service
+	@$(DEV)anyclass-export export $(RUN) $(DEMO) --precision fp16-stored
+
+verify-demo: dev ## Check the shipped bundle: digests, shapes, parity
+	@$(DEV)anyclass-export verify $(DEMO)
+
+# --- deploy ---
+
+k8s-render: ## Render the Kubernetes overlays into build/k8s/
+	@mkdir -p build/k8s
+	@for overlay in cpu gpu; do kubectl kustomize k8s/overlays/$$overlay >build/k8s/$$overlay.yaml \
+	 && echo "build/k8s/$$overlay.yaml"; done
+
+k8s-secret: ## Print a Secret with a fresh Redis password: make -s k8s-secret | kubectl apply -f -
+	@scripts/redis_secret.sh
+
+# --- upkeep ---
+
+wheel: dev ## Build the wheel into dist/
+	@$(DEV)python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+constraints: dev ## Resolve the dependencies anew and pin them in constraints*.txt
+	@$(DEV)python scripts/lock.py
+
+clean: ## Remove both environments and everything that tools leave behind
+	@rm -rf $(RUN_VENV) $(DEV_VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
+	 .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Not listed: what other targets need.
+.PHONY: dev redis
+dev:
+	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,dev
+redis:
+	@scripts/redis.sh

@@ -1,0 +1,24 @@
+# Sourced by the other helpers here: where the project is, how they speak, how a system package is had.
+# shellcheck shell=bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf 'anyclass: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# system_package PACKAGE WHY...: installs a Debian package, or says how to get it and fails.
+system_package() {
+    local package=$1
+    shift
+    command -v apt-get >/dev/null || die "$*; install it ($package on Debian) and try again"
+    [ "$(id -u)" = 0 ] || die "$*; run 'sudo apt-get install $package' and try again"
+    say "$*; installing Debian's $package"
+    local log
+    log=$(mktemp)
+    if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$package"; } \
+        >"$log" 2>&1 </dev/null; then
+        tail -n 20 "$log" >&2
+        die "apt-get could not install $package (above)"
+    fi
+    rm -f "$log"
+}
