@@ -93,7 +93,7 @@ k8s-secret: ## Print a Secret with a fresh Redis password: make -s k8s-secret | 
 # --- upkeep ---
 
 wheel: dev ## Build the wheel into dist/
-	@$(DEV)python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@$(DEV)python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 constraints: dev ## Resolve the dependencies anew and pin them in constraints*.txt
 	@$(DEV)python scripts/lock.py

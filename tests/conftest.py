@@ -1,0 +1,29 @@
+"""What every test gets: no settings from the caller's environment, and an event loop that must not be blocked."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import blockbuster_ctx
+from hypothesis import settings
+
+# The machine's speed is not what property tests are about.
+settings.register_profile("anyclass", deadline=None)
+# The same examples on every run: what fails there fails here.
+settings.register_profile("ci", parent=settings.get_profile("anyclass"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "anyclass")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable ANYCLASS_… of the developer's shell changes no test."""
+    for name in list(os.environ):
+        if name.startswith("ANYCLASS_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _event_loop_never_blocked() -> Iterator[None]:
+    """Code of the service that blocks the event loop (a file, a socket, a sleep) raises `BlockingError`."""
+    with blockbuster_ctx("service"):
+        yield

@@ -1,0 +1,198 @@
+"""The Dockerfile, read as the build would read it. No engine is asked for."""
+
+import ast
+import json
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Stage:
+    """One FROM and what follows it."""
+
+    base: str
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+    def all(self, name: str) -> list[str]:
+        """Arguments of every instruction of that name."""
+        return [arguments for instruction, arguments in self.instructions if instruction == name]
+
+
+def read_stages() -> dict[str, Stage]:
+    """The stages by name, comments gone and continued lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    stages: dict[str, Stage] = {}
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if not line.strip():
+            continue
+        instruction, arguments = line.split(maxsplit=1)
+        if instruction == "FROM":
+            base, _, name = arguments.split()
+            stages[name] = stage = Stage(base)
+        else:
+            stage.instructions.append((instruction, arguments.strip()))
+    return stages
+
+
+STAGES = read_stages()
+
+
+def lineage(name: str) -> list[Stage]:
+    """A stage and the stages it is built from, itself last."""
+    stage = STAGES[name]
+    return [*(lineage(stage.base) if stage.base in STAGES else []), stage]
+
+
+def final(name: str, instruction: str) -> list[str]:
+    """Arguments of that instruction in all that makes up an image."""
+    return [arguments for stage in lineage(name) for arguments in stage.all(instruction)]
+
+
+def environment(name: str) -> dict[str, str]:
+    """What ENV sets in an image."""
+    return dict(pair.split("=", 1) for line in final(name, "ENV") for pair in shlex.split(line))
+
+
+IMAGES = pytest.mark.parametrize("image", ["cpu", "gpu"])
+
+
+def test_a_plain_build_is_the_cpu_image() -> None:
+    """Both targets are there; the one without a GPU is the default."""
+    assert {"cpu", "gpu"} <= STAGES.keys()
+    assert list(STAGES)[-1] == "cpu"
+
+
+@IMAGES
+def test_base_is_pinned_and_slim(image: str) -> None:
+    """The image's base is a slim Python of a named release, the same that built the environment."""
+    base = lineage(image)[0].base
+    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", base)
+    assert base == lineage(f"build-{image}")[0].base
+
+
+@IMAGES
+def test_runs_as_a_numbered_user(image: str) -> None:
+    """The last USER is not root, and a number, so that `runAsNonRoot` can be checked."""
+    user, group = final(image, "USER")[-1].split(":")
+    assert int(user) > 0
+    assert int(group) > 0
+
+
+@IMAGES
+def test_final_image_is_built_by_copying_only(image: str) -> None:
+    """No RUN in the final stages: no build tools, no package cache, nothing written by root but the environment."""
+    assert [] == final(image, "RUN")
+    assert [f"--from=build-{image} /opt/venv /opt/venv"] == final(image, "COPY")
+    assert [] == final(image, "ADD")
+
+
+@IMAGES
+def test_environment_holds_the_pinned_runtime_only(image: str) -> None:
+    """The extra of the image and the pins; no torch, no pip, no cache."""
+    runs = final(f"build-{image}", "RUN")
+    assert "python -m venv --without-pip /opt/venv" in runs
+    (dependencies,) = [run for run in runs if f'".[{image}]"' in run]
+    assert "-c constraints.txt" in dependencies
+    assert ("-c constraints-gpu.txt" in dependencies) == (image == "gpu")
+    assert "PIP_NO_CACHE_DIR=1" in " ".join(final(f"build-{image}", "ENV"))
+    assert not re.search(r"\[.*(train|convert|dev).*\]|apt-get", " ".join(runs))
+
+
+@IMAGES
+def test_listens_for_the_world_outside_the_container(image: str) -> None:
+    """The address is changed from loopback, the port is the one exposed."""
+    values = environment(image)
+    assert values["ANYCLASS_HOST"] == "0.0.0.0"
+    assert [values["ANYCLASS_PORT"]] == final(image, "EXPOSE")
+    assert ["SIGTERM"] == final(image, "STOPSIGNAL")
+
+
+@IMAGES
+def test_start_is_a_console_script(image: str) -> None:
+    """The entry point is a script that pyproject.toml defines, started without a shell, so that it gets the signals."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    (entrypoint,) = final(image, "ENTRYPOINT")
+    assert json.loads(entrypoint) == ["anyclass"]
+    assert "anyclass" in scripts
+    assert ["serve"] == json.loads(final(image, "CMD")[-1])
+
+
+def test_everything_copied_is_let_through() -> None:
+    """.dockerignore keeps all out but what COPY names."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    let_through = {line[1:].rstrip("/") for line in lines if line.startswith("!")}
+    assert "*" in lines
+    copied = {
+        source
+        for stage in STAGES.values()
+        for arguments in stage.all("COPY")
+        if not arguments.startswith("--from")
+        for source in arguments.split()[:-1]
+    }
+    assert copied == let_through
+    assert all((ROOT / name).exists() for name in copied)
+
+
+class Health(BaseHTTPRequestHandler):
+    """Answers as /readyz does, with the status its server carries."""
+
+    status = 200
+
+    def do_GET(self) -> None:
+        """Answer with the status, and 404 anywhere else."""
+        self.send_response(type(self).status if self.path == "/readyz" else 404)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    """Port of a server that answers /readyz."""
+    http = HTTPServer(("127.0.0.1", 0), Health)
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    yield http.server_port
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def check_health(port: int) -> int:
+    """Exit status of the very command the image checks its health with."""
+    (arguments,) = STAGES["runtime"].all("HEALTHCHECK")
+    command = ast.literal_eval(arguments.split("CMD ", 1)[1])
+    assert command[0] == "python"
+    # A proxy in the environment must not be asked.
+    variables = {"ANYCLASS_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+    return subprocess.run([sys.executable, *command[1:]], env=variables, check=False, capture_output=True).returncode
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1)])
+def test_health_check_follows_readiness(
+    server: int, status: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command ends with 0 when the service is ready and 1 when it is not."""
+    monkeypatch.setattr(Health, "status", status)
+    assert expected == check_health(server)
+
+
+def test_health_check_fails_where_nothing_listens() -> None:
+    """A dead service is an unhealthy one."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        assert check_health(unused.getsockname()[1]) == 1

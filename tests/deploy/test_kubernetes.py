@@ -1,0 +1,238 @@
+"""The Kubernetes manifests, rendered as `kubectl apply -k` renders them."""
+
+import json
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from service.settings import Settings
+from tests.deploy.test_dockerfile import environment, final
+
+ROOT = Path(__file__).resolve().parents[2]
+OVERLAYS = ["cpu", "gpu", "gpu-with-bundle-volume"]
+# The oldest Kubernetes that knows the native preStop sleep, and the newest the validator knows.
+VERSIONS = ["1.30.0", kubernetes_validate.latest_version()]
+Document = dict[str, Any]
+
+
+def why_not_rendered() -> str | None:
+    """Why this machine cannot render, or None."""
+    if shutil.which("kubectl") is None:
+        return "kubectl is not installed"
+    said = subprocess.run(
+        ["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True, check=False
+    ).stdout
+    version = re.match(r"v(\d+)", json.loads(said or "{}").get("kustomizeVersion", ""))
+    if version is None or int(version[1]) < 5:
+        return "this kubectl brings a kustomize older than 5"
+    return None
+
+
+pytestmark = pytest.mark.skipif(why_not_rendered() is not None, reason=str(why_not_rendered()))
+
+
+@cache
+def render(overlay: str) -> tuple[Document, ...]:
+    """The documents of an overlay; `…-with-bundle-volume` adds the component as its comment says."""
+    folder = ROOT / "k8s/overlays" / overlay
+    if overlay.endswith("-with-bundle-volume"):
+        folder = ROOT / "build/k8s-test/overlays" / overlay
+        shutil.rmtree(ROOT / "build/k8s-test", ignore_errors=True)
+        shutil.copytree(ROOT / "k8s", ROOT / "build/k8s-test")
+        folder = ROOT / "build/k8s-test/overlays" / overlay[:3]
+        path = folder / "kustomization.yaml"
+        text = path.read_text()
+        assert "# components:\n#   - " in text
+        path.write_text(text.replace("# components:\n#   - ", "components:\n  - "))
+    result = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return tuple(yaml.safe_load_all(result.stdout))
+
+
+def one(overlay: str, kind: str, name: str) -> Document:
+    """The document of that kind whose name starts so (a generated name ends with a hash)."""
+    (found,) = [
+        document
+        for document in render(overlay)
+        if document["kind"] == kind and re.fullmatch(rf"{name}(-[a-z0-9]{{10}})?", document["metadata"]["name"])
+    ]
+    return found
+
+
+def pod(overlay: str, name: str) -> Document:
+    """Pod specification of a Deployment."""
+    spec: Document = one(overlay, "Deployment", name)["spec"]["template"]["spec"]
+    return spec
+
+
+def container(overlay: str, name: str) -> Document:
+    """The one container of a Deployment's pods."""
+    (found,) = pod(overlay, name)["containers"]
+    result: Document = found
+    return result
+
+
+EVERY_OVERLAY = pytest.mark.parametrize("overlay", OVERLAYS)
+EVERY_POD = pytest.mark.parametrize("name", ["anyclass", "anyclass-redis"])
+
+
+@EVERY_OVERLAY
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_document_is_valid(overlay: str, version: str) -> None:
+    """Strict validation: every field is one that Kubernetes knows."""
+    for document in render(overlay):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+@EVERY_OVERLAY
+def test_everything_is_in_one_restricted_namespace(overlay: str) -> None:
+    """The namespace enforces what the pods promise, and everything else is in it."""
+    namespace = one(overlay, "Namespace", "anyclass")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    others = [document for document in render(overlay) if document["kind"] != "Namespace"]
+    assert {"anyclass"} == {document["metadata"]["namespace"] for document in others}
+
+
+@EVERY_OVERLAY
+@EVERY_POD
+def test_pods_are_restricted(overlay: str, name: str) -> None:
+    """The "restricted" profile and more: read-only root, no token, no variables of other Services."""
+    spec, main = pod(overlay, name), container(overlay, name)
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert "initContainers" not in spec
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    assert main["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {"/tmp"} == {m["mountPath"] for m in main["volumeMounts"] if not m.get("readOnly")}  # noqa: S108
+
+
+@EVERY_OVERLAY
+@EVERY_POD
+def test_pods_are_bounded_and_watched(overlay: str, name: str) -> None:
+    """Requests, a memory limit and all three probes; an image of a named version."""
+    main = container(overlay, name)
+    assert {"cpu", "memory"} <= main["resources"]["requests"].keys()
+    assert "memory" in main["resources"]["limits"]
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= main.keys()
+    tag = main["image"].rpartition(":")[2]
+    assert re.search(r"\d", tag)
+    assert "latest" not in tag
+
+
+@EVERY_OVERLAY
+def test_probes_ask_the_right_questions(overlay: str) -> None:
+    """Liveness never depends on readiness; the start waits for a warm model."""
+    main = container(overlay, "anyclass")
+    paths = {probe: main[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert {"startupProbe": "/readyz", "livenessProbe": "/livez", "readinessProbe": "/readyz"} == paths
+
+
+@EVERY_OVERLAY
+def test_there_is_time_to_drain(overlay: str) -> None:
+    """The pod is killed only after the delay before SIGTERM and the service's own drain have passed."""
+    delay = container(overlay, "anyclass")["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain = float(settings_map(overlay)["ANYCLASS_DRAIN_TIMEOUT_S"])
+    assert delay >= 5
+    assert pod(overlay, "anyclass")["terminationGracePeriodSeconds"] >= delay + drain + 5
+
+
+def settings_map(overlay: str) -> dict[str, str]:
+    """Data of the ConfigMap that the container's environment is taken from."""
+    main = container(overlay, "anyclass")
+    (source,) = main["envFrom"]
+    config = one(overlay, "ConfigMap", "anyclass-settings")
+    assert config["metadata"]["name"] == source["configMapRef"]["name"]
+    data: dict[str, str] = config["data"]
+    return data
+
+
+@EVERY_OVERLAY
+def test_every_variable_is_a_setting(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service starts with these variables: each names a setting, each value is one it takes."""
+    values = settings_map(overlay) | {entry["name"]: "x" for entry in container(overlay, "anyclass")["env"]}
+    known = {f"ANYCLASS_{name.upper()}" for name in Settings.model_fields}
+    assert values.keys() <= known
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.host == "0.0.0.0"
+    assert settings.provider == ("cpu" if overlay == "cpu" else "cuda")
+    assert str(settings.model) == ("/bundle" if overlay.endswith("volume") else "None")
+
+
+@EVERY_OVERLAY
+def test_ports_meet(overlay: str) -> None:
+    """Setting, container port, Service, image and the Redis address speak of the same ports."""
+    values = settings_map(overlay)
+    for name, port in (("anyclass", int(values["ANYCLASS_PORT"])), ("anyclass-redis", 6379)):
+        (exposed,) = container(overlay, name)["ports"]
+        (served,) = one(overlay, "Service", name)["spec"]["ports"]
+        assert port == exposed["containerPort"]
+        assert served["targetPort"] == exposed["name"]
+        assert one(overlay, "Service", name)["spec"]["selector"].items() <= (
+            one(overlay, "Deployment", name)["spec"]["template"]["metadata"]["labels"].items()
+        )
+    assert values["ANYCLASS_REDIS_URL"].startswith("redis://anyclass-redis:6379")
+    assert [values["ANYCLASS_PORT"]] == final(overlay[:3], "EXPOSE")
+
+
+@EVERY_OVERLAY
+def test_redis_forgets_and_asks_for_a_password(overlay: str) -> None:
+    """A cache: bounded below its memory limit, evicting, writing nothing; the password comes from the Secret."""
+    config = one(overlay, "ConfigMap", "anyclass-redis-config")["data"]["redis.conf"]
+    for line in ("maxmemory 256mb", "maxmemory-policy allkeys-lru", 'save ""', "appendonly no"):
+        assert f"{line}\n" in config
+    assert container(overlay, "anyclass-redis")["resources"]["limits"]["memory"] == "384Mi"
+    main = container(overlay, "anyclass-redis")
+    assert "requirepass" in main["args"][0]
+    for user in (main, container(overlay, "anyclass")):
+        (reference,) = [entry["valueFrom"]["secretKeyRef"] for entry in user["env"]]
+        assert reference == {"name": "anyclass-redis", "key": "password"}
+
+
+@EVERY_OVERLAY
+def test_no_secret_is_committed(overlay: str) -> None:
+    """Secrets are made in the cluster, never rendered from the repository."""
+    assert "Secret" not in {document["kind"] for document in render(overlay)}
+
+
+@EVERY_OVERLAY
+def test_image_and_pod_agree(overlay: str) -> None:
+    """The user of the pod is the one the image was made for, and the image is the overlay's target."""
+    target = overlay[:3]
+    user, group = final(target, "USER")[-1].split(":")
+    context = pod(overlay, "anyclass")["securityContext"]
+    assert (int(user), int(group)) == (context["runAsUser"], context["runAsGroup"])
+    assert container(overlay, "anyclass")["image"].endswith(f"-{target}")
+    if target == "gpu":
+        assert environment(target)["ANYCLASS_PROVIDER"] == settings_map(overlay)["ANYCLASS_PROVIDER"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[1:])
+def test_gpu_pods_get_one_gpu(overlay: str) -> None:
+    """One GPU a pod, tolerating the taint of GPU nodes, never waiting for a spare one while rolling."""
+    spec = pod(overlay, "anyclass")
+    assert container(overlay, "anyclass")["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" in {toleration["key"] for toleration in spec["tolerations"]}
+    assert one(overlay, "Deployment", "anyclass")["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+
+
+def test_bundle_volume_is_read_only() -> None:
+    """A bundle from a volume can be served and not changed."""
+    overlay = "gpu-with-bundle-volume"
+    (mount,) = [m for m in container(overlay, "anyclass")["volumeMounts"] if m["name"] == "bundle"]
+    assert mount == {"name": "bundle", "mountPath": "/bundle", "readOnly": True}

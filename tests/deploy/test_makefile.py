@@ -1,0 +1,161 @@
+"""The Makefile and its helpers."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+# An in-tree build backend without requirements, so that pip can install the toy project with no index at all.
+BACKEND = """
+import zipfile
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    name = "toy-1-py3-none-any.whl"
+    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
+        wheel.writestr("toy-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: toy\\nVersion: 1\\n"
+                       "Provides-Extra: cpu\\n")
+        wheel.writestr("toy-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nGenerator: toy\\nRoot-Is-Purelib: true\\n"
+                       "Tag: py3-none-any\\n")
+        wheel.writestr("toy-1.dist-info/RECORD", "")
+    return name
+"""
+
+
+def make(*arguments: str, **variables: str) -> str:
+    """Output of make, which prints what it would run and runs nothing where `-n` is given."""
+    environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "HOST", "PORT"}}
+    result = subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=ROOT,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout
+
+
+def stub(path: Path, commands: str) -> None:
+    """Write an executable shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{commands}\n")
+    path.chmod(0o755)
+
+
+def venv_script(project: Path, python: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/venv.sh in a toy project, without any package index."""
+    return subprocess.run(
+        [project / "scripts/venv.sh", ".venv", "cpu"],
+        env={"PATH": os.environ["PATH"], "PYTHON": python, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def toy_project(tmp_path: Path) -> Path:
+    """A project with no dependencies and this project's helpers."""
+    (tmp_path / "pyproject.toml").write_text(
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+    )
+    (tmp_path / "backend.py").write_text(BACKEND)
+    (tmp_path / "constraints.txt").write_text("")
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    for name in ("lib.sh", "venv.sh"):
+        (scripts / name).write_text((ROOT / "scripts" / name).read_text())
+    (scripts / "venv.sh").chmod(0o755)
+    return tmp_path
+
+
+def test_help_lists_every_public_target() -> None:
+    """`make help` names every target but the ones that only others need."""
+    phony = set(" ".join(re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)).replace("\\", "").split())
+    listed = {line.split()[0] for line in make("help").splitlines()}
+    assert phony - {"dev", "redis"} == listed
+
+
+def test_every_target_is_declared_phony() -> None:
+    """No file of the same name ever keeps a target from running."""
+    phony = set(" ".join(re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)).replace("\\", "").split())
+    targets = set(re.findall(r"^([a-z0-9-]+):(?! export)", MAKEFILE, re.MULTILINE))
+    assert targets == phony
+
+
+def test_run_uses_an_environment_with_the_runtime_only() -> None:
+    """`make run` never installs what training and development need."""
+    commands = make("-n", "run")
+    assert "scripts/venv.sh .venv cpu\n" in commands
+    assert "venv-dev" not in commands
+
+
+@pytest.mark.parametrize("name", ["PORT", "MODEL", "REDIS_URL"])
+@pytest.mark.parametrize("on_command_line", [True, False])
+def test_run_passes_its_variables_on_unchanged(tmp_path: Path, name: str, *, on_command_line: bool) -> None:
+    """PORT=, MODEL= and REDIS_URL= reach the service, a dollar sign in them too, wherever they stand."""
+    stub(tmp_path / "scripts/venv.sh", "exit 0")
+    stub(tmp_path / ".venv/bin/anyclass", f'test "$*" = serve && printenv ANYCLASS_{name}')
+    value = "a$b (c) $$d"
+    makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
+    output = make(*makefile, f"{name}={value}") if on_command_line else make(*makefile, **{name: value})
+    assert f"{value}\n" == output
+
+
+def test_run_keeps_a_shell_s_own_host_out(tmp_path: Path) -> None:
+    """Some shells export HOST, the machine's name: only make's command line opens the service to the network."""
+    stub(tmp_path / "scripts/venv.sh", "exit 0")
+    stub(tmp_path / ".venv/bin/anyclass", 'echo "host=$ANYCLASS_HOST"')
+    makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
+    assert "host=\n" == make(*makefile, HOST="laptop")
+    assert "host=0.0.0.0\n" == make(*makefile, "HOST=0.0.0.0")
+
+
+def test_setup_runs_once_and_then_needs_nothing(toy_project: Path) -> None:
+    """A second set-up with the same dependencies does nothing; a changed pin is noticed."""
+    first = venv_script(toy_project, sys.executable)
+    assert first.returncode == 0, first.stderr
+    assert ".venv is ready" in first.stderr
+    second = venv_script(toy_project, sys.executable)
+    assert (0, "", "") == (second.returncode, second.stdout, second.stderr)
+    (toy_project / "constraints.txt").write_text("other==1\n")
+    third = venv_script(toy_project, sys.executable)
+    assert third.returncode == 0, third.stderr
+    assert ".venv is ready" in third.stderr
+
+
+def test_a_failed_setup_is_not_taken_for_a_finished_one(toy_project: Path) -> None:
+    """What pip says is shown, and the next run tries again."""
+    assert venv_script(toy_project, sys.executable).returncode == 0
+    good = (toy_project / "pyproject.toml").read_text()
+    (toy_project / "pyproject.toml").write_text(good.replace("requires = []", "requires = ['not-there-at-all']"))
+    for _ in range(2):
+        failed = venv_script(toy_project, sys.executable)
+        assert failed.returncode == 1
+        assert "not-there-at-all" in failed.stderr
+        assert "pip could not install" in failed.stderr
+    (toy_project / "pyproject.toml").write_text(good)
+    assert venv_script(toy_project, sys.executable).returncode == 0
+
+
+def test_a_python_that_does_not_do_is_said(toy_project: Path) -> None:
+    """PYTHON= naming none, or an old one, ends with a sentence and makes nothing."""
+    result = venv_script(toy_project, "/bin/false")
+    assert result.returncode == 1
+    assert "PYTHON=/bin/false is not a working Python 3.11 or newer" in result.stderr
+    assert not (toy_project / ".venv").exists()
+
+
+def test_redis_secret_is_new_each_time() -> None:
+    """`make k8s-secret` prints a Secret of the name the manifests ask for; the password is never the same."""
+    first, second = make("k8s-secret"), make("k8s-secret")
+    assert re.search(r"^  name: anyclass-redis\n  namespace: anyclass$", first, re.MULTILINE)
+    passwords = [re.findall(r"^  password: ([0-9a-f]{64})$", text, re.MULTILINE) for text in (first, second)]
+    assert [1, 1] == [len(found) for found in passwords]
+    assert passwords[0] != passwords[1]
