@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Literal
 
 import torch
@@ -74,6 +73,21 @@ class Attention(nn.Module):
         return joined
 
 
+class MLP(nn.Module):
+    """Two linear layers with four times the width between them."""
+
+    def __init__(self, width: int, act: Activation) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.act = activation(act)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float ``[batch, length, width]`` to the same shape."""
+        out: Tensor = self.c_proj(self.act(self.c_fc(x)))
+        return out
+
+
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block: attention, then an MLP of four times the width."""
 
@@ -82,13 +96,7 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, 4 * width),
-                act=activation(act),
-                c_proj=nn.Linear(4 * width, width),
-            )
-        )
+        self.mlp = MLP(width, act)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map float ``[batch, length, width]`` to the same shape; ``mask`` as in :class:`Attention`."""

@@ -8,6 +8,8 @@ smaller sizes first.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,9 +50,7 @@ class ResidualConv(nn.Module):
         self.bn1 = nn.BatchNorm2d(config.stem_width)
         self.act = nn.GELU()
         widths = (config.stem_width, *config.widths)
-        self.stages = nn.Sequential(
-            *(ConvStage(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.stages = nn.Sequential(*(ConvStage(a, b) for a, b in pairwise(widths)))
         self.proj = nn.Linear(widths[-1], embed_dim, bias=False)
         nn.init.normal_(self.proj.weight, std=widths[-1] ** -0.5)
 

@@ -1,0 +1,1 @@
+"""Image-text pairs in: reading, batching, captions, augmentation."""

@@ -1,0 +1,41 @@
+"""Augmentation: a random square crop (the paper's only one), and optionally a flip and a shift past the border."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a training picture.
+
+    Attributes:
+        crop_area: smallest and largest area of the random square crop, as shares of the largest square.
+        shift: how far the crop may reach past the border, as a share of the shorter side; mirrored pixels fill it.
+        flip: mirror left and right, for half of the pictures.
+    """
+
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    flip: bool = False
+
+    def apply(self, image: Image.Image, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """Draw one view of an RGB image: uint8 ``[size, size, 3]``."""
+        if self.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        short = min(image.size)
+        side = min(short, max(1, round(short * float(np.sqrt(rng.uniform(*self.crop_area))))))
+        pad = round(self.shift * short)
+        if pad:
+            image = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), "reflect"))
+        # Whole-pixel offsets: a crop at the target's own size is then a copy, not a resampling.
+        left = int(rng.integers(image.width - side + 1))
+        top = int(rng.integers(image.height - side + 1))
+        box = (left, top, left + side, top + side)
+        if side == size:
+            return np.asarray(image.crop(box))
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))

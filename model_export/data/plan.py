@@ -1,0 +1,104 @@
+"""Which pairs make which batch: a pure function of seed, epoch and row-group sizes.
+
+Nothing here reads data. Because a batch's rows and its random seed follow from its step alone, the batches are
+the same with any number of loading workers, and a resumed run continues with exactly the batch it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One batch to load: ``rows`` are global row numbers, int64 ``[batch]``; ``seed`` drives its augmentation."""
+
+    step: int
+    rows: npt.NDArray[np.int64]
+    seed: tuple[int, int]
+    image_size: int
+
+
+def is_validation(rows: npt.NDArray[np.int64], every: int) -> npt.NDArray[np.bool_]:
+    """Tell which rows of a file are held out: the last of each ``every`` rows; none where ``every`` is 0."""
+    if every == 0:
+        return np.zeros(rows.shape, dtype=np.bool_)
+    return np.equal(rows % every, every - 1)
+
+
+def epoch_order(
+    groups: Sequence[npt.NDArray[np.int64]], *, seed: int, epoch: int, window: int
+) -> npt.NDArray[np.int64]:
+    """Shuffle one epoch so that it can be streamed.
+
+    The row groups are put into a random order, and rows are shuffled among ``window`` neighbouring groups: a
+    reader needs only that many in memory at a time, however large the data.
+
+    Args:
+        groups: for each row group, its global row numbers, int64 ``[rows]``.
+        seed: the run's seed.
+        epoch: from 0.
+        window: row groups shuffled together, at least 1.
+
+    Returns:
+        All rows of all groups, int64 ``[sum of rows]``.
+    """
+    rng = np.random.default_rng([seed, 0, epoch])
+    order = rng.permutation(len(groups))
+    parts = []
+    for start in range(0, len(order), window):
+        rows = np.concatenate([groups[index] for index in order[start : start + window]])
+        rng.shuffle(rows)
+        parts.append(rows)
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class SizePhase:
+    """From this fraction of the run on, pictures are trained at this size (pixels)."""
+
+    start: float
+    size: int
+
+
+class TrainingPlan:
+    """The batches of a whole run, or of what is left of it after ``first_step``. Partial batches are dropped."""
+
+    def __init__(
+        self,
+        groups: Sequence[npt.NDArray[np.int64]],
+        *,
+        seed: int,
+        batch_size: int,
+        epochs: int,
+        window: int,
+        phases: Sequence[SizePhase],
+    ) -> None:
+        self._groups = [group for group in groups if len(group)]
+        self._seed = seed
+        self._batch_size = batch_size
+        self._window = window
+        self._phases = sorted(phases, key=lambda phase: phase.start)
+        self.steps_per_epoch = sum(len(group) for group in self._groups) // batch_size
+        self.total_steps = self.steps_per_epoch * epochs
+
+    def image_size(self, step: int) -> int:
+        """Return the side, in pixels, at which ``step`` is trained."""
+        fraction = step / max(1, self.total_steps)
+        return [phase.size for phase in self._phases if phase.start <= fraction][-1]
+
+    def batches(self, first_step: int = 0) -> Iterator[BatchPlan]:
+        """Yield the plan of each step from ``first_step`` to the run's end."""
+        order = np.empty(0, dtype=np.int64)
+        epoch = -1
+        for step in range(first_step, self.total_steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = epoch_order(self._groups, seed=self._seed, epoch=epoch, window=self._window)
+            start = (step % self.steps_per_epoch) * self._batch_size
+            rows = order[start : start + self._batch_size]
+            yield BatchPlan(step, rows, (self._seed, step), self.image_size(step))

@@ -1,0 +1,77 @@
+"""A byte-level BPE tokenizer from captions, in the form of CLIP's own (paper, section 2.4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from model_export.errors import RecipeError
+
+START_OF_TEXT = "<|startoftext|>"
+END_OF_TEXT = "<|endoftext|>"
+
+# Words, contractions, single digits and runs of other characters: the reference implementation's split.
+WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+END_OF_WORD = "</w>"
+MIN_VOCAB_SIZE = 2 + 2 * 256
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train on captions.
+
+    Text is brought to Unicode NFC, white space is collapsed, and letters are lower-cased. Ids 0 and 1 are start
+    and end of text, which the post-processor puts around every text. All 256 bytes are in the vocabulary, inside a
+    word and at its end, so that any text can be encoded.
+
+    Args:
+        captions: the training text.
+        vocab_size: entries at most, the specials and the 512 bytes counted: at least 514.
+
+    Returns:
+        A ``tokenizers`` tokenizer; ``save`` writes the bundle's ``tokenizer.json``.
+
+    Raises:
+        RecipeError: ``vocab_size`` leaves no room for the bytes.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        msg = f"a vocabulary of {vocab_size} is too small: 2 specials and 2 x 256 bytes need {MIN_VOCAB_SIZE}"
+        raise RecipeError(msg)
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        # The trainer adds a byte in its end-of-word form only if a caption ends so, in the order of a hash map. BPE
+        # drops what it does not know, so a word that ends in an unseen byte would lose it in silence, and the ids
+        # would differ from run to run. Entered as special tokens, all of them are there, at fixed ids.
+        special_tokens=[START_OF_TEXT, END_OF_TEXT, *(byte + END_OF_WORD for byte in alphabet)],
+        initial_alphabet=alphabet,
+        end_of_word_suffix=END_OF_WORD,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer = _without_special_tokens(tokenizer)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(END_OF_WORD, " ")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START_OF_TEXT} $A {END_OF_TEXT}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (START_OF_TEXT, END_OF_TEXT)],
+    )
+    return tokenizer
+
+
+def _without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    # They were special for the trainer only. In a text, "<|endoftext|>" and "a</w>" are characters like any others: a
+    # label cannot end its prompt early. The post-processor, which alone places start and end, names them by id.
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = []
+    return Tokenizer.from_str(json.dumps(content))

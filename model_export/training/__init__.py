@@ -1,0 +1,1 @@
+"""Contrastive training: objective, schedule, loop, resume."""

@@ -1,0 +1,169 @@
+"""What a run needs before its first step: rows split, tokenizer trained, batches planned, held-out pictures named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from model_export.architectures import ClipConfig
+from model_export.architectures.config import TextTransformerConfig
+from model_export.data.augment import Augmentation
+from model_export.data.captions import Captioner, all_captions
+from model_export.data.loading import BatchLoader, open_image
+from model_export.data.parquet import PairReader
+from model_export.data.plan import SizePhase, TrainingPlan, is_validation
+from model_export.errors import DataError, RecipeError
+from model_export.evaluation import LabelledImages
+from model_export.tokenizer_training import END_OF_TEXT, train_tokenizer
+from model_export.training.recipe import Recipe
+from service.images import preprocess
+from service.manifest import ImageSection
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class CaptionEncoder:
+    """Texts to int64 ids ``[texts, longest]``; padding is the end-of-text id, which changes nothing after the first."""
+
+    tokenizer: Tokenizer
+    context_length: int
+    end_of_text_id: int
+
+    def __call__(self, texts: list[str]) -> npt.NDArray[np.int64]:
+        """Encode texts; one that does not fit the context is a :class:`DataError`."""
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        longest = max(map(len, rows))
+        if longest > self.context_length:
+            text = texts[max(range(len(rows)), key=lambda i: len(rows[i]))]
+            msg = f"caption {text!r} has {longest} tokens, more than the context of {self.context_length}"
+            raise DataError(msg)
+        ids = np.full((len(rows), longest), self.end_of_text_id, dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        return ids
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's data and plan."""
+
+    recipe: Recipe
+    model_config: ClipConfig
+    loader: BatchLoader
+    plan: TrainingPlan
+    train_rows: int
+    validation_rows: int
+    _validation: list[tuple[str, npt.NDArray[np.int64]]]
+
+    def validation(self) -> Iterator[LabelledImages]:
+        """Decode the held-out pictures of each file, as the service would, and yield them file by file."""
+        size = self.model_config.image.image_size
+        section = ImageSection(height=size, width=size, **self.recipe.input.model_dump())
+        reader = self.loader.reader
+        for name, rows in self._validation:
+            pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+            labels: list[str] = []
+            for i, row in enumerate(rows):
+                pair = reader[int(row)]
+                pixels[i] = preprocess(open_image(reader, int(row), pair.image), section)
+                labels.append(pair.label)
+            class_names = tuple(sorted(set(labels)))
+            index = {label: i for i, label in enumerate(class_names)}
+            yield LabelledImages(
+                name, pixels, np.array([index[label] for label in labels], dtype=np.int64), class_names
+            )
+
+
+def prepare(recipe: Recipe, run: Path, *, first_step: int) -> Prepared:
+    """Read the text columns, train the tokenizer (or take the resumed run's), and plan the batches.
+
+    Raises:
+        DataError: a file is not readable, or a caption is longer than the context.
+        RecipeError: the batch is larger than the data.
+    """
+    reader = PairReader(
+        recipe.data.files,
+        recipe.data.columns.columns(),
+        # One window in use, and the next one beginning while the last batches of it are prepared.
+        groups_in_memory=2 * recipe.data.shuffle_window,
+    )
+    nouns, labels = reader.text_columns()
+    held_out = _validation_rows(recipe, reader)
+    is_held_out = np.zeros(len(nouns), dtype=np.bool_)
+    for _, rows in held_out:
+        is_held_out[rows] = True
+
+    path = run / TOKENIZER
+    if first_step == 0:
+        words = sorted(set(nouns) | set(labels))
+        captions = all_captions(sorted({*recipe.captions.templates, *_served_templates(recipe)}), words)
+        trained = train_tokenizer(captions, recipe.model.text.vocab_size)
+        partial = path.with_suffix(".partial")
+        trained.save(str(partial))
+        os.replace(partial, path)  # noqa: PTH105 - the atomic rename, over a file of a run that never stepped
+    tokenizer = Tokenizer.from_file(str(path))
+    model_config = _model_config(recipe, tokenizer)
+    encode = CaptionEncoder(tokenizer, model_config.text.context_length, model_config.text.end_of_text_id)
+    encode(sorted(set(all_captions(recipe.captions.templates, sorted(set(nouns) | set(labels))))))
+
+    groups = []
+    for group in reader.groups:
+        rows = np.arange(group.first_row, group.first_row + group.rows, dtype=np.int64)
+        groups.append(rows[~is_held_out[rows]])
+    phases = [SizePhase(phase.start, phase.size) for phase in recipe.optim.size_phases]
+    plan = TrainingPlan(
+        groups,
+        seed=recipe.seed,
+        batch_size=recipe.optim.batch_size,
+        epochs=recipe.optim.epochs,
+        window=recipe.data.shuffle_window,
+        phases=phases or [SizePhase(0.0, model_config.image.image_size)],
+    )
+    train_rows = sum(map(len, groups))
+    if plan.steps_per_epoch == 0:
+        msg = f"optim.batch_size {recipe.optim.batch_size} is larger than the {train_rows} pairs to train on"
+        raise RecipeError(msg)
+    loader = BatchLoader(
+        reader,
+        Augmentation(recipe.augment.crop_area, recipe.augment.shift, recipe.augment.flip),
+        Captioner(recipe.captions.templates, recipe.captions.class_name_share),
+        encode,
+        {label: i for i, label in enumerate(sorted(set(labels)))},
+        {noun: i for i, noun in enumerate(sorted(set(nouns)))},
+    )
+    return Prepared(recipe, model_config, loader, plan, train_rows, int(is_held_out.sum()), held_out)
+
+
+def _validation_rows(recipe: Recipe, reader: PairReader) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    held_out = []
+    for path in reader.paths:
+        rows = reader.rows(path)
+        chosen = rows[is_validation(rows - rows[0], recipe.data.validation_every)]
+        if len(chosen):
+            held_out.append((path.stem, chosen))
+    return held_out
+
+
+def _served_templates(recipe: Recipe) -> set[str]:
+    return {template for templates in recipe.captions.template_sets.values() for template in templates}
+
+
+def _model_config(recipe: Recipe, tokenizer: Tokenizer) -> ClipConfig:
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    text = recipe.model.text.model_dump() | {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "end_of_text_id": end_of_text,
+        "pad_id": end_of_text,
+    }
+    return ClipConfig(
+        embed_dim=recipe.model.embed_dim,
+        image=recipe.model.image,
+        text=TextTransformerConfig.model_validate(text),
+    )

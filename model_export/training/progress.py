@@ -1,0 +1,91 @@
+"""What a run tells: a progress bar or lines, metrics as JSON lines, and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class Reporter:
+    """Writes metrics of a step to all three places.
+
+    ``metrics.jsonl`` is cut back to the resumed step first, so that it never tells one step twice.
+    """
+
+    def __init__(self, run: Path, console: Console, *, total_steps: int, first_step: int) -> None:
+        self._console = console
+        path = run / METRICS
+        kept = []
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) < first_step]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step or None)
+        self._progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("training", total=total_steps, completed=first_step, state="")
+        self._total_steps = total_steps
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._board.close()
+
+    def advance(self, step: int) -> None:
+        """Move the bar: ``step`` is done."""
+        self._progress.update(self._task, completed=step + 1)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values of a step. On a terminal they stand in the bar; elsewhere they are a line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
+        text = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        self._progress.update(self._task, state=text)
+        if not self._console.is_terminal:
+            self._console.print(f"step {step + 1}/{self._total_steps}  {text}", highlight=False, soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(message, highlight=False, soft_wrap=True)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        # A line that a kill cut short.
+        return float("inf")

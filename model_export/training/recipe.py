@@ -1,0 +1,199 @@
+"""The recipe of a training run: a TOML file, checked whole before anything costly starts."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from model_export.architectures.config import ImageTowerConfig, ResidualConvConfig
+from model_export.architectures.layers import Activation
+from model_export.data.parquet import Columns
+from model_export.errors import RecipeError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ColumnsSection(_Section):
+    """Names of the Parquet columns."""
+
+    image: str = "image"
+    text: str = "text"
+    label: str = "label"
+
+    def columns(self) -> Columns:
+        """Return the names as the reader takes them."""
+        return Columns(self.image, self.text, self.label)
+
+
+class DataSection(_Section):
+    """Where the pairs are, and how they are read."""
+
+    files: tuple[Path, ...] = Field(min_length=1)
+    columns: ColumnsSection = ColumnsSection()
+    validation_every: NonNegativeInt = 25
+    shuffle_window: PositiveInt = 64
+    workers: NonNegativeInt = 2
+
+
+class AugmentSection(_Section):
+    """See :class:`model_export.data.augment.Augmentation`."""
+
+    crop_area: tuple[float, float] = (0.9, 1.0)
+    shift: float = Field(default=0.0, ge=0, lt=0.5)
+    flip: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentSection:
+        low, high = self.crop_area
+        if not 0 < low <= high <= 1:
+            msg = "crop_area must be two shares, 0 < smallest <= largest <= 1"
+            raise ValueError(msg)
+        return self
+
+
+class CaptionsSection(_Section):
+    """How a caption is drawn from a pair's noun and class, and the template sets that the bundle carries."""
+
+    templates: tuple[str, ...] = Field(min_length=1)
+    class_name_share: float = Field(default=0.5, ge=0, le=1)
+    template_sets: dict[str, tuple[str, ...]] = {"default": ("a photo of a {}.",), "none": ("{}",)}
+
+    @model_validator(mode="after")
+    def _one_placeholder(self) -> CaptionsSection:
+        for template in (*self.templates, *(t for ts in self.template_sets.values() for t in ts)):
+            if template.count("{}") != 1:
+                msg = f"template {template!r} must hold {{}} exactly once"
+                raise ValueError(msg)
+        if "default" not in self.template_sets:
+            msg = "template_sets must hold one named default"
+            raise ValueError(msg)
+        return self
+
+
+class ImageInputSection(_Section):
+    """How the service prepares a picture for this model, and the normalisation inside the graph (0..1 units)."""
+
+    resize: Literal["shortest", "squash"] = "shortest"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    crop: Literal["center", "none"] = "center"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.26862954, 0.26130258, 0.27577711)
+
+
+class TextSection(_Section):
+    """The text tower; its token ids are set by the tokenizer that is trained."""
+
+    vocab_size: PositiveInt = 49408
+    context_length: int = Field(default=77, ge=4)
+    width: PositiveInt = 512
+    layers: PositiveInt = 12
+    heads: PositiveInt = 8
+    activation: Activation = "quick_gelu"
+
+
+class ModelSection(_Section):
+    """Both towers and the joint space."""
+
+    embed_dim: PositiveInt = 512
+    image: ImageTowerConfig
+    text: TextSection = TextSection()
+
+
+class SizePhaseSection(_Section):
+    """From the share ``start`` of the run on, train at ``size`` pixels."""
+
+    start: float = Field(ge=0, lt=1)
+    size: PositiveInt
+
+
+class OptimSection(_Section):
+    """Optimisation; the defaults are the paper's for ViTs, but for batch and warm-up."""
+
+    epochs: PositiveInt = 32
+    batch_size: int = Field(default=1024, ge=2)
+    lr: PositiveFloat = 5e-4
+    weight_decay: float = Field(default=0.2, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-6
+    warmup_steps: NonNegativeInt = 2000
+    clip_grad_norm: PositiveFloat | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    size_phases: tuple[SizePhaseSection, ...] = ()
+
+
+class Recipe(_Section):
+    """Everything that decides a run, but for the machine it runs on."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    seed: NonNegativeInt = 0
+    licence: str | None = None
+    data: DataSection
+    augment: AugmentSection = AugmentSection()
+    captions: CaptionsSection
+    input: ImageInputSection = ImageInputSection()
+    model: ModelSection
+    optim: OptimSection = OptimSection()
+    log_every: PositiveInt = 20
+    evaluate_every: NonNegativeInt = 0
+    checkpoint_every: PositiveInt = 200
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Recipe:
+        phases = self.optim.size_phases
+        if phases and not isinstance(self.model.image, ResidualConvConfig):
+            msg = "optim.size_phases needs a tower of kind residual_conv; the others have one fixed size"
+            raise ValueError(msg)
+        if phases and phases[0].start != 0:
+            msg = "the first of optim.size_phases must start at 0"
+            raise ValueError(msg)
+        return self
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; file names in it are relative to its own folder.
+
+    Raises:
+        RecipeError: the file cannot be read, is no TOML, or has unknown keys or values that do not fit.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})"
+        raise RecipeError(msg) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path}: not valid TOML: {error}"
+        raise RecipeError(msg) from error
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors())
+        msg = f"{path}: {problems}"
+        raise RecipeError(msg) from error
+    files = tuple((path.parent / file).resolve() for file in recipe.data.files)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})
+
+
+def digest(recipe: Recipe) -> str:
+    """Return a hash of what decides the weights: the recipe without folders, logging and worker count."""
+    content: dict[str, Any] = recipe.model_dump(mode="json")
+    content["data"]["files"] = [Path(file).name for file in content["data"]["files"]]
+    for key in ("log_every", "checkpoint_every", "evaluate_every", "licence"):
+        del content[key]
+    del content["data"]["workers"]
+    return hashlib.sha256(repr(content).encode()).hexdigest()

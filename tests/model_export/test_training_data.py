@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from model_export.data.augment import Augmentation
+from model_export.data.captions import Captioner, all_captions
+from model_export.data.parquet import Columns, PairReader
+from model_export.errors import DataError
+from tests.support.pairs import write_pairs
+
+
+def reader(*paths: Path, groups_in_memory: int = 2) -> PairReader:
+    """Open files whose columns have the usual names."""
+    return PairReader(paths, Columns(), groups_in_memory=groups_in_memory)
+
+
+def test_rows_are_numbered_through_all_files(tmp_path: Path) -> None:
+    """Global row numbers lead to the same pairs as reading the files one after the other, in any order asked."""
+    paths = [write_pairs(tmp_path / f"{i}.parquet", 37, seed=i) for i in range(2)]
+    expected = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    pairs = reader(*paths)
+
+    for row in np.random.default_rng(0).permutation(74):
+        assert expected[row] == pairs[int(row)]._asdict()
+    assert list(range(37, 74)) == pairs.rows(paths[1]).tolist()
+
+
+def test_only_the_row_groups_in_use_are_kept(tmp_path: Path) -> None:
+    """Memory is bounded by the number of groups, not by the size of the data."""
+    pairs = reader(write_pairs(tmp_path / "pairs.parquet", 96), groups_in_memory=2)
+    for row in range(96):
+        pairs[row]
+
+    assert 6 == len(pairs.groups)
+    assert 2 == len(pairs._cache)
+
+
+def test_a_reader_travels_to_a_worker_without_its_files(tmp_path: Path) -> None:
+    """Pickled after use, it carries no data and still reads."""
+    pairs = reader(write_pairs(tmp_path / "pairs.parquet", 20))
+    first = pairs[0]
+
+    data = pickle.dumps(pairs)
+
+    assert len(data) < 5000
+    assert first == pickle.loads(data)[0]  # noqa: S301 - our own bytes
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    """The path stands in the error."""
+    with pytest.raises(DataError, match=r"absent\.parquet: no such file"):
+        reader(tmp_path / "absent.parquet")
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    """Neither a traceback nor the library's own message alone."""
+    path = tmp_path / "pairs.parquet"
+    path.write_bytes(b"not parquet at all")
+
+    with pytest.raises(DataError, match=r"pairs\.parquet: not a readable Parquet file"):
+        reader(path)
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+    """The reader learns what to write under [data.columns]."""
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({"image": [b"x"], "caption": ["a"], "label": ["b"]}), path)
+
+    with pytest.raises(DataError, match=r"no column 'text' \(it has: image, caption, label\)"):
+        reader(path)
+
+
+def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
+    """A picture column of text would fail row by row, hours later."""
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({"image": ["x"], "text": ["a"], "label": ["b"]}), path)
+
+    with pytest.raises(DataError, match="column 'image' is string, not binary"):
+        reader(path)
+
+
+def test_an_empty_text_is_refused_before_training(tmp_path: Path) -> None:
+    """A missing caption is found while the text columns are read."""
+    path = tmp_path / "pairs.parquet"
+    table = pa.table({"image": [b"x", b"y"], "text": ["a", None], "label": ["b", "b"]})
+    pq.write_table(table, path)
+
+    with pytest.raises(DataError, match="column 'text' has 1 empty"):
+        reader(path).text_columns()
+
+
+def test_captions_are_drawn_from_nouns_class_names_and_templates() -> None:
+    """Over many draws every combination appears, the class name in its share."""
+    captioner = Captioner(("{}", "a {}."), class_name_share=0.25)
+    rng = np.random.default_rng(0)
+    drawn = [captioner.caption("navy", "blue", rng) for _ in range(2000)]
+
+    assert set(all_captions(["{}", "a {}."], ["navy", "blue"])) == set(drawn)
+    assert sum("blue" in caption for caption in drawn) / 2000 == pytest.approx(0.25, abs=0.03)
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Make a picture whose red is x and whose green is y."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 9)], axis=2).astype(np.uint8))
+
+
+def test_without_augmentation_a_square_picture_of_the_right_size_is_untouched() -> None:
+    """No resampling where none is needed."""
+    image = gradient(32, 32)
+
+    np.testing.assert_array_equal(np.asarray(image), Augmentation().apply(image, 32, np.random.default_rng(0)))
+
+
+def test_a_crop_is_a_square_of_the_picture() -> None:
+    """At the size of the short side the crop is a copy of neighbouring pixels, at varying places."""
+    image = gradient(64, 32)
+    rng = np.random.default_rng(0)
+    lefts = set()
+    for _ in range(50):
+        crop = Augmentation().apply(image, 32, rng)
+        left = int(crop[0, 0, 0])
+        np.testing.assert_array_equal(np.asarray(image)[:, left : left + 32], crop)
+        lefts.add(left)
+
+    assert len(lefts) > 10
+    assert max(lefts) <= 32
+
+
+def test_a_shift_fills_the_border_with_mirrored_pixels_and_a_flip_mirrors_half() -> None:
+    """Shifted pictures hold no foreign colour; about half are mirrored."""
+    image = gradient(32, 32)
+    rng = np.random.default_rng(0)
+    views = [Augmentation(shift=0.125, flip=True).apply(image, 32, rng) for _ in range(200)]
+
+    mirrored = sum(int(view[16, 10, 0]) > int(view[16, 20, 0]) for view in views)
+    assert 70 <= mirrored <= 130
+    assert len({view.tobytes() for view in views}) > 50
+    assert all((view[..., 2] == 9).all() for view in views)
+
+
+def test_crop_area_bounds_the_zoom() -> None:
+    """A quarter of the area is half of the side."""
+    image = gradient(64, 64)
+    view = Augmentation(crop_area=(0.25, 0.25)).apply(image, 32, np.random.default_rng(1))
+
+    assert 31 == int(view[0, -1, 0]) - int(view[0, 0, 0])
