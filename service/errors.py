@@ -24,6 +24,7 @@
 The last three happen while the service starts, all others while it answers. What an exception means to
 a client of one protocol or another is the business of that protocol's table; nothing here knows of it.
 """
+# ruff: noqa: N818 - named after what happened, as the table above reads; only the base and start-up ones end in Error
 
 
 class AnyclassError(Exception):

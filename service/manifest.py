@@ -171,7 +171,7 @@ class Manifest(_Section):
         return self
 
     @classmethod
-    def build(  # noqa: PLR0913 - one keyword for each field of the contract, checked by the type checker
+    def build(
         cls,
         *,
         name: str,
@@ -311,9 +311,7 @@ def _check_file(root: Path, name: str, entry: FileEntry, *, verify_digest: bool)
             raise BundleError(f"{path}: is not a file")
         size = path.stat().st_size
         if size != entry.bytes:
-            raise BundleError(
-                f"{path}: has {size} bytes, the manifest says {entry.bytes}; copy the bundle again"
-            )
+            raise BundleError(f"{path}: has {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
         if verify_digest and FileEntry.of(path).sha256 != entry.sha256:
             raise BundleError(f"{path}: does not have the sha256 of the manifest; copy the bundle again")
     except FileNotFoundError as exc:
@@ -323,6 +321,4 @@ def _check_file(root: Path, name: str, entry: FileEntry, *, verify_digest: bool)
 
 
 def _explain(exc: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, error['loc'])) or 'content'}: {error['msg']}" for error in exc.errors()
-    )
+    return "; ".join(f"{'.'.join(map(str, error['loc'])) or 'content'}: {error['msg']}" for error in exc.errors())

@@ -1,0 +1,95 @@
+"""Labels × templates → prompts: the one place where a label is normalised and a template is filled.
+
+A label's cache key, its duplicates and its prompts all follow from `normalise_label`, so they cannot disagree.
+Messages name positions, never contents: they may end up in a log.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from service.errors import InvalidLabels, InvalidTemplates, TooManyLabels
+
+PLACEHOLDER: Final = "{}"
+
+# Lone surrogates cannot be encoded, and control characters (white space apart, which is collapsed) say nothing to a
+# tokenizer but much to a terminal.
+_NOT_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def normalise_label(label: str) -> str:
+    """Return the label as the model sees it: Unicode NFC, stripped, inner white space collapsed, case kept.
+
+    Idempotent: a normalised label stays as it is.
+    """
+    return " ".join(unicodedata.normalize("NFC", label).split())
+
+
+def normalise_labels(labels: Sequence[str], *, max_labels: int, max_chars: int) -> tuple[str, ...]:
+    """Normalise and check the labels of one request, in their order.
+
+    Raises:
+        TooManyLabels: more than `max_labels`.
+        InvalidLabels: none at all; one that is longer than `max_chars` characters, empty, or not text; two that are
+            the same once normalised.
+    """
+    if not labels:
+        raise InvalidLabels("No labels were given; send at least one.")
+    if len(labels) > max_labels:
+        raise TooManyLabels(f"{len(labels)} labels are more than the limit of {max_labels}; send fewer.")
+    first_at: dict[str, int] = {}
+    for index, label in enumerate(labels):
+        if len(label) > max_chars:
+            raise InvalidLabels(f"Label {index} has {len(label)} characters; the limit is {max_chars}.")
+        normalised = normalise_label(label)
+        if not normalised:
+            raise InvalidLabels(f"Label {index} is empty.")
+        if _NOT_TEXT.search(normalised):
+            raise InvalidLabels(f"Label {index} holds a control character or a lone surrogate; send plain text.")
+        if normalised in first_at:
+            raise InvalidLabels(f"Labels {first_at[normalised]} and {index} are the same; send each label once.")
+        first_at[normalised] = index
+    return tuple(first_at)
+
+
+def validate_templates(templates: Sequence[str], *, max_templates: int, max_chars: int) -> tuple[str, ...]:
+    """Check a request's own templates, which are used to the letter.
+
+    Raises:
+        InvalidTemplates: none or more than `max_templates`; one that is longer than `max_chars` characters, not
+            text, or without exactly one `{}`.
+    """
+    if not templates:
+        raise InvalidTemplates("No templates were given; send at least one, such as '{}'.")
+    if len(templates) > max_templates:
+        raise InvalidTemplates(f"{len(templates)} templates are more than the limit of {max_templates}; send fewer.")
+    for index, template in enumerate(templates):
+        if len(template) > max_chars:
+            raise InvalidTemplates(f"Template {index} has {len(template)} characters; the limit is {max_chars}.")
+        if _NOT_TEXT.search(template):
+            raise InvalidTemplates(f"Template {index} holds a control character or a lone surrogate.")
+        if template.count(PLACEHOLDER) != 1:
+            raise InvalidTemplates(f"Template {index} must hold {{}} exactly once, where the label goes.")
+    return tuple(templates)
+
+
+def fill(template: str, label: str) -> str:
+    """Put the label in the template's place for it, literally: braces in either mean nothing."""
+    return template.replace(PLACEHOLDER, label, 1)
+
+
+def prompts_for(labels: Iterable[str], templates: Sequence[str]) -> list[str]:
+    """Return `labels · templates` prompts, label-major: all prompts of the first label come first."""
+    return [fill(template, label) for label in labels for template in templates]
+
+
+def templates_digest(templates: Sequence[str]) -> str:
+    """Identify a template set by content and order: sha256 in hexadecimal over length-prefixed UTF-8."""
+    digest = hashlib.sha256()
+    for template in templates:
+        encoded = template.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()
