@@ -47,7 +47,7 @@ def class_vectors(prompt_embeddings: Vectors, n_templates: int) -> Vectors:
 
 
 def cosines(image: Vectors, matrix: Vectors) -> Vectors:
-    """Compare unit vectors: float32 `[dim]` or `[batch, dim]`, and `[labels, dim]` → `[labels]` or `[batch, labels]`."""
+    """Compare unit vectors: float32 `[dim]` or `[batch, dim]` and `[labels, dim]` → `[labels]` or `[batch, labels]`."""
     products: Vectors = image @ matrix.T
     return products
 
