@@ -20,7 +20,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 def pins(*names: str) -> dict[str, Version]:
     """The pinned versions of constraints files, by normalised name."""
-    found = {}
+    found: dict[str, Version] = {}
     for name in names:
         for line in (ROOT / name).read_text().splitlines():
             if not line.startswith("#"):
