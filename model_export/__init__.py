@@ -1,1 +1,1 @@
-"""The offline half: trains CLIP models, exports them to bundles and verifies bundles. `service` never imports it."""
+"""The offline half: trains CLIP models, exports them to bundles, verifies bundles. `service` never imports it."""

@@ -4,8 +4,6 @@ Normalisation and unit length are part of the graph, so that the service sends b
 are ready to be compared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -37,9 +35,7 @@ class ImageEncoder(nn.Module):
         # (x / 255 - mean) / std as one multiplication and one addition over [batch, h, w, 3].
         deviation = torch.tensor(std, dtype=torch.float64)
         self.register_buffer("scale", (1 / (MAX_BYTE * deviation)).float(), persistent=False)
-        self.register_buffer(
-            "shift", (-torch.tensor(mean, dtype=torch.float64) / deviation).float(), persistent=False
-        )
+        self.register_buffer("shift", (-torch.tensor(mean, dtype=torch.float64) / deviation).float(), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode uint8 ``[batch, h, w, 3]`` to float ``[batch, dim]`` of unit length."""
@@ -67,4 +63,5 @@ class TextEncoder(nn.Module):
 
 def unit_length(x: Tensor) -> Tensor:
     """Scale each row of float ``[batch, dim]`` to Euclidean length one."""
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / length

@@ -8,8 +8,8 @@
   * ExportError
     · ParityError
 
-Each carries one line that says what is wrong, where, and what to do; the command line prints it and exits with 2,
-or with 1 for a ParityError: there the input was right and the result is not.
+Each carries one line that says what is wrong, where, and what to do; the command line prints it and exits
+with 2, or with 1 for a ParityError: there the input was right and the result is not.
 """
 
 

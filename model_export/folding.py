@@ -1,0 +1,98 @@
+"""Changes to a torch encoder before its export: batch norm folded into convolutions, weights rounded to fp16.
+
+Both happen in torch, not in the graph, so that the module that is exported is at the same time the reference
+that the graph is compared with.
+"""
+
+import copy
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from model_export.errors import ExportError
+
+MIN_ROUNDED = 1024
+"""Smaller parameters keep fp32: gains and biases weigh little in the file and much in the result."""
+
+
+def fold_batch_norm(encoder: nn.Module) -> nn.Module:
+    """Return a copy whose batch norms are part of the convolutions before them.
+
+    A max pool may stand between the two where every gain is positive: the maximum then commutes with the
+    affine map. A batch norm without such a convolution stays as it is.
+    """
+    encoder = copy.deepcopy(encoder).eval()
+    if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
+        return encoder
+    traced = fx.symbolic_trace(encoder)
+    for node in list(traced.graph.nodes):
+        norm = _module(traced, node)
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        source = node.args[0]
+        pooled = _is_max_pool(traced, source)
+        origin = source.args[0] if pooled else source
+        conv = _module(traced, origin)
+        if not isinstance(conv, nn.Conv2d) or not _only_use(traced, origin) or len(source.users) != 1:
+            continue
+        if pooled and not _gains_are_positive(norm):
+            continue
+        _fold(conv, norm)
+        node.replace_all_uses_with(source)
+        traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+@torch.no_grad()
+def round_to_fp16(encoder: nn.Module) -> nn.Module:
+    """Return a copy whose large parameters hold values that fp16 can represent, still as float32.
+
+    Raises:
+        ExportError: a weight is beyond fp16's range.
+    """
+    encoder = copy.deepcopy(encoder)
+    for name, parameter in encoder.named_parameters():
+        if parameter.numel() < MIN_ROUNDED:
+            continue
+        rounded = parameter.to(torch.float16).to(torch.float32)
+        if not rounded.isfinite().all():
+            raise ExportError(f"{name}: holds values beyond fp16's range; export with --precision fp32")
+        parameter.copy_(rounded)
+    return encoder
+
+
+def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _is_max_pool(traced: fx.GraphModule, node: fx.Node) -> bool:
+    return node.target is functional.max_pool2d or isinstance(_module(traced, node), nn.MaxPool2d)
+
+
+def _only_use(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether nothing else reads the convolution's output, and the convolution is called only here."""
+    calls = sum(other.op == "call_module" and other.target == node.target for other in traced.graph.nodes)
+    return calls == 1 and len(node.users) == 1
+
+
+def _gains_are_positive(norm: nn.BatchNorm2d) -> bool:
+    # A norm without affine parameters has None here, whatever its annotation says: its gain is one.
+    gain: nn.Parameter | None = norm.weight
+    return gain is None or bool((gain > 0).all())
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    if norm.running_mean is None or norm.running_var is None:
+        raise ExportError("a batch norm without running statistics cannot be exported")
+    # In float64, so that folding itself adds no rounding beyond the last one.
+    conv.double()
+    norm.double()
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    conv.float()

@@ -1,0 +1,206 @@
+"""Passes over an ONNX graph, without torch: less shape arithmetic, nothing of the machine, fp16 storage.
+
+They change a model in place. Each knows one pattern of the exporter; where the pattern is not there, the
+graph stays as it is, and it is correct without.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+MIN_FP16_ELEMENTS: Final = 1024
+EXTERNAL_DATA_BYTES: Final = 1_800_000_000
+"""Above this the weights go beside the graph: protobuf ends at 2 GiB."""
+
+Dims = list[int | str | None]
+
+
+def optimize(model: ModelProto) -> None:
+    """Run every pass that leaves the numbers as they are."""
+    copy_dimensions(model.graph)
+    gather_by_batch(model.graph)
+    drop_unused(model.graph)
+    anonymize(model)
+
+
+def copy_dimensions(graph: GraphProto) -> None:
+    """Give every Reshape whose shape is computed from input dimensions a constant shape instead.
+
+    ONNX's Reshape copies a dimension where the shape says 0, and infers one where it says -1. With the
+    dynamic axes copied, no layer computes shapes any more.
+    """
+    producers = _producers(graph)
+    dims = _dims(graph)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    shapes: dict[tuple[int, ...], str] = {}
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in producers:
+            continue
+        wanted = _computed_shape(producers[node.input[1]], producers, dims, constants)
+        given = dims.get(node.input[0])
+        if wanted is None or given is None:
+            continue
+        shape = [
+            0 if isinstance(dim, str) and i < len(given) and given[i] == dim else dim for i, dim in enumerate(wanted)
+        ]
+        if sum(isinstance(dim, str) or dim == -1 for dim in shape) > 1:
+            continue
+        fixed = tuple(-1 if isinstance(dim, str) else dim for dim in shape)
+        if fixed not in shapes:
+            name = f"shape_{len(shapes)}"
+            shapes[fixed] = name
+            graph.initializer.append(numpy_helper.from_array(np.array(fixed, dtype=np.int64), name))
+        node.input[1] = shapes[fixed]
+        kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
+def gather_by_batch(graph: GraphProto) -> None:
+    """Read one position of each row with GatherND's batch dimension, not with a range of row numbers."""
+    producers = _producers(graph)
+    for node in graph.node:
+        if node.op_type != "GatherND" or _attribute(node, "batch_dims", 0) != 0:
+            continue
+        pairs = producers.get(node.input[1])
+        if pairs is None or pairs.op_type != "Concat" or len(pairs.input) != 2:
+            continue
+        rows, positions = (producers.get(name) for name in pairs.input)
+        if rows is None or positions is None or {rows.op_type, positions.op_type} != {"Unsqueeze"}:
+            continue
+        numbers = producers.get(rows.input[0])
+        if numbers is None or numbers.op_type != "Range":
+            continue
+        node.input[1] = positions.output[0]
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("batch_dims", 1))
+
+
+def drop_unused(graph: GraphProto) -> None:
+    """Remove nodes and initializers that no output depends on."""
+    while True:
+        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        nodes = [node for node in graph.node if any(name in used for name in node.output)]
+        weights = [tensor for tensor in graph.initializer if tensor.name in used]
+        if len(nodes) == len(graph.node) and len(weights) == len(graph.initializer):
+            return
+        del graph.node[:]
+        graph.node.extend(nodes)
+        del graph.initializer[:]
+        graph.initializer.extend(weights)
+
+
+def anonymize(model: ModelProto) -> None:
+    """Remove what tells of exporter, source files and machine, and what runtimes infer themselves."""
+    model.producer_name = model.producer_version = model.doc_string = model.domain = ""
+    del model.metadata_props[:]
+    used = {node.domain for node in model.graph.node}
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    graph = model.graph
+    graph.name = "encoder"
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def store_fp16(model: ModelProto) -> int:
+    """Store each large fp32 initializer that fp16 holds exactly as fp16, with a Cast to fp32 behind it.
+
+    Nothing is rounded here, so the graph computes what it did; a runtime folds the Casts when it loads.
+
+    Returns:
+        The bytes saved.
+    """
+    graph = model.graph
+    casts: list[NodeProto] = []
+    saved = 0
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < MIN_FP16_ELEMENTS:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
+        casts.append(helper.make_node("Cast", [f"{name}.fp16"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
+        saved += values.nbytes - half.nbytes
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return saved
+
+
+def save(model: ModelProto, path: Path, *, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> list[Path]:
+    """Write the graph, and its weights beside it as ``NAME.onnx.data`` where they are more than the limit.
+
+    Returns:
+        The files written.
+    """
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weights <= external_data_bytes:
+        onnx.checker.check_model(model, full_check=True)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return [path]
+    data = path.with_name(path.name + ".data")
+    onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
+    onnx.checker.check_model(path, full_check=True)
+    return [path, data]
+
+
+def _producers(graph: GraphProto) -> dict[str, NodeProto]:
+    return {name: node for node in graph.node for name in node.output}
+
+
+def _dims(graph: GraphProto) -> dict[str, Dims]:
+    return {
+        value.name: [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in value.type.tensor_type.shape.dim
+        ]
+        for value in (*graph.input, *graph.value_info)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _computed_shape(
+    node: NodeProto,
+    producers: dict[str, NodeProto],
+    dims: dict[str, Dims],
+    constants: dict[str, TensorProto],
+) -> list[int | str] | None:
+    """Resolve a Concat of constants and single input dimensions; None where it is anything else."""
+    if node.op_type != "Concat":
+        return None
+    shape: list[int | str] = []
+    for name in node.input:
+        if name in constants:
+            shape.extend(int(value) for value in numpy_helper.to_array(constants[name]))
+            continue
+        source = producers.get(name)
+        if source is None or source.op_type != "Shape":
+            return None
+        known = dims.get(source.input[0])
+        if known is None:
+            return None
+        for dim in known[_attribute(source, "start", 0) : _attribute(source, "end", len(known))]:
+            if dim is None:
+                return None
+            shape.append(dim)
+    return None if 0 in shape else shape
+
+
+def _attribute(node: NodeProto, name: str, default: int) -> int:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return int(attribute.i)
+    return default
