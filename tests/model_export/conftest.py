@@ -1,0 +1,58 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.tiny_run import TOWERS, write_tiny_run
+
+if TYPE_CHECKING:
+    from model_export.export import Graph
+    from model_export.verify import Report
+    from service.manifest import Precision
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.graphs: list[Graph] = []
+        self.reports: list[Report] = []
+
+    def wrote(self, graph: "Graph") -> None:
+        """Remember a graph."""
+        self.graphs.append(graph)
+
+    def measured(self, report: "Report") -> None:
+        """Remember a report."""
+        self.reports.append(report)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A training run, the bundle made from it, and what was heard on the way."""
+
+    run: Path
+    bundle: Path
+    heard: Heard
+
+
+def _export(root: Path, tower: str, precision: "Precision") -> Exported:
+    from model_export.export import export_run
+    from model_export.sources import load_training_run
+
+    run, heard = write_tiny_run(root / "run", tower), Heard()
+    export_run(load_training_run(run), root / "bundle", precision=precision, listener=heard)
+    return Exported(run, root / "bundle", heard)
+
+
+@pytest.fixture(scope="session", params=sorted(TOWERS))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Each kind of image tower, exported once. Not to be written to."""
+    return _export(tmp_path_factory.mktemp(request.param), request.param, "fp32")
+
+
+@pytest.fixture(scope="session")
+def exported_fp16(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """One run, exported with its weights stored as fp16. Not to be written to."""
+    return _export(tmp_path_factory.mktemp("fp16"), "residual_conv", "fp16-stored")
