@@ -246,6 +246,7 @@ def load_bundle(path: Path, *, verify_digests: bool = True) -> Bundle:
     root = path.resolve()
     for name, entry in manifest.files.items():
         _check_file(root, name, entry, verify_digest=verify_digests)
+    _refuse_unlisted(root, manifest)
     return Bundle(path=path, manifest=manifest, templates=_read_templates(path / TEMPLATES))
 
 
@@ -318,6 +319,17 @@ def _check_file(root: Path, name: str, entry: FileEntry, *, verify_digest: bool)
         raise BundleError(f"{root / pure}: is not there") from exc
     except (OSError, RuntimeError) as exc:  # RuntimeError: a loop of symbolic links, before Python 3.13
         raise BundleError(f"{root / pure}: cannot be read ({exc})") from exc
+
+
+def _refuse_unlisted(root: Path, manifest: Manifest) -> None:
+    # A graph may keep weights in any file beside it, so a file without a digest could change every answer unseen.
+    # Hidden files and notes for people are what file managers, volumes and model hubs leave behind.
+    listed = {MANIFEST, *manifest.files}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        ignored = path.suffix in {".md", ".txt"} or any(part.startswith(".") for part in Path(name).parts)
+        if name not in listed and not ignored and not path.is_dir():
+            raise BundleError(f"{path}: is not listed in {MANIFEST}, so nothing vouches for it; remove it")
 
 
 def _explain(exc: ValidationError) -> str:
