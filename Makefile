@@ -11,10 +11,9 @@ DEV_VENV := .venv-dev
 DEV := $(DEV_VENV)/bin/
 SOURCES := service model_export tests scripts
 
-# Which training data and where a training run goes
-DATA ?= ../shared/data
-RUN ?= runs/demo
+# What train-demo trains, and where to
 RECIPE ?= model_export/recipes/demo.toml
+RUN ?= runs/demo
 DEMO := service/bundles/demo
 
 help: ## List the targets
@@ -71,11 +70,11 @@ docker-lint: dev ## Lint the Dockerfile (hadolint, where there is a build of it)
 
 # --- models ---
 
-train-demo: dev ## Train the demo model (DATA=folder of Parquet files, RECIPE=, RUN=where to)
-	@$(DEV)anyclass-export train $(RECIPE) --data $(DATA) --out $(RUN)
+train-demo: dev ## Train the demo model (RECIPE=, RUN=where to; RESUME=1 goes on with a stopped run)
+	@$(DEV)anyclass-export train $(RECIPE) --out $(RUN) $(if $(RESUME),--resume)
 
 export-demo: dev ## Export the training run RUN= as the bundle that ships with the service
-	@$(DEV)anyclass-export export $(RUN) $(DEMO) --precision fp16-stored
+	@$(DEV)anyclass-export export $(RUN) $(DEMO) --precision fp16-stored --force
 
 verify-demo: dev ## Check the shipped bundle: digests, shapes, parity
 	@$(DEV)anyclass-export verify $(DEMO)
