@@ -7,42 +7,22 @@ is put together while one runs. What goes into a batch is decided by the pure `t
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Final, Literal
 
 from service.batch_choice import Lane, Take, take_batch
+from service.batch_run import Inputs, Outcome, Rows, Vectors, Work, run_batch
 from service.errors import AnyclassError, DeadlineExceeded, InferenceFailed, NonFiniteOutput, NotReady
 from service.metrics import Metrics
 
-__all__ = ["Batcher", "Done", "Lane", "Rows", "Take", "Vectors", "Work", "take_batch"]
+__all__ = ["Batcher", "Done", "Inputs", "Lane", "Rows", "Take", "Vectors", "Work", "take_batch"]
 
 _LOG: Final = logging.getLogger(__name__)
 
-Rows: TypeAlias = npt.NDArray[Any]
-Vectors: TypeAlias = npt.NDArray[np.float32]
-
 _RATE_MEMORY: Final = 0.8
 """Weight of the past in the measured rate: it settles within about ten batches."""
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """One kind of work of one model; compared by identity.
-
-    Attributes:
-        collate: rows of several entries -> one array; called in a thread.
-        run: that array, `[rows, …]`, -> float32 `[rows, dim]`; called in the device's thread only.
-    """
-
-    model: str
-    kind: Literal["image", "text"]
-    collate: Callable[[Sequence[Rows]], Rows]
-    run: Callable[[Rows], Vectors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +53,14 @@ class _Entry:
         return self.future.done()
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Batch:
     entries: tuple[_Entry, ...]
-    inputs: Rows | None = None
+    inputs: Inputs | None = None
 
     @property
     def work(self) -> Work:
         return self.entries[0].group
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    results: list[Vectors | AnyclassError]
-    started: float
-    finished: float
 
 
 class Batcher:
@@ -130,7 +103,7 @@ class Batcher:
 
         Args:
             work: what to do.
-            rows: `[rows, …]`.
+            rows: what `work.collate` takes.
             lane: interactive or background.
             deadline: on the clock of `time.monotonic`.
             on_taken: called once the rows wait no longer, however that came about.
@@ -201,7 +174,9 @@ class Batcher:
             if not self._still_wanted(batch):
                 self._at_work.remove(batch)
                 continue
-            running = asyncio.get_running_loop().run_in_executor(self._runner, _run, batch)
+            rows = [entry.rows for entry in batch.entries]
+            loop = asyncio.get_running_loop()
+            running = loop.run_in_executor(self._runner, run_batch, batch.work, rows, batch.inputs)
             running.add_done_callback(lambda _: self._news.set())
             while not running.done():
                 prepared = prepared or await self._prefetch()
@@ -261,7 +236,7 @@ class Batcher:
             batch.entries, batch.inputs = live or batch.entries, None
         return bool(live)
 
-    def _deliver(self, batch: _Batch, running: asyncio.Future[_Outcome]) -> None:
+    def _deliver(self, batch: _Batch, running: asyncio.Future[Outcome]) -> None:
         self._at_work.remove(batch)
         work = batch.work
         if running.cancelled() or running.exception() is not None:  # the thread could not be started
@@ -318,35 +293,3 @@ def _fail(entries: Iterable[_Entry], error: AnyclassError) -> None:
     for entry in entries:
         if not entry.future.done():
             entry.future.set_exception(error)
-
-
-def _run(batch: _Batch) -> _Outcome:
-    """Run in the device's thread. Never raises, so that whatever happens there is an answer."""
-    started = time.monotonic()
-    rows = [entry.rows for entry in batch.entries]
-    results = _attempt(batch.work, rows, batch.inputs)
-    if len(rows) > 1 and any(isinstance(result, NonFiniteOutput) for result in results):
-        # One input's infinity must not fail its neighbours.
-        results = [result for part in rows for result in _attempt(batch.work, [part], None)]
-    return _Outcome(results, started, time.monotonic())
-
-
-def _attempt(work: Work, rows: list[Rows], inputs: Rows | None) -> list[Vectors | AnyclassError]:
-    sizes = [len(part) for part in rows]
-    failure: AnyclassError
-    try:
-        vectors = work.run(work.collate(rows) if inputs is None else inputs)
-        if len(vectors) == sum(sizes):
-            ends = np.cumsum(sizes)
-            return [vectors[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-        _LOG.error(
-            "the %s encoder of %s gave %d vectors for %d inputs", work.kind, work.model, len(vectors), sum(sizes)
-        )
-        failure = InferenceFailed("The model gave the wrong number of vectors.")
-    except AnyclassError as exc:
-        failure = exc
-    except BaseException as exc:  # noqa: BLE001 - even SystemExit in a worker must not leave its callers waiting
-        _LOG.exception("the %s encoder of %s failed on %d inputs", work.kind, work.model, sum(sizes))
-        failure = InferenceFailed("The model failed on this input; see the service's log.")
-        failure.__cause__ = exc
-    return [failure] * len(rows)

@@ -80,10 +80,17 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in _REDIS_SCHEMES:
-            message = f"must start with one of {', '.join(f'{scheme}://' for scheme in _REDIS_SCHEMES)}"
-            raise ValueError(message)
+    def _usable_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value.get_secret_value())
+            parts.port  # noqa: B018 - raises where it is not a number
+        except ValueError:
+            # The message would quote what stands in the port's place: often a password with a slash in it.
+            raise ValueError("is not a URL; percent-encode the password, or set it apart") from None
+        if parts.scheme not in _REDIS_SCHEMES:
+            raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in _REDIS_SCHEMES)}")
         return value
 
 

@@ -1,0 +1,73 @@
+"""One batch, run in a device's thread: always an answer for every entry, whatever happens there."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import AnyclassError, InferenceFailed, NonFiniteOutput
+
+_LOG: Final = logging.getLogger(__name__)
+
+Inputs: TypeAlias = npt.NDArray[Any]
+Rows: TypeAlias = Sequence[Any] | Inputs
+Vectors: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One kind of work of one model; compared by identity.
+
+    Attributes:
+        collate: rows of several entries → one array `[rows, …]`; called in a thread.
+        run: that array → float32 `[rows, dim]`; called in the device's thread only.
+    """
+
+    model: str
+    kind: Literal["image", "text"]
+    collate: Callable[[Sequence[Rows]], Inputs]
+    run: Callable[[Inputs], Vectors]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a batch: float32 `[rows, dim]` or an error for each entry; times are of `time.monotonic`."""
+
+    results: list[Vectors | AnyclassError]
+    started: float
+    finished: float
+
+
+def run_batch(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> Outcome:
+    """Run the entries' rows together; `inputs` is `work.collate(entries)` where that is done already. Never raises."""
+    started = time.monotonic()
+    results = _attempt(work, entries, inputs)
+    if len(entries) > 1 and any(isinstance(result, NonFiniteOutput) for result in results):
+        # One input's infinity must not fail its neighbours.
+        results = [result for rows in entries for result in _attempt(work, [rows], None)]
+    return Outcome(results, started, time.monotonic())
+
+
+def _attempt(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> list[Vectors | AnyclassError]:
+    sizes = [len(rows) for rows in entries]
+    failure: AnyclassError
+    try:
+        vectors = work.run(work.collate(entries) if inputs is None else inputs)
+        if len(vectors) == sum(sizes):
+            ends = np.cumsum(sizes)
+            return [vectors[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        _LOG.error(
+            "the %s encoder of %s gave %d vectors for %d inputs", work.kind, work.model, len(vectors), sum(sizes)
+        )
+        failure = InferenceFailed("The model gave the wrong number of vectors.")
+    except AnyclassError as exc:
+        failure = exc
+    except BaseException as exc:  # noqa: BLE001 - even SystemExit in a worker must not leave its callers waiting
+        _LOG.exception("the %s encoder of %s failed on %d inputs", work.kind, work.model, sum(sizes))
+        failure = InferenceFailed("The model failed on this input; see the service's log.")
+        failure.__cause__ = exc
+    return [failure] * len(entries)

@@ -1,0 +1,252 @@
+"""The models being served: each owns its two encoders; one scheduler for each device serves them all."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from service.admission import Admission
+from service.batching import Batcher, Done, Lane, Vectors, Work
+from service.concurrency import together
+from service.engine import Engine, OnnxEngine
+from service.errors import ConfigurationError, InvalidTemplates, UnknownModel
+from service.manifest import DEMO_BUNDLE, Bundle, Manifest, Parity, load_bundle
+from service.metrics import Metrics
+from service.providers import resolve
+from service.settings import Settings
+from service.tokenizer import Tokenizer
+
+_BACKGROUND_BATCHES: Final = 2
+"""Background images being decoded or waiting, in batches: one to run and one to follow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What really runs under a name."""
+
+    name: str
+    aliases: tuple[str, ...]
+    default: bool
+    architecture: str
+    revision: str
+    provider: str
+    precision: str
+    parity: Parity | None
+    dim: int
+    image_height: int
+    image_width: int
+    context_length: int
+    scoring: Literal["softmax", "sigmoid"]
+    templates: dict[str, tuple[str, ...]]
+
+
+class Model:
+    """A bundle, the engine that runs it, and its place on a device.
+
+    Attributes:
+        images: admission of interactive images.
+        texts: admission of new texts, by lane.
+        background_images: bounds what all batch requests together have in work.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, batcher: Batcher, *, settings: Settings, metrics: Metrics
+    ) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.tokenizer = Tokenizer.from_bundle(bundle)
+        self.max_batch = batcher.max_batch
+        self._batcher = batcher
+        name = bundle.manifest.name
+        self._image_work = Work(name, "image", _concatenate, engine.encode_images)
+        self._text_work = Work(name, "text", self._pad, engine.encode_texts)
+        self.images = Admission(
+            name, "image", metrics, limit=settings.max_waiting, rate=lambda: batcher.rate(self._image_work)
+        )
+        self.texts = {
+            lane: Admission(
+                name, "text", metrics, limit=settings.max_waiting_texts, rate=lambda: batcher.rate(self._text_work)
+            )
+            for lane in Lane
+        }
+        self.background_images = asyncio.Semaphore(_BACKGROUND_BATCHES * batcher.max_batch)
+        metrics.model_info.labels(name, self.manifest.revision, engine.provider, engine.precision).set(1)
+
+    @property
+    def name(self) -> str:
+        """The manifest's name."""
+        return self.manifest.name
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def numerics(self) -> str:
+        """Whatever decides a text's vector beside the text graph itself: provider and precision."""
+        return f"{self.engine.provider}/{self.engine.precision}"
+
+    def template_set(self, name: str) -> tuple[str, ...]:
+        """Templates of that name. Raises InvalidTemplates, naming those there are."""
+        try:
+            return self.bundle.templates[name]
+        except KeyError:
+            known = ", ".join(sorted(self.bundle.templates))
+            raise InvalidTemplates(f"Model {self.name} has no template set of that name; it has {known}.") from None
+
+    async def encode_image(
+        self, pixels: npt.NDArray[np.uint8], *, lane: Lane, deadline: float, on_taken: Callable[[], None] | None = None
+    ) -> Done:
+        """Encode uint8 `[height, width, 3]` → float32 `[1, dim]`; `on_taken` is called once it waits no longer.
+
+        Raises: as `Batcher.submit`.
+        """
+        return await self._batcher.submit(
+            self._image_work,
+            pixels[np.newaxis],
+            lane=lane,
+            deadline=deadline,
+            on_taken=on_taken,
+        )
+
+    async def encode_texts(self, tokens: Sequence[Sequence[int]], *, lane: Lane) -> Vectors:
+        """Encode token ids of texts, in any number → float32 `[texts, dim]`.
+
+        They go to the device in batches of like length, for a batch costs what its longest text costs.
+        Raises: as `Batcher.submit`.
+        """
+        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+        chunks = [order[start : start + self.max_batch] for start in range(0, len(order), self.max_batch)]
+        done: list[Done] = await together(
+            [self._batcher.submit(self._text_work, [tokens[index] for index in chunk], lane=lane) for chunk in chunks]
+        )
+        vectors = np.empty((len(tokens), self.engine.dim), np.float32)
+        for chunk, part in zip(chunks, done, strict=True):
+            vectors[chunk] = part.vectors
+        return vectors
+
+    def warm(self) -> None:
+        """Run both encoders once; blocking. Raises BundleError where they do not work."""
+        if isinstance(self.engine, OnnxEngine):
+            self.engine.warm()
+
+    def _pad(self, entries: Sequence[Any]) -> npt.NDArray[np.int64]:
+        return self.tokenizer.pad([row for rows in entries for row in rows])
+
+
+class ModelRegistry:
+    """All models by name and alias; the first is the default."""
+
+    def __init__(self, models: Sequence[Model], batchers: Iterable[Batcher]) -> None:
+        """Raises ConfigurationError where two models claim one name."""
+        if not models:
+            raise ConfigurationError("There is no model to serve.")
+        self.ready = False
+        self._models = tuple(models)
+        self._batchers = tuple(batchers)
+        self._by_name: dict[str, Model] = {}
+        for model in models:
+            for name in dict.fromkeys((model.name, *model.manifest.aliases)):
+                if name in self._by_name:
+                    raise ConfigurationError(f"Two models claim the name {name}.")
+                self._by_name[name] = model
+
+    @classmethod
+    def load(cls, settings: Settings, metrics: Metrics) -> Self:
+        """Read, check and open what the settings name; blocking.
+
+        Raises:
+            BundleError: the bundle must not be served.
+            ProviderUnavailable: the provider asked for is not there.
+            ConfigurationError: bundle and provider do not go together.
+        """
+        bundle = load_bundle(settings.model or DEMO_BUNDLE)
+        engine = OnnxEngine.load(bundle, resolve(settings.provider), threads=settings.threads)
+        return cls.of([(bundle, engine)], settings, metrics)
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Bundle, Engine]], settings: Settings, metrics: Metrics) -> Self:
+        """Put bundles and the engines that run them together, with one scheduler for each device."""
+        batchers: dict[str, Batcher] = {}
+        models = []
+        for bundle, engine in parts:
+            if engine.provider not in batchers:
+                batchers[engine.provider] = Batcher(
+                    engine.provider,
+                    metrics,
+                    max_batch=settings.max_batch,
+                    background_every=settings.background_every,
+                )
+            models.append(Model(bundle, engine, batchers[engine.provider], settings=settings, metrics=metrics))
+        return cls(models, batchers.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names without aliases, the default first."""
+        return tuple(model.name for model in self._models)
+
+    @property
+    def default(self) -> str:
+        """Name of the model that answers where none is named."""
+        return self._models[0].name
+
+    @property
+    def healthy(self) -> bool:
+        """False once a device's scheduler has died: the process should end."""
+        return all(batcher.healthy for batcher in self._batchers)
+
+    def get(self, name: str | None = None) -> Model:
+        """Find a model by name or alias. Raises UnknownModel, which does not quote the name."""
+        model = self._models[0] if name is None else self._by_name.get(name)
+        if model is None:
+            raise UnknownModel(f"There is no such model; served are {', '.join(self.names)}.")
+        return model
+
+    def describe(self) -> list[ModelInfo]:
+        """Say what really runs."""
+        return [self._describe(model) for model in self._models]
+
+    def warm(self) -> None:
+        """Run every encoder once, then be `ready`; blocking. Raises BundleError where one does not work."""
+        for model in self._models:
+            model.warm()
+        self.ready = True
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Run what waits, for `timeout_s` at most, then free the models."""
+        self.ready = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                await together([batcher.close() for batcher in self._batchers])
+        except TimeoutError:
+            for batcher in self._batchers:
+                batcher.abandon()
+        for model in self._models:
+            model.engine.close()
+
+    def _describe(self, model: Model) -> ModelInfo:
+        manifest = model.manifest
+        return ModelInfo(
+            name=manifest.name,
+            aliases=manifest.aliases,
+            default=model is self._models[0],
+            architecture=manifest.architecture,
+            revision=manifest.revision,
+            provider=model.engine.provider,
+            precision=model.engine.precision,
+            parity=manifest.parity,
+            dim=manifest.dim,
+            image_height=manifest.image.height,
+            image_width=manifest.image.width,
+            context_length=manifest.text.max_length,
+            scoring=manifest.scoring.kind,
+            templates=dict(model.bundle.templates),
+        )
+
+
+def _concatenate(entries: Sequence[Any]) -> npt.NDArray[np.uint8]:
+    return entries[0] if len(entries) == 1 else np.concatenate(entries)
