@@ -1,0 +1,63 @@
+"""Reading a request body without trusting what it says about itself."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from service.api.problems import BodyTimeout
+from service.errors import MalformedRequest, PayloadTooLarge
+
+_MIB: Final = 2**20
+
+
+def check_declared_length(content_length: str | None, limit: int) -> None:
+    """Refuse by the Content-Length header alone, before a byte is read; what it promises is not believed."""
+    if content_length is None:
+        return
+    if not (content_length.isascii() and content_length.isdigit()):
+        raise MalformedRequest("Content-Length is not a number.")
+    if int(content_length[:20]) > limit:
+        raise too_large(limit)
+
+
+def too_large(limit: int) -> PayloadTooLarge:
+    """The refusal of a body of more than `limit` bytes."""
+    shown = f"{limit / _MIB:g} MiB" if limit >= _MIB else f"{limit} bytes"
+    return PayloadTooLarge(f"The request body is larger than {shown}, the limit of this server.")
+
+
+async def chunks(receive: Receive, *, limit: int, timeout_s: float) -> AsyncIterator[bytes]:
+    """The body as it arrives, `limit` bytes at most.
+
+    Raises `PayloadTooLarge` at the first byte too many, `BodyTimeout` when the whole takes longer than
+    `timeout_s`, and `ClientDisconnect`.
+    """
+    count = 0
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as exc:
+            raise BodyTimeout(f"The request body did not arrive within {timeout_s:g} s.") from exc
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        count += len(chunk)
+        if count > limit:
+            raise too_large(limit)
+        if chunk:
+            yield chunk
+
+
+async def read(body: AsyncIterator[bytes]) -> bytes:
+    """The whole body."""
+    whole = bytearray()
+    async for chunk in body:
+        whole += chunk
+    return bytes(whole)

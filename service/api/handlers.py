@@ -1,0 +1,60 @@
+"""From exceptions to problems, for everything that routes and the framework raise."""
+
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.api import problems
+from service.errors import AnyclassError
+
+_SERVER_ERROR: Final = 500
+_log = structlog.stdlib.get_logger("service.api")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make every error of `app` an RFC 9457 problem."""
+    app.add_exception_handler(AnyclassError, _service_error)
+    app.add_exception_handler(HTTPException, _framework_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+
+
+def log_failure(error: AnyclassError) -> None:
+    """Log `error`, with what caused it, where the service and not the client is at fault."""
+    kind = problems.kind_of(error)
+    if kind.status == _SERVER_ERROR:
+        _log.error("request failed", problem=kind.slug, exc_info=error)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AnyclassError)  # noqa: S101 - what it is registered for
+    log_failure(error)
+    request.state.problem = problems.kind_of(error).slug
+    return problems.error_response(error, request.state.request_id)
+
+
+async def _framework_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    status = error.status_code
+    kind = problems.ROUTING_KINDS.get(status) or problems.Kind("http-error", HTTPStatus(status).phrase, status)
+    path = problems.quoted(request.url.path)
+    allow = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
+    match kind:
+        case problems.NOT_FOUND:
+            detail = f"There is no {path} here; GET /docs shows what there is."
+        case problems.METHOD_NOT_ALLOWED:
+            detail = f"{path} does not take {problems.quoted(request.method, 20)}; it takes {allow}."
+        case _:
+            detail = str(error.detail)
+    request.state.problem = kind.slug
+    body = problems.problem(kind, detail, request.state.request_id)
+    return problems.problem_response(body, dict(error.headers or {}))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
+    fields = [(".".join(str(part) for part in entry["loc"][1:]), str(entry["msg"])) for entry in error.errors()]
+    return await _service_error(request, problems.FieldErrors(fields))

@@ -1,0 +1,167 @@
+"""What the routes that read their own bodies say about themselves in the OpenAPI document."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api.fields import Options
+from service.api.problems import KINDS, MEDIA_TYPE, ROUTING_KINDS
+from service.api.schemas import Problem
+
+_REFERENCE: Final = "#/components/schemas/"
+_IMAGE_TEXT: Final = {
+    "type": "string",
+    "description": "The picture as a data URI or as base64 (standard or URL-safe alphabet). URLs are refused.",
+}
+_FILE: Final = {"type": "string", "format": "binary", "description": "The picture's bytes."}
+
+_RED_DOT: Final = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8F7UQOfAAAAAElFTkSuQmCC"
+"""A picture small enough to stand in an example: 8×8 pixels of red."""
+
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "labels": {
+        "summary": "Two labels",
+        "value": {"image": f"data:image/png;base64,{_RED_DOT}", "labels": ["something red", "something green"]},
+    },
+    "all fields": {
+        "summary": "Every field",
+        "value": {
+            "image": _RED_DOT,
+            "labels": ["red", "green", "blue"],
+            "templates": ["a photo of something {}.", "the colour {}."],
+            "scoring": "cosine",
+            "top_k": 2,
+            "min_score": -1.0,
+            "temperature": 1.0,
+            "model": None,
+        },
+    },
+}
+BATCH_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "batch": {
+        "summary": "Two pictures, one of them broken",
+        "value": {"images": [_RED_DOT, "AAAA"], "labels": ["red", "green"]},
+    }
+}
+FORM_EXAMPLE: Final = {"labels": ["something red", "something green"], "top_k": 1}
+
+
+def _json_schema(image: dict[str, Any], name: str) -> dict[str, Any]:
+    schema = Options.model_json_schema()
+    return {
+        "type": "object",
+        "required": [name, "labels"],
+        "additionalProperties": False,
+        "properties": {name: image, **schema["properties"]},
+    }
+
+
+def _text_fields() -> dict[str, Any]:
+    """The fields as a form or a query has them: there is no null, a field is left out."""
+    fields = {}
+    for name, schema in Options.model_json_schema()["properties"].items():
+        kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+        said = {key: schema[key] for key in ("description", "examples") if key in schema}
+        # One schema for the three spellings of a list: repeated, once, or one JSON list.
+        array = next((kind for kind in kinds if kind.get("type") == "array"), None)
+        one = array or (kinds[0] if "anyOf" in schema else {k: v for k, v in schema.items() if k != "default"})
+        fields[name] = {**{k: v for k, v in one.items() if k != "title"}, **said}
+    return fields
+
+
+def _form(image: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": {
+            "type": "object",
+            "required": ["image", "labels"],
+            "additionalProperties": False,
+            "properties": {"image": image, **_text_fields()},
+        },
+        "example": FORM_EXAMPLE,
+    }
+
+
+_RAW: Final = {"schema": {"type": "string", "format": "binary"}}
+
+CLASSIFY: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": "Only with the picture as the body. " + schema.get("description", ""),
+            "schema": {key: value for key, value in schema.items() if key != "description"},
+        }
+        for name, schema in _text_fields().items()
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _json_schema(_IMAGE_TEXT, "image"), "examples": EXAMPLES},
+            "multipart/form-data": _form(_FILE),
+            "image/*": _RAW,
+            "application/octet-stream": _RAW,
+        },
+    },
+}
+
+BATCH: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _json_schema({"type": "array", "minItems": 1, "items": _IMAGE_TEXT}, "images"),
+                "examples": BATCH_EXAMPLES,
+            },
+            "multipart/form-data": _form({"type": "array", "minItems": 1, "items": _FILE}),
+        },
+    },
+}
+
+MODEL_PARAMETER: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "model",
+            "in": "query",
+            "required": False,
+            "description": "Name or alias of a model; the default model when left out.",
+            "schema": {"type": "string"},
+        }
+    ]
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem answers of a route, for its `responses`."""
+    kinds = [*KINDS.values(), *ROUTING_KINDS.values()]
+    answers: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        titles = dict.fromkeys(kind.title for kind in kinds if kind.status == status)
+        answers[status] = {
+            "description": "; ".join(titles),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": f"{_REFERENCE}Problem"}}},
+        }
+    return answers
+
+
+def describe(app: FastAPI) -> None:
+    """Give `app` an OpenAPI document that is complete."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                description=app.description,
+                routes=app.routes,
+            )
+            problem = Problem.model_json_schema(ref_template=_REFERENCE + "{model}")
+            parts = schema.setdefault("components", {}).setdefault("schemas", {})
+            parts.update(problem.pop("$defs", {}))
+            parts["Problem"] = problem
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way

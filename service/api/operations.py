@@ -1,0 +1,99 @@
+"""What people, probes and monitoring ask of the service."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.api import openapi
+from service.api.lifecycle import Phase
+from service.api.problems import FieldErrors, quoted
+from service.api.schemas import ModelsAnswer, Status, TemplatesAnswer, model_json
+from service.api.services import services_of
+from service.errors import NotReady
+
+router = APIRouter()
+
+
+@router.get(
+    "/v1/models",
+    tags=["models"],
+    response_model=ModelsAnswer,
+    summary="The models that really run",
+    responses=openapi.problems(503),
+)
+async def models(request: Request) -> Response:
+    """Provider, precision and parity are those of the running process, not of its configuration."""
+    return JSONResponse({"models": [model_json(info) for info in services_of(request).models.describe()]})
+
+
+@router.get(
+    "/v1/templates",
+    tags=["models"],
+    response_model=TemplatesAnswer,
+    summary="The prompt templates of a model",
+    openapi_extra=openapi.MODEL_PARAMETER,
+    responses=openapi.problems(404, 422, 503),
+)
+async def templates(request: Request) -> Response:
+    """Each set's name can be sent as `templates`."""
+    model = services_of(request).models.get(_only_model(request))
+    sets = {name: list(each) for name, each in model.bundle.templates.items()}
+    return JSONResponse({"model": model.name, "templates": sets})
+
+
+@router.get(
+    "/livez",
+    tags=["probes"],
+    response_model=Status,
+    summary="Whether the process is alive",
+    responses=openapi.problems(503),
+)
+async def livez(request: Request) -> Response:
+    """Says no only when a restart is the remedy. Needs no model."""
+    services = services_of(request)
+    if services.lifecycle.phase is Phase.FAILED:
+        raise NotReady(f"The service could not start: {services.lifecycle.reason}.")
+    if services.registry is not None and not services.registry.healthy:
+        raise NotReady("A device's scheduler has died; the process must be started anew.")
+    return JSONResponse({"status": "alive"})
+
+
+@router.get(
+    "/readyz",
+    tags=["probes"],
+    response_model=Status,
+    summary="Whether to send requests here",
+    responses=openapi.problems(503),
+)
+async def readyz(request: Request) -> Response:
+    """Says no until the model is warm, and from the moment the service is asked to stop."""
+    lifecycle = services_of(request).lifecycle
+    if not lifecycle.ready:
+        raise NotReady(f"Not ready: {lifecycle.reason}.")
+    return JSONResponse({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    tags=["probes"],
+    response_class=Response,
+    summary="Metrics in the Prometheus text format",
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """How much was asked, how long it took, and how the text cache fares."""
+    return Response(services_of(request).metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _only_model(request: Request) -> str | None:
+    """The query's `model`, the one parameter there is."""
+    query: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name != "model":
+            raise FieldErrors([(quoted(name), "is not a parameter of this route; it has model")])
+        if name in query:
+            raise FieldErrors([(name, "is given more than once")])
+        query[name] = value
+    return query.get("model")

@@ -1,0 +1,165 @@
+"""From an HTTP request in one of its three forms to the one internal request."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+
+from service.api import body as bodies
+from service.api.fields import ClassifyRequest, Options, from_text, parse_json_object, validated
+from service.api.image_text import decode_image_text
+from service.api.multipart import read_form
+from service.api.problems import FieldErrors, UnsupportedMediaType, quoted
+from service.errors import AnyclassError, InvalidImage, MalformedRequest, PayloadTooLarge
+from service.settings import Settings
+
+JSON: Final = "application/json"
+MULTIPART: Final = "multipart/form-data"
+OCTETS: Final = "application/octet-stream"
+_URLENCODED: Final = "application/x-www-form-urlencoded"
+
+_T = TypeVar("_T")
+
+_OTHER_FIELDS: Final = 64
+"""How many fields a form may have next to its labels and templates: all that exist, and some to name as unknown."""
+_MAX_ERRORS_SHOWN: Final = 20
+
+
+async def parse_single(request: Request, settings: Settings) -> ClassifyRequest:
+    """A request to classify one image: JSON, a form, or the image itself. Raises `AnyclassError`."""
+    kind = _media_type(request)
+    body = _body(request, settings)
+    if kind == JSON:
+        _refuse_query(request)
+        fields = parse_json_object(await bodies.read(body))
+        text = _take(fields, "image", str, "a string: a data URI or base64")
+        options = validated(fields, settings)
+        return _request(options, [decode_image_text(text)])
+    if kind == MULTIPART:
+        _refuse_query(request)
+        # Room for more than one, so that one too many can be told where to go.
+        options, images = await _form(request, body, settings, max_files=settings.max_batch_images)
+        if len(images) > 1:
+            raise FieldErrors([("image", "is given more than once; send several to /v1/classify/batch")])
+        return _request(options, [_not_empty(image) for image in images])
+    if kind.startswith("image/") or kind == OCTETS:
+        # The fields first: a request that lacks its labels is refused without reading the picture.
+        options = validated(from_text(_query_fields(request, settings)), settings)
+        return _request(options, [_not_empty(await bodies.read(body))])
+    raise _unsupported(kind, "application/json, multipart/form-data, or the picture itself as image/*")
+
+
+async def parse_batch(request: Request, settings: Settings) -> ClassifyRequest:
+    """A request to classify several images: JSON or a form. Raises `AnyclassError` for what concerns the whole."""
+    kind = _media_type(request)
+    body = _body(request, settings)
+    _refuse_query(request)
+    if kind == JSON:
+        fields = parse_json_object(await bodies.read(body))
+        texts = _take(fields, "images", list, "a list of data URIs or base64 strings")
+        _check_count(len(texts), settings.max_batch_images)
+        if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
+            raise FieldErrors([(f"images[{index}]", "must be a string") for index in wrong[:_MAX_ERRORS_SHOWN]])
+        options = validated(fields, settings)
+        return _request(options, [_or_error(text) for text in texts])
+    if kind == MULTIPART:
+        options, images = await _form(request, body, settings, max_files=settings.max_batch_images)
+        return _request(options, [image or InvalidImage("The image is empty.") for image in images])
+    raise _unsupported(kind, "application/json or multipart/form-data")
+
+
+def _request(options: Options, images: Sequence[bytes | AnyclassError]) -> ClassifyRequest:
+    return ClassifyRequest(
+        images=tuple(images), query=options.query(), options=options.scoring_options(), model=options.model
+    )
+
+
+def _media_type(request: Request) -> str:
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType("Send the body as it is: a Content-Encoding is not read here.")
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _body(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+    limit = settings.max_body_bytes
+    bodies.check_declared_length(request.headers.get("content-length"), limit)
+    return bodies.chunks(request.receive, limit=limit, timeout_s=settings.request_timeout_s)
+
+
+async def _form(
+    request: Request, body: AsyncIterator[bytes], settings: Settings, *, max_files: int
+) -> tuple[Options, list[bytes]]:
+    part = "image"
+    form = await read_form(body, request.headers["content-type"], max_fields=_max_fields(settings), max_files=max_files)
+    if strangers := [name for name in form.files if name != part]:
+        raise FieldErrors([(quoted(name), f"is a file; only `{part}` may be one") for name in strangers])
+    if part in form.fields:
+        raise FieldErrors([(part, f"must be sent as a file (with curl: -F {part}=@photo.jpg, mind the @)")])
+    if part not in form.files:
+        raise FieldErrors([(part, "is missing; send the picture as a file part of that name")])
+    return validated(from_text(form.fields), settings), form.files[part]
+
+
+def _query_fields(request: Request, settings: Settings) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    try:
+        text = request.scope["query_string"].decode("utf-8")
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as exc:
+        raise MalformedRequest("The query string is not percent-encoded UTF-8.") from exc
+    if len(pairs) > _max_fields(settings):
+        raise PayloadTooLarge(f"The query has more than {_max_fields(settings)} fields, the limit of this server.")
+    for name, value in pairs:
+        fields.setdefault(name, []).append(value)
+    return fields
+
+
+def _refuse_query(request: Request) -> None:
+    if names := list(dict.fromkeys(request.query_params.keys())):
+        message = "belongs into the body; query parameters go with a picture as the body"
+        raise FieldErrors([(quoted(name), message) for name in names[:_MAX_ERRORS_SHOWN]])
+
+
+def _take(fields: dict[str, Any], name: str, kind: type[_T], wanted: str) -> _T:
+    value = fields.pop(name, None)
+    if value is None:
+        raise FieldErrors([(name, f"is missing; it must be {wanted}")])
+    if not isinstance(value, kind):
+        raise FieldErrors([(name, f"must be {wanted}")])
+    return value
+
+
+def _check_count(count: int, limit: int) -> None:
+    if count == 0:
+        raise FieldErrors([("images", "is empty; send one image or more")])
+    if count > limit:
+        raise PayloadTooLarge(f"The request has {count} images; {limit} may be sent at once here.")
+
+
+def _not_empty(image: bytes) -> bytes:
+    if not image:
+        raise InvalidImage("The image is empty.")
+    return image
+
+
+def _or_error(text: str) -> bytes | AnyclassError:
+    try:
+        return decode_image_text(text)
+    except AnyclassError as exc:
+        return exc
+
+
+def _max_fields(settings: Settings) -> int:
+    return settings.max_labels + settings.max_templates + _OTHER_FIELDS
+
+
+def _unsupported(kind: str, wanted: str) -> UnsupportedMediaType:
+    given = f"the Content-Type {quoted(kind, 100)}" if kind else "a body without a Content-Type"
+    hint = (
+        " (curl's --data-binary says so by itself; add -H 'Content-Type: image/jpeg' to send a picture)"
+        if kind == _URLENCODED
+        else ""
+    )
+    return UnsupportedMediaType(f"This route does not read {given}{hint}; send {wanted}.")

@@ -1,0 +1,157 @@
+"""One table from errors to RFC 9457 problems, and how a problem is written.
+
+`type` is ``urn:anyclass:problem:<slug>``: an identifier that never changes and promises no page behind it.
+The slugs are documented in ``docs/api.md``.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi.responses import Response
+
+from service import errors
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:anyclass:problem:"
+
+READINESS_RETRY_S: Final = 1.0
+"""What a client that came too early is told to wait, in seconds."""
+
+
+class FieldErrors(errors.InvalidRequest):
+    """Fields of a request that are missing, unknown, repeated or of the wrong kind.
+
+    Attributes:
+        fields: (name, what is wrong with it), at least one.
+    """
+
+    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+        name, message = fields[0]
+        more = f" (and {len(fields) - 1} more, see `errors`)" if len(fields) > 1 else ""
+        super().__init__(f"{name}: {message}{more}")
+        self.fields = tuple(fields)
+
+
+class UnsupportedMediaType(errors.AnyclassError):
+    """A body of a kind that this route does not read."""
+
+
+class NotAcceptable(errors.AnyclassError):
+    """The client accepts none of the kinds of answer that this route gives."""
+
+
+class BodyTimeout(errors.AnyclassError):
+    """The client sent its request too slowly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A row of the table: what never changes about a problem."""
+
+    slug: str
+    title: str
+    status: int
+
+    @property
+    def type(self) -> str:
+        """The problem's identifier, a URN."""
+        return TYPE_PREFIX + self.slug
+
+
+KINDS: Final[dict[type[errors.AnyclassError], Kind]] = {
+    errors.AnyclassError: Kind("internal", "Something went wrong in the service", 500),
+    errors.InvalidRequest: Kind("invalid-request", "The request cannot be fulfilled as it is", 422),
+    errors.InvalidLabels: Kind("invalid-labels", "The labels cannot be used", 422),
+    errors.InvalidTemplates: Kind("invalid-templates", "The prompt templates cannot be used", 422),
+    errors.InvalidScoring: Kind("invalid-scoring", "The scoring options cannot be used", 422),
+    errors.PromptTooLong: Kind("prompt-too-long", "A prompt is longer than the model can read", 422),
+    errors.InvalidImage: Kind("invalid-image", "The image cannot be read", 422),
+    errors.UnsupportedImageFormat: Kind("unsupported-image-format", "The image format is not supported", 415),
+    errors.PayloadTooLarge: Kind("payload-too-large", "The request is too large", 413),
+    errors.TooManyLabels: Kind("too-many-labels", "The request has too many labels", 413),
+    errors.MalformedRequest: Kind("malformed-request", "The request cannot be parsed", 400),
+    errors.UnknownModel: Kind("unknown-model", "No such model is served here", 404),
+    errors.Overloaded: Kind("overloaded", "Too much work is waiting", 429),
+    errors.NotReady: Kind("not-ready", "The service is not ready", 503),
+    errors.DeadlineExceeded: Kind("deadline-exceeded", "The service took too long", 503),
+    errors.InferenceFailed: Kind("inference-failed", "The model could not be run", 500),
+    errors.NonFiniteOutput: Kind("non-finite-output", "The model gave no usable answer", 500),
+    # These three end the start of the process; as an answer they would say that it is not ready.
+    errors.BundleError: Kind("bundle-refused", "The model bundle cannot be served", 503),
+    errors.ProviderUnavailable: Kind("provider-unavailable", "The execution provider is not available", 503),
+    errors.ConfigurationError: Kind("configuration-refused", "The configuration cannot be used", 503),
+    FieldErrors: Kind("invalid-request", "The request cannot be fulfilled as it is", 422),
+    UnsupportedMediaType: Kind("unsupported-media-type", "The request's content type is not supported", 415),
+    NotAcceptable: Kind("not-acceptable", "None of the accepted content types can be given", 406),
+    BodyTimeout: Kind("request-timeout", "The request came too slowly", 408),
+}
+
+INTERNAL: Final = KINDS[errors.AnyclassError]
+INTERNAL_DETAIL: Final = "The service failed to answer this request. Its log has the request id and the reason."
+NOT_FOUND: Final = Kind("not-found", "There is nothing here", 404)
+METHOD_NOT_ALLOWED: Final = Kind("method-not-allowed", "The method is not allowed here", 405)
+BAD_HTTP: Final = Kind("malformed-http", "The request is not valid HTTP", 400)
+ROUTING_KINDS: Final = {kind.status: kind for kind in (NOT_FOUND, METHOD_NOT_ALLOWED)}
+"""Problems that have no exception of the service's own: routing and the HTTP parser make them."""
+
+
+def kind_of(error: errors.AnyclassError) -> Kind:
+    """The row of the error's class, or of the nearest class above it."""
+    return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
+
+
+def problem(kind: Kind, detail: str, request_id: str, **extensions: object) -> dict[str, Any]:
+    """A problem as a JSON object; `extensions` follow the members of RFC 9457."""
+    # A client's own text may be quoted in the detail, lone surrogates and all, which UTF-8 cannot hold.
+    safe_detail = detail.encode("utf-8", "replace").decode("utf-8")
+    return {
+        "type": kind.type,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": safe_detail,
+        "request_id": request_id,
+        **extensions,
+    }
+
+
+def problem_of(error: errors.AnyclassError, request_id: str) -> dict[str, Any]:
+    """The problem that tells a client of `error`."""
+    kind = kind_of(error)
+    if isinstance(error, FieldErrors):
+        fields = [{"field": quoted(name), "detail": quoted(message)} for name, message in error.fields]
+        return problem(kind, error.detail, request_id, errors=fields)
+    return problem(kind, error.detail, request_id)
+
+
+def headers_of(error: errors.AnyclassError) -> dict[str, str]:
+    """HTTP headers that belong to `error`."""
+    match error:
+        case errors.Overloaded():
+            return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+        case errors.NotReady():
+            return {"retry-after": str(math.ceil(READINESS_RETRY_S))}
+        case errors.PayloadTooLarge() | BodyTimeout():
+            # The rest of the body may still be on its way, and nobody is going to read it.
+            return {"connection": "close"}
+        case _:
+            return {}
+
+
+def quoted(text: str, limit: int = 200) -> str:
+    """`text` as it may be shown to a client: valid UTF-8, and not longer than `limit` characters."""
+    safe = text.encode("utf-8", "replace").decode("utf-8")
+    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def problem_response(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """The HTTP answer that carries a problem."""
+    content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    return Response(content, status_code=body["status"], headers=headers, media_type=MEDIA_TYPE)
+
+
+def error_response(error: errors.AnyclassError, request_id: str) -> Response:
+    """The HTTP answer that tells a client of `error`."""
+    return problem_response(problem_of(error, request_id), headers_of(error))

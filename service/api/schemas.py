@@ -1,0 +1,148 @@
+"""What the service answers, as JSON: the shapes for documentation and for clients, and how they are filled."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.classifier import Classification
+from service.manifest import Parity
+from service.models import ModelInfo
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FieldProblem(_Answer):
+    """One field that is at fault."""
+
+    field: Annotated[str, Field(examples=["labels[3]"])]
+    detail: Annotated[str, Field(examples=["must be a string"])]
+
+
+class Problem(_Answer):
+    """An error (RFC 9457)."""
+
+    type: Annotated[str, Field(examples=["urn:anyclass:problem:invalid-labels"], description="Never changes.")]
+    title: str
+    status: int
+    detail: Annotated[str, Field(description="What is wrong with this request and what to do about it.")]
+    request_id: Annotated[str, Field(description="Also in the answer's X-Request-ID and in the log.")]
+    errors: Annotated[list[FieldProblem] | None, Field(description="The fields at fault, where they are known.")] = None
+
+
+class PredictionOut(_Answer):
+    """A label as the client spelled it, and its score."""
+
+    label: str
+    score: float
+
+
+class Usage(_Answer):
+    """What the request cost: `labels_cached` of `labels` were known without the text encoder."""
+
+    labels: int
+    labels_cached: int
+
+
+class ClassifyAnswer(_Answer):
+    """The predictions for one image, best first."""
+
+    model: Annotated[str, Field(examples=["demo"])]
+    revision: Annotated[str, Field(description="Identifies the model's weights and preprocessing exactly.")]
+    predictions: list[PredictionOut]
+    usage: Usage
+
+
+class BatchResult(_Answer):
+    """The predictions for the image at `index`, best first, or what was wrong with it."""
+
+    index: int
+    predictions: list[PredictionOut] | None = None
+    error: Problem | None = None
+
+
+class BatchAnswer(_Answer):
+    """One result for each image, in the images' order."""
+
+    model: str
+    results: list[BatchResult]
+    usage: Usage
+
+
+class TemplatesAnswer(_Answer):
+    """The prompt templates that belong to a model, by the name of their set."""
+
+    model: str
+    templates: Annotated[dict[str, list[str]], Field(examples=[{"default": ["a photo of a {}."], "none": ["{}"]}])]
+
+
+class ImageSize(_Answer):
+    """The picture that the model sees, in pixels."""
+
+    height: int
+    width: int
+
+
+class ModelOut(_Answer):
+    """What really runs under a name."""
+
+    name: str
+    aliases: list[str]
+    default: Annotated[bool, Field(description="Whether it answers requests that name no model.")]
+    architecture: str
+    revision: str
+    provider: Annotated[str, Field(description="What runs it.", examples=["cpu"])]
+    precision: Annotated[str, Field(examples=["fp32"])]
+    parity: Annotated[Parity | None, Field(description="How far it is from its reference; null if not measured.")]
+    dim: int
+    image: ImageSize
+    context_length: Annotated[int, Field(description="Tokens that a prompt may have.")]
+    scoring: Annotated[Literal["softmax", "sigmoid"], Field(description="The model's own way.")]
+    templates: Annotated[list[str], Field(description="Names of its template sets.", examples=[["default", "none"]])]
+
+
+class ModelsAnswer(_Answer):
+    """The models that are served, the default first."""
+
+    models: list[ModelOut]
+
+
+class Status(_Answer):
+    """A probe's answer."""
+
+    status: str
+
+
+def predictions_json(classification: Classification) -> list[dict[str, Any]]:
+    """The predictions as JSON; scores are float32, of which seven digits are true."""
+    return [{"label": each.label, "score": float(f"{each.score:.7g}")} for each in classification.predictions]
+
+
+def answer_json(classification: Classification) -> dict[str, Any]:
+    """One image's answer as JSON, as `ClassifyAnswer` describes it."""
+    return {
+        "model": classification.model,
+        "revision": classification.revision,
+        "predictions": predictions_json(classification),
+        "usage": {"labels": classification.labels, "labels_cached": classification.labels_cached},
+    }
+
+
+def model_json(info: ModelInfo) -> dict[str, Any]:
+    """What really runs under a name, as `ModelOut` describes it."""
+    return {
+        "name": info.name,
+        "aliases": list(info.aliases),
+        "default": info.default,
+        "architecture": info.architecture,
+        "revision": info.revision,
+        "provider": info.provider,
+        "precision": info.precision,
+        "parity": None if info.parity is None else info.parity.model_dump(),
+        "dim": info.dim,
+        "image": {"height": info.image_height, "width": info.image_width},
+        "context_length": info.context_length,
+        "scoring": info.scoring,
+        "templates": sorted(info.templates),
+    }

@@ -1,0 +1,109 @@
+"""The application: what it is made of, how it starts and how it ends."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import structlog
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from service.api import classify, openapi, operations
+from service.api.docs_page import add_docs
+from service.api.handlers import add_handlers
+from service.api.middleware import RequestContext
+from service.api.services import Services
+from service.api.version import VERSION
+from service.classifier import Classifier
+from service.metrics import Metrics
+from service.models import ModelRegistry
+from service.settings import Settings
+from service.text_cache import TextCache, open_text_cache
+
+_log = structlog.stdlib.get_logger("service.app")
+
+DESCRIPTION: Final = """\
+Send a picture and the labels it may have; get back how well each label fits.
+
+Every error is an RFC 9457 problem (`application/problem+json`) whose `type` never changes.
+Every answer has an `X-Request-ID`; send your own to find it in the log.
+"""
+
+
+def create_app(
+    settings: Settings, *, models: ModelRegistry | None = None, text_cache: TextCache | None = None
+) -> FastAPI:
+    """Put the application together. Nothing is opened before its lifespan begins.
+
+    `models` and `text_cache` take the place of what the settings name; the application closes them at its end.
+    `app.state.services` holds the parts, of which the lifecycle tells when the service is ready or will never be.
+    """
+    services = Services(settings=settings, metrics=Metrics())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as undo:
+            starting = asyncio.create_task(_start(services, undo, models, text_cache))
+            try:
+                # The port opens now, so that probes have an answer while the model is loaded.
+                yield
+            finally:
+                services.lifecycle.stop()
+                await _given_up(starting)
+
+    app = FastAPI(
+        title="anyclass",
+        summary="Classify any image against any labels.",
+        description=DESCRIPTION,
+        version=VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        default_response_class=JSONResponse,
+    )
+    app.state.services = services
+    app.include_router(classify.router)
+    app.include_router(operations.router)
+    add_docs(app)
+    add_handlers(app)
+    openapi.describe(app)
+    app.add_middleware(RequestContext, metrics=services.metrics, lifecycle=services.lifecycle)
+    return app
+
+
+async def _start(
+    services: Services, undo: AsyncExitStack, models: ModelRegistry | None, text_cache: TextCache | None
+) -> None:
+    """Load, warm, and be ready; or say why not. What is opened here is closed in reverse by `undo`."""
+    try:
+        cache = text_cache or open_text_cache(services.settings, services.metrics)
+        undo.push_async_callback(cache.close)
+        registry = models
+        if registry is None:
+            registry = await asyncio.to_thread(ModelRegistry.load, services.settings, services.metrics)
+        undo.push_async_callback(registry.close)
+        await asyncio.to_thread(registry.warm)
+        classifier = Classifier(registry, cache, services.settings, services.metrics)
+        undo.push_async_callback(classifier.close)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the lifecycle's listeners end the process with it
+        services.lifecycle.failed(exc)
+        return
+    services.registry = registry
+    services.ready_classifier = classifier
+    services.lifecycle.loaded()
+    for info in registry.describe():
+        _log.info(
+            "model loaded",
+            model=info.name,
+            revision=info.revision[:12],
+            provider=info.provider,
+            precision=info.precision,
+        )
+
+
+async def _given_up(starting: asyncio.Task[None]) -> None:
+    """Wait for the start to be over; one that is still going on does not go on."""
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)

@@ -1,0 +1,86 @@
+"""What the command line shows to people: tables of predictions, and what to try."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.classifier import Classification
+
+_BAR_CHARS: Final = 24
+_MIN_BAR_CHARS: Final = 8
+_SCORE_CHARS: Final = 8
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉"
+
+EXAMPLE_LABELS: Final = '["cat","cup","rocket","motorcycle"]'
+_EXAMPLE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def printable(text: str) -> str:
+    """`text` without what would steer a terminal."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def predictions_table(name: str, classification: Classification, *, cosine: bool, console: Console) -> Table:
+    """One image's predictions: label, score and bar, best first."""
+    table = Table(
+        title=Text.assemble((printable(name), "bold"), ("  " + printable(classification.model), "dim")),
+        title_justify="left",
+        title_style="none",
+        box=None,
+        show_header=False,
+        padding=(0, 1),
+    )
+    bar_chars = max(_MIN_BAR_CHARS, min(_BAR_CHARS, console.width // 3))
+    table.add_column(overflow="fold", max_width=max(10, console.width - bar_chars - _SCORE_CHARS - 6))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, width=bar_chars)
+    blocks = (console.encoding or "").lower().startswith("utf")
+    for place, prediction in enumerate(classification.predictions):
+        style = "bold green" if place == 0 else ""
+        score = f"{prediction.score:.4f}" if cosine else f"{prediction.score:.1%}"
+        length = bar(prediction.score, bar_chars, blocks=blocks)
+        table.add_row(Text(printable(prediction.label), style), Text(score, style), Text(length, style or "cyan"))
+    if not classification.predictions:
+        table.add_row(Text("no label reaches the minimum score", "dim"), "", "")
+    return table
+
+
+def bar(score: float, width: int, *, blocks: bool) -> str:
+    """A bar of up to `width` characters for a score of 0 to 1; below 0 there is none."""
+    filled = max(0.0, min(1.0, score)) * width
+    if not blocks:
+        return "#" * round(filled)
+    eighths = round(filled * 8)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def example_photo(folders: Sequence[Path]) -> Path | None:
+    """The first photo by name in the first of `folders` that has any."""
+    for folder in folders:
+        photos = sorted(path for path in folder.glob("*") if path.suffix.lower() in _EXAMPLE_SUFFIXES)
+        if photos:
+            return photos[0]
+    return None
+
+
+def welcome(url: str, *, version: str, model: str, seconds: float, photo: Path | None) -> str:
+    """A few lines of what to try, for whoever has just started the service."""
+    image = shown_path(photo) if photo is not None else "photo.jpg"
+    return (
+        f"\nanyclass {version} serves the model '{model}', ready in {seconds:.1f} s.\n\n"
+        f"  try      curl -s -F image=@{image} -F 'labels={EXAMPLE_LABELS}' {url}/v1/classify\n"
+        f"  docs     {url}/docs\n"
+        f"  metrics  {url}/metrics\n\n"
+        "Ctrl-C stops it.\n"
+    )
+
+
+def shown_path(path: Path) -> str:
+    """`path` as one would type it from here, quoted for a shell where it must be."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
