@@ -141,7 +141,7 @@ def preprocess(image: Image.Image, section: ImageSection) -> Pixels:
     size = (section.width, section.height)
     resampling = _RESAMPLING[section.interpolation]
     if section.resize == "squash":
-        return np.array(_squash(image, size, resampling))
+        return np.array(image.resize(size, resampling))
     scaled = _covering_size(image.size, size)
     left, top = (round((scaled[axis] - size[axis]) / 2) for axis in (0, 1))
     if math.prod(scaled) > _INTERMEDIATE_PIXELS:
@@ -229,13 +229,6 @@ def _covering_size(source: tuple[int, int], size: tuple[int, int]) -> tuple[int,
     if width * to_height <= height * to_width:
         return to_width, max(to_height, int(to_width * height / width))
     return max(to_width, int(to_height * width / height)), to_height
-
-
-def _squash(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
-    # Pillow resizes rows first; a column of pixels would be widened at its full height before it is shortened.
-    if size[0] > image.width and size[0] * image.height > _INTERMEDIATE_PIXELS:
-        image = image.resize((image.width, size[1]), resampling)
-    return image.resize(size, resampling)
 
 
 def _resized_window(
