@@ -1,0 +1,398 @@
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.batching import Batcher, Inputs, Lane, Rows, Take, Vectors, Work, take_batch
+from service.errors import DeadlineExceeded, InferenceFailed, NonFiniteOutput, NotReady
+from service.metrics import Metrics
+
+LIMIT = 8
+NOW = 100.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What `take_batch` sees."""
+
+    number: int
+    group: str
+    size: int
+    lane: Lane
+    deadline: float
+    cancelled: bool
+
+
+def entries(**fixed: Any) -> st.SearchStrategy[list[Entry]]:
+    """Numbered entries of all sorts, some fields fixed."""
+    entry = st.builds(
+        Entry,
+        number=st.just(0),
+        group=st.sampled_from(["image", "text", "other image"]),
+        size=st.integers(1, LIMIT),
+        lane=st.sampled_from(Lane),
+        deadline=st.sampled_from([NOW - 1, NOW, NOW + 1, float("inf")]),
+        cancelled=st.booleans(),
+    )
+    return st.lists(entry, max_size=30).map(
+        lambda drawn: [Entry(**{**vars(one), **fixed, "number": number}) for number, one in enumerate(drawn)]
+    )
+
+
+def take(waiting: Sequence[Entry], passed_over: int = 0) -> Take[Entry]:
+    """Call with the limits of these tests."""
+    return take_batch(waiting, limit=LIMIT, now=NOW, passed_over=passed_over, background_every=4)
+
+
+def make(number: int, group: str = "image", size: int = 1, lane: Lane = Lane.INTERACTIVE) -> Entry:
+    """One live entry."""
+    return Entry(number, group, size, lane, float("inf"), cancelled=False)
+
+
+@given(entries(), st.integers(0, 5))
+def test_every_entry_is_taken_dropped_or_left_exactly_once(waiting: list[Entry], passed_over: int) -> None:
+    """Nothing is lost and nothing is done twice."""
+    taken = take(waiting, passed_over)
+    assert sorted(entry.number for entry in (*taken.batch, *taken.dropped, *taken.left)) == list(range(len(waiting)))
+
+
+@given(entries(), st.integers(0, 5))
+def test_a_batch_is_of_one_group_and_within_the_limit(waiting: list[Entry], passed_over: int) -> None:
+    """Models and kinds of work are never mixed, and sizes never add up beyond the limit."""
+    batch = take(waiting, passed_over).batch
+    assert len({entry.group for entry in batch}) <= 1
+    assert sum(entry.size for entry in batch) <= LIMIT
+
+
+@given(entries(), st.integers(0, 5))
+def test_order_holds_within_a_lane(waiting: list[Entry], passed_over: int) -> None:
+    """No entry is overtaken by a later one of its own lane and group, and what is left stays in order."""
+    taken = take(waiting, passed_over)
+    numbers = [entry.number for entry in taken.left]
+    assert numbers == sorted(numbers)
+    for lane in Lane:
+        of_lane = [entry.number for entry in taken.batch if entry.lane is lane]
+        assert of_lane == sorted(of_lane)
+        if of_lane:
+            passed = [entry for entry in taken.left if entry.lane is lane and entry.group == taken.batch[0].group]
+            assert all(entry.number > of_lane[-1] for entry in passed)
+
+
+@given(entries(), st.integers(0, 5))
+def test_cancelled_and_overdue_entries_are_dropped(waiting: list[Entry], passed_over: int) -> None:
+    """What nobody waits for, or too late, never reaches the device; all else is kept."""
+    taken = take(waiting, passed_over)
+    assert all(entry.cancelled or entry.deadline <= NOW for entry in taken.dropped)
+    assert not any(entry.cancelled or entry.deadline <= NOW for entry in (*taken.batch, *taken.left))
+
+
+@given(entries(cancelled=False, deadline=float("inf")), st.integers(2, 6))
+def test_everything_is_done_in_the_end_and_neither_lane_starves(waiting: list[Entry], every: int) -> None:
+    """While both lanes wait, background has one turn in `every`, the interactive lane all others."""
+    passed_over = 0
+    turns_without_background = 0
+    while waiting:
+        both = {entry.lane for entry in waiting} == set(Lane)
+        taken = take_batch(waiting, limit=LIMIT, now=NOW, passed_over=passed_over, background_every=every)
+        assert taken.batch
+        if both:
+            oldest = next(entry for entry in waiting if entry.lane is Lane.BACKGROUND)
+            turns_without_background = 0 if oldest in taken.batch else turns_without_background + 1
+            assert turns_without_background < every
+            if taken.lane is Lane.BACKGROUND:
+                assert passed_over == every - 1
+        passed_over = taken.passed_over
+        waiting = list(taken.left)
+
+
+def test_interactive_work_goes_first() -> None:
+    """An interactive entry overtakes background work that came earlier, and is not slowed by being mixed with it."""
+    taken = take([make(0, lane=Lane.BACKGROUND), make(1)])
+    assert [entry.number for entry in taken.batch] == [1]
+
+
+def test_a_background_turn_takes_interactive_entries_along() -> None:
+    """Room that a background batch leaves is not wasted."""
+    taken = take([make(0, lane=Lane.BACKGROUND), make(1)], passed_over=3)
+    assert [entry.number for entry in taken.batch] == [0, 1]
+
+
+def test_the_oldest_decides_the_group() -> None:
+    """A busy kind of work cannot hold up another for ever."""
+    taken = take([make(0, "text"), *(make(number) for number in range(1, 20))])
+    assert [entry.number for entry in taken.batch] == [0]
+
+
+@pytest.mark.parametrize(("sizes", "full"), [([7], False), ([8], True), ([5, 4], True), ([4, 3], False)])
+def test_a_batch_is_full_when_nothing_more_would_fit(sizes: list[int], full: bool) -> None:
+    """Only such a batch is worth preparing ahead of time."""
+    assert take([make(number, size=size) for number, size in enumerate(sizes)]).full is full
+
+
+class Device:
+    """A kind of work that doubles its inputs, keeps a record, and can be held."""
+
+    def __init__(self, kind: Any = "image", model: str = "m") -> None:
+        self.work = Work(model, kind, self.collate, self.run)
+        self.batches: list[list[float]] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.started = threading.Event()
+        self.error: BaseException | None = None
+        self.poison: float | None = None
+        self.answers: int | None = None
+
+    def collate(self, rows: Sequence[Rows]) -> Inputs:
+        """Rows one after the other."""
+        return np.concatenate([np.asarray(part, np.float32) for part in rows])
+
+    def run(self, inputs: Inputs) -> Vectors:
+        """Twice the inputs."""
+        self.threads.add(threading.get_ident())
+        self.batches.append(inputs[:, 0].tolist())
+        self.started.set()
+        self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        if self.poison in inputs[:, 0]:
+            raise NonFiniteOutput("not finite")
+        return np.asarray(inputs * 2, np.float32)[: self.answers]
+
+
+def rows(*values: float) -> Inputs:
+    """float32 `[values, 1]`."""
+    return np.array([[value] for value in values], np.float32)
+
+
+@pytest.fixture
+async def batcher() -> AsyncIterator[Batcher]:
+    """A scheduler that closes in the end."""
+    batcher = Batcher("cpu", Metrics(), max_batch=4)
+    yield batcher
+    await batcher.close()
+
+
+async def until_started(device: Device) -> None:
+    """Wait until a batch is on the device."""
+    await asyncio.to_thread(device.started.wait, 5)
+
+
+async def settle() -> None:
+    """Let all tasks go as far as they can."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def hold(batcher: Batcher, device: Device, value: float = 0) -> "asyncio.Task[Any]":
+    """Occupy the device until its gate is opened."""
+    device.gate.clear()
+    task = asyncio.create_task(batcher.submit(device.work, rows(value)))
+    await until_started(device)
+    return task
+
+
+async def test_concurrent_requests_share_a_batch(batcher: Batcher) -> None:
+    """What waits while the device is busy goes together, up to the limit, and everyone gets the own answer."""
+    device = Device()
+    first = await hold(batcher, device)
+    others = [asyncio.create_task(batcher.submit(device.work, rows(value))) for value in range(1, 7)]
+    await settle()
+    device.gate.set()
+    done = await asyncio.gather(first, *others)
+    assert [one.vectors.tolist() for one in done] == [[[2.0 * value]] for value in range(7)]
+    assert device.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert threading.get_ident() not in device.threads
+    assert all(one.queue_s >= 0 and one.run_s >= 0 for one in done)
+
+
+async def test_an_engine_that_raises_answers_every_waiter(batcher: Batcher) -> None:
+    """A failure of the model reaches all of its batch as InferenceFailed, and the next batch is served."""
+    device = Device()
+    first = await hold(batcher, device)
+    others = [asyncio.create_task(batcher.submit(device.work, rows(value))) for value in (1, 2)]
+    device.error = ValueError("a secret of the runtime")
+    device.gate.set()
+    for answer in await asyncio.gather(first, *others, return_exceptions=True):
+        assert isinstance(answer, InferenceFailed)
+        assert "secret" not in answer.detail
+    device.error = None
+    assert (await batcher.submit(device.work, rows(5))).vectors.tolist() == [[10]]
+
+
+async def test_a_worker_that_is_told_to_exit_answers_every_waiter(batcher: Batcher) -> None:
+    """Even SystemExit in the device's thread leaves nobody waiting."""
+    device = Device()
+    device.error = SystemExit(1)
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(device.work, rows(1))
+    device.error = None
+    assert batcher.healthy
+    assert len((await batcher.submit(device.work, rows(1))).vectors) == 1
+
+
+async def test_a_device_whose_threads_are_gone_answers_every_waiter() -> None:
+    """Where the thread cannot be had at all, the scheduler's end is everyone's answer, and health says so."""
+    batcher = Batcher("cpu", Metrics(), max_batch=4)
+    device = Device()
+    batcher._runner.shutdown()
+    answers = await asyncio.gather(
+        *(batcher.submit(device.work, rows(value)) for value in range(6)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [InferenceFailed] * 6
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(device.work, rows(1))
+    assert not batcher.healthy
+
+
+async def test_one_input_without_a_finite_answer_spares_its_neighbours(batcher: Batcher) -> None:
+    """A batch that is not finite is run again one by one."""
+    device = Device()
+    device.poison = 2
+    first = await hold(batcher, device)
+    others = [asyncio.create_task(batcher.submit(device.work, rows(value))) for value in (1, 2, 3)]
+    await settle()
+    device.gate.set()
+    done = await asyncio.gather(first, *others, return_exceptions=True)
+    assert [isinstance(one, NonFiniteOutput) for one in done] == [False, False, True, False]
+
+
+async def test_a_wrong_number_of_vectors_is_a_failure(batcher: Batcher) -> None:
+    """Answers are never shifted from one request to another."""
+    device = Device()
+    device.answers = 1
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(device.work, rows(1, 2))
+
+
+async def test_a_cancelled_request_never_reaches_the_device(batcher: Batcher) -> None:
+    """Its entry goes at once, and gives its room back."""
+    device = Device()
+    left = []
+    first = await hold(batcher, device)
+    doomed = asyncio.create_task(batcher.submit(device.work, rows(1), on_taken=lambda: left.append(1)))
+    kept = asyncio.create_task(batcher.submit(device.work, rows(2)))
+    await settle()
+    doomed.cancel()
+    await settle()
+    assert left == [1]
+    device.gate.set()
+    await asyncio.gather(first, kept)
+    assert doomed.cancelled()
+    assert device.batches == [[0], [2]]
+
+
+async def test_an_overdue_request_never_reaches_the_device(batcher: Batcher) -> None:
+    """Its deadline passed while the device was busy: DeadlineExceeded."""
+    device = Device()
+    first = await hold(batcher, device)
+    late = asyncio.create_task(batcher.submit(device.work, rows(1), deadline=time.monotonic() + 0.01))
+    await asyncio.sleep(0.02)
+    device.gate.set()
+    await first
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert device.batches == [[0]]
+
+
+async def test_a_batch_prepared_ahead_is_checked_again_before_it_runs(batcher: Batcher) -> None:
+    """Entries cancelled after they were put together with others are still dropped."""
+    device = Device()
+    first = await hold(batcher, device)
+    others = [asyncio.create_task(batcher.submit(device.work, rows(value))) for value in (1, 2, 3, 4)]
+    await asyncio.sleep(0.05)  # full: now prepared
+    assert batcher._waiting == []
+    others[1].cancel()
+    device.gate.set()
+    await asyncio.gather(first, *others, return_exceptions=True)
+    assert device.batches == [[0], [1, 3, 4]]
+
+
+async def test_interactive_work_overtakes_background_work_at_the_next_batch(batcher: Batcher) -> None:
+    """However much background work waits, an interactive request is next."""
+    device, texts = Device(), Device("text")
+    first = await hold(batcher, device)
+    bulk = [asyncio.create_task(batcher.submit(texts.work, rows(1, 2, 3, 4), lane=Lane.BACKGROUND)) for _ in range(20)]
+    await settle()
+    quick = asyncio.create_task(batcher.submit(device.work, rows(9)))
+    await settle()
+    device.gate.set()
+    await asyncio.gather(first, quick)
+    assert len(texts.batches) <= 1
+    await asyncio.gather(*bulk)
+    assert len(texts.batches) == 20
+
+
+async def test_models_are_never_mixed(batcher: Batcher) -> None:
+    """Two models on one device take turns in one thread."""
+    one, two = Device(), Device(model="n")
+    first = await hold(batcher, one)
+    tasks = [
+        asyncio.create_task(batcher.submit(device.work, rows(value)))
+        for value, device in enumerate([one, two, one, two])
+    ]
+    await settle()
+    one.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert (one.batches, two.batches) == ([[0], [0, 2]], [[1, 3]])
+    assert one.threads == two.threads
+
+
+async def test_closing_runs_what_waits_and_refuses_what_comes() -> None:
+    """Nothing that was accepted is lost."""
+    batcher = Batcher("cpu", Metrics(), max_batch=4)
+    device = Device()
+    tasks = [await hold(batcher, device)]
+    tasks += [asyncio.create_task(batcher.submit(device.work, rows(value))) for value in range(1, 10)]
+    await settle()
+    closing = asyncio.create_task(batcher.close())
+    await settle()
+    with pytest.raises(NotReady):
+        await batcher.submit(device.work, rows(99))
+    device.gate.set()
+    await closing
+    assert len(await asyncio.gather(*tasks)) == 10
+
+
+async def test_abandoning_answers_whoever_waits() -> None:
+    """Where the device hangs, waiters are told so."""
+    batcher = Batcher("cpu", Metrics(), max_batch=4)
+    device = Device()
+    tasks = [await hold(batcher, device)]
+    tasks += [asyncio.create_task(batcher.submit(device.work, rows(value))) for value in (1, 2)]
+    await settle()
+    batcher.abandon()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    device.gate.set()
+    assert [type(answer) for answer in answers] == [NotReady] * 3
+
+
+async def test_the_gauge_of_what_waits_returns_to_zero() -> None:
+    """However entries leave: run, cancelled, overdue or failed."""
+    metrics = Metrics()
+    batcher = Batcher("cpu", metrics, max_batch=4)
+    device = Device()
+    tasks = [await hold(batcher, device)]
+    tasks += [asyncio.create_task(batcher.submit(device.work, rows(value))) for value in range(5)]
+    tasks.append(asyncio.create_task(batcher.submit(device.work, rows(1), deadline=time.monotonic())))
+    await settle()
+    tasks[2].cancel()
+    device.gate.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await batcher.close()
+    assert metrics.registry.get_sample_value("anyclass_waiting", {"model": "m", "kind": "image"}) == 0
+    for reason in ("cancelled", "overdue"):
+        assert metrics.registry.get_sample_value("anyclass_dropped_total", {"kind": "image", "reason": reason}) == 1
+
+
+async def test_an_entry_larger_than_a_batch_is_a_bug_of_the_caller(batcher: Batcher) -> None:
+    """It could never run."""
+    with pytest.raises(ValueError, match="1 to 4 rows"):
+        await batcher.submit(Device().work, rows(1, 2, 3, 4, 5))

@@ -1,0 +1,108 @@
+"""A real redis-server on a free loopback port, which tests may stop, freeze, kill and start again."""
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+_START_S = 10.0
+
+
+class RedisServer:
+    """One server process; every `start` is on the same port, and empty."""
+
+    def __init__(self, directory: Path, *, password: str | None = None, arguments: Sequence[str] = ()) -> None:
+        self.port = _free_port()
+        self.password = password
+        self._directory = directory
+        self._arguments = tuple(arguments)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Address, with the password where there is one."""
+        credentials = "" if self.password is None else f":{self.password}@"
+        return f"redis://{credentials}127.0.0.1:{self.port}/0"
+
+    def start(self) -> Self:
+        """Start, and wait until it answers."""
+        binary = shutil.which("redis-server")
+        if binary is None:
+            pytest.fail("redis-server is not installed; make test installs it")
+        command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        command += ["--save", "", "--appendonly", "no", "--loglevel", "warning", *self._arguments]
+        if self.password is not None:
+            command += ["--requirepass", self.password]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + _START_S
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                self.command("PING")
+                return self
+            time.sleep(0.01)
+        raise TimeoutError("redis-server did not start")
+
+    def command(self, *words: str) -> bytes:
+        """Send one command over a connection of its own and return the beginning of the raw answer."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+            if self.password is not None:
+                connection.sendall(_wire("AUTH", self.password))
+                connection.recv(64)
+            connection.sendall(_wire(*words))
+            return connection.recv(65_536)
+
+    def freeze(self) -> None:
+        """Stop it from running: connections stay open and nothing is ever answered."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it run again."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it without a goodbye."""
+        process = self._running()
+        process.kill()
+        process.wait()
+        self._process = None
+
+    def close(self) -> None:
+        """End it, if it runs."""
+        if self._process is not None:
+            self.kill()
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None, "the server does not run"
+        return self._process
+
+
+@contextlib.contextmanager
+def running_redis(
+    directory: Path, *, password: str | None = None, arguments: Sequence[str] = ()
+) -> Iterator[RedisServer]:
+    """A started server, ended afterwards."""
+    server = RedisServer(directory, password=password, arguments=arguments)
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wire(*words: str) -> bytes:
+    parts = [f"*{len(words)}\r\n".encode()]
+    parts += [f"${len(word.encode())}\r\n{word}\r\n".encode() for word in words]
+    return b"".join(parts)
