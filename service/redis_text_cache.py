@@ -106,6 +106,7 @@ class RedisTextCache:
             timeout=None,  # the time limit around each command counts the wait for a connection too
             protocol=2,
             decode_responses=False,
+            driver_info=None,  # else every new connection reads the package's metadata from disk, on the event loop
             retry=Retry(NoBackoff(), 0),
             **({} if password is None else {"password": password}),
         )
