@@ -1,0 +1,118 @@
+"""Pictures for tests: encoded in every format, and headers that promise far too much."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, features
+
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "WEBP": {"lossless": True, "exact": True},
+    "GIF": {},
+    "BMP": {},
+    "TIFF": {},
+}
+LOSSY: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+}
+FORMATS = LOSSLESS | LOSSY
+
+
+def quadrants(width: int = 48, height: int = 32) -> Image.Image:
+    """Red, green, blue and yellow quarters: no turn or mirror image of it is itself."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = (255, 0, 0)
+    pixels[: height // 2, width // 2 :] = (0, 255, 0)
+    pixels[height // 2 :, : width // 2] = (0, 0, 255)
+    pixels[height // 2 :, width // 2 :] = (255, 255, 0)
+    return Image.fromarray(pixels)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Pixels of any colour: nothing about a resize stays hidden."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encode(image: Image.Image, name: str, **options: Any) -> bytes:
+    """Encode with Pillow, as finely as the format can."""
+    stream = BytesIO()
+    image.save(stream, name, **(FORMATS.get(name, {}) | options))
+    return stream.getvalue()
+
+
+def png(
+    width: int,
+    height: int,
+    rows: bytes,
+    *,
+    bit_depth: int = 8,
+    colour_type: int = 2,
+    chunks: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """Write the PNG that is asked for, right or wrong; `rows` are filter bytes and samples, not yet compressed."""
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    body = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in body
+    )
+
+
+def png_rows(samples: npt.NDArray[Any]) -> bytes:
+    """Samples `[height, …]` of 8 or 16 bits as unfiltered PNG rows."""
+    big_endian = samples.astype(samples.dtype.newbyteorder(">"))
+    return b"".join(b"\0" + row.tobytes() for row in big_endian)
+
+
+def grey_tiff(width: int, height: int, strip: bytes, *, bits: int, photometric: int) -> bytes:
+    """Write a little-endian, uncompressed grey TIFF; `photometric` 0 means that white is zero."""
+    entries = [
+        (256, width),
+        (257, height),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, len(strip)),
+    ]
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + directory + bytes(4)
+
+
+def bombs(side: int = 60_000) -> dict[str, bytes]:
+    """Return for each format a few bytes whose header promises `side` · `side` pixels."""
+    jpeg = bytearray(encode(quadrants(), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0") + 5
+    jpeg[frame : frame + 4] = struct.pack(">HH", side, side)
+    bmp = bytearray(encode(quadrants(), "BMP"))
+    bmp[18:26] = struct.pack("<ii", side, side)
+    gif = bytearray(encode(quadrants(), "GIF"))
+    gif[6:10] = struct.pack("<HH", side, side)
+    frame_gif = bytearray(encode(quadrants(), "GIF"))
+    frame = frame_gif.index(b",\0\0\0\0") + 5
+    frame_gif[frame : frame + 4] = struct.pack("<HH", side, side)
+    canvas = (side - 1).to_bytes(3, "little") * 2
+    webp = b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<II", 10, 0) + canvas
+    found = {
+        "PNG": png(side, side, b""),
+        "JPEG": bytes(jpeg),
+        "BMP": bytes(bmp),
+        "GIF": bytes(gif),
+        "GIF by its frame": bytes(frame_gif),
+        "WEBP": webp,
+        "TIFF": grey_tiff(side, side, b"", bits=8, photometric=1),
+    }
+    if features.check("avif"):
+        avif = bytearray(encode(quadrants(), "AVIF"))
+        extent = avif.index(b"ispe") + 8
+        avif[extent : extent + 8] = struct.pack(">II", side, side)
+        found["AVIF"] = bytes(avif)
+    return found
