@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from tests.support.tiny_run import TOWERS, write_tiny_run
 
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
     from model_export.export import Graph
     from model_export.verify import Report
     from service.manifest import Precision
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models this small gain nothing from threads, and on a busy machine they wait for each other for minutes."""
+    torch.set_num_threads(1)
 
 
 class Heard:

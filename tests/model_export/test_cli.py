@@ -1,0 +1,114 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.manifest import IMAGE_ENCODER, MANIFEST
+from tests.model_export.conftest import Exported
+from tests.support.tiny_run import write_tiny_run
+
+# An export takes some seconds, on a machine that is busy training many more.
+pytestmark = pytest.mark.timeout(600)
+
+
+def anyclass_export(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "model_export.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def error_of(done: "subprocess.CompletedProcess[str]", code: int = 2) -> str:
+    """Return the one line on stderr of a command that failed as it should."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_help_names_the_commands_without_loading_torch() -> None:
+    """Help is quick: torch, onnx and the runtime are not imported for it."""
+    done = anyclass_export("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("train", "export", "verify"))
+
+    code = "import sys, model_export.cli; print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & sys.modules.keys()))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_export_then_verify(tmp_path: Path) -> None:
+    """The whole way: a run becomes a bundle, both commands show what they measured, and a second export asks."""
+    run, out = write_tiny_run(tmp_path / "run"), tmp_path / "bundle"
+
+    done = anyclass_export("export", run, out)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for shown in ("tiny-residual-conv", "image_encoder.onnx", "text_encoder.onnx", "images, batch 7", "wrote"):
+        assert shown in done.stdout
+
+    done = anyclass_export("verify", out, "--run", run)
+    assert done.returncode == 0, done.stderr
+    assert "every check passed" in done.stdout
+
+    assert "exists already" in error_of(anyclass_export("export", run, out))
+
+
+def test_a_bundle_that_fails_is_named_with_what_failed(exported_fp16: Exported, tmp_path: Path) -> None:
+    """Exit code 1, a table, and a line that names the bundle and the checks."""
+    bundle = Path(shutil.copytree(exported_fp16.bundle, tmp_path / "bundle"))
+    (bundle / IMAGE_ENCODER).write_bytes(b"")
+
+    done = anyclass_export("verify", bundle)
+
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    assert f"{bundle}: failed: files" in done.stdout
+    assert done.stderr == ""
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(exported_fp16: Exported, tmp_path: Path) -> None:
+    """Nothing of Python's is shown for a wrong path, a broken run or a provider that is not there."""
+    assert "is not a folder" in error_of(anyclass_export("verify", tmp_path / "no"))
+    assert "is not the folder of a training run" in error_of(
+        anyclass_export("export", tmp_path / "no", tmp_path / "out")
+    )
+    assert "tensorrt" in error_of(anyclass_export("verify", exported_fp16.bundle, "--provider", "tensorrt"))
+
+    run = write_tiny_run(tmp_path / "run")
+    (run / "model.safetensors").write_bytes(b"no")
+    assert "model.safetensors" in error_of(anyclass_export("export", run, tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_missing_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    """`train` hands over to the training code, whose errors are shown the same way."""
+    assert "no.toml" in error_of(anyclass_export("train", tmp_path / "no.toml", "--out", tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+def test_a_missing_package_names_the_extra(exported_fp16: Exported, tmp_path: Path, name: str) -> None:
+    """Without torch or a runtime the commands say what to install."""
+    command = ["export", str(exported_fp16.run), str(tmp_path / "out")]
+    code = (
+        f"import sys; sys.modules[{name!r}] = None; sys.argv = ['anyclass-export', *sys.argv[1:]]; "
+        "from model_export.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert "pip install 'anyclass[train,cpu]'" in error_of(done)
+
+
+def test_a_manifest_is_all_that_force_replaces(exported_fp16: Exported, tmp_path: Path) -> None:
+    """--force on a folder that is no bundle is refused before anything is computed."""
+    (tmp_path / "keep").write_text("precious")
+    assert "is not a bundle" in error_of(anyclass_export("export", exported_fp16.run, tmp_path, "--force"))
+    assert not (tmp_path / MANIFEST).exists()
+    assert (tmp_path / "keep").read_text() == "precious"
