@@ -1,4 +1,4 @@
-"""torch encoders → ONNX graphs, with the exporter that docs/adr/0003-onnx-exporter.md chooses."""
+"""torch encoders → ONNX graphs, with the exporter that docs/adr/0004-onnx-exporter.md chooses."""
 
 import logging
 import math
