@@ -193,8 +193,6 @@ def _field_errors(exc: ValidationError) -> Iterable[tuple[str, str]]:
     for entry in exc.errors(include_url=False, include_input=False, include_context=True)[:_MAX_ERRORS_SHOWN]:
         name = _path(entry["loc"]) or entry["type"]
         match entry["type"]:
-            case "string_unicode":
-                message = "is not valid text: it has a lone surrogate"
             case "string_type":
                 message = "must be a string"
             case "list_type":

@@ -15,7 +15,18 @@ from service.api.schemas import answer_json
 from service.classifier import Classification, Classifier, LabelQuery, ScoringOptions
 from service.cli.client import RemoteClassifier, RemoteError
 from service.cli.terminal import predictions_table, printable
-from service.errors import AnyclassError, InvalidImage, PayloadTooLarge, UnsupportedImageFormat
+from service.errors import (
+    AnyclassError,
+    BundleError,
+    ConfigurationError,
+    InvalidImage,
+    InvalidRequest,
+    PayloadTooLarge,
+    ProviderUnavailable,
+    TooManyLabels,
+    UnknownModel,
+    UnsupportedImageFormat,
+)
 from service.metrics import Metrics
 from service.models import ModelRegistry
 from service.settings import Settings
@@ -25,6 +36,7 @@ OK: Final = 0
 SOME_FAILED: Final = 1
 BAD_INPUT: Final = 2
 _ABOUT_THE_IMAGE: Final = (InvalidImage, UnsupportedImageFormat, PayloadTooLarge)
+_BAD_INPUT: Final = (InvalidRequest, TooManyLabels, UnknownModel, BundleError, ProviderUnavailable, ConfigurationError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +64,14 @@ class Printer:
             self._line({"image": str(image), **answer_json(classification)})
             return
         if self._shown:
-            self._out.print()
+            sys.stdout.write("\n")
         self._shown += 1
         cosine = self._job.options.method == "cosine"
-        self._out.print(predictions_table(str(image), classification, cosine=cosine, console=self._out))
+        with self._out.capture() as capture:
+            self._out.print(predictions_table(str(image), classification, cosine=cosine, console=self._out))
+        # The table is padded to its width, which is in the way of whoever reads it from a pipe.
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+        sys.stdout.flush()
 
     def error(self, image: Path, reason: str) -> None:
         """Say why one image has no predictions."""
@@ -104,9 +120,12 @@ def run_here(job: Job, settings: Settings) -> int:
     logs.configure("error", "console")
     try:
         return asyncio.run(_run_here(job, settings))
-    except AnyclassError as exc:
+    except _BAD_INPUT as exc:
         say(exc.detail)
         return BAD_INPUT
+    except AnyclassError as exc:
+        say(exc.detail)
+        return SOME_FAILED
 
 
 async def _run_here(job: Job, settings: Settings) -> int:
@@ -129,6 +148,7 @@ async def _classifier(settings: Settings) -> AsyncIterator[Classifier]:
     async with AsyncExitStack() as undo:
         registry = await asyncio.to_thread(ModelRegistry.load, settings, metrics)
         undo.push_async_callback(registry.close)
+        await asyncio.to_thread(registry.warm)
         cache = open_text_cache(settings, metrics)
         undo.push_async_callback(cache.close)
         classifier = Classifier(registry, cache, settings, metrics)

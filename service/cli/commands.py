@@ -1,5 +1,6 @@
 """The commands serve, classify and version. Exit codes: 0, 1 when something failed, 2 for bad usage or input."""
 
+import io
 import os
 import sys
 from enum import StrEnum
@@ -43,23 +44,26 @@ class ScoringChoice(StrEnum):
     cosine = "cosine"
 
 
+def _examples(*commands: str) -> str:
+    """The end of a help text."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(commands)
+
+
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Folder of a model bundle; the demo model when left out.")
 ]
 ProviderOption = Annotated[ProviderChoice | None, typer.Option("--provider", help="What runs the model.")]
 
 
-@app.command(
-    epilog="Examples:  [bold]anyclass serve[/bold]  ·  [bold]anyclass serve --port 9000 --model bundles/vit-b-32[/bold]"
-)
+@app.command(epilog=_examples("anyclass serve", "anyclass serve --port 9000 --model bundles/vit-b-32"))
 def serve(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one. [default: 8000]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. \\[default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one. \\[default: 8000]")] = None,
     model: ModelOption = None,
     provider: ProviderOption = None,
     welcome: Annotated[
-        bool | None, typer.Option("--welcome/--no-welcome", help="Say what to try once ready. [default: on a terminal]")
+        bool | None, typer.Option("--welcome/--no-welcome", help="Say what to try once ready. \\[default: on a terminal]")
     ] = None,
 ) -> None:
     """Start the HTTP service. Every setting can also be given as a variable ANYCLASS_…; see docs/settings.md."""
@@ -94,9 +98,12 @@ def serve(
 
 
 @app.command(
-    epilog="Examples:  [bold]anyclass classify photo.jpg --labels cat,dog,rocket[/bold]  ·  "
-    "[bold]anyclass classify *.jpg --labels-file labels.txt --top-k 3 --json[/bold]  ·  "
-    "[bold]anyclass classify photo.jpg --labels cat,dog --url http://127.0.0.1:8000[/bold]"
+    epilog=_examples(
+        "anyclass classify photo.jpg --labels cat,dog,rocket",
+        "anyclass classify *.jpg --labels-file labels.txt --top-k 3 --json",
+        "anyclass classify photo.jpg --labels cat,dog --templates 'a drawing of a {}.'",
+        "anyclass classify photo.jpg --labels cat,dog --url http://127.0.0.1:8000",
+    )
 )
 def classify(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files.", show_default=False)],
@@ -155,6 +162,10 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A label that the terminal's encoding lacks is shown with a question mark, rather than nothing at all.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()
 
 

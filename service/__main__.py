@@ -1,4 +1,4 @@
-"""``python -m service.cli`` is ``anyclass``."""
+"""``python -m service`` is ``anyclass``."""
 
 from service.cli import main
 

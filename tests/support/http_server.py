@@ -1,0 +1,96 @@
+"""The service as its users meet it: `anyclass serve` in a process of its own, on a free loopback port."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+_PATIENCE_S = 60.0  # for a machine that is busy with other things
+_POLL_S = 0.02
+
+
+class HttpServer:
+    """A running `anyclass serve`.
+
+    Attributes:
+        url: where it listens, such as ``http://127.0.0.1:40123``.
+        process: the process itself, for whoever wants to send it a signal.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self.url = self._listening_url()
+
+    def logs(self) -> list[dict[str, Any]]:
+        """The lines it has logged so far; each must be JSON."""
+        return [json.loads(line) for line in self._log.read_text("utf-8").splitlines() if line.endswith("}")]
+
+    def raw_log(self) -> str:
+        """Everything on its standard error."""
+        return self._log.read_text("utf-8")
+
+    def wait_ready(self) -> None:
+        """Wait until it says that it is ready."""
+        with httpx.Client(base_url=self.url) as client:
+            _until(lambda: client.get("/readyz").status_code == 200, self)
+
+    def stop(self) -> int:
+        """Ask it to stop, and return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit code."""
+        return self.process.wait(_PATIENCE_S)
+
+    def _listening_url(self) -> str:
+        _until(lambda: any(line["event"] == "listening" for line in self.logs()), self)
+        return str(next(line["url"] for line in self.logs() if line["event"] == "listening"))
+
+
+@contextmanager
+def http_server(
+    bundle: Path, folder: Path, *, env: Mapping[str, str] | None = None, ready: bool = True
+) -> Iterator[HttpServer]:
+    """Serve `bundle` until the end of the block; logs go to a file in `folder`; settings may be given as `env`."""
+    log = folder / f"serve-{time.monotonic_ns()}.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "serve", "--port", "0", "--model", str(bundle), "--provider", "cpu"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env={**os.environ, **(env or {})},
+        )
+    try:
+        server = HttpServer(process, log)
+        if ready:
+            server.wait_ready()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+
+
+def _until(condition: Any, server: HttpServer) -> None:
+    end = time.monotonic() + _PATIENCE_S
+    while not condition():
+        if server.process.poll() is not None:
+            raise AssertionError(f"the service has ended with {server.process.returncode}:\n{server.raw_log()}")
+        if time.monotonic() > end:
+            raise AssertionError(f"the service keeps us waiting:\n{server.raw_log()}")
+        time.sleep(_POLL_S)
