@@ -70,7 +70,7 @@ warnings.filterwarnings("ignore", module=r"PIL\b")
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one image may cost. Decoding takes about 8 bytes of memory for each pixel at its peak.
+    """What one image may cost. At its peak, decoding takes 8 to 16 bytes of memory for each pixel.
 
     Raises ConfigurationError where `max_pixels` is above what Pillow itself refuses, 178,956,970.
     """
