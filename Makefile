@@ -14,6 +14,7 @@ SOURCES := service model_export tests scripts
 # What train-demo trains, and where to
 RECIPE ?= model_export/recipes/demo.toml
 RUN ?= runs/demo
+DATA ?= data
 DEMO := service/bundles/demo
 
 help: ## List the targets
@@ -70,8 +71,8 @@ docker-lint: dev ## Lint the Dockerfile (hadolint, where there is a build of it)
 
 # --- models ---
 
-train-demo: dev ## Train the demo model (RECIPE=, RUN=where to; RESUME=1 goes on with a stopped run)
-	@$(DEV)anyclass-export train $(RECIPE) --out $(RUN) $(if $(RESUME),--resume)
+train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIPE=, RUN=where to; RESUME=1 goes on)
+	@$(DEV)anyclass-export train $(RECIPE) --data $(DATA) --out $(RUN) $(if $(RESUME),--resume)
 
 export-demo: dev ## Export the training run RUN= as the bundle that ships with the service
 	@$(DEV)anyclass-export export $(RUN) $(DEMO) --precision fp16-stored --force

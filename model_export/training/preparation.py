@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+import tokenizers
 
 from model_export.architectures import ClipConfig
 from model_export.architectures.config import TextTransformerConfig
@@ -22,32 +22,12 @@ from model_export.errors import DataError, RecipeError
 from model_export.evaluation import LabelledImages
 from model_export.tokenizer_training import END_OF_TEXT, train_tokenizer
 from model_export.training.recipe import Recipe
+from service.errors import PromptTooLong
 from service.images import preprocess
-from service.manifest import ImageSection
+from service.manifest import ImageSection, TextSection
+from service.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.json"
-
-
-@dataclass(frozen=True)
-class CaptionEncoder:
-    """Texts to int64 ids ``[texts, longest]``; padding is the end-of-text id, which changes nothing after the first."""
-
-    tokenizer: Tokenizer
-    context_length: int
-    end_of_text_id: int
-
-    def __call__(self, texts: list[str]) -> npt.NDArray[np.int64]:
-        """Encode texts; one that does not fit the context is a :class:`DataError`."""
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        longest = max(map(len, rows))
-        if longest > self.context_length:
-            text = texts[max(range(len(rows)), key=lambda i: len(rows[i]))]
-            msg = f"caption {text!r} has {longest} tokens, more than the context of {self.context_length}"
-            raise DataError(msg)
-        ids = np.full((len(rows), longest), self.end_of_text_id, dtype=np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-        return ids
 
 
 @dataclass(frozen=True)
@@ -108,10 +88,10 @@ def prepare(recipe: Recipe, run: Path, *, first_step: int) -> Prepared:
         partial = path.with_suffix(".partial")
         trained.save(str(partial))
         os.replace(partial, path)  # noqa: PTH105 - the atomic rename, over a file of a run that never stepped
-    tokenizer = Tokenizer.from_file(str(path))
-    model_config = _model_config(recipe, tokenizer)
-    encode = CaptionEncoder(tokenizer, model_config.text.context_length, model_config.text.end_of_text_id)
-    encode(sorted(set(all_captions(recipe.captions.templates, sorted(set(nouns) | set(labels))))))
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    model_config = _model_config(recipe, backend)
+    tokenizer = Tokenizer(backend, _text_section(model_config.text))
+    _check_lengths(tokenizer, all_captions(recipe.captions.templates, sorted(set(nouns) | set(labels))))
 
     groups = []
     for group in reader.groups:
@@ -134,7 +114,7 @@ def prepare(recipe: Recipe, run: Path, *, first_step: int) -> Prepared:
         reader,
         Augmentation(recipe.augment.crop_area, recipe.augment.shift, recipe.augment.flip),
         Captioner(recipe.captions.templates, recipe.captions.class_name_share),
-        encode,
+        tokenizer.encode,
         {label: i for i, label in enumerate(sorted(set(labels)))},
         {noun: i for i, noun in enumerate(sorted(set(nouns)))},
     )
@@ -155,7 +135,7 @@ def _served_templates(recipe: Recipe) -> set[str]:
     return {template for templates in recipe.captions.template_sets.values() for template in templates}
 
 
-def _model_config(recipe: Recipe, tokenizer: Tokenizer) -> ClipConfig:
+def _model_config(recipe: Recipe, tokenizer: tokenizers.Tokenizer) -> ClipConfig:
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     text = recipe.model.text.model_dump() | {
         "vocab_size": tokenizer.get_vocab_size(),
@@ -167,3 +147,24 @@ def _model_config(recipe: Recipe, tokenizer: Tokenizer) -> ClipConfig:
         image=recipe.model.image,
         text=TextTransformerConfig.model_validate(text),
     )
+
+
+def _text_section(text: TextTransformerConfig) -> TextSection:
+    return TextSection(
+        padding="longest",
+        min_length=2,
+        max_length=text.context_length,
+        pad_id=text.pad_id,
+        end_of_text_id=text.end_of_text_id,
+        canonicalization="tokenizer",
+        overflow="refuse",
+    )
+
+
+def _check_lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> None:
+    try:
+        tokenizer.tokenize(captions)
+    except PromptTooLong as error:
+        caption = captions[error.index or 0]
+        msg = f"caption {caption!r} has more tokens than model.text.context_length; raise it, or shorten the caption"
+        raise DataError(msg) from error

@@ -165,8 +165,12 @@ class Recipe(_Section):
         return self
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; file names in it are relative to its own folder.
+def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the TOML file.
+        data: the folder to which its data files' names are relative; its own folder by default.
 
     Raises:
         RecipeError: the file cannot be read, is no TOML, or has unknown keys or values that do not fit.
@@ -185,7 +189,7 @@ def read_recipe(path: Path) -> Recipe:
         problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors())
         msg = f"{path}: {problems}"
         raise RecipeError(msg) from error
-    files = tuple((path.parent / file).resolve() for file in recipe.data.files)
+    files = tuple(((data or path.parent) / file).resolve() for file in recipe.data.files)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})
 
 

@@ -38,6 +38,7 @@ def train(
     recipe_path: Path,
     *,
     out: Path | None = None,
+    data: Path | None = None,
     resume: bool = False,
     device: str = "auto",
     console: Console | None = None,
@@ -50,6 +51,7 @@ def train(
     Args:
         recipe_path: a TOML file.
         out: the run's folder; by default ``runs/NAME`` in the current folder.
+        data: the folder of the recipe's data files; the recipe's own by default.
         resume: continue a run that was stopped, from its newest checkpoint. On the CPU the weights at the end
             are the same, bit for bit, as if it had never been stopped.
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is one.
@@ -64,7 +66,7 @@ def train(
         TrainingError: the folder is taken, there is nothing to resume, or the loss became non-finite.
     """
     console = console or Console()
-    recipe = read_recipe(recipe_path)
+    recipe = read_recipe(recipe_path, data=data)
     run = out or Path("runs") / recipe.name
     place = _device(device)
     checkpoint = _open_run(run, recipe, resume=resume)

@@ -58,7 +58,7 @@ def test_a_batch_of_one_meaning_has_no_loss_and_no_nan() -> None:
 
 
 def test_the_same_noun_under_another_label_is_the_same_meaning() -> None:
-    """ "bike" under bicycle and under motorcycle: neither caption is a negative of the other's picture."""
+    """Take "bike" under bicycle and under motorcycle: neither caption is a negative of the other's picture."""
     same = same_meaning(torch.tensor([0, 1, 2]), torch.tensor([7, 7, 8]))
 
     assert [[True, True, False], [True, True, False], [False, False, True]] == same.tolist()

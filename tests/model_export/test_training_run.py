@@ -82,7 +82,7 @@ def start(script: Path, recipe_path: Path, run: Path, mode: str) -> subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -198,6 +198,16 @@ def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
     (run / "model.safetensors").unlink()
     with pytest.raises(TrainingError, match="another recipe"):
         train(recipe(tmp_path, epochs="1", lr="1e-3"), out=run, resume=True, device="cpu", console=quiet())
+
+
+def test_a_caption_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    """Before the first step; the caption is named."""
+    path = recipe(tmp_path)
+    text = path.read_text(encoding="utf-8").replace('"{}"]', '"one two three four five six seven eight {}"]', 1)
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(DataError, match=r"caption 'one two three .* has more tokens than model\.text"):
+        train(path, out=tmp_path / "run", device="cpu", console=quiet())
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
