@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 
@@ -58,4 +58,4 @@ def latest(folder: Path) -> Checkpoint | None:
     if not isinstance(loaded, dict) or set(loaded) != set(Checkpoint.__annotations__):
         msg = f"{paths[-1]}: not a checkpoint of this program"
         raise TrainingError(msg)
-    return Checkpoint(**loaded)
+    return cast("Checkpoint", loaded)
