@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 
 from model_export.errors import ExportError
-from model_export.probes import Inputs, Probes, Vectors, load_probes
+from model_export.probes import Inputs, Probes, Vectors, load_probes, probe_inputs
 from service.engine import Engine, OnnxEngine
-from service.errors import AnyclassError, ProviderUnavailable
+from service.errors import AnyclassError, BundleError, ProviderUnavailable
 from service.manifest import Bundle, Manifest, Parity, TextSection, load_bundle
 
 BATCH_SIZES: Final = (1, 2, 7)
@@ -100,10 +100,13 @@ def verify_bundle(path: Path, *, provider: str = "cpu", reference: Callable[[Bun
     )
     checks.append(_recorded(manifest))
     try:
-        probes = reference(bundle)
-        checks.extend(compare(bundle, probes, provider=provider))
+        checks.append(_tokenizer(bundle, probes := reference(bundle)))
+    except BundleError as exc:
+        checks.append(Check("tokenizer", passed=False, detail=exc.detail))
     except ExportError as exc:
         checks.append(Check("reference", passed=False, detail=str(exc)))
+    else:
+        checks.extend(compare(bundle, probes, provider=provider))
     return Report(tuple(checks), time.monotonic() - started)
 
 
@@ -199,6 +202,16 @@ def _texts(engine: Engine, inputs: Inputs, text: TextSection, batch: int) -> Vec
         length = longest if text.padding == "longest" else text.max_length
         parts.append(engine.encode_texts(np.ascontiguousarray(inputs.ids[i : i + batch, :length])))
     return np.concatenate(parts)
+
+
+def _tokenizer(bundle: Bundle, probes: Probes) -> Check:
+    """Whether the serving tokenizer makes the same ids of the prompts as at export.
+
+    Raises:
+        BundleError: the tokenizer cannot be read.
+    """
+    passed = np.array_equal(probe_inputs(bundle).ids, probes.inputs.ids)
+    return Check("tokenizer", passed, "same ids as at export" if passed else "other ids than at export")
 
 
 def _recorded(manifest: Manifest) -> Check:

@@ -18,6 +18,7 @@ from service.manifest import (
     IMAGE_ENCODER,
     MANIFEST,
     TEXT_ENCODER,
+    TOKENIZER,
     FileEntry,
     Manifest,
     Parity,
@@ -77,6 +78,7 @@ def test_every_exported_bundle_passes_alone(exported: Exported) -> None:
     assert [check.name for check in report.checks] == [
         "files",
         "recorded parity",
+        "tokenizer",
         *(f"images, batch {n}" for n in (1, 2, 7)),
         *(f"texts, batch {n}" for n in (1, 2, 7)),
         "texts, padded to 24",
@@ -162,6 +164,16 @@ def test_a_file_that_is_no_graph_fails(bundle: Path) -> None:
     (bundle / TEXT_ENCODER).write_text("not a graph")
     rewrite_manifest(bundle)
     assert verify_bundle(bundle).failed == ("graphs",)
+
+
+@pytest.mark.parametrize("change", [{"normalizer": None}, {"post_processor": None}, {"model": None}])
+def test_another_tokenizer_fails(bundle: Path, change: dict[str, None]) -> None:
+    """A tokenizer that makes other ids of the same prompts, or none, is found though every digest agrees."""
+    tokenizer = json.loads((bundle / TOKENIZER).read_text())
+    (bundle / TOKENIZER).write_text(json.dumps(tokenizer | change))
+    rewrite_manifest(bundle)
+
+    assert verify_bundle(bundle).failed == ("tokenizer",)
 
 
 def test_a_bundle_without_probes_needs_a_reference(bundle: Path, exported_fp16: Exported) -> None:
