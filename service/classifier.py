@@ -29,7 +29,7 @@ __all__ = ["Classification", "Classifier", "LabelQuery", "Prediction", "ScoringO
 
 T = TypeVar("T")
 
-_MANY_LABELS: Final = 256
+_MANY_LABELS: Final = 1_024
 """Labels from which on checking and ranking them is left to a thread."""
 
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _LOG: Final = logging.getLogger(__name__)
 
-_MANY: Final = 256
+_MANY: Final = 1_024
 """Labels from which on even hashing and stacking are left to a thread."""
 
 _BLOCK_BATCHES: Final = 8

@@ -207,7 +207,6 @@ def _decode(values: Sequence[bytes | None], dim: int) -> list[Vector | None]:
     sound = [index for index, value in enumerate(values) if value is not None and len(value) == dim * _STORED.itemsize]
     joined = b"".join(values[index] or b"" for index in sound)
     matrix = np.frombuffer(joined, _STORED).astype(np.float32, copy=False).reshape(len(sound), dim)
-    for index, row in zip(sound, matrix, strict=True):
-        if np.isfinite(row).all():
-            found[index] = row
+    for position in np.flatnonzero(np.isfinite(matrix).all(axis=1)).tolist():
+        found[sound[position]] = matrix[position]
     return found
