@@ -38,7 +38,7 @@ run: export ANYCLASS_REDIS_URL := $(value REDIS_URL)
 endif
 run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=bundle, REDIS_URL= change it)
 	@scripts/venv.sh $(RUN_VENV) cpu
-	@exec $(RUN_VENV)/bin/anyclass serve
+	@exec $(RUN_VENV)/bin/anyclass serve --welcome
 
 # --- check ---
 

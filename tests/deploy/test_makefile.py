@@ -101,7 +101,7 @@ def test_run_uses_an_environment_with_the_runtime_only() -> None:
 def test_run_passes_its_variables_on_unchanged(tmp_path: Path, name: str, *, on_command_line: bool) -> None:
     """PORT=, MODEL= and REDIS_URL= reach the service, a dollar sign in them too, wherever they stand."""
     stub(tmp_path / "scripts/venv.sh", "exit 0")
-    stub(tmp_path / ".venv/bin/anyclass", f'test "$*" = serve && printenv ANYCLASS_{name}')
+    stub(tmp_path / ".venv/bin/anyclass", f'test "$1" = serve && printenv ANYCLASS_{name}')
     value = "a$b (c) $$d"
     makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
     output = make(*makefile, f"{name}={value}") if on_command_line else make(*makefile, **{name: value})
@@ -117,6 +117,7 @@ def test_run_keeps_a_shell_s_own_host_out(tmp_path: Path) -> None:
     assert "host=0.0.0.0\n" == make(*makefile, "HOST=0.0.0.0")
 
 
+@pytest.mark.timeout(600)  # makes environments, which a busy machine does slowly
 def test_setup_runs_once_and_then_needs_nothing(toy_project: Path) -> None:
     """A second set-up with the same dependencies does nothing; a changed pin is noticed."""
     first = venv_script(toy_project, sys.executable)
@@ -130,6 +131,7 @@ def test_setup_runs_once_and_then_needs_nothing(toy_project: Path) -> None:
     assert ".venv is ready" in third.stderr
 
 
+@pytest.mark.timeout(600)  # makes environments, which a busy machine does slowly
 def test_a_failed_setup_is_not_taken_for_a_finished_one(toy_project: Path) -> None:
     """What pip says is shown, and the next run tries again."""
     assert venv_script(toy_project, sys.executable).returncode == 0
