@@ -38,6 +38,7 @@ from service.manifest import (
     TextSection,
     load_bundle,
 )
+from service.providers import resolve
 
 REFERENCE = {
     "fp32": "torch in float64",
@@ -85,7 +86,9 @@ def export_run(
     Raises:
         ExportError: ``out`` may not be replaced or cannot be written, or a weight is beyond fp16's range.
         ParityError: the graphs do not compute what the model computes; nothing is written.
+        ProviderUnavailable: ONNX Runtime is not installed.
     """
+    resolve("cpu")  # what will be measured with must be there before the long work, not after it
     with staged(out, force=force) as stage:
         image, text = served_encoders(run, precision)
         section, context = run.config.image, run.config.model.text.context_length

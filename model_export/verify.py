@@ -18,6 +18,7 @@ from model_export.probes import Inputs, Probes, Vectors, load_probes, probe_inpu
 from service.engine import Engine, OnnxEngine
 from service.errors import AnyclassError, BundleError, ProviderUnavailable
 from service.manifest import Bundle, Manifest, Parity, TextSection, load_bundle
+from service.providers import resolve
 
 BATCH_SIZES: Final = (1, 2, 7)
 UNIT_LENGTH_TOLERANCE: Final = 1e-5
@@ -84,6 +85,7 @@ def verify_bundle(path: Path, *, provider: str = "cpu", reference: Callable[[Bun
 
     Raises:
         ProviderUnavailable: the provider is not there; that says nothing about the bundle.
+        ConfigurationError: there is no provider of that name.
         SourceError: raised by ``reference``, where the training run cannot be read.
     """
     started = time.monotonic()
@@ -115,13 +117,15 @@ def compare(bundle: Bundle, probes: Probes, *, provider: str = "cpu") -> list[Ch
 
     Raises:
         ProviderUnavailable: the provider is not there.
+        ConfigurationError: there is no provider of that name.
     """
+    resolved = resolve(provider)
     manifest, inputs = bundle.manifest, probes.inputs
     limits = THRESHOLDS.get(manifest.precision)
     if limits is None:
         return [Check("precision", passed=False, detail=f"no limits are set for {manifest.precision!r}")]
     try:
-        engine = OnnxEngine.load(bundle, provider)
+        engine = OnnxEngine.load(bundle, resolved)
     except ProviderUnavailable:
         raise
     except AnyclassError as exc:
