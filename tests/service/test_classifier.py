@@ -271,19 +271,19 @@ async def test_too_many_new_texts_are_refused(tmp_path: Path) -> None:
         assert [answer.labels for answer in await asyncio.gather(big, small)] == [200, 1]
 
 
-async def test_ten_thousand_new_labels_do_not_hold_up_images(tmp_path: Path) -> None:
+async def test_thousands_of_new_labels_do_not_hold_up_images(tmp_path: Path) -> None:
     """While they are computed, batch by batch, others are answered; texts go to the device sorted by length."""
-    async with classifying(tmp_path / "bundle", max_batch=32) as rig:
+    async with classifying(tmp_path / "bundle", max_batch=32, request_timeout_s=100) as rig:
         await rig.classify("known")
         rig.engine.delay_s = 0.002
-        big = asyncio.create_task(rig.classify(*(f"{'x' * (number % 7)} {number}" for number in range(10_000))))
+        big = asyncio.create_task(rig.classify(*(f"{'x' * (number % 7)} {number}" for number in range(3_000))))
         await until(lambda: len(rig.engine.batches) > 10)
         for _ in range(5):
             before = len(rig.engine.batches)
             await rig.classify("known")
             assert len(rig.engine.batches) - before <= 6
         assert not big.done()
-        assert (await big).labels == 10_000
+        assert (await big).labels == 3_000
     shapes = [shape for kind, shape in rig.engine.batches if kind == "text"]
     assert max(shape[0] for shape in shapes) == 32
     assert len({shape[1] for shape in shapes}) > 3
