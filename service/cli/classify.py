@@ -14,7 +14,7 @@ from rich.console import Console
 from service.api.schemas import answer_json
 from service.classifier import Classification, Classifier, LabelQuery, ScoringOptions
 from service.cli.client import RemoteClassifier, RemoteError
-from service.cli.terminal import predictions_table, printable
+from service.cli.terminal import heading, predictions_table, printable
 from service.errors import (
     AnyclassError,
     BundleError,
@@ -68,7 +68,8 @@ class Printer:
         self._shown += 1
         cosine = self._job.options.method == "cosine"
         with self._out.capture() as capture:
-            self._out.print(predictions_table(str(image), classification, cosine=cosine, console=self._out))
+            self._out.print(heading(str(image), classification))
+            self._out.print(predictions_table(classification, cosine=cosine, console=self._out))
         # The table is padded to its width, which is in the way of whoever reads it from a pipe.
         sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
         sys.stdout.flush()
@@ -99,7 +100,12 @@ def say(reason: str) -> None:
 def run_remote(job: Job, url: str, *, model: str | None) -> int:
     """Have a service classify. Returns the exit code."""
     printer = Printer(job)
-    with RemoteClassifier(url) as service:
+    try:
+        remote = RemoteClassifier(url)
+    except RemoteError as exc:
+        say(str(exc))
+        return SOME_FAILED
+    with remote as service:
         for image in job.images:
             try:
                 printer.result(image, service.classify(image, job.query, job.options, model=model))

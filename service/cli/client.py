@@ -59,9 +59,13 @@ class _Fields:
 class RemoteClassifier:
     """A service at a base URL such as ``http://127.0.0.1:8000``. Use as a context manager."""
 
-    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str) -> None:
+        """Raises `RemoteError` for what is not a URL."""
         self._url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self._url, timeout=_TIMEOUT, transport=transport)
+        try:
+            self._http = httpx.Client(base_url=self._url, timeout=_TIMEOUT)
+        except httpx.InvalidURL as exc:
+            raise RemoteError(f"{self._url} is not a URL of a service.") from exc
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +83,6 @@ class RemoteClassifier:
         fields = dict(_Fields(query, options, model).form())
         try:
             answer = self._http.post("/v1/classify", data=fields, files={"image": (image.name, data)})
-        except httpx.InvalidURL as exc:
-            raise RemoteError(f"{self._url} is not a URL of a service.") from exc
         except httpx.UnsupportedProtocol as exc:
             raise RemoteError(f"{self._url} is not a URL of a service; it begins with http:// or https://.") from exc
         except httpx.TimeoutException as exc:

@@ -63,7 +63,8 @@ def serve(
     model: ModelOption = None,
     provider: ProviderOption = None,
     welcome: Annotated[
-        bool | None, typer.Option("--welcome/--no-welcome", help="Say what to try once ready. \\[default: on a terminal]")
+        bool | None,
+        typer.Option("--welcome/--no-welcome", help="Say what to try once ready. \\[default: on a terminal]"),
     ] = None,
 ) -> None:
     """Start the HTTP service. Every setting can also be given as a variable ANYCLASS_…; see docs/settings.md."""

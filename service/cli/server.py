@@ -33,6 +33,10 @@ GRACE_S: Final = 1.0
 """Seconds between the first signal and closing the port. In them `/readyz` says no, requests are still answered, and
 clients with an open connection are told to close it; a request on its way meets an open port."""
 
+_LINGER_TURNS: Final = 5
+_LINGER_TURN_S: Final = 0.05
+"""After the port has closed, turns of the event loop for requests on connections that were made just before."""
+
 _BACKLOG: Final = 2048
 _log = structlog.stdlib.get_logger("service.server")
 
@@ -96,6 +100,25 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, answer what was accepted, and end the application.
+
+        Closing a port resets the connections that nobody has accepted yet, and uvicorn hangs up on those that have not
+        sent a request yet. So the former are accepted first, and the latter have a moment.
+        """
+        waiting = [connection for listener in sockets or [] for connection in accept_all(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        for _ in range(0 if self.force_exit else _LINGER_TURNS):
+            await asyncio.sleep(_LINGER_TURN_S)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return ProblemHttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals while serving, and do not raise them again afterwards: the exit code tells."""
@@ -156,6 +179,17 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def accept_all(listener: socket.socket) -> list[socket.socket]:
+    """Every connection that waits to be accepted."""
+    connections: list[socket.socket] = []
+    with contextlib.suppress(OSError):  # BlockingIOError: there are no more
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)  # noqa: FBT003 - the standard library's signature
+            connections.append(connection)
+    return connections
 
 
 def url_of(listener: socket.socket) -> str:

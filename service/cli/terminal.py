@@ -25,16 +25,14 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
-def predictions_table(name: str, classification: Classification, *, cosine: bool, console: Console) -> Table:
+def heading(name: str, classification: Classification) -> Text:
+    """The line above an image's predictions."""
+    return Text.assemble((printable(name), "bold"), ("  " + printable(classification.model), "dim"), overflow="fold")
+
+
+def predictions_table(classification: Classification, *, cosine: bool, console: Console) -> Table:
     """One image's predictions: label, score and bar, best first."""
-    table = Table(
-        title=Text.assemble((printable(name), "bold"), ("  " + printable(classification.model), "dim")),
-        title_justify="left",
-        title_style="none",
-        box=None,
-        show_header=False,
-        padding=(0, 1),
-    )
+    table = Table(box=None, show_header=False, padding=(0, 1))
     bar_chars = max(_MIN_BAR_CHARS, min(_BAR_CHARS, console.width // 3))
     table.add_column(overflow="fold", max_width=max(10, console.width - bar_chars - _SCORE_CHARS - 6))
     table.add_column(justify="right", no_wrap=True)

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +23,7 @@ SECRET_LABEL = "label-that-must-not-be-logged"
 
 
 def picture(colour: tuple[int, int, int]) -> bytes:
+    """Make a PNG of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", (24, 16), colour).save(buffer, "PNG")
     return buffer.getvalue()
@@ -36,6 +36,7 @@ RED_64 = base64.b64encode(RED).decode()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
+    """One process for all tests of this module."""
     folder = tmp_path_factory.mktemp("http")
     bundle = write_tiny_bundle(folder / "bundle", aliases=("acme/tiny",))
     with http_server(bundle, folder, env={"ANYCLASS_MAX_BODY_BYTES": str(MAX_BODY)}) as running:
@@ -44,11 +45,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def client(server: HttpServer) -> Iterator[httpx.Client]:
+    """A client of that process."""
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
 
 
 def problem_of(answer: httpx.Response) -> dict[str, Any]:
+    """Check that an answer is a problem, and return it."""
     assert "application/problem+json" == answer.headers["content-type"]
     body: dict[str, Any] = answer.json()
     Problem.model_validate(body)

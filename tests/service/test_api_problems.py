@@ -14,12 +14,14 @@ DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
 
 def subclasses(cls: type[errors.AnyclassError]) -> Iterator[type[errors.AnyclassError]]:
+    """Yield a class and all below it."""
     yield cls
     for sub in cls.__subclasses__():
         yield from subclasses(sub)
 
 
 def all_errors() -> list[type[errors.AnyclassError]]:
+    """Return every error class of the service, wherever it is defined."""
     for module in pkgutil.walk_packages(service.__path__, "service."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
