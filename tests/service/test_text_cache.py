@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ from service.text_cache import (
 from tests.support.redis_server import RedisServer, running_redis
 
 DIM = 4
-SLACK_S = 0.25
-"""What a busy machine may add to a time limit before a test says the limit was not kept."""
+SLACK_S = 0.5
+"""What a busy machine may add to a time limit; of several tries the median counts."""
 
 
 @pytest.fixture
@@ -170,11 +171,13 @@ async def test_redis_down_is_a_miss_and_used_again_when_it_returns(redis: RedisS
     async with redis_cache(redis, metrics, timeout_s=0.02, retry_s=1.0) as cache:
         await cache.set_many({"k": vector()})
         redis.kill()
+        took_s = []
         for _ in range(10):
             started = time.monotonic()
             assert await cache.get_many(["k"], dim=DIM) == [None]
             await cache.set_many({"k": vector()})
-            assert time.monotonic() - started < 0.02 + SLACK_S
+            took_s.append(time.monotonic() - started)
+        assert median(took_s) < 0.02 + SLACK_S
         assert count(metrics, "anyclass_text_cache_up") == 0
         assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="connection") >= 1
         assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped") >= 1
@@ -195,10 +198,13 @@ async def test_redis_that_hangs_costs_only_the_time_limit(redis: RedisServer) ->
         await until(lambda: stored(cache, {f"k{index}": vector(index) for index in range(20)}))
         redis.freeze()
         try:
+            took_s = []
             for _ in range(10):
                 started = time.monotonic()
                 assert await cache.get_many(["k1"] * 3_000, dim=DIM) == [None] * 3_000
-                assert time.monotonic() - started < 0.02 + SLACK_S
+                took_s.append(time.monotonic() - started)
+            assert median(took_s[:3]) < 0.02 + SLACK_S  # the first failures cost the limit each
+            assert median(took_s) < 0.02 + SLACK_S
             assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="timeout") >= 3
             assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped") >= 1
         finally:
