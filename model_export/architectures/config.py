@@ -63,6 +63,8 @@ class ResidualConvConfig(_Section):
     image_size: PositiveInt = 32
     stem_width: PositiveInt = 32
     widths: tuple[PositiveInt, ...] = (128, 256, 320)
+    mirror: bool = False
+    """Encode a picture as the mean of itself and its mirror image; not while training, where flips do the same."""
 
     @model_validator(mode="after")
     def _large_enough(self) -> ResidualConvConfig:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,6 +47,7 @@ class ResidualConv(nn.Module):
 
     def __init__(self, config: ResidualConvConfig, embed_dim: int) -> None:
         super().__init__()
+        self.mirror = config.mirror
         self.conv1 = nn.Conv2d(3, config.stem_width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(config.stem_width)
         self.act = nn.GELU()
@@ -56,7 +58,13 @@ class ResidualConv(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels: float ``[batch, 3, h, w]`` to ``[batch, embed_dim]``."""
+        mirrored = self.mirror and not self.training
+        if mirrored:
+            # Side by side in the batch, so that each convolution runs once.
+            pixels = torch.stack((pixels, pixels.flip(3)), dim=1).flatten(0, 1)  # [2 b, 3, h, w]
         x = self.act(self.bn1(self.conv1(pixels)))
-        x = self.stages(x)
-        out: Tensor = self.proj(x.amax(dim=(2, 3)))
+        x = self.stages(x).amax(dim=(2, 3))
+        if mirrored:
+            x = x.reshape(-1, 2, self.proj.in_features).mean(dim=1)  # [b, width]
+        out: Tensor = self.proj(x)
         return out

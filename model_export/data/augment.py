@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+_MAGNIFIERS = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -17,19 +19,26 @@ class Augmentation:
         crop_area: smallest and largest area of the random square crop, as shares of the largest square.
         shift: how far the crop may reach past the border, as a share of the shorter side; mirrored pixels fill it.
         flip: mirror left and right, for half of the pictures.
+        zoom_area: smallest and largest area of a zoomed picture's crop, as ``crop_area``. How many pictures are zoomed
+            is the caller's choice at each step.
     """
 
     crop_area: tuple[float, float] = (1.0, 1.0)
     shift: float = 0.0
     flip: bool = False
+    zoom_area: tuple[float, float] = (0.2, 0.9)
 
-    def apply(self, image: Image.Image, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """Draw one view of an RGB image: uint8 ``[size, size, 3]``."""
+    def apply(
+        self, image: Image.Image, size: int, rng: np.random.Generator, *, zoom_share: float = 0.0
+    ) -> npt.NDArray[np.uint8]:
+        """Draw one view of an RGB image, zoomed with the probability ``zoom_share``: uint8 ``[size, size, 3]``."""
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        zoomed = zoom_share > 0 and rng.random() < zoom_share
+        area = self.zoom_area if zoomed else self.crop_area
         short = min(image.size)
-        side = min(short, max(1, round(short * float(np.sqrt(rng.uniform(*self.crop_area))))))
-        pad = round(self.shift * short)
+        side = min(short, max(1, round(short * float(np.sqrt(rng.uniform(*area))))))
+        pad = 0 if zoomed else round(self.shift * short)
         if pad:
             image = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), "reflect"))
         # Whole-pixel offsets: a crop at the target's own size is then a copy, not a resampling.
@@ -38,4 +47,6 @@ class Augmentation:
         box = (left, top, left + side, top + side)
         if side == size:
             return np.asarray(image.crop(box))
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        # A small picture that is magnified is blurred by one filter and blocky by another; a real close-up is neither.
+        resampling = _MAGNIFIERS[int(rng.integers(len(_MAGNIFIERS)))] if zoomed else Image.Resampling.BICUBIC
+        return np.asarray(image.resize((size, size), resampling, box=box))

@@ -62,7 +62,7 @@ class BatchLoader(Dataset[Batch]):
         for i, row in enumerate(plan.rows):
             pair = self.reader[int(row)]
             image = open_image(self.reader, int(row), pair.image)
-            pixels[i] = self.augmentation.apply(image, plan.image_size, rng)
+            pixels[i] = self.augmentation.apply(image, plan.image_size, rng, zoom_share=plan.zoom_share)
             caption = self.captioner.caption(pair.text, pair.label, rng)
             index[:, i] = (
                 captions.setdefault(caption, len(captions)),

@@ -15,12 +15,21 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """One batch to load: ``rows`` are global row numbers, int64 ``[batch]``; ``seed`` drives its augmentation."""
+    """One batch to load.
+
+    Attributes:
+        step: the step it is for.
+        rows: global row numbers, int64 ``[batch]``.
+        seed: drives augmentation and captions.
+        image_size: side of its pictures, in pixels.
+        zoom_share: share of its pictures that are zoomed into.
+    """
 
     step: int
     rows: npt.NDArray[np.int64]
     seed: tuple[int, int]
     image_size: int
+    zoom_share: float
 
 
 def is_validation(rows: npt.NDArray[np.int64], every: int) -> npt.NDArray[np.bool_]:
@@ -58,11 +67,12 @@ def epoch_order(
 
 
 @dataclass(frozen=True)
-class SizePhase:
-    """From this fraction of the run on, pictures are trained at this size (pixels)."""
+class Phase:
+    """From this fraction of the run on, pictures are trained at this size (pixels), and this share is zoomed into."""
 
     start: float
     size: int
+    zoom_share: float = 0.0
 
 
 class TrainingPlan:
@@ -76,7 +86,7 @@ class TrainingPlan:
         batch_size: int,
         epochs: int,
         window: int,
-        phases: Sequence[SizePhase],
+        phases: Sequence[Phase],
     ) -> None:
         self._groups = [group for group in groups if len(group)]
         self._seed = seed
@@ -86,10 +96,10 @@ class TrainingPlan:
         self.steps_per_epoch = sum(len(group) for group in self._groups) // batch_size
         self.total_steps = self.steps_per_epoch * epochs
 
-    def image_size(self, step: int) -> int:
-        """Return the side, in pixels, at which ``step`` is trained."""
+    def phase(self, step: int) -> Phase:
+        """Return the phase that ``step`` is in."""
         fraction = step / max(1, self.total_steps)
-        return [phase.size for phase in self._phases if phase.start <= fraction][-1]
+        return [phase for phase in self._phases if phase.start <= fraction][-1]
 
     def batches(self, first_step: int = 0) -> Iterator[BatchPlan]:
         """Yield the plan of each step from ``first_step`` to the run's end."""
@@ -101,4 +111,5 @@ class TrainingPlan:
                 order = epoch_order(self._groups, seed=self._seed, epoch=epoch, window=self._window)
             start = (step % self.steps_per_epoch) * self._batch_size
             rows = order[start : start + self._batch_size]
-            yield BatchPlan(step, rows, (self._seed, step), self.image_size(step))
+            phase = self.phase(step)
+            yield BatchPlan(step, rows, (self._seed, step), phase.size, phase.zoom_share)

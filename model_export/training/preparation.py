@@ -17,7 +17,7 @@ from model_export.data.augment import Augmentation
 from model_export.data.captions import Captioner, all_captions
 from model_export.data.loading import BatchLoader, open_image
 from model_export.data.parquet import PairReader
-from model_export.data.plan import SizePhase, TrainingPlan, is_validation
+from model_export.data.plan import Phase, TrainingPlan, is_validation
 from model_export.errors import DataError, RecipeError
 from model_export.evaluation import LabelledImages
 from model_export.tokenizer_training import END_OF_TEXT, train_tokenizer
@@ -97,14 +97,14 @@ def prepare(recipe: Recipe, run: Path, *, first_step: int) -> Prepared:
     for group in reader.groups:
         rows = np.arange(group.first_row, group.first_row + group.rows, dtype=np.int64)
         groups.append(rows[~is_held_out[rows]])
-    phases = [SizePhase(phase.start, phase.size) for phase in recipe.optim.size_phases]
+    phases = [Phase(phase.start, phase.size, phase.zoom_share) for phase in recipe.optim.phases]
     plan = TrainingPlan(
         groups,
         seed=recipe.seed,
         batch_size=recipe.optim.batch_size,
         epochs=recipe.optim.epochs,
         window=recipe.data.shuffle_window,
-        phases=phases or [SizePhase(0.0, model_config.image.image_size)],
+        phases=phases or [Phase(0.0, model_config.image.image_size)],
     )
     train_rows = sum(map(len, groups))
     if plan.steps_per_epoch == 0:
@@ -112,7 +112,7 @@ def prepare(recipe: Recipe, run: Path, *, first_step: int) -> Prepared:
         raise RecipeError(msg)
     loader = BatchLoader(
         reader,
-        Augmentation(recipe.augment.crop_area, recipe.augment.shift, recipe.augment.flip),
+        Augmentation(recipe.augment.crop_area, recipe.augment.shift, recipe.augment.flip, recipe.augment.zoom_area),
         Captioner(recipe.captions.templates, recipe.captions.class_name_share),
         tokenizer.encode,
         {label: i for i, label in enumerate(sorted(set(labels)))},

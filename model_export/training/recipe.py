@@ -56,13 +56,14 @@ class AugmentSection(_Section):
     crop_area: tuple[float, float] = (0.9, 1.0)
     shift: float = Field(default=0.0, ge=0, lt=0.5)
     flip: bool = False
+    zoom_area: tuple[float, float] = (0.2, 0.9)
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSection:
-        low, high = self.crop_area
-        if not 0 < low <= high <= 1:
-            msg = "crop_area must be two shares, 0 < smallest <= largest <= 1"
-            raise ValueError(msg)
+        for name, (low, high) in (("crop_area", self.crop_area), ("zoom_area", self.zoom_area)):
+            if not 0 < low <= high <= 1:
+                msg = f"{name} must be two shares, 0 < smallest <= largest <= 1"
+                raise ValueError(msg)
         return self
 
 
@@ -114,11 +115,12 @@ class ModelSection(_Section):
     text: TextSection = TextSection()
 
 
-class SizePhaseSection(_Section):
-    """From the share ``start`` of the run on, train at ``size`` pixels."""
+class PhaseSection(_Section):
+    """From the share ``start`` of the run on, train at ``size`` pixels, ``zoom_share`` of the pictures zoomed into."""
 
     start: float = Field(ge=0, lt=1)
     size: PositiveInt
+    zoom_share: float = Field(default=0.0, ge=0, le=1)
 
 
 class OptimSection(_Section):
@@ -134,7 +136,7 @@ class OptimSection(_Section):
     clip_grad_norm: PositiveFloat | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["bf16", "fp32"] = "bf16"
-    size_phases: tuple[SizePhaseSection, ...] = ()
+    phases: tuple[PhaseSection, ...] = ()
 
 
 class Recipe(_Section):
@@ -155,12 +157,13 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Recipe:
-        phases = self.optim.size_phases
-        if phases and not isinstance(self.model.image, ResidualConvConfig):
-            msg = "optim.size_phases needs a tower of kind residual_conv; the others have one fixed size"
+        phases = self.optim.phases
+        own_size = self.model.image.image_size
+        if any(phase.size != own_size for phase in phases) and not isinstance(self.model.image, ResidualConvConfig):
+            msg = "optim.phases of another size need a tower of kind residual_conv; the others have one fixed size"
             raise ValueError(msg)
         if phases and phases[0].start != 0:
-            msg = "the first of optim.size_phases must start at 0"
+            msg = "the first of optim.phases must start at 0"
             raise ValueError(msg)
         return self
 

@@ -62,6 +62,17 @@ def test_both_encoders_end_in_the_joint_space(tower: str) -> None:
     assert texts.isfinite().all()
 
 
+def test_a_mirroring_tower_sees_a_picture_and_its_mirror_image_alike() -> None:
+    """With `mirror` the vector of a picture is that of its reflection; without, it is not."""
+    pixels = torch.randn(3, 3, 16, 16)
+    for mirror in (True, False):
+        torch.manual_seed(0)
+        tower = {**TOWERS["residual_conv"], "mirror": mirror}
+        model = build({"embed_dim": 24, "image": tower, "text": TEXT}).eval()
+        same = torch.allclose(model.encode_image(pixels), model.encode_image(pixels.flip(3)), atol=1e-5)
+        assert mirror is same
+
+
 def test_what_follows_the_end_of_text_changes_nothing() -> None:
     """A text gives the same vector alone and padded, with any padding: attention is causal."""
     model = small("vit")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_export.data.plan import SizePhase, TrainingPlan, epoch_order, is_validation
+from model_export.data.plan import Phase, TrainingPlan, epoch_order, is_validation
 
 Groups = list[np.ndarray]
 
@@ -67,7 +67,7 @@ def test_a_resumed_plan_continues_with_the_same_batches(first_step: int) -> None
         batch_size=5,
         epochs=3,
         window=2,
-        phases=[SizePhase(0.0, 16), SizePhase(0.5, 24)],
+        phases=[Phase(0.0, 16), Phase(0.5, 24, 0.3)],
     )
 
     whole = list(plan.batches())
@@ -76,9 +76,9 @@ def test_a_resumed_plan_continues_with_the_same_batches(first_step: int) -> None
     assert plan.total_steps == len(whole) == 24
     assert len(whole) - first_step == len(rest)
     for a, b in zip(whole[first_step:], rest, strict=True):
-        assert (a.step, a.seed, a.image_size) == (b.step, b.seed, b.image_size)
+        assert (a.step, a.seed, a.image_size, a.zoom_share) == (b.step, b.seed, b.image_size, b.zoom_share)
         np.testing.assert_array_equal(a.rows, b.rows)
-    assert {16, 24} == {batch.image_size for batch in whole}
+    assert {(16, 0.0), (24, 0.3)} == {(batch.image_size, batch.zoom_share) for batch in whole}
 
 
 @pytest.mark.parametrize(("every", "expected"), [(4, [3, 7]), (0, [])])

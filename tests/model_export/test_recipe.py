@@ -37,7 +37,7 @@ def test_every_committed_recipe_is_valid(path: Path) -> None:
         ("crop_area = [0.8, 1.0]", "crop_area = [0.8, 1.5]", "crop_area"),
         ("batch_size = 16", "batch_size = 1", "batch_size"),
         ('kind = "residual_conv"', 'kind = "vgg"', "vgg"),
-        ("size_phases = []", "size_phases = [{start = 0.5, size = 8}]", "start at 0"),
+        ("phases = []", "phases = [{start = 0.5, size = 8}]", "start at 0"),
         ('name = "colours"', 'name = "Two Words"', "name"),
     ],
 )
@@ -64,7 +64,7 @@ def test_sizes_that_change_need_a_tower_that_takes_them(tmp_path: Path) -> None:
         [Path("pairs.parquet")],
         kind='"vit"',
         tower="patch_size = 8\nwidth = 16\nlayers = 1\nheads = 2",
-        size_phases="[{start = 0.0, size = 8}]",
+        phases="[{start = 0.0, size = 8}]",
     )
 
     with pytest.raises(RecipeError, match="residual_conv"):

@@ -152,3 +152,18 @@ def test_crop_area_bounds_the_zoom() -> None:
     view = Augmentation(crop_area=(0.25, 0.25)).apply(image, 32, np.random.default_rng(1))
 
     assert 31 == int(view[0, -1, 0]) - int(view[0, 0, 0])
+
+
+def test_a_share_of_the_pictures_is_zoomed_into() -> None:
+    """With a share of a half, about half of the views show a quarter of the area, the others all of it."""
+    image = gradient(64, 64)
+    rng = np.random.default_rng(0)
+    augmentation = Augmentation(zoom_area=(0.25, 0.25))
+    spans = []
+    for _ in range(200):
+        view = augmentation.apply(image, 32, rng, zoom_share=0.5)
+        spans.append(int(view[0, -1, 0]) - int(view[0, 0, 0]))
+
+    zoomed = sum(span < 40 for span in spans)
+    assert 70 <= zoomed <= 130
+    assert all(span >= 60 or 28 <= span <= 33 for span in spans)

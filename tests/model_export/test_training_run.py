@@ -103,7 +103,7 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
         epochs="3",
         checkpoint_every="10",
         precision='"bf16"',
-        size_phases="[{start = 0.0, size = 12}, {start = 0.4, size = 16}]",
+        phases="[{start = 0.0, size = 12}, {start = 0.4, size = 16}]",
     )
     script = tmp_path / "run_training.py"
     script.write_text(SCRIPT, encoding="utf-8")

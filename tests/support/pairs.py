@@ -54,7 +54,7 @@ def recipe_text(files: list[Path], **overrides: str) -> str:
         "checkpoint_every": "4",
         "evaluate_every": "0",
         "precision": '"fp32"',
-        "size_phases": "[]",
+        "phases": "[]",
         "validation_every": "10",
         "kind": '"residual_conv"',
         "tower": "stem_width = 8\nwidths = [16, 24]",
@@ -106,5 +106,5 @@ lr = {values["lr"]}
 weight_decay = 0.1
 warmup_steps = 2
 precision = {values["precision"]}
-size_phases = {values["size_phases"]}
+phases = {values["phases"]}
 """
