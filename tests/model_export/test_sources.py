@@ -176,4 +176,4 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(run: Path) -> No
     assert "the model's text tower knows 100" in refusal(run)
 
 
-TRUNCATION = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+TRUNCATION: dict[str, object] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
