@@ -47,13 +47,16 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/NAME]")] = None,
     *,
     data: Annotated[Path | None, typer.Option(help="The folder of the data files. [default: the recipe's]")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", help="Begin with the weights and the tokenizer of this finished run.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
     """Train a CLIP from image–text pairs, as a recipe says."""
     from model_export.training.run import train as run_training
 
-    run_training(recipe, out=out, data=data, resume=resume, device=device, console=Console())
+    run_training(recipe, out=out, data=data, start_from=start_from, resume=resume, device=device, console=Console())
 
 
 @app.command()

@@ -61,8 +61,8 @@ class Prepared:
             )
 
 
-def prepare(recipe: Recipe, run: Path, *, first_step: int) -> Prepared:
-    """Read the text columns, train the tokenizer (or take the resumed run's), and plan the batches.
+def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
+    """Read the text columns, train the run's tokenizer (or take the one that is there), and plan the batches.
 
     Raises:
         DataError: a file is not readable, or a caption is longer than the context.
@@ -81,7 +81,7 @@ def prepare(recipe: Recipe, run: Path, *, first_step: int) -> Prepared:
         is_held_out[rows] = True
 
     path = run / TOKENIZER
-    if first_step == 0:
+    if own_tokenizer:
         words = sorted(set(nouns) | set(labels))
         captions = all_captions(sorted({*recipe.captions.templates, *_served_templates(recipe)}), words)
         trained = train_tokenizer(captions, recipe.model.text.vocab_size)

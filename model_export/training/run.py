@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model_export.architectures import ClipConfig, ClipModel, build
@@ -26,7 +27,7 @@ from model_export.evaluation import zero_shot
 from model_export.training import checkpoints
 from model_export.training.objective import contrastive_loss, same_meaning
 from model_export.training.optimizer import learning_rate, make_optimizer
-from model_export.training.preparation import Prepared, prepare
+from model_export.training.preparation import TOKENIZER, Prepared, prepare
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest, read_recipe
 
@@ -39,6 +40,7 @@ def train(
     *,
     out: Path | None = None,
     data: Path | None = None,
+    start_from: Path | None = None,
     resume: bool = False,
     device: str = "auto",
     console: Console | None = None,
@@ -52,6 +54,8 @@ def train(
         recipe_path: a TOML file.
         out: the run's folder; by default ``runs/NAME`` in the current folder.
         data: the folder of the recipe's data files; the recipe's own by default.
+        start_from: a finished run of the same model, whose weights and tokenizer this one begins with; by default
+            both are new.
         resume: continue a run that was stopped, from its newest checkpoint. On the CPU the weights at the end
             are the same, bit for bit, as if it had never been stopped.
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is one.
@@ -63,7 +67,7 @@ def train(
     Raises:
         RecipeError: the recipe is wrong.
         DataError: a file, column or row is not readable.
-        TrainingError: the folder is taken, there is nothing to resume, or the loss became non-finite.
+        TrainingError: the folder is taken, there is nothing to resume or to start from, or the loss became non-finite.
     """
     console = console or Console()
     recipe = read_recipe(recipe_path, data=data)
@@ -73,7 +77,9 @@ def train(
     first_step = checkpoint["step"] if checkpoint else 0
 
     console.print(f"[bold]{recipe.name}[/]: reading {len(recipe.data.files)} files of pairs", highlight=False)
-    prepared = prepare(recipe, run, first_step=first_step)
+    if start_from and not checkpoint:
+        _take_tokenizer(start_from, run)
+    prepared = prepare(recipe, run, own_tokenizer=first_step == 0 and start_from is None)
     if first_step == 0:
         shutil.copyfile(recipe_path, run / "recipe.toml")
         _write_json(run / "config.json", _config(recipe, prepared.model_config))
@@ -82,6 +88,8 @@ def train(
         trainer.model.load_state_dict(checkpoint["model"])
         trainer.optimizer.load_state_dict(dict(checkpoint["optimizer"]))
         trainer.seconds = checkpoint["seconds"]
+    elif start_from:
+        _take_weights(start_from, trainer.model)
     image, text = (_millions(tower) for tower in (trainer.model.visual, trainer.model.text))
     console.print(
         f"{prepared.train_rows:,} pairs to train, {prepared.validation_rows:,} held out · image tower {image}, "
@@ -267,6 +275,21 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
         raise TrainingError(msg)
     run.mkdir(parents=True, exist_ok=True)
     return checkpoint
+
+
+def _take_tokenizer(source: Path, run: Path) -> None:
+    if not (source / WEIGHTS).is_file() or not (source / TOKENIZER).is_file():
+        msg = f"{source}: not a finished run to start from; it must hold {WEIGHTS} and {TOKENIZER}"
+        raise TrainingError(msg)
+    shutil.copyfile(source / TOKENIZER, run / TOKENIZER)
+
+
+def _take_weights(source: Path, model: ClipModel) -> None:
+    try:
+        model.load_state_dict(load_file(source / WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        msg = f"{source / WEIGHTS}: not weights of the recipe's model; use the [model] of {source / 'recipe.toml'}"
+        raise TrainingError(msg) from error
 
 
 def _config(recipe: Recipe, model: ClipConfig) -> dict[str, Any]:

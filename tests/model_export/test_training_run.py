@@ -176,9 +176,32 @@ def test_a_broken_picture_is_named_by_file_and_row(tmp_path: Path, workers: str)
     assert "\n" not in str(caught.value)
 
 
+def test_a_second_stage_begins_with_the_weights_and_the_tokenizer_of_the_first(tmp_path: Path) -> None:
+    """With a rate of next to nothing the second run ends where the first ended; its ids mean the same words."""
+    first = train(recipe(tmp_path, rows=80, epochs="1"), out=tmp_path / "first", device="cpu", console=quiet())
+    path = recipe(tmp_path, epochs="1", lr="1e-12")
+    second = train(path, out=tmp_path / "second", start_from=first, device="cpu", console=quiet())
+
+    before, after = (load_file(run / "model.safetensors") for run in (first, second))
+    assert all(torch.allclose(before[name], after[name]) for name in before if ".bn" not in name)
+    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+
+
+def test_starting_from_no_run_or_another_model_is_refused(tmp_path: Path) -> None:
+    """Weights are taken whole or not at all."""
+    path = recipe(tmp_path, rows=80, epochs="1")
+    with pytest.raises(TrainingError, match="not a finished run"):
+        train(path, out=tmp_path / "run", start_from=tmp_path / "absent", device="cpu", console=quiet())
+
+    first = train(path, out=tmp_path / "first", device="cpu", console=quiet())
+    other = recipe(tmp_path, epochs="1", tower="stem_width = 8\nwidths = [16, 32]")
+    with pytest.raises(TrainingError, match="not weights of the recipe's model"):
+        train(other, out=tmp_path / "second", start_from=first, device="cpu", console=quiet())
+
+
 def test_a_finished_or_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:
     """Neither is lost by starting again; the error says how to go on."""
-    path = recipe(tmp_path, rows=80, epochs="1")
+    path = recipe(tmp_path, rows=80, epochs="1", checkpoint_every="2")
     run = train(path, out=tmp_path / "run", device="cpu", console=quiet())
 
     with pytest.raises(TrainingError, match="finished run"):
@@ -190,7 +213,7 @@ def test_a_finished_or_unfinished_run_is_not_overwritten(tmp_path: Path) -> None
 
 def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
     """A resumed run must be the run that was started."""
-    path = recipe(tmp_path, rows=80, epochs="1")
+    path = recipe(tmp_path, rows=80, epochs="1", checkpoint_every="2")
     with pytest.raises(TrainingError, match="no checkpoint"):
         train(path, out=tmp_path / "none", resume=True, device="cpu", console=quiet())
 
@@ -203,7 +226,7 @@ def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_a_caption_longer_than_the_context_is_refused(tmp_path: Path) -> None:
     """Before the first step; the caption is named."""
     path = recipe(tmp_path)
-    text = path.read_text(encoding="utf-8").replace('"{}"]', '"one two three four five six seven eight {}"]', 1)
+    text = path.read_text(encoding="utf-8").replace('"{}"]', '"one two three four five six seven eight nine ten eleven {}"]', 1)
     path.write_text(text, encoding="utf-8")
 
     with pytest.raises(DataError, match=r"caption 'one two three .* has more tokens than model\.text"):
