@@ -71,8 +71,8 @@ docker-lint: dev ## Lint the Dockerfile (hadolint, where there is a build of it)
 
 # --- models ---
 
-train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIPE=, RUN=where to; RESUME=1 goes on)
-	@$(DEV)anyclass-export train $(RECIPE) --data $(DATA) --out $(RUN) $(if $(RESUME),--resume)
+train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIPE=, RUN=where to, FROM=run; RESUME=1 goes on)
+	@$(DEV)anyclass-export train $(RECIPE) --data $(DATA) --out $(RUN) $(if $(FROM),--from $(FROM)) $(if $(RESUME),--resume)
 
 export-demo: dev ## Export the training run RUN= as the bundle that ships with the service
 	@$(DEV)anyclass-export export $(RUN) $(DEMO) --precision fp16-stored --force
