@@ -226,7 +226,8 @@ def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_a_caption_longer_than_the_context_is_refused(tmp_path: Path) -> None:
     """Before the first step; the caption is named."""
     path = recipe(tmp_path)
-    text = path.read_text(encoding="utf-8").replace('"{}"]', '"one two three four five six seven eight nine ten eleven {}"]', 1)
+    long = "one two three four five six seven eight nine ten eleven {}"
+    text = path.read_text(encoding="utf-8").replace('"{}"]', f'"{long}"]', 1)
     path.write_text(text, encoding="utf-8")
 
     with pytest.raises(DataError, match=r"caption 'one two three .* has more tokens than model\.text"):
