@@ -17,6 +17,7 @@ _SCORE_CHARS: Final = 8
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 
 EXAMPLE_LABELS: Final = '["cat","cup","rocket","motorcycle"]'
+_README_EXAMPLE: Final = "rocket.jpg"
 _EXAMPLE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -58,11 +59,11 @@ def bar(score: float, width: int, *, blocks: bool) -> str:
 
 
 def example_photo(folders: Sequence[Path]) -> Path | None:
-    """The first photo by name in the first of `folders` that has any."""
+    """The photo that the README begins with, else the first by name, in the first of `folders` that has any."""
     for folder in folders:
-        photos = sorted(path for path in folder.glob("*") if path.suffix.lower() in _EXAMPLE_SUFFIXES)
+        photos = [path for path in folder.glob("*") if path.suffix.lower() in _EXAMPLE_SUFFIXES]
         if photos:
-            return photos[0]
+            return min(photos, key=lambda path: (path.name != _README_EXAMPLE, path))
     return None
 
 

@@ -283,6 +283,8 @@ def test_the_welcome_names_what_to_try(tmp_path: Path, monkeypatch: pytest.Monke
     assert "http://127.0.0.1:8000/metrics" in text
     assert "photo.jpg" in welcome("http://x", version="1", model="demo", seconds=0.5, photo=None)
     assert example_photo([tmp_path / "nowhere"]) is None
+    (tmp_path / "examples" / "rocket.jpg").write_bytes(b"")
+    assert tmp_path / "examples" / "rocket.jpg" == example_photo([tmp_path / "examples"])
 
 
 def test_the_example_photos_are_found() -> None:
