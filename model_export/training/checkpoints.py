@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypedDict, cast
 import torch
 
 from model_export.errors import TrainingError
+from model_export.training.files import replacing
 
 PATTERN = "step-*.pt"
 KEEP = 2
@@ -30,12 +30,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint so that a kill at any moment leaves either it or its predecessor whole; keep the last two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{checkpoint['step']:08d}.pt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(dict(checkpoint), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(dict(checkpoint), partial)
     for old in sorted(folder.glob(PATTERN))[:-KEEP]:
         old.unlink()
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from model_export.data.plan import Phase, TrainingPlan, is_validation
 from model_export.errors import DataError, RecipeError
 from model_export.evaluation import LabelledImages
 from model_export.tokenizer_training import END_OF_TEXT, train_tokenizer
+from model_export.training.files import replacing
 from model_export.training.recipe import Recipe
 from service.errors import PromptTooLong
 from service.images import preprocess
@@ -75,6 +75,7 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
         groups_in_memory=2 * recipe.data.shuffle_window,
     )
     nouns, labels = reader.text_columns()
+    words = sorted({*nouns, *labels})
     held_out = _validation_rows(recipe, reader)
     is_held_out = np.zeros(len(nouns), dtype=np.bool_)
     for _, rows in held_out:
@@ -82,16 +83,14 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
 
     path = run / TOKENIZER
     if own_tokenizer:
-        words = sorted(set(nouns) | set(labels))
         captions = all_captions(sorted({*recipe.captions.templates, *_served_templates(recipe)}), words)
         trained = train_tokenizer(captions, recipe.model.text.vocab_size)
-        partial = path.with_suffix(".partial")
-        trained.save(str(partial))
-        os.replace(partial, path)  # noqa: PTH105 - the atomic rename, over a file of a run that never stepped
+        with replacing(path) as partial:
+            trained.save(str(partial))
     backend = tokenizers.Tokenizer.from_file(str(path))
     model_config = _model_config(recipe, backend)
     tokenizer = Tokenizer(backend, _text_section(model_config.text))
-    _check_lengths(tokenizer, all_captions(recipe.captions.templates, sorted(set(nouns) | set(labels))))
+    _check_lengths(tokenizer, all_captions(recipe.captions.templates, words))
 
     groups = []
     for group in reader.groups:

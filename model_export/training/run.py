@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +24,7 @@ from model_export.encoders import ImageEncoder, TextEncoder
 from model_export.errors import TrainingError
 from model_export.evaluation import zero_shot
 from model_export.training import checkpoints
+from model_export.training.files import replacing
 from model_export.training.objective import contrastive_loss, same_meaning
 from model_export.training.optimizer import learning_rate, make_optimizer
 from model_export.training.preparation import TOKENIZER, Prepared, prepare
@@ -238,9 +238,8 @@ class _Trainer:
 
     def save_weights(self) -> None:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        partial = self.run / (WEIGHTS + ".partial")
-        save_file(tensors, partial)
-        partial.replace(self.run / WEIGHTS)
+        with replacing(self.run / WEIGHTS) as partial:
+            save_file(tensors, partial)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.optim.precision == "fp32":
@@ -304,13 +303,8 @@ def _config(recipe: Recipe, model: ClipConfig) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _millions(module: nn.Module) -> str:
