@@ -1,6 +1,5 @@
 import io
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -21,16 +19,7 @@ from service.cli.terminal import bar, example_photo, heading, predictions_table,
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Undoes what the command changes for the whole process."""
-    root = logging.getLogger()
-    before = (list(root.handlers), root.level)
-    yield
-    root.handlers[:], level = before
-    root.setLevel(level)
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 @pytest.fixture(scope="module")
