@@ -3,8 +3,8 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types layers tests format train-demo export-demo verify-demo wheel constraints \
-        k8s-render k8s-secret docker-lint clean
+.PHONY: help run test check lint types layers tests format train-demo export-demo export-sizes verify-demo wheel \
+        constraints k8s-render k8s-secret docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev
@@ -16,6 +16,9 @@ RECIPE ?= model_export/recipes/demo.toml
 RUN ?= runs/demo
 DATA ?= data
 DEMO := service/bundles/demo
+# What export-sizes exports
+SIZES ?= ViT-B-32 RN50 ViT-L-14
+PRECISIONS ?= fp32
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,9 +39,10 @@ endif
 ifneq ($(value REDIS_URL),)
 run: export ANYCLASS_REDIS_URL := $(value REDIS_URL)
 endif
-run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=bundle, REDIS_URL= change it)
+run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or bundle, REDIS_URL= change it)
 	@scripts/venv.sh $(RUN_VENV) cpu
-	@exec $(RUN_VENV)/bin/anyclass serve --welcome
+	@$(if $(value MODEL),ANYCLASS_MODEL=$$(scripts/model.sh "$$ANYCLASS_MODEL" $(RUN_VENV)) && )exec \
+	 $(RUN_VENV)/bin/anyclass serve --welcome
 
 # --- check ---
 
@@ -58,8 +62,8 @@ types: dev ## Static types (mypy, strict)
 layers: dev ## The order in which modules may import each other (import-linter)
 	@$(DEV)lint-imports --no-cache
 
-tests: dev redis ## Every test, with branch coverage (ARGS= goes to pytest)
-	@$(DEV)pytest --cov --cov-report=term $(ARGS)
+tests: dev redis ## Every test, with branch coverage, on all cores up to four (ARGS= goes to pytest)
+	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 --cov --cov-report=term $(ARGS)
 
 format: dev ## Rewrite the source in the project's style
 	@$(DEV)ruff check --fix-only --quiet $(SOURCES)
@@ -76,6 +80,9 @@ train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIP
 
 export-demo: dev ## Export the training run RUN= as the bundle that ships with the service
 	@$(DEV)anyclass-export export $(RUN) $(DEMO) --precision fp16-stored --force
+
+export-sizes: dev ## Export SIZES= in full with random weights: parity, time, memory (PRECISIONS=fp32 fp16 int8)
+	@$(DEV)python scripts/export_sizes.py $(SIZES) --precisions $(PRECISIONS)
 
 verify-demo: dev ## Check the shipped bundle: digests, shapes, parity
 	@$(DEV)anyclass-export verify $(DEMO)
@@ -98,14 +105,14 @@ wheel: dev ## Build the wheel into dist/
 constraints: dev ## Resolve the dependencies anew and pin them in constraints*.txt
 	@$(DEV)python scripts/lock.py
 
-clean: ## Remove both environments and everything that tools leave behind
-	@rm -rf $(RUN_VENV) $(DEV_VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
+clean: ## Remove the environments and everything that tools leave behind
+	@rm -rf $(RUN_VENV) $(DEV_VENV) .venv-export build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
 	 .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Not listed: what other targets need.
 .PHONY: dev redis
 dev:
-	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,dev
+	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,dev
 redis:
 	@scripts/redis.sh

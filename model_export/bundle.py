@@ -6,9 +6,22 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from model_export.errors import ExportError
-from service.manifest import MANIFEST
+from service.manifest import (
+    MANIFEST,
+    Agreement,
+    FileEntry,
+    ImageSection,
+    Manifest,
+    Parity,
+    Precision,
+    Provenance,
+    SigmoidScoring,
+    SoftmaxScoring,
+    TextSection,
+)
 
 
 def check_destination(out: Path, *, force: bool) -> None:
@@ -25,6 +38,79 @@ def check_destination(out: Path, *, force: bool) -> None:
         raise ExportError(f"{out}: exists already; choose another name, or replace it with --force")
     if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise ExportError(f"{out}: is not a bundle, so --force does not replace it")
+
+
+class Described(Protocol):
+    """What a manifest takes from whatever it is made of: a model, published graphs, or another bundle's manifest."""
+
+    @property
+    def name(self) -> str:
+        """A slug."""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names."""
+
+    @property
+    def architecture(self) -> str:
+        """For people."""
+
+    @property
+    def dim(self) -> int:
+        """Of the joint space."""
+
+    @property
+    def image(self) -> ImageSection:
+        """How a picture is prepared."""
+
+    @property
+    def text(self) -> TextSection:
+        """How a text is prepared."""
+
+    @property
+    def scoring(self) -> SoftmaxScoring | SigmoidScoring:
+        """How cosines become scores."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the weights come from."""
+
+
+def write_manifest(
+    source: Described,
+    stage: Path,
+    *,
+    precision: Precision,
+    text: TextSection | None = None,
+    parity: Parity | None = None,
+    agreement: Agreement | None = None,
+) -> Manifest:
+    """Write the manifest of the files in a folder.
+
+    Args:
+        source: says everything that is not measured.
+        stage: the folder; every file in it becomes part of the bundle.
+        precision: of the graphs.
+        text: how texts are prepared, where that is not as ``source`` says.
+        parity: as measured.
+        agreement: as measured.
+    """
+    manifest = Manifest.build(
+        name=source.name,
+        aliases=source.aliases,
+        architecture=source.architecture,
+        dim=source.dim,
+        image=source.image,
+        text=text or source.text,
+        scoring=source.scoring,
+        precision=precision,
+        files={path.name: FileEntry.of(path) for path in sorted(stage.iterdir()) if path.name != MANIFEST},
+        parity=parity,
+        agreement=agreement,
+        provenance=source.provenance,
+    )
+    (stage / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
 
 
 @contextmanager

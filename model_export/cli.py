@@ -1,44 +1,53 @@
-"""``anyclass-export``: train, export, verify.
+"""``anyclass-export``: train, export, verify, evaluate.
 
-Exit codes: 0 when all is well; 1 when a bundle fails a check; 2 when the input or the usage is wrong. Everything heavy
-is imported inside the commands, so that ``--help`` is quick and ``verify`` needs no torch.
+Exit codes: 0 when all is well; 1 when a bundle fails a check, or images of an evaluation cannot be read; 2 when the
+input or the usage is wrong. Everything heavy is imported inside the commands, so that ``--help`` is quick, and
+``verify`` and ``evaluate`` need no torch.
 """
 
 import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from model_export.errors import ModelExportError, ParityError
 from service.errors import AnyclassError
 
-if TYPE_CHECKING:
-    from model_export.export import Graph
-    from model_export.verify import Report
-
 FAILED = 1
 WRONG_INPUT = 2
+PACKAGE_MISSING = 3
+
+_EXTRAS = {"verify": "convert", "evaluate": "evaluate"}
+"""What brings the packages of a command; all others need ``train``."""
 
 app = typer.Typer(
     name="anyclass-export",
-    help="Train CLIP models, export them to bundles that anyclass serves, and verify bundles.",
+    help="Train CLIP models, export them to bundles that anyclass serves, verify and evaluate bundles.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
 
-class Storage(StrEnum):
-    """How weights are stored; they are computed with in fp32 either way."""
+class Numbers(StrEnum):
+    """The precision of a bundle."""
 
     FP32 = "fp32"
     FP16_STORED = "fp16-stored"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Activation(StrEnum):
+    """The activation of both towers' MLPs."""
+
+    QUICK_GELU = "quick_gelu"
+    GELU = "gelu"
 
 
 @app.command()
@@ -61,37 +70,80 @@ def train(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished training run.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A hub id (OWNER/NAME[@REVISION]), a checkpoint's file or folder, or a training run."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="The bundle to write.")],
     *,
     precision: Annotated[
-        Storage, typer.Option(help="How weights are stored; computation is fp32 either way.")
-    ] = Storage.FP32,
+        Numbers,
+        typer.Option(
+            help="fp16-stored: half the size, computed in fp32; fp16: for GPUs; int8: 8-bit MatMuls, for CPUs."
+        ),
+    ] = Numbers.FP32,
+    arch: Annotated[str | None, typer.Option(help="A name of 'list', for weights without a configuration.")] = None,
+    activation: Annotated[
+        Activation | None, typer.Option(help="For weights whose configuration does not tell it.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json, or a BPE vocabulary, for weights that carry none.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The bundle's name. [default: follows from the source]")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, for the manifest.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Labelled pictures on which fp16 or int8 is compared with fp32.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="int8: fix the ranges of activations from --data.")
+    ] = False,
+    onnx: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIANT", help="Take the source's ONNX encoders (fp32, fp16, quantized, …), without torch."
+        ),
+    ] = None,
+    logit_scale: Annotated[
+        float | None, typer.Option(help="For ONNX encoders whose source does not tell it: 100 for OpenAI's models.")
+    ] = None,
+    logit_bias: Annotated[float | None, typer.Option(help="The same, of a SigLIP.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is at OUT.")] = False,
 ) -> None:
-    """Export a training run to a bundle, and measure it against torch before it gets its name."""
-    from model_export.bundle import check_destination
-    from model_export.export import export_run
-    from model_export.sources import load_training_run
+    """Export a model to a bundle, and measure it against the model before it gets its name."""
+    from model_export.conversion import Conversion, convert
+    from model_export.model_source import SourceOptions
+    from model_export.narration import Narrator, size
 
     started = time.monotonic()
-    console = Console()
-    check_destination(out, force=force)
-    run = load_training_run(source)
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    console.print(
-        f"[bold]{run.config.name}[/]: {run.config.model.image.kind}, {parameters / 1e6:.2f}M parameters, "
-        f"{run.config.image.height}×{run.config.image.width} pixels, weights stored as {precision.value}",
-        highlight=False,
-        soft_wrap=True,
+    narrator = Narrator(Console())
+    options = SourceOptions(
+        arch=arch,
+        activation=activation.value if activation else None,
+        tokenizer=tokenizer,
+        name=name,
+        licence=licence,
     )
-    manifest = export_run(run, out, precision=precision.value, force=force, listener=_Narrator(console))
-    size = sum(entry.bytes for entry in manifest.files.values())
-    console.print(
-        f"[green]wrote[/] {escape(str(out))}: {_size(size)}, revision {manifest.revision[:12]}, "
-        f"{time.monotonic() - started:.1f} s",
-        highlight=False,
-        soft_wrap=True,
+    manifest = convert(
+        Conversion(
+            source,
+            options,
+            precision.value,
+            data=tuple(data or ()),
+            calibrate=calibrate,
+            onnx=onnx,
+            logit_scale=logit_scale,
+            logit_bias=logit_bias,
+        ),
+        out,
+        narrator=narrator,
+        force=force,
+    )
+    total = sum(entry.bytes for entry in manifest.files.values())
+    narrator.say(
+        f"[green]wrote[/] {escape(str(out))}: {size(total)}, revision {manifest.revision[:12]}, "
+        f"{time.monotonic() - started:.1f} s"
     )
 
 
@@ -100,11 +152,12 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="The bundle.")],
     run: Annotated[
         Path | None,
-        typer.Option(help="Compare with torch again, from this training run, not with the bundle's probes."),
+        typer.Option(help="Compare with torch again, from this source, not with the bundle's probes."),
     ] = None,
     provider: Annotated[str, typer.Option(help="The execution provider to run the graphs on.")] = "cpu",
 ) -> None:
     """Check a bundle: digests, batch sizes, text lengths, unit lengths, parity with torch."""
+    from model_export.narration import show
     from model_export.verify import verify_bundle
 
     if not bundle.is_dir():
@@ -114,11 +167,12 @@ def verify(
         report = verify_bundle(bundle, provider=provider)
     else:
         from model_export.export import reference_probes
-        from model_export.sources import load_training_run
+        from model_export.load import load_model
+        from model_export.model_source import SourceOptions
 
-        source = load_training_run(run)
+        source = load_model(run, SourceOptions())
         report = verify_bundle(bundle, provider=provider, reference=lambda opened: reference_probes(source, opened))
-    _show(console, report)
+    show(console, report)
     if report.passed:
         console.print(f"[green]{escape(str(bundle))}: every check passed[/]", highlight=False, soft_wrap=True)
         return
@@ -130,44 +184,84 @@ def verify(
     raise typer.Exit(FAILED)
 
 
-class _Narrator:
-    """Prints an export as it goes."""
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Labelled images: a Parquet file, a folder with a sub-folder for each class, a WebDataset "
+            "({000..009}.tar); several are one set."
+        ),
+    ],
+    *,
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET[,SET]",
+            help="Sets of the bundle, seven, openai-imagenet, JSON files; by default all of the bundle's.",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="One class a line, or openai-imagenet; by default the data's labels."),
+    ] = None,
+    provider: Annotated[str, typer.Option(help="The execution provider.")] = "cpu",
+    every: Annotated[int, typer.Option(min=1, help="Only the last of each N rows: those that a run held out.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, drawn at random.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Images, or prompts, at a time.")] = 64,
+    max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Classes and confusions to show.")] = 20,
+    plot: Annotated[Path | None, typer.Option(help="Draw template sets and confusions to this PNG.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    image_column: Annotated[str, typer.Option(help="Of Parquet files: the encoded pictures.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Of Parquet files: the classes.")] = "label",
+) -> None:
+    """Measure a bundle's zero-shot accuracy on labelled images, and compare template sets."""
+    from model_export.zero_shot.data import Columns
+    from model_export.zero_shot.plot import check_plot, write_plot
+    from model_export.zero_shot.report import Bars, check_output, show, write_json
+    from model_export.zero_shot.run import Request
+    from model_export.zero_shot.run import evaluate as measure
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def wrote(self, graph: "Graph") -> None:
-        self._console.print(
-            f"{graph.file:20} {graph.nodes:5,} nodes  {graph.weights / 1e6:8.2f}M weights  "
-            f"{_size(graph.bytes):>9}  {graph.seconds:6.1f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    def measured(self, report: "Report") -> None:
-        _show(self._console, report)
-
-
-def _show(console: Console, report: "Report") -> None:
-    table = Table(caption=f"{report.seconds:.1f} s", caption_justify="right")
-    table.add_column("check")
-    table.add_column("")
-    table.add_column("max difference", justify="right")
-    table.add_column("min cosine", justify="right")
-    table.add_column("", overflow="fold")
-    for check in report.checks:
-        table.add_row(
-            check.name,
-            "[green]ok[/]" if check.passed else "[red bold]FAILED[/]",
-            "" if check.max_abs_difference is None else f"{check.max_abs_difference:.1e}",
-            "" if check.min_cosine is None else f"{check.min_cosine:.7f}",
-            escape(check.detail),
-        )
-    console.print(table)
+    if plot:
+        check_plot(plot)
+    for output in filter(None, (plot, json_file)):
+        check_output(output)
+    request = Request(
+        bundle=bundle,
+        data=tuple(data),
+        templates=tuple(templates or ()),
+        classes=classes,
+        provider=provider,
+        every=every,
+        limit=limit,
+        batch_size=batch_size,
+        columns=Columns(image_column, label_column),
+    )
+    with Bars(Console(stderr=True)) as bars:
+        found = measure(request, bars)
+    console = Console()
+    show(console, found, rows=rows)
+    for path, write in ((plot, write_plot), (json_file, write_json)):
+        if path:
+            write(path, found)
+            console.print(f"[green]wrote[/] {escape(str(path))}", highlight=False, soft_wrap=True)
+    if found.broken_count > max_broken:
+        raise typer.Exit(FAILED)
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+@app.command("list")
+def list_sizes(
+    *, as_json: Annotated[bool, typer.Option("--json", help="For programs: with aliases and configurations.")] = False
+) -> None:
+    """Show every known size: towers, parameters, joint space, input, published accuracy."""
+    from model_export.listing import sizes_json, sizes_table
+
+    if as_json:
+        typer.echo(sizes_json())
+    else:
+        Console().print(sizes_table())
 
 
 def _stop(message: str, code: int = WRONG_INPUT) -> NoReturn:
@@ -189,8 +283,11 @@ def main() -> None:
     except ModuleNotFoundError as exc:
         if exc.name and exc.name.partition(".")[0] in {"model_export", "service"}:
             raise
-        extra = "convert" if "verify" in sys.argv[1:2] else "train"
-        _stop(f"{exc.name} is not installed; this command needs the extra: pip install 'anyclass[{extra},cpu]'")
+        extra = _EXTRAS.get(sys.argv[1] if len(sys.argv) > 1 else "", "train")
+        _stop(
+            f"{exc.name} is not installed; this command needs the extra: pip install 'anyclass[{extra},cpu]'",
+            PACKAGE_MISSING,
+        )
     except KeyboardInterrupt:
         _stop("stopped", 130)
 

@@ -5,22 +5,13 @@ are ready to be compared.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from model_export.architectures.towers import TwoTowers
+
 MAX_BYTE = 255.0
-
-
-class TwoTowers(Protocol):
-    """What an architecture must offer to be exported; vectors need not be of unit length."""
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pixels, float ``[batch, 3, h, w]``, to ``[batch, dim]``."""
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Encode token ids, int64 ``[batch, length]``, to ``[batch, dim]``."""
 
 
 class ImageEncoder(nn.Module):
@@ -59,6 +50,15 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Encode int64 ``[batch, length]`` to float ``[batch, dim]`` of unit length."""
         return unit_length(self.model.encode_text(ids))
+
+
+def unused_tower(encoder: nn.Module) -> nn.Module | None:
+    """Return the tower that an encoder holds and does not use; none of a module that holds no other."""
+    if isinstance(encoder, ImageEncoder):
+        return encoder.model.text
+    if isinstance(encoder, TextEncoder):
+        return encoder.model.visual
+    return None
 
 
 def unit_length(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
   * DataError
   * TrainingError
   * SourceError
+    · HubUnreachableError, in hub_problems.py
   * ExportError
     · ParityError
 

@@ -1,12 +1,11 @@
-"""The use case: a training run becomes a bundle, measured on the code that serves before it gets its name."""
+"""The use case: a model becomes a bundle, measured on the code that serves before it gets its name."""
 
 import copy
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +14,23 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from model_export import optimize
-from model_export.bundle import staged
-from model_export.encoders import ImageEncoder, TextEncoder
+from model_export.bundle import staged, write_manifest
+from model_export.encoders import ImageEncoder, TextEncoder, unused_tower
 from model_export.errors import ExportError, ParityError
 from model_export.folding import fold_batch_norm, round_to_fp16
-from model_export.onnx_export import MIN_LENGTH, export_image_encoder, export_text_encoder
+from model_export.graphs import Listener, write_graph
+from model_export.model_source import ModelSource
+from model_export.onnx_export import export_image_encoder, export_text_encoder
 from model_export.probes import IMAGES, PROBES, Probes, Vectors, probe_inputs, save_probes
-from model_export.sources import TrainingRun
 from model_export.verify import Report, compare
 from service.manifest import (
     IMAGE_ENCODER,
-    MANIFEST,
     TEMPLATES,
     TEXT_ENCODER,
     TOKENIZER,
     Bundle,
-    FileEntry,
     Manifest,
-    Parity,
     Precision,
-    SoftmaxScoring,
-    TextSection,
     load_bundle,
 )
 from service.providers import resolve
@@ -47,34 +42,13 @@ REFERENCE = {
 """By precision. float64 is the truth that fp32 approximates, and the same on every machine when rounded to fp32."""
 
 
-@dataclass(frozen=True)
-class Graph:
-    """What is worth saying of one graph that was written."""
-
-    file: str
-    nodes: int
-    weights: int
-    bytes: int
-    seconds: float
-
-
-class Listener(Protocol):
-    """Hears of an export as it goes."""
-
-    def wrote(self, graph: Graph) -> None:
-        """A graph was exported."""
-
-    def measured(self, report: Report) -> None:
-        """The graphs were compared with torch, well or not."""
-
-
-def export_run(
-    run: TrainingRun, out: Path, *, listener: Listener, precision: Precision = "fp32", force: bool = False
+def export_model(
+    source: ModelSource, out: Path, *, listener: Listener, precision: Precision = "fp32", force: bool = False
 ) -> Manifest:
-    """Write the bundle of a training run.
+    """Write the bundle of a model.
 
     Args:
-        run: the run, already read and checked.
+        source: the model, already read and checked.
         out: the bundle's folder, which must not exist unless ``force`` is set.
         listener: hears of each step.
         precision: ``fp32``, or ``fp16-stored``, which keeps large weights as fp16 in the files and computes in fp32.
@@ -90,105 +64,88 @@ def export_run(
     """
     resolve("cpu")  # what will be measured with must be there before the long work, not after it
     with staged(out, force=force) as stage:
-        image, text = served_encoders(run, precision)
-        section, context = run.config.image, run.config.model.text.context_length
+        image, text = served_encoders(source, precision)
+        section = source.image
+        # No name is given to a graph: it would be in memory while the next one is made.
         started = time.monotonic()
-        graph = export_image_encoder(image, height=section.height, width=section.width)
-        listener.wrote(_write_graph(graph, stage / IMAGE_ENCODER, precision, started))
+        listener.wrote(
+            write_graph(
+                _stored(export_image_encoder(image, height=section.height, width=section.width), precision),
+                stage / IMAGE_ENCODER,
+                started=started,
+            )
+        )
         started = time.monotonic()
-        graph = export_text_encoder(text, context_length=context)
-        listener.wrote(_write_graph(graph, stage / TEXT_ENCODER, precision, started))
-        (stage / TOKENIZER).write_bytes(run.tokenizer)
-        (stage / TEMPLATES).write_text(_json(run.config.templates), encoding="utf-8")
+        listener.wrote(
+            write_graph(
+                _stored(export_text_encoder(text, source.text), precision), stage / TEXT_ENCODER, started=started
+            )
+        )
+        del image, text
+        (stage / TOKENIZER).write_bytes(source.tokenizer)
+        (stage / TEMPLATES).write_text(_json(source.templates), encoding="utf-8")
 
         # The engine reads bundles, so what is measured is a bundle already, only without its measures.
-        _write_manifest(run, stage, precision, parity=None)
+        write_manifest(source, stage, precision=precision)
         bundle = load_bundle(stage)
         started = time.monotonic()
-        probes = reference_probes(run, bundle)
+        probes = reference_probes(source, bundle)
         save_probes(probes, stage / PROBES)
         report = Report(tuple(compare(bundle, probes)), time.monotonic() - started)
         listener.measured(report)
         if not report.passed:
             raise ParityError(f"{out}: was not written; its graphs fail: {', '.join(report.failed)}")
-        return _write_manifest(run, stage, precision, parity=report.parity(REFERENCE[precision]))
+        return write_manifest(source, stage, precision=precision, parity=report.parity(REFERENCE[precision]))
 
 
-def served_encoders(run: TrainingRun, precision: Precision) -> tuple[nn.Module, nn.Module]:
+def served_encoders(source: ModelSource, precision: Precision) -> tuple[nn.Module, nn.Module]:
     """Return the image and the text encoder as they are exported: batch norm folded, weights rounded if so asked."""
-    image, text = _encoders(run)
+    image, text = _encoders(source)
     image = fold_batch_norm(image)
     if precision == "fp16-stored":
         image, text = round_to_fp16(image), round_to_fp16(text)
     return image, text
 
 
-def reference_probes(run: TrainingRun, bundle: Bundle) -> Probes:
+def reference_probes(source: ModelSource, bundle: Bundle) -> Probes:
     """Encode a bundle's probe inputs with torch in float64, from the weights the bundle was exported from.
 
     Raises:
         ExportError: the bundle comes from other weights.
     """
     manifest = bundle.manifest
-    if manifest.provenance.source_sha256 != run.provenance.source_sha256:
-        raise ExportError("the bundle was exported from other weights than this training run's")
+    if manifest.provenance.source_sha256 != source.provenance.source_sha256:
+        raise ExportError("the bundle was exported from other weights than this source's")
     # fp32 graphs are compared with the model as it was trained; rounded ones with the same rounded weights.
-    image, text = _encoders(run) if manifest.precision == "fp32" else served_encoders(run, manifest.precision)
+    image, text = _encoders(source) if manifest.precision == "fp32" else served_encoders(source, manifest.precision)
     inputs = probe_inputs(bundle)
-    # Every text at its own length, so that the reference does not depend on padding.
-    trimmed = (ids[None, :length] for ids, length in zip(inputs.ids, inputs.lengths, strict=True))
-    return Probes(inputs, _encode(image, np.split(inputs.pixels, IMAGES)), _encode(text, trimmed))
+    if source.text.padding == "fixed":
+        texts = (ids[None] for ids in inputs.ids)
+    else:
+        # Every text at its own length, so that the reference does not depend on padding.
+        texts = (ids[None, :length] for ids, length in zip(inputs.ids, inputs.lengths, strict=True))
+    return Probes(inputs, _encode(image, np.split(inputs.pixels, IMAGES)), _encode(text, texts))
 
 
-def _encoders(run: TrainingRun) -> tuple[nn.Module, nn.Module]:
-    section = run.config.image
-    return ImageEncoder(run.model, section.mean, section.std).eval(), TextEncoder(run.model).eval()
+def _encoders(source: ModelSource) -> tuple[nn.Module, nn.Module]:
+    section = source.image
+    return ImageEncoder(source.model, section.mean, section.std).eval(), TextEncoder(source.model).eval()
 
 
 def _encode(encoder: nn.Module, inputs: Iterable[npt.NDArray[np.generic]]) -> Vectors:
     """Encode each array by itself, in float64, and join the vectors."""
-    exact = copy.deepcopy(encoder).double()
+    # Of both towers in float64, a large model would need three times the memory of its weights.
+    other = unused_tower(encoder)
+    exact = copy.deepcopy(encoder, {id(other): nn.Identity()} if other is not None else None).double()
     with torch.no_grad():
         vectors: list[Tensor] = [exact(torch.from_numpy(array)) for array in inputs]
     return cast("Vectors", torch.cat(vectors).float().numpy())
 
 
-def _write_graph(model: ModelProto, path: Path, precision: Precision, started: float) -> Graph:
-    weights = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
-    nodes = len(model.graph.node)
+def _stored(graph: ModelProto, precision: Precision) -> ModelProto:
     if precision == "fp16-stored":
-        optimize.store_fp16(model)
-    files = optimize.save(model, path)
-    size = sum(file.stat().st_size for file in files)
-    return Graph(path.name, nodes, weights, size, time.monotonic() - started)
-
-
-def _write_manifest(run: TrainingRun, stage: Path, precision: Precision, parity: Parity | None) -> Manifest:
-    config = run.config
-    text = config.model.text
-    manifest = Manifest.build(
-        name=config.name,
-        aliases=config.aliases,
-        architecture=f"clip/{config.model.image.kind}",
-        dim=config.model.embed_dim,
-        image=config.image,
-        text=TextSection(
-            padding="longest",
-            min_length=MIN_LENGTH,
-            max_length=text.context_length,
-            pad_id=text.pad_id,
-            end_of_text_id=text.end_of_text_id,
-            canonicalization="tokenizer",
-            overflow="refuse",
-        ),
-        scoring=SoftmaxScoring(logit_scale=run.logit_scale),
-        precision=precision,
-        files={path.name: FileEntry.of(path) for path in sorted(stage.iterdir()) if path.name != MANIFEST},
-        parity=parity,
-        provenance=run.provenance,
-    )
-    (stage / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+        optimize.store_fp16(graph)
+    return graph
 
 
 def _json(content: Mapping[str, Sequence[str]]) -> str:

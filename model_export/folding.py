@@ -18,14 +18,14 @@ MIN_ROUNDED = 1024
 
 
 def fold_batch_norm(encoder: nn.Module) -> nn.Module:
-    """Return a copy whose batch norms are part of the convolutions before them.
+    """Return a copy whose batch norms are part of the convolutions before them; the encoder itself if it has none.
 
     A max pool may stand between the two where every gain is positive: the maximum then commutes with the
     affine map. A batch norm without such a convolution stays as it is.
     """
-    encoder = copy.deepcopy(encoder).eval()
     if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
-        return encoder
+        return encoder.eval()
+    encoder = copy.deepcopy(encoder).eval()
     traced = fx.symbolic_trace(encoder)
     for node in list(traced.graph.nodes):
         norm = _module(traced, node)

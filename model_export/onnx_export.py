@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from model_export.optimize import optimize
+from service.manifest import TextSection
 
 OPSET: Final = 20
 """The first with `Gelu`. 23 would bring `Attention`, which few providers read yet."""
@@ -21,8 +22,6 @@ OPSET: Final = 20
 PIXELS: Final = "pixels"
 IDS: Final = "ids"
 VECTORS: Final = "vectors"
-MIN_LENGTH: Final = 2
-"""Tokens of the shortest text: start and end."""
 
 
 def export_image_encoder(encoder: nn.Module, *, height: int, width: int) -> onnx.ModelProto:
@@ -32,11 +31,15 @@ def export_image_encoder(encoder: nn.Module, *, height: int, width: int) -> onnx
     return _export(encoder, pixels, PIXELS, {0: Dim("batch")})
 
 
-def export_text_encoder(encoder: nn.Module, *, context_length: int) -> onnx.ModelProto:
-    """Export int64 ids ``[batch, length]`` → float32 ``[batch, dim]``; both axes are dynamic."""
-    ids = torch.zeros(2, max(MIN_LENGTH, context_length - 1), dtype=torch.int64)
-    length = Dim("length", min=MIN_LENGTH, max=context_length)
-    return _export(encoder, ids, IDS, {0: Dim("batch"), 1: length})
+def export_text_encoder(encoder: nn.Module, section: TextSection) -> onnx.ModelProto:
+    """Export int64 ids ``[batch, length]`` → float32 ``[batch, dim]``; the length is dynamic unless it is ``fixed``."""
+    fixed = section.padding == "fixed"
+    ids = torch.zeros(2, section.max_length if fixed else max(2, section.max_length - 1), dtype=torch.int64)
+    batch = {0: Dim("batch")}
+    if fixed:
+        return _export(encoder, ids, IDS, batch)
+    length = Dim("length", min=section.min_length, max=section.max_length)
+    return _export(encoder, ids, IDS, {**batch, 1: length})
 
 
 def _export(module: nn.Module, example: Tensor, name: str, shape: dict[int, Any]) -> onnx.ModelProto:

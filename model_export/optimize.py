@@ -82,7 +82,7 @@ def gather_by_batch(graph: GraphProto) -> None:
 def drop_unused(graph: GraphProto) -> None:
     """Remove nodes and initializers that no output depends on."""
     while True:
-        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        used = _read_names(graph) | {value.name for value in graph.output}
         nodes = [node for node in graph.node if any(name in used for name in node.output)]
         weights = [tensor for tensor in graph.initializer if tensor.name in used]
         if len(nodes) == len(graph.node) and len(weights) == len(graph.initializer):
@@ -148,13 +148,23 @@ def save(model: ModelProto, path: Path, *, external_data_bytes: int = EXTERNAL_D
     """
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weights <= external_data_bytes:
-        onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(path, full_check=True)  # of the model in memory it would make another copy
         return [path]
     data = path.with_name(path.name + ".data")
     onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
     onnx.checker.check_model(path, full_check=True)
     return [path, data]
+
+
+def _read_names(graph: GraphProto) -> set[str]:
+    """Name all values that nodes read, those in the branches of an If and the bodies of loops too."""
+    names = {name for node in graph.node for name in node.input if name}  # an optional input may be left empty
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                names |= _read_names(attribute.g) | {value.name for value in attribute.g.output}
+    return names
 
 
 def _producers(graph: GraphProto) -> dict[str, NodeProto]:

@@ -73,6 +73,25 @@ def probe_inputs(bundle: Bundle) -> Inputs:
     return Inputs(_pixels(section.height, section.width), ids, lengths)
 
 
+def fitting_labels(bundle: Bundle, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return those of `LABELS` whose prompts a bundle's context can hold under its default templates.
+
+    Raises:
+        ExportError: there is none.
+    """
+    fitting = []
+    for label in LABELS:
+        try:
+            tokenizer.tokenize([fill(template, label) for template in bundle.templates[DEFAULT_TEMPLATES]])
+        except PromptTooLong:
+            continue
+        fitting.append(label)
+    if not fitting:
+        context = bundle.manifest.text.max_length
+        raise ExportError(f"the context of {context} tokens is too short for every prompt of the templates")
+    return tuple(fitting)
+
+
 def save_probes(probes: Probes, path: Path) -> None:
     """Write everything but the pixels, which are made again from their size alone."""
     arrays = {
@@ -131,15 +150,9 @@ def _texts(bundle: Bundle) -> Iterator[list[int]]:
     tokenizer = Tokenizer.from_bundle(bundle)
     end, context = bundle.manifest.text.end_of_text_id, bundle.manifest.text.max_length
     prompts = []
-    for label in LABELS:
-        for template in bundle.templates[DEFAULT_TEMPLATES][:1]:
-            try:
-                ids = tokenizer.encode([fill(template, label)])[0].tolist()
-            except PromptTooLong:
-                continue
-            prompts.append(ids[: ids.index(end) + 1])
-    if not prompts:
-        raise ExportError(f"the context of {context} tokens is too short for every prompt of the templates")
+    for label in fitting_labels(bundle, tokenizer):
+        ids = tokenizer.encode([fill(bundle.templates[DEFAULT_TEMPLATES][0], label)])[0].tolist()
+        prompts.append(ids[: ids.index(end) + 1])
     yield from prompts
     words = [token for prompt in prompts for token in prompt[1:-1]]
     for length in range(MIN_LENGTH, context + 1):

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERYTHING = "cpu,convert,train,dev"
+EVERYTHING = "cpu,convert,train,evaluate,dev"
 HEADER = "# Written by `make constraints`; not edited by hand.\n"
 
 # Exact in torch's own metadata, and there only with its CUDA builds.

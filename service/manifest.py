@@ -37,6 +37,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
 Rgb = tuple[float, float, float]
+Cosine = Annotated[float, Field(ge=-1, le=1.001)]
 
 
 class _Section(BaseModel):
@@ -104,8 +105,9 @@ class SigmoidScoring(_Section):
 
 
 Scoring = Annotated[SoftmaxScoring | SigmoidScoring, Field(discriminator="kind")]
-Precision = Literal["fp32", "fp16", "int8", "fp16-stored"]
-"""`fp16-stored`: weights are stored as fp16 in the graph, and cast to and computed in fp32."""
+Precision = Literal["fp32", "fp16", "int8", "int4", "fp16-stored"]
+"""`fp16-stored`: weights are stored as fp16 in the graph, and cast to and computed in fp32. `int4`: weights
+are stored in 4 bits, in blocks with a scale each, and computed with in fp16 or fp32."""
 
 
 class FileEntry(_Section):
@@ -127,7 +129,23 @@ class Parity(_Section):
 
     reference: str
     max_abs_difference: Annotated[float, Field(ge=0)]
-    min_cosine: Annotated[float, Field(ge=-1, le=1.001)]
+    min_cosine: Cosine
+
+
+class Agreement(_Section):
+    """How a reduced precision answers beside the fp32 bundle it was made from, both run by the code that serves.
+
+    `top1` is the share of the images whose best label is the same; `data` says which images and labels.
+    """
+
+    data: str
+    images: PositiveInt
+    labels: PositiveInt
+    top1: Annotated[float, Field(ge=0, le=1)]
+    mean_image_cosine: Cosine
+    min_image_cosine: Cosine
+    mean_text_cosine: Cosine
+    min_text_cosine: Cosine
 
 
 class Provenance(_Section):
@@ -158,6 +176,7 @@ class Manifest(_Section):
     precision: Precision
     files: dict[str, FileEntry]
     parity: Parity | None = None
+    agreement: Agreement | None = None
     provenance: Provenance
     revision: Sha256
     text_revision: Sha256
@@ -184,6 +203,7 @@ class Manifest(_Section):
         files: Mapping[str, FileEntry],
         provenance: Provenance,
         parity: Parity | None = None,
+        agreement: Agreement | None = None,
         aliases: tuple[str, ...] = (),
     ) -> Self:
         """Make a manifest with both revisions filled in.
@@ -201,6 +221,7 @@ class Manifest(_Section):
             precision=precision,
             files=dict(files),
             parity=parity,
+            agreement=agreement,
             provenance=provenance,
             revision="0" * 64,
             text_revision="0" * 64,
@@ -209,8 +230,8 @@ class Manifest(_Section):
         return with_text.model_copy(update={"revision": with_text.compute_revision()})
 
     def compute_revision(self) -> str:
-        """Hash everything but the revision itself and what only informs: `parity` and `provenance`."""
-        return _digest(self.model_dump(mode="json", exclude={"revision", "parity", "provenance"}))
+        """Hash everything but the revision itself and what only informs: `parity`, `agreement` and `provenance`."""
+        return _digest(self.model_dump(mode="json", exclude={"revision", "parity", "agreement", "provenance"}))
 
     def compute_text_revision(self) -> str:
         """Hash what decides a text's vector: text graph with its external data, tokenizer, text section."""

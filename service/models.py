@@ -164,9 +164,11 @@ class ModelRegistry:
             ProviderUnavailable: the provider asked for is not there.
             ConfigurationError: bundle and provider do not go together.
         """
-        bundle = load_bundle(settings.model or DEMO_BUNDLE)
-        engine = OnnxEngine.load(bundle, resolve(settings.provider), threads=settings.threads)
-        return cls.of([(bundle, engine)], settings, metrics)
+        provider = resolve(settings.provider)
+        # All of them are checked before the first is opened, which takes longer.
+        bundles = [load_bundle(path) for path in (settings.model or DEMO_BUNDLE, *settings.more_models)]
+        parts = [(bundle, OnnxEngine.load(bundle, provider, threads=settings.threads)) for bundle in bundles]
+        return cls.of(parts, settings, metrics)
 
     @classmethod
     def of(cls, parts: Sequence[tuple[Bundle, Engine]], settings: Settings, metrics: Metrics) -> Self:

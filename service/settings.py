@@ -3,12 +3,13 @@
 Each setting is documented in ``docs/settings.md``; a test holds the two together.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "ANYCLASS_"
 
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
 
     # What to run, and on what
     model: Path | None = None
+    more_models: Annotated[tuple[Path, ...], NoDecode] = ()
     provider: Provider = "auto"
     threads: PositiveInt | None = None
     decode_threads: PositiveInt | None = None
@@ -77,6 +79,11 @@ class Settings(BaseSettings):
     # Logs
     log_level: LogLevel = "info"
     log_format: LogFormat = "json"
+
+    @field_validator("more_models", mode="before")
+    @classmethod
+    def _paths(cls, value: object) -> object:
+        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
 
     @field_validator("redis_url")
     @classmethod

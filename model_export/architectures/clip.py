@@ -6,7 +6,7 @@ import math
 from typing import assert_never
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model_export.architectures.config import (
     ClipConfig,
@@ -17,13 +17,14 @@ from model_export.architectures.config import (
 from model_export.architectures.modified_resnet import ModifiedResNet
 from model_export.architectures.residual_conv import ResidualConv
 from model_export.architectures.text import TextTransformer
+from model_export.architectures.towers import TwoTowers
 from model_export.architectures.vit import VisionTransformer
 
 MAX_LOGIT_SCALE = 100.0
 INITIAL_LOGIT_SCALE = 1 / 0.07
 
 
-class ClipModel(nn.Module):
+class ClipModel(TwoTowers):
     """Two encoders and the learned logit scale.
 
     ``logit_scale`` is kept as its logarithm (paper, section 2.3), starts at ln(1 / 0.07), and is clipped so that
@@ -36,16 +37,6 @@ class ClipModel(nn.Module):
         self.visual = _image_tower(config)
         self.text = TextTransformer(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(INITIAL_LOGIT_SCALE)))
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pixels, float ``[batch, 3, h, w]``, to ``[batch, embed_dim]``, not of unit length."""
-        out: Tensor = self.visual(pixels)
-        return out
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Encode token ids, int64 ``[batch, length]``, to ``[batch, embed_dim]``, not of unit length."""
-        out: Tensor = self.text(ids)
-        return out
 
     @torch.no_grad()
     def clip_logit_scale(self) -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from model_export.architectures.layers import Activation
 
@@ -13,7 +21,20 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class VisionTransformerConfig(_Section):
+class _TransformerSection(_Section):
+    mlp_width: PositiveInt | None = None
+    """Channels inside the MLPs; by default four times the width."""
+
+    @model_serializer(mode="wrap")
+    def _only_where_it_is_said(self, to_fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A default that were written out would change the digest of recipes, and no older run could be resumed.
+        fields: dict[str, Any] = to_fields(self)
+        if self.mlp_width is None:
+            fields.pop("mlp_width", None)
+        return fields
+
+
+class VisionTransformerConfig(_TransformerSection):
     """ViT image tower (paper, section 2.4): one more LayerNorm before the transformer."""
 
     kind: Literal["vit"] = "vit"
@@ -79,7 +100,7 @@ ImageTowerConfig = Annotated[
 ]
 
 
-class TextTransformerConfig(_Section):
+class TextTransformerConfig(_TransformerSection):
     """Causal text transformer; its feature is read at the first end-of-text token."""
 
     vocab_size: PositiveInt = 49408

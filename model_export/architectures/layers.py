@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+
+LAYER_NORM_EPS: Final = 1e-5
 
 
 class QuickGELU(nn.Module):
@@ -19,13 +23,20 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "quick_gelu": QuickGELU,
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+}
+
+
 def activation(name: Activation) -> nn.Module:
     """Return the activation module that a configuration names."""
-    return QuickGELU() if name == "quick_gelu" else nn.GELU()
+    return _ACTIVATIONS[name]()
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose q, k and v are three projections.
+    """Multi-head attention whose q, k and v are three projections.
 
     One fused projection would be as fast in torch, but the exported graph is only recognised and fused by the
     ONNX runtimes when the three are apart.
@@ -52,35 +63,39 @@ class Attention(nn.Module):
             nn.init.zeros_(projection.bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend over the sequence.
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, memory: Tensor | None = None) -> Tensor:
+        """Attend over a sequence: over ``x`` itself, or over ``memory``.
 
         Args:
-            x: float ``[batch, length, width]``.
+            x: what asks, float ``[batch, length, width]``; with ``memory`` it may be ``[1, length, width]``, the
+                same for the whole batch.
             mask: float ``[length, length]`` that is added to the scores, or none.
+            memory: what is attended to, float ``[batch, memory_length, width]``.
 
         Returns:
             float ``[batch, length, width]``.
         """
-        batch, length, width = x.shape
-
-        def split(projected: Tensor) -> Tensor:
-            return projected.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
-
-        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))  # [b, heads, l, d]
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        joined: Tensor = self.out_proj(out.transpose(1, 2).reshape(batch, length, width))
+        memory = x if memory is None else memory
+        q, k, v = self._split(self.q_proj(x)), self._split(self.k_proj(memory)), self._split(self.v_proj(memory))
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [b, heads, length, depth]
+        joined: Tensor = self.out_proj(out.transpose(1, 2).reshape(memory.shape[0], x.shape[1], x.shape[2]))
         return joined
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """Turn ``[batch, length, width]`` into ``[batch, heads, length, depth]``."""
+        batch, length, width = projected.shape
+        return projected.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
 
 class MLP(nn.Module):
-    """Two linear layers with four times the width between them."""
+    """Two linear layers with ``mlp_width`` channels between them, four times the width unless it is given."""
 
-    def __init__(self, width: int, act: Activation) -> None:
+    def __init__(self, width: int, act: Activation, *, mlp_width: int | None = None) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
+        hidden = 4 * width if mlp_width is None else mlp_width
+        self.c_fc = nn.Linear(width, hidden)
         self.act = activation(act)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_proj = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float ``[batch, length, width]`` to the same shape."""
@@ -89,14 +104,22 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Pre-norm transformer block: attention, then an MLP of four times the width."""
+    """Pre-norm transformer block: attention, then an MLP."""
 
-    def __init__(self, width: int, heads: int, act: Activation) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        act: Activation,
+        *,
+        mlp_width: int | None = None,
+        layer_norm_eps: float = LAYER_NORM_EPS,
+    ) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, act)
+        self.ln_2 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.mlp = MLP(width, act, mlp_width=mlp_width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map float ``[batch, length, width]`` to the same shape; ``mask`` as in :class:`Attention`."""

@@ -20,7 +20,8 @@ class TextTransformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         self.blocks = nn.ModuleList(
-            ResidualAttentionBlock(config.width, config.heads, config.activation) for _ in range(config.layers)
+            ResidualAttentionBlock(config.width, config.heads, config.activation, mlp_width=config.mlp_width)
+            for _ in range(config.layers)
         )
         self.ln_final = nn.LayerNorm(config.width)
         self.text_projection = nn.Parameter(torch.empty(config.width, embed_dim))

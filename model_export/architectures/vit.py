@@ -23,7 +23,8 @@ class VisionTransformer(nn.Module):
         self.ln_pre = nn.LayerNorm(width)
         # The blocks keep PyTorch's own initialisation: the reference scales only the text tower's.
         self.blocks = nn.ModuleList(
-            ResidualAttentionBlock(width, config.heads, config.activation) for _ in range(config.layers)
+            ResidualAttentionBlock(width, config.heads, config.activation, mlp_width=config.mlp_width)
+            for _ in range(config.layers)
         )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))

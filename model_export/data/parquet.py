@@ -42,19 +42,38 @@ class RowGroup(NamedTuple):
     rows: int
 
 
-def _open(path: Path, columns: Columns) -> pq.ParquetFile:
+def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
+    """Open a file; columns are read in pieces of ``buffer_size`` bytes, or a row group at a time where it is 0.
+
+    Raises:
+        DataError: it is not there, or not a Parquet file.
+    """
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path, buffer_size=buffer_size, pre_buffer=buffer_size == 0)
     except FileNotFoundError as error:
         msg = f"{path}: no such file; name the Parquet files of the recipe relative to the recipe's folder"
         raise DataError(msg) from error
     except (OSError, pa.ArrowException) as error:
         msg = f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})"
         raise DataError(msg) from error
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Tell whether a column holds bytes."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def is_string(kind: pa.DataType) -> bool:
+    """Tell whether a column holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _open(path: Path, columns: Columns) -> pq.ParquetFile:
+    file = open_parquet(path)
     for column, kind, fits in (
-        (columns.image, "binary", _is_binary),
-        (columns.text, "string", _is_string),
-        (columns.label, "string", _is_string),
+        (columns.image, "binary", is_binary),
+        (columns.text, "string", is_string),
+        (columns.label, "string", is_string),
     ):
         if column not in file.schema_arrow.names:
             found = ", ".join(file.schema_arrow.names)
@@ -64,14 +83,6 @@ def _open(path: Path, columns: Columns) -> pq.ParquetFile:
             msg = f"{path}: column {column!r} is {file.schema_arrow.field(column).type}, not {kind}"
             raise DataError(msg)
     return file
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 class PairReader:

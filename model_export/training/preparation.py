@@ -19,12 +19,13 @@ from model_export.data.parquet import PairReader
 from model_export.data.plan import Phase, TrainingPlan, is_validation
 from model_export.errors import DataError, RecipeError
 from model_export.evaluation import LabelledImages
+from model_export.model_source import text_section
 from model_export.tokenizer_training import END_OF_TEXT, train_tokenizer
 from model_export.training.files import replacing
 from model_export.training.recipe import Recipe
 from service.errors import PromptTooLong
 from service.images import preprocess
-from service.manifest import ImageSection, TextSection
+from service.manifest import ImageSection
 from service.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -89,7 +90,9 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
             trained.save(str(partial))
     backend = tokenizers.Tokenizer.from_file(str(path))
     model_config = _model_config(recipe, backend)
-    tokenizer = Tokenizer(backend, _text_section(model_config.text))
+    text = model_config.text
+    section = text_section(context_length=text.context_length, pad_id=text.pad_id, end_of_text_id=text.end_of_text_id)
+    tokenizer = Tokenizer(backend, section)
     _check_lengths(tokenizer, all_captions(recipe.captions.templates, words))
 
     groups = []
@@ -145,18 +148,6 @@ def _model_config(recipe: Recipe, tokenizer: tokenizers.Tokenizer) -> ClipConfig
         embed_dim=recipe.model.embed_dim,
         image=recipe.model.image,
         text=TextTransformerConfig.model_validate(text),
-    )
-
-
-def _text_section(text: TextTransformerConfig) -> TextSection:
-    return TextSection(
-        padding="longest",
-        min_length=2,
-        max_length=text.context_length,
-        pad_id=text.pad_id,
-        end_of_text_id=text.end_of_text_id,
-        canonicalization="tokenizer",
-        overflow="refuse",
     )
 
 

@@ -49,8 +49,12 @@ def _examples(*commands: str) -> str:
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(commands)
 
 
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", help="Folder of a model bundle; the demo model when left out.")
+ModelsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--model",
+        help="Folder of a model bundle; the demo model when left out. Again: one more, which requests name.",
+    ),
 ]
 ProviderOption = Annotated[ProviderChoice | None, typer.Option("--provider", help="What runs the model.")]
 
@@ -60,7 +64,7 @@ def serve(
     *,
     host: Annotated[str | None, typer.Option(help="Address to listen on. \\[default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one. \\[default: 8000]")] = None,
-    model: ModelOption = None,
+    model: ModelsOption = None,
     provider: ProviderOption = None,
     welcome: Annotated[
         bool | None,
@@ -70,7 +74,9 @@ def serve(
     """Start the HTTP service. Every setting can also be given as a variable ANYCLASS_…; see docs/settings.md."""
     from service import logs
 
-    given = {"host": host, "port": port, "model": model, "provider": provider.value if provider else None}
+    given: dict[str, Any] = {"host": host, "port": port, "provider": provider.value if provider else None}
+    if model:
+        given |= {"model": model[0], "more_models": tuple(model[1:])}
     settings = _settings(**given)
     # A person at a terminal who said nothing about it reads lines more easily than JSON.
     chosen = "log_format" in settings.model_fields_set

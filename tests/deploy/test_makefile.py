@@ -2,11 +2,15 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from service.manifest import DEMO_BUNDLE
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -59,6 +63,21 @@ def venv_script(project: Path, python: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def converting_project(folder: Path) -> None:
+    """A project that serves by printing which bundle, and converts by copying the demo bundle, noting each time."""
+    scripts = folder / "scripts"
+    stub(scripts / "venv.sh", 'echo "$@" >>environments')
+    shutil.copy(ROOT / "scripts/lib.sh", scripts)
+    shutil.copy(ROOT / "scripts/model.sh", scripts)
+    stub(folder / ".venv/bin/python", f'exec {shlex.quote(sys.executable)} "$@"')
+    stub(folder / ".venv/bin/anyclass", 'echo "serving $ANYCLASS_MODEL"')
+    stub(
+        folder / ".venv-export/bin/anyclass-export",
+        'echo "$@" >>conversions; echo exporting; mkdir -p "$(dirname "$3")"\n'
+        f'cp -r {shlex.quote(str(DEMO_BUNDLE))} "$3"',
+    )
+
+
 @pytest.fixture
 def toy_project(tmp_path: Path) -> Path:
     """A project with no dependencies and this project's helpers."""
@@ -100,12 +119,69 @@ def test_run_uses_an_environment_with_the_runtime_only() -> None:
 @pytest.mark.parametrize("on_command_line", [True, False])
 def test_run_passes_its_variables_on_unchanged(tmp_path: Path, name: str, *, on_command_line: bool) -> None:
     """PORT=, MODEL= and REDIS_URL= reach the service, a dollar sign in them too, wherever they stand."""
-    stub(tmp_path / "scripts/venv.sh", "exit 0")
+    converting_project(tmp_path)
     stub(tmp_path / ".venv/bin/anyclass", f'test "$1" = serve && printenv ANYCLASS_{name}')
     value = "a$b (c) $$d"
+    (tmp_path / value).mkdir()
+    (tmp_path / value / "manifest.json").touch()
     makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
     output = make(*makefile, f"{name}={value}") if on_command_line else make(*makefile, **{name: value})
     assert f"{value}\n" == output
+
+
+def test_run_converts_a_model_once(tmp_path: Path) -> None:
+    """A checkpoint is converted in an environment of its own, into the user's cache, and from then on only served."""
+    converting_project(tmp_path)
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run/model.safetensors").write_bytes(b"weights")
+    arguments = ("-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run", "MODEL=my run")
+    outputs = [make(*arguments, XDG_CACHE_HOME=str(tmp_path / "cache")) for _ in range(2)]
+    [bundle] = (tmp_path / "cache/anyclass/bundles").iterdir()
+    assert [f"serving {bundle}\n"] * 2 == outputs
+    assert f"export {tmp_path / 'my run'} {bundle} --force\n" == (tmp_path / "conversions").read_text()
+    environments = (tmp_path / "environments").read_text().splitlines()
+    assert [".venv cpu", ".venv-export cpu,convert", ".venv cpu"] == environments
+
+
+def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> None:
+    """A conversion that lacks a package is tried again with PyTorch; where that is there, it is tried once."""
+    converting_project(tmp_path)
+    exporter = tmp_path / ".venv-export/bin/anyclass-export"
+    exporter.rename(tmp_path / "with-torch")
+    stub(exporter, f'test -d .venv-export/lib/python3/site-packages/torch || exit 3; exec {tmp_path}/with-torch "$@"')
+    stub(
+        tmp_path / "scripts/venv.sh",
+        'echo "$@" >>environments; case $2 in *train) mkdir -p "$1/lib/python3/site-packages/torch" ;; esac',
+    )
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "model.safetensors").write_bytes(run.encode())
+        make(
+            "-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run", f"MODEL={run}", XDG_CACHE_HOME=str(tmp_path / "c")
+        )
+    environments = (tmp_path / "environments").read_text().splitlines()
+    first = [".venv cpu", ".venv-export cpu,convert", ".venv-export cpu,convert,train"]
+    assert [*first, ".venv cpu", ".venv-export cpu,convert,train"] == environments
+    assert len((tmp_path / "conversions").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("./nowhere", "./nowhere: is neither a bundle, a checkpoint's file or folder, a training run, nor a hub id"),
+        ("broken", "broken was not converted (why: above)"),
+    ],
+)
+def test_run_serves_nothing_where_the_model_fails(tmp_path: Path, model: str, said: str) -> None:
+    """What is no model, and what cannot be converted, ends make with a sentence; no other model is served for it."""
+    converting_project(tmp_path)
+    (tmp_path / "broken").mkdir()
+    stub(tmp_path / ".venv-export/bin/anyclass-export", "echo 'error: broken: is in no layout' >&2; exit 2")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        make("-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run", f"MODEL={model}", XDG_CACHE_HOME=str(tmp_path))
+    assert said in caught.value.stderr
+    assert "" == caught.value.stdout
+    assert not (tmp_path / "anyclass").exists()
 
 
 def test_run_keeps_a_shell_s_own_host_out(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import torch
 from tests.support.tiny_run import TOWERS, write_tiny_run
 
 if TYPE_CHECKING:
-    from model_export.export import Graph
+    from model_export.graphs import Graph
     from model_export.verify import Report
-    from service.manifest import Precision
+    from service.manifest import Agreement, Precision
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,10 +25,15 @@ class Heard:
     def __init__(self) -> None:
         self.graphs: list[Graph] = []
         self.reports: list[Report] = []
+        self.agreements: list[Agreement] = []
 
     def wrote(self, graph: "Graph") -> None:
         """Remember a graph."""
         self.graphs.append(graph)
+
+    def agreed(self, agreement: "Agreement") -> None:
+        """Remember how a reduced precision answers."""
+        self.agreements.append(agreement)
 
     def measured(self, report: "Report") -> None:
         """Remember a report."""
@@ -45,11 +50,11 @@ class Exported:
 
 
 def _export(root: Path, tower: str, precision: "Precision") -> Exported:
-    from model_export.export import export_run
-    from model_export.sources import load_training_run
+    from model_export.checkpoints.training_run import load_training_run
+    from model_export.export import export_model
 
     run, heard = write_tiny_run(root / "run", tower), Heard()
-    export_run(load_training_run(run), root / "bundle", precision=precision, listener=heard)
+    export_model(load_training_run(run), root / "bundle", precision=precision, listener=heard)
     return Exported(run, root / "bundle", heard)
 
 
@@ -57,6 +62,12 @@ def _export(root: Path, tower: str, precision: "Precision") -> Exported:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Each kind of image tower, exported once. Not to be written to."""
     return _export(tmp_path_factory.mktemp(request.param), request.param, "fp32")
+
+
+@pytest.fixture(scope="session")
+def exported_vit(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A run with a vision transformer, exported as fp32. Not to be written to."""
+    return _export(tmp_path_factory.mktemp("vit"), "vit", "fp32")
 
 
 @pytest.fixture(scope="session")

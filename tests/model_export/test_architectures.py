@@ -98,12 +98,13 @@ def test_weights_start_as_the_paper_says() -> None:
     width, layers = 256, 4
     text = {**TEXT, "vocab_size": 2048, "context_length": 64, "width": width, "layers": layers}
     model = build({"embed_dim": 128, "image": TOWERS["vit"], "text": text})
-    block: Any = model.text.blocks[1]
+    tower: Any = model.text
+    block = tower.blocks[1]
 
     expected = {
-        model.text.token_embedding.weight: 0.02,
-        model.text.positional_embedding: 0.01,
-        model.text.text_projection: width**-0.5,
+        tower.token_embedding.weight: 0.02,
+        tower.positional_embedding: 0.01,
+        tower.text_projection: width**-0.5,
         block.attn.q_proj.weight: width**-0.5,
         block.attn.out_proj.weight: width**-0.5 * (2 * layers) ** -0.5,
         block.mlp.c_fc.weight: (2 * width) ** -0.5,

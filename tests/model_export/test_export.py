@@ -13,13 +13,13 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
+from model_export.checkpoints.training_run import load_training_run
 from model_export.encoders import ImageEncoder, TextEncoder
 from model_export.errors import ExportError, ParityError
-from model_export.export import export_run, served_encoders
+from model_export.export import export_model, served_encoders
 from model_export.folding import fold_batch_norm, round_to_fp16
 from model_export.onnx_export import export_image_encoder
 from model_export.optimize import save, store_fp16
-from model_export.sources import load_training_run
 from service.engine import OnnxEngine
 from service.manifest import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, load_bundle
 from service.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def axes(value: onnx.ValueInfoProto) -> list[int | str]:
 def test_graphs_have_the_contracted_inputs_and_outputs(exported: Exported) -> None:
     """Pixels are uint8 of fixed size and any batch; ids are int64 with both axes dynamic; vectors are float32."""
     run = load_training_run(exported.run)
-    size = run.config.image.height
+    size = run.image.height
 
     image = onnx.load(exported.bundle / IMAGE_ENCODER).graph
     assert axes(image.input[0]) == ["batch", size, size, 3]
@@ -63,7 +63,7 @@ def test_graphs_have_the_contracted_inputs_and_outputs(exported: Exported) -> No
 def test_image_vectors_are_torchs(exported: Exported, batch: int) -> None:
     """The served graph gives torch's float32 vectors for any picture, in any batch size."""
     run = load_training_run(exported.run)
-    section = run.config.image
+    section = run.image
     shape = (batch, section.height, section.width, 3)
     pixels = np.random.default_rng(batch).integers(0, 256, shape, dtype=np.uint8)
     with torch.no_grad():
@@ -79,11 +79,12 @@ def test_image_vectors_are_torchs(exported: Exported, batch: int) -> None:
 def test_text_vectors_are_torchs_at_every_length(exported: Exported, batch: int) -> None:
     """No length is baked in: every one from 2 to the context gives torch's vectors, and padding changes nothing."""
     run = load_training_run(exported.run)
-    text = run.config.model.text
+    text = run.text
+    vocabulary = len(run.model.text.get_parameter("token_embedding.weight"))
     engine = OnnxEngine.load(load_bundle(exported.bundle), "cpu")
     random = np.random.default_rng(batch)
-    for length in range(2, text.context_length + 1):
-        ids = random.integers(text.end_of_text_id + 1, text.vocab_size, (batch, length))
+    for length in range(2, text.max_length + 1):
+        ids = random.integers(text.end_of_text_id + 1, vocabulary, (batch, length))
         ids[:, -1] = text.end_of_text_id
         with torch.no_grad():
             expected = TextEncoder(run.model)(torch.from_numpy(ids)).numpy()
@@ -91,7 +92,7 @@ def test_text_vectors_are_torchs_at_every_length(exported: Exported, batch: int)
         actual = engine.encode_texts(ids)
 
         np.testing.assert_allclose(actual, expected, atol=ATOL)
-        padded = np.full((batch, text.context_length), text.pad_id)
+        padded = np.full((batch, text.max_length), text.pad_id)
         padded[:, :length] = ids
         np.testing.assert_allclose(engine.encode_texts(padded), actual, atol=ATOL)
 
@@ -106,7 +107,7 @@ def test_real_prompts_agree_and_only_the_first_end_of_text_counts(exported: Expo
         expected = TextEncoder(run.model)(torch.from_numpy(ids)).numpy()
 
     np.testing.assert_allclose(engine.encode_texts(ids), expected, atol=ATOL)
-    end = np.full((3, 1), run.config.model.text.end_of_text_id)
+    end = np.full((3, 1), run.text.end_of_text_id)
     np.testing.assert_allclose(engine.encode_texts(np.hstack([ids, end])), expected, atol=ATOL)
 
 
@@ -134,9 +135,9 @@ def test_manifest_says_what_the_run_says(exported: Exported) -> None:
     manifest = load_bundle(exported.bundle).manifest
 
     assert manifest.scoring.logit_scale == pytest.approx(1 / 0.07)
-    assert manifest.architecture == f"clip/{run.config.model.image.kind}"
+    assert manifest.architecture == run.architecture
     assert (manifest.text.padding, manifest.text.min_length, manifest.text.max_length) == ("longest", 2, 24)
-    assert manifest.text.end_of_text_id == run.config.model.text.end_of_text_id
+    assert manifest.text.end_of_text_id == run.text.end_of_text_id
     assert manifest.provenance == run.provenance
     assert manifest.provenance.recipe == {"name": "tiny", "seed": 0, "optim": {"lr": 1e-3}}
     assert manifest.parity is not None
@@ -194,7 +195,7 @@ def test_fp16_stored_graphs_agree_with_the_rounded_weights(exported_fp16: Export
     """Rounding is the only difference to the trained model: against rounded weights the vectors agree as in fp32."""
     run = load_training_run(exported_fp16.run)
     rounded, _ = served_encoders(run, "fp16-stored")
-    section = run.config.image
+    section = run.image
     exact = ImageEncoder(run.model, section.mean, section.std)
     shape = (3, section.height, section.width, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -211,10 +212,10 @@ def test_a_weight_beyond_fp16_is_refused_and_nothing_is_written(tmp_path: Path) 
     """Rounding never makes an infinity; the weight is named and the way out too."""
     run = load_training_run(write_tiny_run(tmp_path / "run"))
     with torch.no_grad():
-        run.model.text.token_embedding.weight[0, 0] = 1e6
+        run.model.text.get_parameter("token_embedding.weight")[0, 0] = 1e6
 
     with pytest.raises(ExportError, match=r"token_embedding\.weight.*--precision fp32"):
-        export_run(run, tmp_path / "bundle", precision="fp16-stored", listener=Heard())
+        export_model(run, tmp_path / "bundle", precision="fp16-stored", listener=Heard())
 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -235,7 +236,7 @@ def test_a_graph_that_does_not_agree_is_not_written(tmp_path: Path) -> None:
     heard = Heard()
 
     with pytest.raises(ParityError, match="images, batch 1, images, batch 2, images, batch 7"):
-        export_run(run, tmp_path / "bundle", listener=heard)
+        export_model(run, tmp_path / "bundle", listener=heard)
 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert heard.reports[0].failed == tuple(f"images, batch {n}" for n in (1, 2, 7))
@@ -245,7 +246,7 @@ def test_a_graph_that_does_not_agree_is_not_written(tmp_path: Path) -> None:
 def test_folding_batch_norm_changes_no_vector(tmp_path: Path, tower: str) -> None:
     """Every batch norm whose gains are positive is folded, also across a max pool; the vectors stay."""
     run = load_training_run(write_tiny_run(tmp_path / "run", tower))
-    section = run.config.image
+    section = run.image
     encoder = ImageEncoder(run.model, section.mean, section.std).eval()
     pixels = torch.randint(0, 256, (4, section.height, section.width, 3), dtype=torch.uint8)
 
@@ -260,7 +261,7 @@ def test_a_negative_gain_behind_a_max_pool_is_not_folded(tmp_path: Path) -> None
     run = load_training_run(write_tiny_run(tmp_path / "run"))
     with torch.no_grad():
         run.model.visual.get_submodule("stages.0.bn1").get_parameter("weight")[0] = -0.7
-    section = run.config.image
+    section = run.image
     encoder = ImageEncoder(run.model, section.mean, section.std).eval()
     pixels = torch.randint(0, 256, (4, section.height, section.width, 3), dtype=torch.uint8)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model_export.checkpoints.training_run import load_training_run
 from model_export.errors import SourceError
-from model_export.sources import load_training_run
 from service.manifest import FileEntry
 from tests.support.tiny_run import write_tiny_run
 
@@ -59,7 +59,7 @@ def test_a_good_run_is_read_with_its_weights_and_provenance(run: Path) -> None:
     assert all(torch.equal(expected[name], tensor) for name, tensor in loaded.model.state_dict().items())
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
-    assert loaded.logit_scale == pytest.approx(math.exp(expected["logit_scale"].item()))
+    assert loaded.scoring.logit_scale == pytest.approx(math.exp(expected["logit_scale"].item()))
     assert loaded.provenance.source_sha256 == FileEntry.of(run / "model.safetensors").sha256
     assert loaded.provenance.licence == "CC0-1.0"
     assert loaded.provenance.card == (run / "card.md").read_text()

@@ -3,16 +3,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from model_export.checkpoints.training_run import load_training_run
 from model_export.export import reference_probes
 from model_export.probes import PROBES, load_probes, probe_inputs
-from model_export.sources import load_training_run
-from model_export.verify import Report, verify_bundle
+from model_export.verify import THRESHOLDS, Report, verify_bundle
 from service.errors import ProviderUnavailable
 from service.manifest import (
     IMAGE_ENCODER,
@@ -22,6 +23,7 @@ from service.manifest import (
     FileEntry,
     Manifest,
     Parity,
+    Precision,
     load_bundle,
 )
 from tests.model_export.conftest import Exported
@@ -219,10 +221,9 @@ def test_recorded_parity_is_checked(bundle: Path, parity: Parity | None) -> None
     assert verify_bundle(bundle).failed == ("recorded parity",)
 
 
-def test_a_precision_without_limits_fails(bundle: Path) -> None:
-    """Nobody said how far int8 may be off: that is a failure, not a pass."""
-    rewrite_manifest(bundle, precision="int8")
-    assert verify_bundle(bundle).failed == ("recorded parity", "precision")
+def test_every_precision_has_limits() -> None:
+    """There is no bundle of which nobody said how far it may be off."""
+    assert set(THRESHOLDS) == set(get_args(Precision))
 
 
 def test_a_manifest_that_was_edited_fails(bundle: Path) -> None:

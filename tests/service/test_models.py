@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,22 @@ async def test_closing_gives_up_on_a_device_that_hangs(tmp_path: Path) -> None:
     with pytest.raises(NotReady):
         await waiting
     engine.gate.set()
+
+
+def test_several_bundles_are_served_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings' further bundles are loaded behind the first, which stays the default, demo or not."""
+    two, three = write_tiny_bundle(tmp_path / "two", name="two"), write_tiny_bundle(tmp_path / "three", name="three")
+    monkeypatch.setenv("ANYCLASS_MORE_MODELS", f"{two}{os.pathsep}{three}")
+
+    models = ModelRegistry.load(Settings(provider="cpu", threads=1), Metrics())
+
+    assert models.names == ("demo", "two", "three")
+    assert models.default == "demo"
+    asyncio.run(models.close())
+
+
+def test_one_broken_bundle_of_several_stops_the_start(tmp_path: Path) -> None:
+    """A service that cannot serve what it was told to serve does not start with less."""
+    absent = tmp_path / "absent"
+    with pytest.raises(BundleError, match="absent"):
+        ModelRegistry.load(Settings(provider="cpu", threads=1, more_models=(absent,)), Metrics())

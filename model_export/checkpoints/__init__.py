@@ -1,0 +1,1 @@
+"""Readers: from the layouts in which weights are published to a `ModelSource`."""

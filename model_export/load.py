@@ -1,0 +1,43 @@
+"""A source as the user names it → the model in it: which layout it has, and which reader knows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from model_export.checkpoints import hugging_face, open_clip, openai, training_run
+from model_export.errors import SourceError
+from model_export.model_source import ModelSource, SourceOptions
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which weights are published: how it is recognised, and its reader."""
+
+    name: str
+    recognises: Callable[[Path], bool]
+    load: Callable[[Path, SourceOptions], ModelSource]
+
+
+LAYOUTS: Final = (
+    Layout("a training run of this program", training_run.recognises, training_run.load),
+    Layout("a Hugging Face folder (config.json, model.safetensors)", hugging_face.recognises, hugging_face.load),
+    Layout("an open_clip folder or file (open_clip_config.json)", open_clip.recognises, open_clip.load),
+    Layout("an OpenAI archive or state dict", openai.recognises, openai.load),
+)
+"""Tried in this order: the first that recognises a path reads it."""
+
+
+def load_model(path: Path, options: SourceOptions) -> ModelSource:
+    """Read the weights at a path, whatever their layout.
+
+    Raises:
+        SourceError: nothing is there, no reader knows it, or its reader refuses it.
+    """
+    if not path.exists():
+        raise SourceError(f"{path}: is neither a file or folder nor a hub id such as openai/clip-vit-base-patch32")
+    for layout in LAYOUTS:
+        if layout.recognises(path):
+            return layout.load(path, options)
+    known = "; ".join(layout.name for layout in LAYOUTS)
+    raise SourceError(f"{path}: is in no layout that is read here: {known}")

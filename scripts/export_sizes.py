@@ -1,0 +1,137 @@
+"""Export named sizes in full, with random weights of their true shape: parity, time, memory and size of each.
+
+    python scripts/export_sizes.py ViT-B-32 RN50 --precisions fp32 fp16 int8
+
+Each size runs in a process of its own, so that the memory that is reported is its own. Speed and memory do not depend
+on the weights; how well int8 agrees with fp32 does, so those figures say little of a trained model.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def main() -> int:
+    """Export each size in a child process and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sizes", nargs="+", help="names of 'anyclass-export list'")
+    parser.add_argument("--precisions", nargs="*", default=["fp32"], choices=("fp32", "fp16", "int8"))
+    parser.add_argument("--keep", type=Path, help="put the bundles here; by default they are deleted")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        _export(options.sizes[0], options.precisions, options.keep)
+        return 0
+    table = Table(box=None)
+    for title in ("size", "params", "precision", "time", "files", "difference", "cosine", "memory"):
+        table.add_column(title, justify="left" if title in {"size", "precision"} else "right")
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory(prefix="anyclass-sizes-") as folder:
+            keep = ["--keep", str(options.keep or folder)]
+            command = [sys.executable, __file__, "--child", size, *keep, "--precisions", *options.precisions]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        for line in map(json.loads, done.stdout.splitlines()):
+            table.add_row(
+                size,
+                f"{line['parameters'] / 1e6:.1f}M",
+                line["precision"],
+                f"{line['seconds']:.0f} s",
+                f"{line['bytes'] / 1e6:,.0f} MB",
+                f"{line['max_abs_difference']:.0e}",
+                f"{line['min_cosine']:.7f}",
+                f"{line['peak'] / 2**30:.2f} GiB",
+            )
+    Console().print(table)
+    return 0
+
+
+class _Silent:
+    """A listener for a table that is printed at the end."""
+
+    def wrote(self, *_: object) -> None:
+        pass
+
+    measured = agreed = wrote
+
+
+def _export(name: str, precisions: list[str], folder: Path) -> None:
+    """Export one size in this process; a line of JSON for each precision."""
+    import torch
+
+    from model_export.architectures import build
+    from model_export.architectures.siglip_config import SiglipConfig
+    from model_export.architectures.sizes import named_size
+    from model_export.export import export_model
+    from model_export.model_source import TEMPLATES, ModelSource, text_section
+    from model_export.reduction import Reduced, reduce_bundle
+    from model_export.tokenizer_training import END_OF_TEXT, MIN_VOCAB_SIZE, train_tokenizer
+    from service.manifest import ImageSection, Provenance, SigmoidScoring, SoftmaxScoring
+
+    size = named_size(name)
+    tokenizer = train_tokenizer(["a photo of a cat"], MIN_VOCAB_SIZE)
+    end = tokenizer.get_vocab()[END_OF_TEXT]
+    config = size.config.model_copy(deep=True)
+    sigmoid = isinstance(config, SiglipConfig)
+    if not sigmoid:
+        # The published vocabulary is not at hand; the embedding keeps its size.
+        config = config.model_copy(update={"text": config.text.model_copy(update={"end_of_text_id": end})})
+    torch.manual_seed(0)
+    model = build(config).eval().requires_grad_(requires_grad=False)
+    side, context = size.image_size, size.context_length
+    source = ModelSource(
+        name=size.name.lower(),
+        aliases=(),
+        architecture="siglip/vit" if sigmoid else "clip",
+        model=model,
+        dim=size.embed_dim,
+        image=ImageSection(
+            height=side,
+            width=side,
+            resize="shortest",
+            interpolation="bicubic",
+            crop="center",
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+        ),
+        text=text_section(context_length=context, pad_id=end, end_of_text_id=end, fixed=sigmoid),
+        scoring=SigmoidScoring(logit_scale=10.0, logit_bias=-10.0) if sigmoid else SoftmaxScoring(logit_scale=100.0),
+        templates=dict(TEMPLATES),
+        tokenizer=tokenizer.to_str().encode(),
+        provenance=Provenance(source="random weights"),
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    exact = folder / f"{source.name}-fp32"
+    for precision in dict.fromkeys(["fp32", *precisions]):
+        out = folder / f"{source.name}-{precision}"
+        shutil.rmtree(out, ignore_errors=True)
+        started = time.monotonic()
+        if precision == "fp32":
+            manifest = export_model(source, out, listener=_Silent())
+            del model, source.__dict__["model"]  # the lower precisions need no torch
+        else:
+            reduced: Reduced = "fp16" if precision == "fp16" else "int8"
+            manifest = reduce_bundle(exact, out, precision=reduced, listener=_Silent())
+        assert manifest.parity is not None  # noqa: S101 - tells the type checker; both measure it
+        line = {
+            "parameters": parameters,
+            "precision": precision,
+            "seconds": time.monotonic() - started,
+            "bytes": sum(entry.bytes for entry in manifest.files.values()),
+            "max_abs_difference": manifest.parity.max_abs_difference,
+            "min_cosine": manifest.parity.min_cosine,
+            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# model.sh MODEL [VENV]: prints the path of the bundle to serve. MODEL is a bundle; or a hub id, a checkpoint's file or
+# folder, or a training run, which is then converted to a bundle once, in an environment of its own, and kept in a cache.
+# VENV is the environment that serves: it can tell whether there is something to convert, and does so without torch.
+. "$(dirname "$0")/lib.sh"
+
+model=$1
+venv=${2:-.venv}
+export_venv=.venv-export
+package_missing=3 # what anyclass-export exits with then
+
+if [ -f "$model/manifest.json" ]; then
+    printf '%s\n' "$model"
+    exit 0
+fi
+
+found=$("$venv/bin/python" -m model_export.bundle_cache "$model") || exit 1
+{ read -r state && read -r source && read -r bundle; } <<<"$found"
+
+if [ "$state" != ready ]; then
+    say "$model is not a bundle yet: converting it to $bundle (once)"
+    # Published ONNX graphs become a bundle without torch, so torch comes only where it turns out to be needed.
+    extras=cpu,convert
+    if compgen -G "$export_venv/lib/python*/site-packages/torch" >/dev/null; then
+        extras=cpu,convert,train
+    fi
+    scripts/venv.sh "$export_venv" "$extras"
+    status=0
+    "$export_venv/bin/anyclass-export" export "$source" "$bundle" --force >&2 || status=$?
+    if [ "$status" = "$package_missing" ] && [ "$extras" = cpu,convert ]; then
+        say "these are weights, not ONNX graphs: PyTorch is needed, for this conversion only"
+        scripts/venv.sh "$export_venv" cpu,convert,train
+        status=0
+        "$export_venv/bin/anyclass-export" export "$source" "$bundle" --force >&2 || status=$?
+    fi
+    if [ "$status" != 0 ]; then
+        die "$model was not converted (why: above). If it needs an option, convert it yourself:" \
+            "$export_venv/bin/anyclass-export export $source BUNDLE --OPTION, then: make run MODEL=BUNDLE"
+    fi
+fi
+printf '%s\n' "$bundle"
