@@ -48,6 +48,7 @@ class Activation(StrEnum):
 
     QUICK_GELU = "quick_gelu"
     GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
 
 
 @app.command()
