@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run test check lint types layers tests format train-demo export-demo export-sizes verify-demo wheel \
-        constraints k8s-render k8s-secret docker-lint clean
+        bench bench-gpu bench-engines constraints k8s-render k8s-secret docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev
@@ -19,6 +19,9 @@ DEMO := service/bundles/demo
 # What export-sizes exports
 SIZES ?= ViT-B-32 RN50 ViT-L-14
 PRECISIONS ?= fp32
+# What bench-engines times
+BUNDLE ?= $(DEMO)
+PROVIDERS ?= cpu openvino openvino/bf16
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,14 +42,17 @@ endif
 ifneq ($(value REDIS_URL),)
 run: export ANYCLASS_REDIS_URL := $(value REDIS_URL)
 endif
-run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or bundle, REDIS_URL= change it)
+ifneq ($(value STATE_URL),)
+run: export ANYCLASS_STATE_URL := $(value STATE_URL)
+endif
+run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or bundle, REDIS_URL=, STATE_URL= change it)
 	@scripts/venv.sh $(RUN_VENV) cpu
 	@$(if $(value MODEL),ANYCLASS_MODEL=$$(scripts/model.sh "$$ANYCLASS_MODEL" $(RUN_VENV)) && )exec \
 	 $(RUN_VENV)/bin/anyclass serve --welcome
 
 # --- check ---
 
-test: dev redis ## Lint, types, layers, then every test with coverage
+test: dev redis clients ## Lint, types, layers, then every test with coverage
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory tests
 
@@ -62,7 +68,7 @@ types: dev ## Static types (mypy, strict)
 layers: dev ## The order in which modules may import each other (import-linter)
 	@$(DEV)lint-imports --no-cache
 
-tests: dev redis ## Every test, with branch coverage, on all cores up to four (ARGS= goes to pytest)
+tests: dev redis clients ## Every test, with branch coverage, on all cores up to four (ARGS= goes to pytest)
 	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 --cov --cov-report=term $(ARGS)
 
 format: dev ## Rewrite the source in the project's style
@@ -97,6 +103,17 @@ k8s-render: ## Render the Kubernetes overlays into build/k8s/
 k8s-secret: ## Print a Secret with a fresh Redis password: make -s k8s-secret | kubectl apply -f -
 	@scripts/redis_secret.sh
 
+# --- measure ---
+
+bench: dev redis ## Speed and memory beside other servers, into docs/benchmarks.md (BENCH_ARGS=--help shows the options)
+	@$(DEV)python -m tests.bench.run $(BENCH_ARGS)
+
+bench-engines: dev ## Time a bundle on the providers of this machine, in turn (BUNDLE=, PROVIDERS=cpu openvino openvino/bf16)
+	@$(DEV)python scripts/bench_providers.py $(BUNDLE) $(PROVIDERS) $(BENCH_ARGS)
+
+bench-gpu: dev redis ## What bench measures, on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
+	@$(DEV)python -m tests.bench.run --gpu $(BENCH_ARGS)
+
 # --- upkeep ---
 
 wheel: dev ## Build the wheel into dist/
@@ -111,8 +128,10 @@ clean: ## Remove the environments and everything that tools leave behind
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Not listed: what other targets need.
-.PHONY: dev redis
+.PHONY: dev redis clients
 dev:
 	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,dev
 redis:
 	@scripts/redis.sh
+clients:
+	@scripts/clients.sh

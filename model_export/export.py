@@ -21,7 +21,7 @@ from model_export.folding import fold_batch_norm, round_to_fp16
 from model_export.graphs import Listener, write_graph
 from model_export.model_source import ModelSource
 from model_export.onnx_export import export_image_encoder, export_text_encoder
-from model_export.probes import IMAGES, PROBES, Probes, Vectors, probe_inputs, save_probes
+from model_export.probes import Probes, Vectors, probe_inputs, save_probes
 from model_export.verify import Report, compare
 from service.manifest import (
     IMAGE_ENCODER,
@@ -33,6 +33,7 @@ from service.manifest import (
     Precision,
     load_bundle,
 )
+from service.probes import IMAGES, PROBES
 from service.providers import resolve
 
 REFERENCE = {

@@ -4,7 +4,6 @@ They are a file of the bundle, so that the bundle can be verified alone: on anot
 runtime, without torch and without the weights it was exported from.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -19,11 +18,10 @@ from safetensors.numpy import load_file, save
 from model_export.errors import ExportError
 from service.errors import PromptTooLong
 from service.manifest import DEFAULT_TEMPLATES, Bundle
+from service.probes import IMAGES, PROBES, probe_pictures
 from service.prompts import fill
 from service.tokenizer import Tokenizer
 
-PROBES: Final = "probes.safetensors"
-IMAGES: Final = 7
 LABELS: Final = (
     "cat",
     "motorcycle",
@@ -70,7 +68,7 @@ def probe_inputs(bundle: Bundle) -> Inputs:
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    return Inputs(_pixels(section.height, section.width), ids, lengths)
+    return Inputs(probe_pictures(section.height, section.width), ids, lengths)
 
 
 def fitting_labels(bundle: Bundle, tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -116,7 +114,7 @@ def load_probes(bundle: Bundle) -> Probes:
     try:
         arrays = load_file(path)
         inputs = Inputs(
-            _pixels(bundle.manifest.image.height, bundle.manifest.image.width), arrays["ids"], arrays["lengths"]
+            probe_pictures(bundle.manifest.image.height, bundle.manifest.image.width), arrays["ids"], arrays["lengths"]
         )
         probes = Probes(inputs, arrays["image_vectors"], arrays["text_vectors"])
     except (SafetensorError, OSError, KeyError) as exc:
@@ -130,19 +128,6 @@ def load_probes(bundle: Bundle) -> Probes:
     ):
         raise ExportError(f"{path}: holds vectors or ids of another shape than the manifest says")
     return probes
-
-
-def _pixels(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Pictures from a hash, which is the same on every machine and in every release of NumPy."""
-    size = height * width * 3
-    noise = np.frombuffer(hashlib.shake_256(b"anyclass").digest(IMAGES * size), dtype=np.uint8)
-    pictures = noise.reshape(IMAGES, height, width, 3).copy()
-    for i in range(1, IMAGES):
-        # Squares of 2, 4, 8, … pixels: noise alone looks all the same to an image encoder.
-        rows = np.arange(height) >> i
-        columns = np.arange(width) >> i
-        pictures[i] = pictures[i][rows][:, columns]
-    return pictures
 
 
 def _texts(bundle: Bundle) -> Iterator[list[int]]:

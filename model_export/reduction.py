@@ -13,7 +13,7 @@ from model_export.bundle import staged, write_manifest
 from model_export.errors import ExportError, ParityError
 from model_export.graphs import Listener, write_graph
 from model_export.precision import quantised, to_fp16
-from model_export.probes import PROBES, Vectors, fitting_labels, load_probes
+from model_export.probes import Vectors, fitting_labels, load_probes
 from model_export.verify import Report, compare
 from service.class_vectors import class_vectors
 from service.engine import Engine, OnnxEngine
@@ -29,6 +29,7 @@ from service.manifest import (
     Manifest,
     load_bundle,
 )
+from service.probes import PROBES
 from service.prompts import prompts_for
 from service.tokenizer import Ids, Tokenizer
 

@@ -127,7 +127,7 @@ def compare(bundle: Bundle, probes: Probes, *, provider: str = "cpu") -> list[Ch
         ProviderUnavailable: the provider is not there.
         ConfigurationError: there is no provider of that name.
     """
-    resolved = resolve(provider)
+    resolved = resolve(provider, compute="fp32")
     manifest, inputs = bundle.manifest, probes.inputs
     limits = THRESHOLDS[manifest.precision]
     try:

@@ -9,16 +9,31 @@ import structlog
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from service.api import classify, openapi, operations
+from service.api import (
+    batches,
+    classify,
+    classify_batch,
+    embeddings,
+    files,
+    huggingface,
+    label_sets,
+    open_inference,
+    openapi,
+    operations,
+)
+from service.api.auth import AccessControl, open_access
 from service.api.docs_page import add_docs
 from service.api.handlers import add_handlers
+from service.api.job_wiring import open_jobs
 from service.api.middleware import RequestContext
 from service.api.services import Services
 from service.api.version import VERSION
+from service.api_keys import ApiKeys
 from service.classifier import Classifier
 from service.metrics import Metrics
 from service.models import ModelRegistry
 from service.settings import Settings
+from service.state import StateStore, open_state
 from service.text_cache import TextCache, open_text_cache
 
 _log = structlog.stdlib.get_logger("service.app")
@@ -32,19 +47,23 @@ Every answer has an `X-Request-ID`; send your own to find it in the log.
 
 
 def create_app(
-    settings: Settings, *, models: ModelRegistry | None = None, text_cache: TextCache | None = None
+    settings: Settings,
+    *,
+    models: ModelRegistry | None = None,
+    text_cache: TextCache | None = None,
+    state: StateStore | None = None,
 ) -> FastAPI:
     """Put the application together. Nothing is opened before its lifespan begins.
 
-    `models` and `text_cache` take the place of what the settings name; the application closes them at its end.
+    `models`, `text_cache` and `state` take the place of what the settings name; the application closes them at its end.
     `app.state.services` holds the parts, of which the lifecycle tells when the service is ready or will never be.
     """
-    services = Services(settings=settings, metrics=Metrics())
+    services = Services(settings=settings, metrics=Metrics(), api_keys=ApiKeys.of(settings))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as undo:
-            starting = asyncio.create_task(_start(services, undo, models, text_cache))
+            starting = asyncio.create_task(_start(services, undo, models, text_cache, state))
             try:
                 # The port opens now, so that probes have an answer while the model is loaded.
                 yield
@@ -65,40 +84,60 @@ def create_app(
     )
     app.state.services = services
     app.include_router(classify.router)
+    app.include_router(classify_batch.router)
     app.include_router(operations.router)
+    app.include_router(label_sets.router)
+    app.include_router(files.router)
+    app.include_router(batches.router)
+    for protocol in (embeddings, huggingface, open_inference):
+        app.include_router(protocol.router)
     add_docs(app)
     add_handlers(app)
     openapi.describe(app)
+    app.add_middleware(AccessControl, services=services)
     app.add_middleware(RequestContext, metrics=services.metrics, lifecycle=services.lifecycle)
     return app
 
 
 async def _start(
-    services: Services, undo: AsyncExitStack, models: ModelRegistry | None, text_cache: TextCache | None
+    services: Services,
+    undo: AsyncExitStack,
+    models: ModelRegistry | None,
+    text_cache: TextCache | None,
+    state: StateStore | None,
 ) -> None:
     """Load, warm, and be ready; or say why not. What is opened here is closed in reverse by `undo`."""
     try:
+        await open_access(services, undo)
         cache = text_cache or open_text_cache(services.settings, services.metrics)
         undo.push_async_callback(cache.close)
+        store = state or open_state(services.settings)
+        undo.push_async_callback(store.close)
+        await store.check()
         registry = models
         if registry is None:
             registry = await asyncio.to_thread(ModelRegistry.load, services.settings, services.metrics)
         undo.push_async_callback(registry.close)
         await asyncio.to_thread(registry.warm)
-        classifier = Classifier(registry, cache, services.settings, services.metrics)
+        classifier = Classifier(registry, cache, services.settings, services.metrics, store)
         undo.push_async_callback(classifier.close)
+        classifier.label_sets.start()
     except Exception as exc:  # noqa: BLE001 - whatever it is, the lifecycle's listeners end the process with it
         services.lifecycle.failed(exc)
         return
     services.registry = registry
     services.ready_classifier = classifier
+    services.job_desk, runner = open_jobs(services, store)
+    undo.push_async_callback(runner.close)
     services.lifecycle.loaded()
+    runner.start()
     for info in registry.describe():
         _log.info(
             "model loaded",
             model=info.name,
             revision=info.revision[:12],
             provider=info.provider,
+            because=info.provider_reason,
             precision=info.precision,
         )
 

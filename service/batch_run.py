@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import AnyclassError, InferenceFailed, NonFiniteOutput
+from service.errors import AnyclassError, DeviceOutOfMemory, InferenceFailed, NonFiniteOutput
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -25,12 +25,19 @@ class Work:
     Attributes:
         collate: rows of several entries → one array `[rows, …]`; called in a thread.
         run: that array → float32 `[rows, dim]`; called in the device's thread only.
+        length: to how many units each of the rows is padded where they are run by themselves; None where all rows of
+            this work cost the same.
+        max_batch: most rows in a batch; the device's own limit where None.
+        sizes: batch sizes that the device runs without filling up, ascending; any where None.
     """
 
     model: str
     kind: Literal["image", "text"]
     collate: Callable[[Sequence[Rows]], Inputs]
     run: Callable[[Inputs], Vectors]
+    length: Callable[[Rows], int] | None = None
+    max_batch: int | None = None
+    sizes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ def _attempt(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> list
     sizes = [len(rows) for rows in entries]
     failure: AnyclassError
     try:
-        vectors = work.run(work.collate(entries) if inputs is None else inputs)
+        vectors = _run(work, work.collate(entries) if inputs is None else inputs)
         if len(vectors) == sum(sizes):
             ends = np.cumsum(sizes)
             return [vectors[end - size : end] for end, size in zip(ends, sizes, strict=True)]
@@ -71,3 +78,15 @@ def _attempt(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> list
         failure = InferenceFailed("The model failed on this input; see the service's log.")
         failure.__cause__ = exc
     return [failure] * len(entries)
+
+
+def _run(work: Work, inputs: Inputs) -> Vectors:
+    """Run a batch; one for which the device has too little memory again in two halves, once."""
+    try:
+        return work.run(inputs)
+    except DeviceOutOfMemory:
+        half = len(inputs) // 2
+        if not half:
+            raise
+        _LOG.warning("too little device memory for %d inputs of %s; trying half as many", len(inputs), work.model)
+    return np.concatenate([work.run(inputs[:half]), work.run(inputs[half:])])

@@ -7,60 +7,37 @@ is put together while one runs. What goes into a batch is decided by the pure `t
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from service.batch_choice import Lane, Take, take_batch
+from service.batch_choice import Lane, Rules, Take, take_batch
+from service.batch_entry import Batch, Done, Entry, fail
 from service.batch_run import Inputs, Outcome, Rows, Vectors, Work, run_batch
-from service.errors import AnyclassError, DeadlineExceeded, InferenceFailed, NonFiniteOutput, NotReady
+from service.errors import (
+    AnyclassError,
+    DeadlineExceeded,
+    DeviceLost,
+    DeviceOutOfMemory,
+    InferenceFailed,
+    NonFiniteOutput,
+    NotReady,
+)
 from service.metrics import Metrics
+from service.pace import Pace
 
 __all__ = ["Batcher", "Done", "Inputs", "Lane", "Rows", "Take", "Vectors", "Work", "take_batch"]
 
 _LOG: Final = logging.getLogger(__name__)
 
-_RATE_MEMORY: Final = 0.8
-"""Weight of the past in the measured rate: it settles within about ten batches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Vectors of one entry, float32 `[rows, dim]`, how long it waited, and how long its batch ran."""
-
-    vectors: Vectors
-    queue_s: float
-    run_s: float
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    group: Work
-    rows: Rows
-    lane: Lane
-    deadline: float
-    future: asyncio.Future[Done]
-    on_taken: Callable[[], None] | None
-    arrived: float = field(default_factory=time.monotonic)
-
-    @property
-    def size(self) -> int:
-        return len(self.rows)
-
-    @property
-    def cancelled(self) -> bool:
-        return self.future.done()
-
-
-@dataclass(eq=False, slots=True)
-class _Batch:
-    entries: tuple[_Entry, ...]
-    inputs: Inputs | None = None
-
-    @property
-    def work(self) -> Work:
-        return self.entries[0].group
+_REASONS: Final[dict[type[AnyclassError], str]] = {
+    NonFiniteOutput: "non-finite",
+    DeviceOutOfMemory: "out-of-memory",
+    DeviceLost: "device-lost",
+}
+_STOPPED: Final = "The model's worker has stopped; the service must be restarted."
+_LATE: Final = "The model was too busy to answer within the time limit; try again later."
+_STOPPING: Final = "The service is stopping; try again elsewhere."
 
 
 class Batcher:
@@ -68,27 +45,35 @@ class Batcher:
 
     def __init__(self, device: str, metrics: Metrics, *, max_batch: int, background_every: int = 4) -> None:
         self.max_batch = max_batch
+        self._pace = Pace(max_batch, background_every)
         self._device = device
         self._metrics = metrics
         self._background_every = background_every
         self._passed_over = 0
-        self._waiting: list[_Entry] = []
-        self._at_work: list[_Batch] = []
+        self._waiting: list[Entry] = []
+        self._at_work: list[Batch] = []
         self._news = asyncio.Event()
         self._scheduler: asyncio.Task[None] | None = None
         self._closing = False
-        self._rates: dict[Work, float] = {}
+        self._lost = False
         self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"anyclass-{device}")
         self._collator = ThreadPoolExecutor(1, thread_name_prefix=f"anyclass-{device}-collate")
 
     @property
     def healthy(self) -> bool:
-        """False once the scheduler has died: nothing will ever be answered again but with an error."""
-        return self._scheduler is None or not self._scheduler.done() or self._closing
+        """False once the scheduler has died or the device is lost: nothing will be answered again but with an error."""
+        return not self._lost and (self._scheduler is None or not self._scheduler.done() or self._closing)
 
-    def rate(self, work: Work) -> float | None:
-        """Rows a second of late, or None before the first batch."""
-        return self._rates.get(work)
+    def rules(self, work: Work) -> Rules:
+        """What holds for the batches of this work, by what is known of its costs now."""
+        return self._pace.rules(work)
+
+    def completion_s(self, work: Work, rows: int, lane: Lane) -> float | None:
+        """Seconds from now until `rows` would be done, those before them of their work and lane included.
+
+        None before the first batch of this work.
+        """
+        return self._pace.completion_s(work, rows, lane, self._at_work)
 
     async def submit(
         self,
@@ -99,7 +84,7 @@ class Batcher:
         deadline: float = float("inf"),
         on_taken: Callable[[], None] | None = None,
     ) -> Done:
-        """Run `rows`, at most `max_batch` of them, in some batch. Cancelling the caller drops them.
+        """Run `rows`, at most the work's limit of them, in some batch. Cancelling the caller drops them.
 
         Args:
             work: what to do.
@@ -114,16 +99,16 @@ class Batcher:
             NotReady: the batcher is closed.
         """
         try:
-            if not 0 < len(rows) <= self.max_batch:
-                raise ValueError(f"an entry has 1 to {self.max_batch} rows, not {len(rows)}")
+            if not 0 < len(rows) <= (limit := self._pace.limit(work)):
+                raise ValueError(f"an entry has 1 to {limit} rows, not {len(rows)}")
             if self._closing:
-                raise NotReady("The service is stopping; try again elsewhere.")
+                raise NotReady(_STOPPING)
             if not self.healthy:
-                raise InferenceFailed("The model's worker has stopped; the service must be restarted.")
+                raise InferenceFailed(_STOPPED)
             loop = asyncio.get_running_loop()
-            entry = _Entry(work, rows, lane, deadline, loop.create_future(), on_taken)
+            entry = Entry(work, rows, lane, deadline, loop.create_future(), on_taken)
             self._waiting.append(entry)
-            self._gauge(work).inc(entry.size)
+            self._count(entry, entry.size)
             self._news.set()
             if self._scheduler is None:
                 self._scheduler = loop.create_task(self._schedule(), name=f"batcher-{self._device}")
@@ -161,7 +146,7 @@ class Batcher:
         self._collator.shutdown()
 
     async def _schedule(self) -> None:
-        prepared: _Batch | None = None
+        prepared: Batch | None = None
         while True:
             batch = prepared or self._next()
             if batch is None:
@@ -176,6 +161,7 @@ class Batcher:
                 continue
             rows = [entry.rows for entry in batch.entries]
             loop = asyncio.get_running_loop()
+            batch.started = time.monotonic()
             running = loop.run_in_executor(self._runner, run_batch, batch.work, rows, batch.inputs)
             running.add_done_callback(lambda _: self._news.set())
             while not running.done():
@@ -185,35 +171,35 @@ class Batcher:
                     self._news.clear()
             self._deliver(batch, running)
 
-    def _next(self) -> _Batch | None:
+    def _next(self) -> Batch | None:
         return self._commit(self._look())
 
-    def _look(self) -> Take[_Entry]:
+    def _look(self) -> Take[Entry]:
         return take_batch(
             self._waiting,
-            limit=self.max_batch,
+            rules=self._pace.rules,
             now=time.monotonic(),
             passed_over=self._passed_over,
             background_every=self._background_every,
         )
 
-    def _commit(self, take: Take[_Entry]) -> _Batch | None:
+    def _commit(self, take: Take[Entry]) -> Batch | None:
         self._drop(take.dropped)
         self._waiting = list(take.left)
         if not take.batch:
             return None
         self._passed_over = take.passed_over
-        batch = _Batch(take.batch)
+        batch = Batch(take.batch[0].group, self._units(take.batch), entries=take.batch)
         self._at_work.append(batch)
         for entry in take.batch:
-            self._gauge(entry.group).dec(entry.size)
+            self._count(entry, -entry.size)
             if entry.on_taken is not None:
                 entry.on_taken()
         return batch
 
-    async def _prefetch(self) -> _Batch | None:
+    async def _prefetch(self) -> Batch | None:
         """Put the next batch together if waiting cannot improve it: it is full, and nothing would go before it."""
-        if sum(entry.size for entry in self._waiting) < self.max_batch:
+        if not any(entry.lane is Lane.INTERACTIVE for entry in self._waiting):
             return None
         take = self._look()
         if not take.full or take.lane is Lane.BACKGROUND:
@@ -228,19 +214,20 @@ class Batcher:
                 batch.inputs = None
         return batch
 
-    def _still_wanted(self, batch: _Batch) -> bool:
+    def _still_wanted(self, batch: Batch) -> bool:
         now = time.monotonic()
         live = tuple(entry for entry in batch.entries if not entry.cancelled and entry.deadline > now)
         if len(live) < len(batch.entries):
             self._drop([entry for entry in batch.entries if entry not in live], waiting=False)
             batch.entries, batch.inputs = live or batch.entries, None
+            batch.units = self._units(batch.entries)
         return bool(live)
 
-    def _deliver(self, batch: _Batch, running: asyncio.Future[Outcome]) -> None:
+    def _deliver(self, batch: Batch, running: asyncio.Future[Outcome]) -> None:
         self._at_work.remove(batch)
         work = batch.work
         if running.cancelled() or running.exception() is not None:  # the thread could not be started
-            _fail(batch.entries, InferenceFailed("The model could not be run; see the service's log."))
+            fail(batch.entries, InferenceFailed("The model could not be run; see the service's log."))
             self._metrics.inference_failures.labels(work.model, work.kind, "worker").inc()
             return
         outcome = running.result()
@@ -248,8 +235,6 @@ class Batcher:
         rows = sum(entry.size for entry in batch.entries)
         self._metrics.batch_size.labels(work.model, work.kind).observe(rows)
         self._metrics.inference_seconds.labels(work.model, work.kind).observe(run_s)
-        rate = rows / max(run_s, 1e-6)
-        self._rates[work] = _RATE_MEMORY * self._rates.get(work, rate) + (1 - _RATE_MEMORY) * rate
         for entry, result in zip(batch.entries, outcome.results, strict=True):
             if entry.future.done():
                 continue
@@ -259,37 +244,39 @@ class Batcher:
                 entry.future.set_result(Done(result, outcome.started - entry.arrived, run_s))
         failures = [result for result in outcome.results if isinstance(result, AnyclassError)]
         if failures:
-            reason = "non-finite" if isinstance(failures[0], NonFiniteOutput) else "error"
+            reason = _REASONS.get(type(failures[0]), "error")
             self._metrics.inference_failures.labels(work.model, work.kind, reason).inc()
+            self._lost = self._lost or isinstance(failures[0], DeviceLost)
+        else:
+            self._pace.observe(work, rows, batch.units, run_s)
 
-    def _drop(self, entries: Iterable[_Entry], *, waiting: bool = True) -> None:
+    def _drop(self, entries: Iterable[Entry], *, waiting: bool = True) -> None:
         for entry in entries:
             if waiting:
-                self._gauge(entry.group).dec(entry.size)
+                self._count(entry, -entry.size)
             reason: Literal["cancelled", "overdue"] = "cancelled" if entry.cancelled else "overdue"
             self._metrics.dropped.labels(entry.group.kind, reason).inc()
-            if not entry.future.done():
-                message = "The model was too busy to answer within the time limit; try again later."
-                entry.future.set_exception(DeadlineExceeded(message))
+            fail([entry], DeadlineExceeded(_LATE))
 
     def _fail_everyone(self, scheduler: asyncio.Task[None]) -> None:
         """However the scheduler ends, nobody is left waiting."""
-        error: AnyclassError = NotReady("The service is stopping; try again elsewhere.")
+        error: AnyclassError = NotReady(_STOPPING)
         if not scheduler.cancelled() and (cause := scheduler.exception()) is not None:
             _LOG.critical("the scheduler of device %s died", self._device, exc_info=cause)
-            error = InferenceFailed("The model's worker has stopped; the service must be restarted.")
+            error = InferenceFailed(_STOPPED)
         for batch in self._at_work:
-            _fail(batch.entries, error)
+            fail(batch.entries, error)
         for entry in self._waiting:
-            self._gauge(entry.group).dec(entry.size)
-        _fail(self._waiting, error)
+            self._count(entry, -entry.size)
+        fail(self._waiting, error)
         self._waiting, self._at_work = [], []
 
-    def _gauge(self, work: Work) -> Any:  # noqa: ANN401 - prometheus_client's child has no public type
-        return self._metrics.waiting.labels(work.model, work.kind)
+    def _units(self, entries: Sequence[Entry]) -> int:
+        """Rows times length, as the device computes them."""
+        rows = self._pace.rules(entries[0].group).padded(sum(entry.size for entry in entries))
+        return rows * max(entry.length for entry in entries)
 
-
-def _fail(entries: Iterable[_Entry], error: AnyclassError) -> None:
-    for entry in entries:
-        if not entry.future.done():
-            entry.future.set_exception(error)
+    def _count(self, entry: Entry, rows: int) -> None:
+        """Count rows that begin to wait, or no longer do."""
+        self._pace.waits(entry.group, entry.lane, rows)
+        self._metrics.waiting.labels(entry.group.model, entry.group.kind).inc(rows)

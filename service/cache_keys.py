@@ -19,18 +19,18 @@ def vector_identity(text_revision: str, numerics: str, templates: Sequence[str])
 
 def class_vector_keys(prefix: str, identity: bytes, labels: Sequence[str]) -> list[str]:
     """Return the key of each normalised label: the prefix and a sha256 over identity and length-prefixed label."""
-    base = hashlib.sha256(identity)
-    keys = []
-    for label in labels:
-        digest = base.copy()
-        digest.update(_prefixed(label))
-        keys.append(prefix + digest.hexdigest())
-    return keys
+    sha256 = hashlib.sha256
+    return [prefix + sha256(identity + _prefixed(label)).hexdigest() for label in labels]
 
 
-def matrix_digest(identity: bytes, labels: Sequence[str]) -> bytes:
-    """Identify the matrix of normalised labels in this order. Labels hold no NUL, so it can part them."""
-    return hashlib.sha256(identity + "\0".join(labels).encode()).digest()
+def labels_digest(labels: Sequence[str]) -> bytes:
+    """Identify normalised labels in this order. They hold no NUL, so it can part them."""
+    return hashlib.sha256("\0".join(labels).encode()).digest()
+
+
+def matrix_digest(identity: bytes, labels: bytes) -> bytes:
+    """Identify the class vectors of the labels of that `labels_digest`."""
+    return hashlib.sha256(identity + labels).digest()
 
 
 def _prefixed(part: str) -> bytes:

@@ -1,16 +1,33 @@
 """What goes into a classification and what comes out, in the words of the domain."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from service.class_vectors import ScoringMethod
+from service.errors import AnyclassError
+
+ImageSource: TypeAlias = bytes | AnyclassError | Callable[[], Awaitable[bytes]]
+"""An encoded image, a way to get one, or why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelQuery:
-    """The labels of a request as the client spelled them, and a template set's name or the templates themselves."""
+    """The labels of a request as the client spelled them, and a template set's name or the templates themselves.
+
+    With the name of a `label_set` there are neither: it brings its own.
+    """
 
     labels: tuple[str, ...]
     templates: str | tuple[str, ...] = "default"
+    label_set: str | None = None
+
+
+async def load_image(source: ImageSource) -> bytes:
+    """The encoded image. Raises what is wrong with it, or what getting it raises."""
+    if isinstance(source, AnyclassError):
+        raise source
+    return source if isinstance(source, bytes) else await source()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -13,22 +13,35 @@ import numpy.typing as npt
 
 from service.batching import Lane, Vectors
 from service.class_vectors import check_scoring, cosines, rank, scores
-from service.classification import Classification, LabelQuery, Prediction, ScoringOptions, Timings
+from service.classification import (
+    Classification,
+    ImageSource,
+    LabelQuery,
+    Prediction,
+    ScoringOptions,
+    Timings,
+    load_image,
+)
 from service.concurrency import both
-from service.errors import AnyclassError, DeadlineExceeded, NotReady, Overloaded
-from service.images import ImageLimits, decode
+from service.decoding import DecodePool
+from service.errors import AnyclassError, DeadlineExceeded, NotReady, Overloaded, StateUnavailable
+from service.images import ImageLimits
+from service.known_labels import CheckedLabels, KnownLabels
+from service.label_sets import LabelSets, ReadySet
 from service.label_vectors import LabelMatrix, LabelVectors
 from service.metrics import Metrics
 from service.models import Model, ModelRegistry
-from service.prompts import normalise_labels, validate_templates
+from service.prompts import validate_templates
 from service.providers import available_cpus
 from service.settings import Settings
+from service.state import StateStore
 from service.text_cache import TextCache
 
-__all__ = ["Classification", "Classifier", "LabelQuery", "Prediction", "ScoringOptions", "Timings"]
+__all__ = ["Classification", "Classifier", "ImageSource", "LabelQuery", "Prediction", "ScoringOptions", "Timings"]
 
 T = TypeVar("T")
 
+_CPUS: Final = available_cpus()  # asked here and not on the event loop: it reads files
 _MANY_LABELS: Final = 1_024
 """Labels from which on checking and ranking them is left to a thread."""
 
@@ -39,25 +52,41 @@ class _Job:
 
     model: Model
     query: LabelQuery
-    labels: tuple[str, ...]
+    labels: CheckedLabels
     templates: tuple[str, ...]
     options: ScoringOptions
     lane: Lane
+    ready: ReadySet | None = None
 
 
 class Classifier:
     """Classifies images. Belongs to one event loop; closes neither the models nor the cache."""
 
-    def __init__(self, models: ModelRegistry, text_cache: TextCache, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        models: ModelRegistry,
+        text_cache: TextCache,
+        settings: Settings,
+        metrics: Metrics,
+        state: StateStore | None = None,
+    ) -> None:
+        """Without a `state` there are no label sets. It is closed by whoever opened it."""
         self._models = models
         self._settings = settings
         self._metrics = metrics
-        self._limits = ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
         self._label_vectors = LabelVectors(
             text_cache, metrics, prefix=settings.cache_prefix, matrices_bytes=settings.cache_matrices_mib * 2**20
         )
-        threads = settings.decode_threads or available_cpus()
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="anyclass-decode")
+        self._label_sets = None if state is None else LabelSets(state, models, self._label_vectors, settings)
+        self._known_labels = KnownLabels(max_labels=settings.max_labels, max_chars=settings.max_label_chars)
+        # Admission counts images by model; together they cannot come to more than this.
+        most_of_a_model = settings.max_waiting + settings.max_batch_images + 2 * settings.max_batch
+        self._decoders = DecodePool(
+            settings.decode_threads or _CPUS,
+            limits=ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
+            preprocessing=settings.preprocessing,
+            most_waiting=most_of_a_model * len(models.names),
+        )
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="anyclass-score")
         self._closing = False
         self._active = 0
@@ -65,9 +94,16 @@ class Classifier:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def label_sets(self) -> LabelSets:
+        """Named label sets. Raises StateUnavailable where none are kept."""
+        if self._label_sets is None:
+            raise StateUnavailable("No label sets are kept here.")
+        return self._label_sets
+
     def check_admission(self, model: str | None = None) -> None:
         """Raise what `classify` would raise of Overloaded, NotReady and UnknownModel: before a body is read."""
-        self._model(model).images.check()
+        self._model(model).images.check(deadline=time.monotonic() + self._settings.request_timeout_s)
 
     async def classify(
         self,
@@ -97,16 +133,17 @@ class Classifier:
             NotReady: starting or stopping.
             DeadlineExceeded: it took longer than `request_timeout_s`.
             InferenceFailed: the model failed.
+            UnknownLabelSet, LabelSetComputing, LabelSetFailed, StateUnavailable, StateCorrupt: of a label set.
         """
         timings = timings or Timings()
         chosen = self._model(model)
-        with self._accepted(), self._counted(chosen):
+        with self._accepted(), self.counted(chosen):
             async with self._deadline() as deadline:
                 job = await self._check(chosen, query, options, Lane.INTERACTIVE)
-                place = chosen.images.enter()
+                place = chosen.images.enter(deadline=deadline)
                 try:
                     vector, matrix = await both(
-                        self._embed(job, image, timings, deadline, place.leave), self._labels(job, timings)
+                        self._embed(job, image, timings, deadline, place.leave), self._labels(job, timings, deadline)
                     )
                 finally:
                     place.leave()
@@ -114,7 +151,7 @@ class Classifier:
 
     async def classify_many(
         self,
-        images: AsyncIterator[bytes] | Sequence[bytes],
+        images: AsyncIterator[ImageSource] | Sequence[ImageSource],
         query: LabelQuery,
         options: ScoringOptions,
         *,
@@ -134,9 +171,9 @@ class Classifier:
         self._batch_requests += 1
         try:
             with self._accepted():
-                async with self._deadline():
+                async with self._deadline() as deadline:
                     job = await self._check(chosen, query, options, Lane.BACKGROUND)
-                    matrix = await self._labels(job, Timings())
+                    matrix = await self._labels(job, Timings(), deadline)
                 in_work = 2 * chosen.max_batch
                 answers: asyncio.Queue[asyncio.Task[Classification] | None] = asyncio.Queue()
                 room = asyncio.Semaphore(in_work)
@@ -173,14 +210,48 @@ class Classifier:
         finally:
             self._batch_requests -= 1
 
+    async def classify_in_background(
+        self, image: ImageSource, query: LabelQuery, options: ScoringOptions, *, model: str | None = None
+    ) -> Classification:
+        """Classify one image in the background lane, where it waits for its turn. Raises: as `classify`."""
+        chosen = self._model(model)
+        with self._accepted():
+            async with self._deadline() as deadline:
+                job = await self._check(chosen, query, options, Lane.BACKGROUND)
+                matrix = await self._labels(job, Timings(), deadline)
+            return await self._classify_one(job, image, matrix)
+
+    @asynccontextmanager
+    async def accept(self, model: str | None) -> AsyncIterator[tuple[Model, float]]:
+        """Take in a request that asks for vectors: gives its model, and its deadline on the clock of `time.monotonic`.
+
+        Raises: UnknownModel, NotReady, and DeadlineExceeded where the block takes longer than `request_timeout_s`.
+        """
+        chosen = self._model(model)
+        with self._accepted():
+            async with self._deadline() as deadline:
+                yield chosen, deadline
+
+    async def decode(self, image: bytes, model: Model) -> npt.NDArray[np.uint8]:
+        """Decode an image for `model` in the pool → uint8 `[height, width, 3]`. Raises as `images.decode`."""
+        return await self._decode(image, model)
+
+    async def label_matrix(
+        self, model: Model, labels: tuple[str, ...], templates: tuple[str, ...], *, lane: Lane = Lane.INTERACTIVE
+    ) -> Vectors:
+        """Class vectors of normalised labels → float32 `[labels, dim]`, not to be changed; as `LabelVectors.matrix`."""
+        return (await self._label_vectors.matrix(model, labels, templates, lane=lane)).vectors
+
     async def close(self) -> None:
         """Accept nothing more, answer what was accepted (for `drain_timeout_s` at most), then stop."""
         self._closing = True
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await self._idle.wait()
+        if self._label_sets is not None:
+            await self._label_sets.close()
         await self._label_vectors.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
         self._helpers.shutdown(wait=False, cancel_futures=True)
 
     def _model(self, name: str | None) -> Model:
@@ -201,7 +272,8 @@ class Classifier:
                 self._idle.set()
 
     @contextmanager
-    def _counted(self, model: Model) -> Iterator[None]:
+    def counted(self, model: Model, images: int = 1) -> Iterator[None]:
+        """Count what becomes of `images` images of one request."""
         outcome = "cancelled"
         try:
             yield
@@ -213,7 +285,7 @@ class Classifier:
             outcome = "error"
             raise
         finally:
-            self._metrics.images.labels(model.name, outcome).inc()
+            self._metrics.images.labels(model.name, outcome).inc(images)
 
     @asynccontextmanager
     async def _deadline(self) -> AsyncIterator[float]:
@@ -229,18 +301,17 @@ class Classifier:
         settings = self._settings
         check_scoring(model.manifest.scoring, options.method, options.temperature)
         rank(np.zeros(1, np.float32), options.top_k, options.min_score)
+        if query.label_set is not None:
+            ready = await self.label_sets.resolve(query.label_set, model, lane=lane)
+            checked = CheckedLabels((), b"")  # nothing is looked up by them, the matrix is at hand
+            return _Job(model, replace(query, labels=ready.labels), checked, (), options, lane, ready)
         if isinstance(query.templates, str):
             templates = model.template_set(query.templates)
         else:
             templates = validate_templates(
                 query.templates, max_templates=settings.max_templates, max_chars=settings.max_label_chars
             )
-        # Counts are checked before anything is sent to a thread, so what goes there is bounded.
-        labels = await self._aside(
-            len(query.labels) if len(query.labels) <= settings.max_labels else 0,
-            lambda: normalise_labels(query.labels, max_labels=settings.max_labels, max_chars=settings.max_label_chars),
-        )
-        return _Job(model, query, labels, templates, options, lane)
+        return _Job(model, query, await self._known_labels.check(query.labels), templates, options, lane)
 
     async def _embed(
         self, job: _Job, image: bytes, timings: Timings, deadline: float, on_taken: Callable[[], None] | None = None
@@ -258,18 +329,22 @@ class Classifier:
         return vector
 
     async def _decode(self, image: bytes, model: Model) -> npt.NDArray[np.uint8]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, decode, image, model.manifest.image, self._limits)
+        return await self._decoders.decode(image, model.manifest.image)
 
-    async def _labels(self, job: _Job, timings: Timings) -> LabelMatrix:
+    async def _labels(self, job: _Job, timings: Timings, deadline: float) -> LabelMatrix:
+        if job.ready is not None:
+            return LabelMatrix(job.ready.vectors, cached=len(job.query.labels))
         started = time.monotonic()
-        matrix = await self._label_vectors.matrix(job.model, job.labels, job.templates, lane=job.lane)
+        matrix = await self._label_vectors.matrix(
+            job.model, job.labels.labels, job.templates, lane=job.lane, deadline=deadline, digest=job.labels.digest
+        )
         timings.text_s = time.monotonic() - started
         self._metrics.spent("text", timings.text_s)
         return matrix
 
-    async def _classify_one(self, job: _Job, image: bytes, matrix: LabelMatrix) -> Classification:
-        with self._counted(job.model):
+    async def _classify_one(self, job: _Job, source: ImageSource, matrix: LabelMatrix) -> Classification:
+        with self.counted(job.model):
+            image = await load_image(source)
             async with job.model.background_images, self._deadline() as deadline:
                 timings = Timings()
                 vector = await self._embed(job, image, timings, deadline)
@@ -277,14 +352,14 @@ class Classifier:
 
     async def _score(self, job: _Job, vector: Vectors, matrix: LabelMatrix, timings: Timings) -> Classification:
         started = time.monotonic()
-        predictions = await self._aside(len(job.labels), lambda: _predict(job, vector, matrix.vectors))
+        predictions = await self._aside(len(job.query.labels), lambda: _predict(job, vector, matrix.vectors))
         timings.score_s = time.monotonic() - started
         self._metrics.spent("score", timings.score_s)
         return Classification(
             model=job.model.name,
             revision=job.model.manifest.revision,
             predictions=predictions,
-            labels=len(job.labels),
+            labels=len(job.query.labels),
             labels_cached=matrix.cached,
         )
 
@@ -305,7 +380,7 @@ def _predict(job: _Job, vector: Vectors, matrix: Vectors) -> tuple[Prediction, .
     )
 
 
-async def _iterate(images: AsyncIterator[bytes] | Sequence[bytes]) -> AsyncIterator[bytes]:
+async def _iterate(images: AsyncIterator[ImageSource] | Sequence[ImageSource]) -> AsyncIterator[ImageSource]:
     if isinstance(images, Sequence):
         for image in images:
             yield image

@@ -2,22 +2,30 @@
 
 import logging
 import time
-from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias
+from dataclasses import replace
+from typing import Final, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import AnyclassError, BundleError, ConfigurationError, InferenceFailed, NonFiniteOutput
+from service.encoder import Encoder, Shapes
+from service.errors import BundleError, ConfigurationError, InferenceFailed, ProviderUnavailable
 from service.manifest import IMAGE_ENCODER, TEXT_ENCODER, Bundle
-from service.providers import ResolvedProvider, open_session, resolve
+from service.probes import quick_probes
+from service.provider_table import TABLE
+from service.providers import DeviceLimits, ResolvedProvider, resolve
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Ids: TypeAlias = npt.NDArray[np.int64]
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
-_UNIT_TOLERANCE = 1e-2
-"""How far from 1 a vector's length may be when the graph computes in half precision."""
+_FULL_FLOATS: Final = frozenset({"fp32", "fp16-stored"})
+"""Precisions of a bundle whose graphs compute in 32-bit floats, for which a provider may take bf16."""
+_CPU_PROVIDERS: Final = frozenset({"cpu", "openvino"})
+_MIN_COSINE: Final = 0.99
+_MIN_COSINE_QUANTISED: Final = 0.95
+"""How near a provider must come to a bundle's probes. bf16 costs less than 0.001, a graph computed wrongly far more."""
+_NO_LIMITS: Final = DeviceLimits()
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +43,21 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """The manifest's precision; with `provider` it says which vectors are interchangeable."""
+        """What it computes in; with `provider` it says which vectors are interchangeable.
+
+        The manifest's precision, or `bf16` where graphs of 32-bit floats are computed so.
+        """
+
+    @property
+    def provider_reason(self) -> str:
+        """Why it computes there, for the log of the start."""
 
     def encode_images(self, pixels: Pixels) -> Vectors:
         """Encode uint8 `[batch, height, width, 3]` → float32 `[batch, dim]`, unit length.
 
         Raises:
             InferenceFailed: the runtime refused; NonFiniteOutput: it answered NaN or infinity.
+            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is started anew.
         """
 
     def encode_texts(self, ids: Ids) -> Vectors:
@@ -49,6 +65,7 @@ class Engine(Protocol):
 
         Raises:
             InferenceFailed: the runtime refused; NonFiniteOutput: it answered NaN or infinity.
+            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is started anew.
         """
 
     def close(self) -> None:
@@ -58,15 +75,27 @@ class Engine(Protocol):
 class OnnxEngine:
     """An `Engine` on ONNX Runtime: one session for each encoder."""
 
-    def __init__(self, bundle: Bundle, provider: ResolvedProvider, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: ResolvedProvider,
+        *,
+        threads: int | None = None,
+        limits: DeviceLimits = _NO_LIMITS,
+    ) -> None:
+        if bundle.manifest.precision not in _FULL_FLOATS:
+            provider = replace(provider, compute="fp32")
         self._manifest = bundle.manifest
         self._provider = provider
-        self._images: _Encoder | None = _Encoder(
-            bundle.path / IMAGE_ENCODER, provider, "tensor(uint8)", self.dim, threads
-        )
-        self._texts: _Encoder | None = _Encoder(
-            bundle.path / TEXT_ENCODER, provider, "tensor(int64)", self.dim, threads
-        )
+
+        def encoder(name: str, dtype: str, shapes: Shapes) -> Encoder:
+            return Encoder(bundle, name, dtype, provider, shapes, threads=threads, limits=limits)
+
+        image, text = bundle.manifest.image, bundle.manifest.text
+        side = (image.height, image.width, 3)
+        shortest = text.max_length if text.padding == "fixed" else text.min_length
+        self._images: Encoder | None = encoder(IMAGE_ENCODER, "tensor(uint8)", (side, side))
+        self._texts: Encoder | None = encoder(TEXT_ENCODER, "tensor(int64)", ((shortest,), (text.max_length,)))
 
     @classmethod
     def load(
@@ -75,28 +104,51 @@ class OnnxEngine:
         provider: str | ResolvedProvider = "auto",
         *,
         threads: int | None = None,
+        limits: DeviceLimits = _NO_LIMITS,
         force_precision: bool = False,
     ) -> Self:
-        """Open both encoders of a bundle.
+        """Open both encoders of a bundle, and see that the provider computes them rightly.
 
         Args:
             bundle: the model.
             provider: a name as in the settings, or what `resolve` returned.
             threads: CPU threads of one run; all that this process may use if None.
-            force_precision: also take an fp16 bundle where it would be computed in fp32.
+            limits: what the deployment sets of devices.
+            force_precision: also take an fp16 bundle where it would be computed in fp32, and a provider that does not
+                compute the bundle's probes rightly: for tools that measure that themselves.
 
         Raises:
-            ProviderUnavailable: the provider is not there.
+            ProviderUnavailable: the provider is not there, or computes this model wrongly.
             ConfigurationError: fp16 on the CPU, which has no fp16 kernels and computes another model's numbers.
             BundleError: a graph that ONNX Runtime refuses or that does not keep the contract, naming the file.
         """
         resolved = resolve(provider) if isinstance(provider, str) else provider
-        if bundle.manifest.precision == "fp16" and resolved.name == "cpu" and not force_precision:
+        precision = bundle.manifest.precision
+        if precision == "fp16" and resolved.name in _CPU_PROVIDERS and not force_precision:
             raise ConfigurationError(
                 f"Model {bundle.manifest.name} is fp16, which the CPU would compute in fp32; "
                 "serve it on a GPU, or export it with --precision fp32 or fp16-stored."
             )
-        return cls(bundle, resolved, threads=threads)
+        if resolved.second is None:
+            return cls._checked(bundle, resolved, threads, limits, check=not force_precision)
+        if precision not in _FULL_FLOATS:
+            why = f"auto: {resolved.name} is no faster for {precision}."
+        else:
+            try:
+                return cls._checked(bundle, resolved, threads, limits, check=not force_precision)
+            except (BundleError, ProviderUnavailable) as exc:
+                _log.warning("model %s is not run on %s: %s", bundle.manifest.name, resolved.name, exc.detail)
+                why = f"auto: {exc.detail}"
+        return cls(bundle, replace(resolved.second, reason=why), threads=threads, limits=limits)
+
+    @classmethod
+    def _checked(
+        cls, bundle: Bundle, provider: ResolvedProvider, threads: int | None, limits: DeviceLimits, *, check: bool
+    ) -> Self:
+        engine = cls(bundle, provider, threads=threads, limits=limits)
+        if check and not TABLE[provider.name].trusted:
+            engine.compare(bundle)
+        return engine
 
     @property
     def dim(self) -> int:
@@ -110,8 +162,8 @@ class OnnxEngine:
 
     @property
     def precision(self) -> str:
-        """The manifest's precision."""
-        return self._manifest.precision
+        """The manifest's precision, or `bf16` where graphs of 32-bit floats are computed so."""
+        return "bf16" if self._provider.compute == "bf16" else self._manifest.precision
 
     @property
     def provider_reason(self) -> str:
@@ -140,52 +192,34 @@ class OnnxEngine:
         _open(self._texts).check(ids)
         _log.debug("model warm after %.3f s", time.perf_counter() - started)
 
+    def compare(self, bundle: Bundle) -> None:
+        """Encode a few of the bundle's probes, where it has any, and compare.
+
+        Raises:
+            ProviderUnavailable: the vectors are others than they must be.
+            BundleError: an encoder fails, or the probes cannot be read.
+        """
+        probes = quick_probes(bundle)
+        if probes is None:
+            return
+        least = _MIN_COSINE if self._manifest.precision in {*_FULL_FLOATS, "fp16"} else _MIN_COSINE_QUANTISED
+        for name, encoder, inputs, wanted in (
+            (IMAGE_ENCODER, _open(self._images), probes.pixels, probes.image_vectors),
+            (TEXT_ENCODER, _open(self._texts), probes.ids, probes.text_vectors),
+        ):
+            cosine = float((encoder.check(inputs) * wanted).sum(axis=1).min())
+            if not cosine >= least:
+                raise ProviderUnavailable(
+                    f"Provider {self.provider} computes {name} of model {self._manifest.name} wrongly: its vectors are "
+                    f"at cosine {cosine:.4f} to those of the export. Take another provider."
+                )
+
     def close(self) -> None:
         """Free the sessions once the runs under way have ended; later calls raise InferenceFailed."""
         self._images = self._texts = None
 
 
-class _Encoder:
-    """One graph with one input and one output, float32 `[batch, dim]`."""
-
-    def __init__(self, path: Path, provider: ResolvedProvider, dtype: str, dim: int, threads: int | None) -> None:
-        self._path = path
-        self._dim = dim
-        try:
-            self._session = open_session(path, provider, threads=threads)
-        except AnyclassError:
-            raise
-        except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
-            raise BundleError(f"{path}: ONNX Runtime cannot load it on {provider.name} ({exc})") from exc
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if [node.type for node in inputs] != [dtype]:
-            raise BundleError(f"{path}: must have one input, {dtype}")
-        if len(outputs) != 1 or outputs[0].type != "tensor(float)" or outputs[0].shape[1:] != [dim]:
-            raise BundleError(f"{path}: must have one output, tensor(float) [batch, {dim}]")
-        self._input_name = inputs[0].name
-
-    def run(self, batch: npt.NDArray[Any]) -> Vectors:
-        if len(batch) == 0:
-            return np.empty((0, self._dim), np.float32)
-        try:
-            vectors: Vectors = self._session.run(None, {self._input_name: batch})[0]
-        except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
-            raise InferenceFailed("The model could not be run on this input.") from exc
-        if not np.isfinite(vectors).all():
-            raise NonFiniteOutput("The model's answer is not finite.")
-        return vectors
-
-    def check(self, batch: npt.NDArray[Any]) -> None:
-        try:
-            vectors = self.run(batch)
-        except InferenceFailed as exc:
-            raise BundleError(f"{self._path}: fails on its first input: {exc.__cause__ or exc.detail}") from exc
-        lengths = np.linalg.norm(vectors, axis=1)
-        if np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
-            raise BundleError(f"{self._path}: answers vectors of length {lengths.max():.3g}, not of unit length")
-
-
-def _open(encoder: _Encoder | None) -> _Encoder:
+def _open(encoder: Encoder | None) -> Encoder:
     if encoder is None:
         raise InferenceFailed("The model is closed.")
     return encoder

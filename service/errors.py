@@ -7,16 +7,31 @@
     · InvalidScoring
     · PromptTooLong
     · InvalidImage
+      · ImageNotFetched
+    · InvalidLine
   * UnsupportedImageFormat
   * PayloadTooLarge
   * TooManyLabels
   * MalformedRequest
   * UnknownModel
+  * UnknownLabelSet
+  * LabelSetComputing
+  * LabelSetFailed
+  * VersionMismatch
+  * StateFull
+  * UnknownObject
+  * Conflict
+  * StateUnavailable
+  * StateCorrupt
   * Overloaded
+  * Unauthorized
+  * RateLimited
   * NotReady
   * DeadlineExceeded
   * InferenceFailed
     · NonFiniteOutput
+    · DeviceOutOfMemory
+    · DeviceLost
   * BundleError
   * ProviderUnavailable
   * ConfigurationError
@@ -72,6 +87,24 @@ class InvalidImage(InvalidRequest):
     """Bytes of an accepted format that are corrupt, truncated or hold too many pixels."""
 
 
+class ImageNotFetched(InvalidImage):
+    """An image URL that must not be fetched, or that gave no image."""
+
+
+class InvalidLine(InvalidRequest):
+    """A line of a batch job's file that is not a request.
+
+    Attributes:
+        code: a word that never changes.
+        param: the field at fault, where it is known.
+    """
+
+    def __init__(self, code: str, detail: str, param: str | None = None) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.param = param
+
+
 class UnsupportedImageFormat(AnyclassError):
     """Bytes that are not an image of any accepted format."""
 
@@ -92,11 +125,79 @@ class UnknownModel(AnyclassError):
     """No model is served under that name or alias."""
 
 
+class UnknownLabelSet(AnyclassError):
+    """No label set of that name is kept."""
+
+
+class LabelSetComputing(AnyclassError):
+    """The class vectors of a label set are not all there yet.
+
+    Attributes:
+        retry_after_s: seconds after which they may be.
+    """
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class LabelSetFailed(AnyclassError):
+    """The class vectors of a label set could not be computed, and will not be until it is written again."""
+
+
+class VersionMismatch(AnyclassError):
+    """What was to be changed is not, or no longer, in the version that the client named."""
+
+
+class UnknownObject(AnyclassError):
+    """No file or batch job of that id is kept."""
+
+
+class Conflict(AnyclassError):
+    """What is asked for does not go together with what is there already."""
+
+
+class StateFull(AnyclassError):
+    """As much of one kind is kept already as may be."""
+
+
+class StateUnavailable(AnyclassError):
+    """The durable state cannot be read or written at the moment."""
+
+
+class StateCorrupt(AnyclassError):
+    """An entry of the durable state that was not written by this service as it stands; the detail names it."""
+
+
 class Overloaded(AnyclassError):
     """Too much work is waiting already; nothing of this request was begun.
 
     Attributes:
         retry_after_s: seconds after which a new attempt is likely to be accepted.
+    """
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class Unauthorized(AnyclassError):
+    """A request without a valid API key.
+
+    Attributes:
+        presented: whether it had a key at all.
+    """
+
+    def __init__(self, detail: str, *, presented: bool = False) -> None:
+        super().__init__(detail)
+        self.presented = presented
+
+
+class RateLimited(AnyclassError):
+    """A client that asks more often than it may.
+
+    Attributes:
+        retry_after_s: seconds after which its next request may pass.
     """
 
     def __init__(self, detail: str, retry_after_s: float) -> None:
@@ -118,6 +219,14 @@ class InferenceFailed(AnyclassError):
 
 class NonFiniteOutput(InferenceFailed):
     """The model answered NaN or infinity."""
+
+
+class DeviceOutOfMemory(InferenceFailed):
+    """The device has too little memory for a batch of this size at this moment."""
+
+
+class DeviceLost(InferenceFailed):
+    """The device answers nothing any more until the process is started anew."""
 
 
 class BundleError(AnyclassError):

@@ -4,6 +4,9 @@ The order is what makes it safe: bytes counted, format told by its signature, si
 are pixels decoded, by the one decoder of that format. What is encoded does not matter to the answer: a picture that is
 rotated by EXIF, CMYK, 16-bit, palette, grey or transparent (it is put on white) answers as the upright sRGB picture
 does. Of an animation, the first frame is used. Embedded ICC profiles are ignored, as CLIP's own preprocessing does.
+
+There are two ways from the pixels to the encoder's input: `exact` is CLIP's reference to the bit, `fast` decodes no
+more of a JPEG than the input needs (docs/preprocessing.md says how near it comes).
 """
 
 import math
@@ -13,16 +16,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, features
 
 from service.errors import ConfigurationError, InvalidImage, PayloadTooLarge, UnsupportedImageFormat
+from service.jpeg import MARGIN, check_scans, shrink
 from service.manifest import ImageSection
+from service.resizing import covering_size, preprocess, preprocess_window
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "FORMATS",
+    "ImageLimits",
+    "Pixels",
+    "Preprocessing",
+    "Undecoded",
+    "decode",
+    "open_rgb",
+    "preprocess",
+]
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+Preprocessing: TypeAlias = Literal["exact", "fast"]
 
 _SIGNATURES: Final = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -36,12 +54,6 @@ _SIGNATURES: Final = {
 FORMATS: Final = tuple(name for name in _SIGNATURES if name != "AVIF" or features.check("avif"))
 """Names of the accepted formats, in Pillow's spelling; AVIF where this build of Pillow has it."""
 
-_RESAMPLING: Final = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-_FILTER_RADIUS: Final = 3  # in pixels of the smaller scale; Lanczos has the widest
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,15 +63,13 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED: Final = (5, 6, 7, 8)
+_RIGHT_TO_LEFT, _BOTTOM_TO_TOP = (2, 3, 6, 7), (3, 4, 7, 8)
+"""Orientations in which what is stored at the left, or at the top, is shown at the other side."""
 _WHITE: Final = (255, 255, 255)
-_JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_JPEG_START, _JPEG_END, _JPEG_SCAN, _JPEG_TEMPORARY = 0xD8, 0xD9, 0xDA, 0x01
-_JPEG_SCANS_AT_FULL_SIZE: Final = 16
 _PNG_BIT_DEPTH_AT = 24  # the header chunk is always first
 _PNG_GREY_STEPS: Final = {2: 85, 4: 17}
 _PNG_DEEP = 16
-_INTERMEDIATE_PIXELS: Final = 2**23
-"""Resizing goes CLIP's exact way while no intermediate picture has more pixels than this (32 MiB)."""
 
 _PILLOW_LIMIT: Final = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 
@@ -87,7 +97,9 @@ class ImageLimits:
 DEFAULT_LIMITS: Final = ImageLimits()
 
 
-def decode(data: bytes, section: ImageSection, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
+def decode(
+    data: bytes, section: ImageSection, limits: ImageLimits = DEFAULT_LIMITS, preprocessing: Preprocessing = "exact"
+) -> Pixels:
     """Turn an uploaded image into the image encoder's input: uint8 `[height, width, 3]`. Thread-safe.
 
     Raises:
@@ -95,59 +107,69 @@ def decode(data: bytes, section: ImageSection, limits: ImageLimits = DEFAULT_LIM
         UnsupportedImageFormat: not one of `FORMATS`, going by the content; names and content types are not asked.
         InvalidImage: corrupt, truncated, or more pixels than the limit.
     """
-    return preprocess(open_rgb(data, limits), section)
+    return Undecoded(data, section, limits, preprocessing).decode()
 
 
 def open_rgb(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Decode an image: upright, mode RGB, on white where transparent. Thread-safe; raises what `decode` raises."""
-    if len(data) > limits.max_bytes:
-        raise PayloadTooLarge(f"The image has {len(data)} bytes; the limit is {limits.max_bytes}.")
-    if not data:
-        raise InvalidImage("The image is empty.")
-    name = _format_of(data)
-    with _refusing(name):
-        # The signature has chosen: no other decoder sees these bytes, and Pillow's probing order does not matter.
-        image: Image.Image = Image.open(BytesIO(data), formats=[name])
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise InvalidImage("The image has no pixels.")
-    if width * height > limits.max_pixels:
-        raise InvalidImage(f"The image has {width}x{height} pixels; the limit is {limits.max_pixels} in all.")
+    name, image = _open(data, limits)
     if name == "JPEG":
-        _check_scans(data, most=_JPEG_SCANS_AT_FULL_SIZE * limits.max_pixels // (width * height))
-    with _refusing(name):
-        image.load()
-    image = _upright(image)
-    if image.mode.startswith("I;16"):
-        return _rgb_from_grey16(image)
-    if image.mode in ("I", "F"):
-        raise InvalidImage("The image has samples of 32 bits, which have no defined white; save it with 8 or 16 bits.")
-    if name == "PNG":
-        _scale_colour_key(image, bit_depth=data[_PNG_BIT_DEPTH_AT])
-    with _refusing(name):
-        return _on_white(image)
+        check_scans(image, data, max_pixels=limits.max_pixels)
+    return _loaded(name, image, data)
 
 
-def preprocess(image: Image.Image, section: ImageSection) -> Pixels:
-    """Resize and crop as the manifest says: mode RGB in, uint8 `[height, width, 3]` out.
+class Undecoded:
+    """An image whose bytes and header have passed every check; no pixel of it is decoded yet. For one thread at a time.
 
-    CLIP's reference, to the bit: torchvision's `Resize` on PIL images, which filters with antialiasing, then
-    `CenterCrop`, with their rounding. For an input that is not square, `shortest` is the smallest size that covers it.
-    Only a picture so narrow that the whole resized picture would not fit in 32 MiB takes another way to the
-    same pixels, give or take one level of rounding.
+    Attributes:
+        pixels: how many pixels `decode` will hold in memory.
     """
-    if image.mode != "RGB":
-        raise ValueError(f"preprocess takes RGB, not {image.mode}")
-    size = (section.width, section.height)
-    resampling = _RESAMPLING[section.interpolation]
-    if section.resize == "squash":
-        return np.array(image.resize(size, resampling))
-    scaled = _covering_size(image.size, size)
-    left, top = (round((scaled[axis] - size[axis]) / 2) for axis in (0, 1))
-    if math.prod(scaled) > _INTERMEDIATE_PIXELS:
-        return np.array(_resized_window(image, scaled, (left, top), size, resampling))
-    resized = image.resize(scaled, resampling)
-    return np.array(resized.crop((left, top, left + size[0], top + size[1])))
+
+    def __init__(
+        self,
+        data: bytes,
+        section: ImageSection,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        preprocessing: Preprocessing = "exact",
+        *,
+        margin: float = MARGIN,
+    ) -> None:
+        """Raise what `images.decode` raises of what the header tells; `margin` is that of `jpeg.shrink`."""
+        self._name, self._image = _open(data, limits)
+        self._data, self._section, self._preprocessing = data, section, preprocessing
+        self._size = self._image.size
+        self._scale = 1
+        self.pixels = math.prod(self._size)
+        if self._name == "JPEG":
+            by_rows = check_scans(self._image, data, max_pixels=limits.max_pixels)
+            if preprocessing == "fast":
+                self._scale = shrink(self._image, self._wanted(), margin)
+                if by_rows:
+                    self.pixels = math.prod(self._image.size)
+
+    def decode(self) -> Pixels:
+        """Decode, resize and crop: uint8 `[height, width, 3]`. Raises InvalidImage where the image is corrupt."""
+        image = _loaded(self._name, self._image, self._data)
+        if self._preprocessing == "exact":
+            return preprocess(image, self._section)
+        if self._scale == 1:
+            return preprocess_window(image, self._section, image.size, (0, 0, *image.size))
+        # Sides of a smaller scale are rounded up: of the last row and column only a part is picture.
+        orientation, whole = _orientation(self._image), self._upright_size()
+        width, height = (side / self._scale for side in whole)
+        left = image.width - width if orientation in _RIGHT_TO_LEFT else 0.0
+        top = image.height - height if orientation in _BOTTOM_TO_TOP else 0.0
+        return preprocess_window(image, self._section, whole, (left, top, left + width, top + height))
+
+    def _upright_size(self) -> tuple[int, int]:
+        return self._as_turned(self._size)
+
+    def _wanted(self) -> tuple[int, int]:
+        size = (self._section.width, self._section.height)
+        return self._as_turned(size if self._section.resize == "squash" else covering_size(self._upright_size(), size))
+
+    def _as_turned(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[::-1] if _orientation(self._image) in _TURNED else size
 
 
 def _format_of(data: bytes) -> str:
@@ -168,27 +190,47 @@ def _refusing(name: str) -> Iterator[None]:
         raise InvalidImage(f"The {name} image is corrupt, truncated or of a kind that cannot be read.") from exc
 
 
-def _check_scans(data: bytes, *, most: int) -> None:
-    """Refuse a progressive JPEG with so many scans over its pixels that a few bytes cost minutes."""
-    scans, position = 0, 2
-    while found := _JPEG_MARKER.search(data, position):
-        marker, position = data[found.start() + 1], found.end()
-        if marker == _JPEG_END:  # what follows is not decoded
-            return
-        if marker == _JPEG_SCAN:
-            scans += 1
-            if scans > most:
-                raise InvalidImage(f"The JPEG image has more than {most} scans; save it anew.")
-        if marker not in (_JPEG_START, _JPEG_TEMPORARY):  # the others have a length; their content is no marker
-            position += int.from_bytes(data[position : position + 2], "big")
+def _open(data: bytes, limits: ImageLimits) -> tuple[str, Image.Image]:
+    """Check everything that bytes and header tell; return the format and the image, of which nothing is decoded."""
+    if len(data) > limits.max_bytes:
+        raise PayloadTooLarge(f"The image has {len(data)} bytes; the limit is {limits.max_bytes}.")
+    if not data:
+        raise InvalidImage("The image is empty.")
+    name = _format_of(data)
+    with _refusing(name):
+        # The signature has chosen: no other decoder sees these bytes, and Pillow's probing order does not matter.
+        image: Image.Image = Image.open(BytesIO(data), formats=[name])
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InvalidImage("The image has no pixels.")
+    if width * height > limits.max_pixels:
+        raise InvalidImage(f"The image has {width}x{height} pixels; the limit is {limits.max_pixels} in all.")
+    return name, image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _loaded(name: str, image: Image.Image, data: bytes) -> Image.Image:
+    """Decode: upright, mode RGB, on white where transparent."""
+    with _refusing(name):
+        image.load()
+    method = _UPRIGHT.get(_orientation(image))
+    image = image if method is None else image.transpose(method)
+    if image.mode.startswith("I;16"):
+        return _rgb_from_grey16(image)
+    if image.mode in ("I", "F"):
+        raise InvalidImage("The image has samples of 32 bits, which have no defined white; save it with 8 or 16 bits.")
+    if name == "PNG":
+        _scale_colour_key(image, bit_depth=data[_PNG_BIT_DEPTH_AT])
+    with _refusing(name):
+        return _on_white(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 where there is none."""
     try:
-        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001 - metadata that cannot be read says nothing about the pixels
-        return image
-    return image if method is None else image.transpose(method)
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _rgb_from_grey16(image: Image.Image) -> Image.Image:
@@ -215,39 +257,9 @@ def _scale_colour_key(image: Image.Image, *, bit_depth: int) -> None:
 
 def _on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode != "RGBA":
         image = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, _WHITE)
     canvas.paste(image, mask=image)
     return canvas
-
-
-def _covering_size(source: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Scale `source` until it just covers `size`; the long side is cut off to an integer, as torchvision does."""
-    (width, height), (to_width, to_height) = source, size
-    if width * to_height <= height * to_width:
-        return to_width, max(to_height, int(to_width * height / width))
-    return max(to_width, int(to_height * width / height)), to_height
-
-
-def _resized_window(
-    image: Image.Image,
-    scaled: tuple[int, int],
-    corner: tuple[int, int],
-    size: tuple[int, int],
-    resampling: Image.Resampling,
-) -> Image.Image:
-    """Resize only the part of the picture that the crop will keep, with all pixels that its filter reaches."""
-    (x0, x1), (left, right) = _reach(image.width, scaled[0], corner[0], size[0])
-    (y0, y1), (top, bottom) = _reach(image.height, scaled[1], corner[1], size[1])
-    return image.crop((x0, y0, x1, y1)).resize(size, resampling, box=(left, top, right, bottom))
-
-
-def _reach(source: int, scaled: int, offset: int, kept: int) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Along one axis: the source pixels to keep, and within these the span that becomes the `kept` pixels."""
-    factor = source / scaled
-    margin = _FILTER_RADIUS * max(factor, 1.0) + 1
-    first, last = offset * factor, min((offset + kept) * factor, source)
-    start, end = max(0, math.floor(first - margin)), min(source, math.ceil(last + margin))
-    return (start, end), (first - start, last - start)

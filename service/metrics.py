@@ -71,6 +71,22 @@ class Metrics:
             "anyclass_dropped", "Entries dropped before they reached the device.", ["kind", "reason"], registry=own
         )
 
+        # Who may ask, and what is fetched for them
+        self.access_refused = Counter(
+            "anyclass_access_refused", "Requests without a valid key or above the rate limit.", ["reason"], registry=own
+        )
+        self.rate_limit_fallbacks = Counter(
+            "anyclass_rate_limit_fallbacks", "Requests counted by this process alone, for want of Redis.", registry=own
+        )
+        self.image_fetches = Counter("anyclass_image_fetches", "Image URLs, by outcome.", ["outcome"], registry=own)
+
+        # Batch jobs
+        self.jobs_active = Gauge(
+            "anyclass_jobs_active", "Batch jobs in the state store that have not ended.", ["status"], registry=own
+        )
+        self.jobs_ended = Counter("anyclass_jobs_ended", "Batch jobs that ended here.", ["status"], registry=own)
+        self.job_lines = Counter("anyclass_job_lines", "Lines of batch jobs answered here.", ["outcome"], registry=own)
+
         # Text cache
         self.cache_lookups = Counter(
             "anyclass_text_cache_lookups", "Labels looked up, by layer.", ["layer", "result"], registry=own

@@ -3,19 +3,22 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import platformdirs
 
 from service.admission import Admission
-from service.batching import Batcher, Done, Lane, Vectors, Work
+from service.batch_choice import split_sorted
+from service.batching import Batcher, Done, Lane, Rows, Vectors, Work
 from service.concurrency import together
 from service.engine import Engine, OnnxEngine
 from service.errors import ConfigurationError, InvalidTemplates, UnknownModel
 from service.manifest import DEMO_BUNDLE, Bundle, Manifest, Parity, load_bundle
 from service.metrics import Metrics
-from service.providers import resolve
+from service.providers import DeviceLimits, resolve
 from service.settings import Settings
 from service.tokenizer import Tokenizer
 
@@ -33,6 +36,7 @@ class ModelInfo:
     architecture: str
     revision: str
     provider: str
+    provider_reason: str
     precision: str
     parity: Parity | None
     dim: int
@@ -49,6 +53,8 @@ class Model:
     Attributes:
         images: admission of interactive images.
         texts: admission of new texts, by lane.
+        max_batch: images in a batch.
+        max_batch_texts: texts in a batch.
         background_images: bounds what all batch requests together have in work.
     """
 
@@ -61,17 +67,18 @@ class Model:
         self.max_batch = batcher.max_batch
         self._batcher = batcher
         name = bundle.manifest.name
+        self.max_batch_texts = settings.max_batch_texts
         self._image_work = Work(name, "image", _concatenate, engine.encode_images)
-        self._text_work = Work(name, "text", self._pad, engine.encode_texts)
+        length = self._padded_length if self.manifest.text.padding == "longest" else None
+        self._text_work = Work(name, "text", self._pad, engine.encode_texts, length, self.max_batch_texts)
         self.images = Admission(
-            name, "image", metrics, limit=settings.max_waiting, rate=lambda: batcher.rate(self._image_work)
+            name,
+            "image",
+            metrics,
+            limit=settings.max_waiting,
+            completion_s=lambda rows: batcher.completion_s(self._image_work, rows, Lane.INTERACTIVE),
         )
-        self.texts = {
-            lane: Admission(
-                name, "text", metrics, limit=settings.max_waiting_texts, rate=lambda: batcher.rate(self._text_work)
-            )
-            for lane in Lane
-        }
+        self.texts = {lane: self._text_admission(lane, settings, metrics) for lane in Lane}
         self.background_images = asyncio.Semaphore(_BACKGROUND_BATCHES * batcher.max_batch)
         metrics.model_info.labels(name, self.manifest.revision, engine.provider, engine.precision).set(1)
 
@@ -120,7 +127,8 @@ class Model:
         Raises: as `Batcher.submit`.
         """
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
-        chunks = [order[start : start + self.max_batch] for start in range(0, len(order), self.max_batch)]
+        lengths = [self._padded_length([tokens[index]]) for index in order]
+        chunks = [order[part] for part in split_sorted(lengths, self._batcher.rules(self._text_work))]
         done: list[Done] = await together(
             [self._batcher.submit(self._text_work, [tokens[index] for index in chunk], lane=lane) for chunk in chunks]
         )
@@ -133,6 +141,19 @@ class Model:
         """Run both encoders once; blocking. Raises BundleError where they do not work."""
         if isinstance(self.engine, OnnxEngine):
             self.engine.warm()
+
+    def _text_admission(self, lane: Lane, settings: Settings, metrics: Metrics) -> Admission:
+        return Admission(
+            self.name,
+            "text",
+            metrics,
+            limit=settings.max_waiting_texts,
+            completion_s=lambda rows: self._batcher.completion_s(self._text_work, rows, lane),
+            batch=self.max_batch_texts,
+        )
+
+    def _padded_length(self, rows: Rows) -> int:
+        return max(self.manifest.text.min_length, *map(len, rows))
 
     def _pad(self, entries: Sequence[Any]) -> npt.NDArray[np.int64]:
         return self.tokenizer.pad([row for rows in entries for row in rows])
@@ -164,10 +185,13 @@ class ModelRegistry:
             ProviderUnavailable: the provider asked for is not there.
             ConfigurationError: bundle and provider do not go together.
         """
-        provider = resolve(settings.provider)
+        provider = resolve(settings.provider, compute=settings.compute)
+        limits = device_limits(settings)
         # All of them are checked before the first is opened, which takes longer.
         bundles = [load_bundle(path) for path in (settings.model or DEMO_BUNDLE, *settings.more_models)]
-        parts = [(bundle, OnnxEngine.load(bundle, provider, threads=settings.threads)) for bundle in bundles]
+        parts = [
+            (bundle, OnnxEngine.load(bundle, provider, threads=settings.threads, limits=limits)) for bundle in bundles
+        ]
         return cls.of(parts, settings, metrics)
 
     @classmethod
@@ -239,6 +263,7 @@ class ModelRegistry:
             architecture=manifest.architecture,
             revision=manifest.revision,
             provider=model.engine.provider,
+            provider_reason=model.engine.provider_reason,
             precision=model.engine.precision,
             parity=manifest.parity,
             dim=manifest.dim,
@@ -252,3 +277,14 @@ class ModelRegistry:
 
 def _concatenate(entries: Sequence[Any]) -> npt.NDArray[np.uint8]:
     return entries[0] if len(entries) == 1 else np.concatenate(entries)
+
+
+def device_limits(settings: Settings) -> DeviceLimits:
+    """What the settings say of devices, in the units of `service.providers`."""
+    cache = settings.engine_cache or Path(platformdirs.user_cache_dir("anyclass", appauthor=False)) / "engines"
+    return DeviceLimits(
+        gpu_memory_bytes=None if settings.gpu_memory_mib is None else settings.gpu_memory_mib * 2**20,
+        max_batch=settings.max_batch,
+        max_batch_texts=settings.max_batch_texts,
+        engine_cache=cache,
+    )

@@ -6,11 +6,8 @@ afterwards what it holds.
 """
 
 import ctypes
-import math
-import os
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +16,24 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.cpus import available_cpus, cpu_flags
 from service.errors import ConfigurationError, ProviderUnavailable
+from service.provider_table import TABLE, Compute, DeviceLimits, InputRange, Plan
+
+__all__ = [
+    "Compute",
+    "DeviceLimits",
+    "InputRange",
+    "ProviderName",
+    "ResolvedProvider",
+    "Session",
+    "available_cpus",
+    "open_session",
+    "resolve",
+]
 
 ProviderName: TypeAlias = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+ComputeChoice: TypeAlias = Literal["auto", "fp32", "bf16"]
 
 # One node, y = x, float32 [1]: the smallest graph that shows that a device computes.
 _PROBE: Final = (
@@ -29,43 +41,11 @@ _PROBE: Final = (
     b"\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
 )
 _LOG_ERRORS_ONLY: Final = 3
-_CUDA_OPTIONS: Final = {
-    # The default measures every convolution algorithm anew for each batch size: seconds of delay in live traffic.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # fp32 means fp32: TensorFloat-32 would cost the parity that the manifest states.
-    "use_tf32": "0",
-}
-
-
-@dataclass(frozen=True)
-class _Row:
-    ort_name: str
-    install: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    partners: tuple[str, ...] = ()
-    """Rows that take the nodes this provider leaves, before the CPU does."""
-    needs_cuda: bool = False
-    plugin: str | None = None
-    """The module that brings the provider as a library to be registered."""
-
-
-_TABLE: Final[Mapping[str, _Row]] = {
-    "cpu": _Row("CPUExecutionProvider", install="pip install 'anyclass[cpu]'"),
-    "cuda": _Row(
-        "CUDAExecutionProvider", install="pip install 'anyclass[gpu]'", options=_CUDA_OPTIONS, needs_cuda=True
-    ),
-    "tensorrt": _Row(
-        "TensorrtExecutionProvider",
-        install="pip install 'anyclass[gpu]' tensorrt",
-        partners=("cuda",),
-        needs_cuda=True,
-    ),
-    "openvino": _Row(
-        "OpenVINOExecutionProvider",
-        install="pip install 'anyclass[cpu]' onnxruntime-ep-openvino",
-        plugin="onnxruntime_ep_openvino",
-    ),
-}
+_NO_LIMITS: Final = DeviceLimits()
+_FAST_BF16: Final = "amx_bf16"
+"""The flag of CPUs that multiply matrices in bf16 several times faster than in fp32."""
+_ANY_BF16: Final = frozenset({_FAST_BF16, "avx512_bf16"})
+"""The flags of CPUs on which OpenVINO computes in bf16; on others it would compute in fp32, asked or not."""
 
 _plugin_lock = threading.Lock()
 _registered_plugins: set[str] = set()
@@ -91,57 +71,125 @@ class Session(Protocol):
     def run(self, output_names: None, input_feed: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Compute every output."""
 
+    def io_binding(self) -> Any:  # noqa: ANN401 - onnxruntime.IOBinding, which has no annotations either
+        """Bind inputs and outputs ahead of a run."""
+
+    def run_with_iobinding(self, iobinding: Any) -> None:  # noqa: ANN401 - the same
+        """Compute the bound outputs."""
+
 
 @dataclass(frozen=True)
 class ResolvedProvider:
-    """A provider that was seen to compute; `reason` says for a log why it is this one."""
+    """A provider that was seen to compute.
+
+    Attributes:
+        reason: why it is this one, for a log.
+        compute: in what it computes graphs of 32-bit floats.
+        second: what `auto` takes for a model that this provider does not compute rightly.
+    """
 
     name: str
     ort_name: str
-    options: Mapping[str, str]
     reason: str
+    compute: Compute = "fp32"
+    second: "ResolvedProvider | None" = None
 
 
-def resolve(name: ProviderName | str) -> ResolvedProvider:
-    """Find the provider to use. `auto` is CUDA where it really works, else the CPU.
+def resolve(
+    name: ProviderName | str, *, compute: ComputeChoice = "auto", flags: frozenset[str] | None = None
+) -> ResolvedProvider:
+    """Find the provider to use.
+
+    `auto` is CUDA where it really works, else OpenVINO where the CPU is much faster in bf16 and that is allowed, else
+    the CPU provider. It is never TensorRT, which builds engines for minutes.
+
+    Args:
+        name: a provider, or `auto`.
+        compute: fp32 and nothing else; bf16 and nothing else; or, with `auto`, bf16 where that is much faster.
+        flags: what the CPU can do; this one's if None.
 
     Raises:
         ProviderUnavailable: the named one is not there; the detail says why and what to install.
-        ConfigurationError: there is no provider of that name.
+        ConfigurationError: there is no provider of that name, or it does not compute so.
     """
+    flags = cpu_flags() if flags is None else flags
     if name == "auto":
-        try:
-            return _resolve_row("cuda", "auto: CUDA is there")
-        except ProviderUnavailable as exc:
-            return _resolve_row("cpu", f"auto: {exc.detail}")
-    if name not in _TABLE:
-        raise ConfigurationError(f"There is no provider {name!r}; choose one of auto, {', '.join(_TABLE)}.")
-    return _resolve_row(name, "asked for by name")
+        return _best(compute, flags)
+    if name not in TABLE:
+        raise ConfigurationError(f"There is no provider {name!r}; choose one of auto, {', '.join(TABLE)}.")
+    if compute == "bf16":
+        if name != "openvino":
+            raise ConfigurationError(f"Provider {name} does not compute in bf16; openvino does.")
+        if not _ANY_BF16 & flags:
+            raise ConfigurationError("This CPU does not compute in bf16.")
+    fast = name == "openvino" and compute == "auto" and _FAST_BF16 in flags
+    return _resolve_row(name, "asked for by name", "bf16" if fast or compute == "bf16" else "fp32")
 
 
-def open_session(model: Path | bytes, provider: ResolvedProvider, *, threads: int | None = None) -> Session:
+def _best(compute: ComputeChoice, flags: frozenset[str]) -> ResolvedProvider:
+    if compute == "bf16":
+        chosen = resolve("openvino", compute="bf16", flags=flags)
+        return replace(chosen, reason="auto: only openvino computes in bf16")
+    try:
+        return _resolve_row("cuda", "auto: CUDA is there")
+    except ProviderUnavailable as exc:
+        no_cuda = exc.detail
+    if compute == "fp32":
+        return _resolve_row("cpu", f"auto: {no_cuda} OpenVINO is no faster in fp32.")
+    if _FAST_BF16 not in flags:
+        return _resolve_row("cpu", f"auto: {no_cuda} OpenVINO is no faster on a CPU without AMX.")
+    try:
+        chosen = _resolve_row("openvino", f"auto: {no_cuda} OpenVINO is faster on a CPU with AMX, in bf16.", "bf16")
+    except ProviderUnavailable as exc:
+        return _resolve_row("cpu", f"auto: {no_cuda} {exc.detail}")
+    return replace(chosen, second=_resolve_row("cpu", "auto"))
+
+
+def open_session(
+    model: Path | bytes,
+    provider: ResolvedProvider,
+    *,
+    threads: int | None = None,
+    half: bool = False,
+    limits: DeviceLimits = _NO_LIMITS,
+    key: str = "",
+    shapes: InputRange | None = None,
+) -> Session:
     """Open an `onnxruntime.InferenceSession` that really runs on the provider.
 
-    `threads` for one run's CPU work; `available_cpus()` if None. ONNX Runtime's own exceptions pass through.
+    Args:
+        model: the graph.
+        provider: what `resolve` returned.
+        threads: of one run's CPU work; `available_cpus()` if None.
+        half: the graph is fp16.
+        limits: what the deployment sets of devices.
+        key: identifies the graph's content, for what a provider keeps of it on disk.
+        shapes: the shapes that its input will have, for a provider that builds for them.
 
     Raises:
         ProviderUnavailable: the session fell back to another provider.
+        ConfigurationError: the folder for engines cannot be made.
+            ONNX Runtime's own exceptions pass through.
     """
     ort = _onnxruntime()
-    row = _TABLE[provider.name]
+    row = TABLE[provider.name]
+    plan = Plan(
+        threads=threads or available_cpus(), compute=provider.compute, half=half, limits=limits, key=key, shapes=shapes
+    )
+    if row.builds and limits.engine_cache is not None:
+        _make_folder(limits.engine_cache / key)
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS_ONLY
-    options.intra_op_num_threads = threads or available_cpus()
+    options.intra_op_num_threads = plan.threads
     # Threads that spin between two runs would take the cores from image decoding and from the other encoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else str(model)
     if row.plugin:
-        options.add_provider_for_devices(_plugin_devices(provider.name), dict(provider.options))
+        options.add_provider_for_devices(_plugin_devices(provider.name), row.options(plan))
         opened = ort.InferenceSession(source, options)
     else:
-        partners = [(_TABLE[partner].ort_name, dict(_TABLE[partner].options)) for partner in row.partners]
-        chain = [(provider.ort_name, dict(provider.options)), *partners]
-        opened = ort.InferenceSession(source, options, providers=chain)
+        partners = [(TABLE[partner].ort_name, TABLE[partner].options(plan)) for partner in row.partners]
+        opened = ort.InferenceSession(source, options, providers=[(provider.ort_name, row.options(plan)), *partners])
     opened.disable_fallback()
     held = opened.get_providers()
     if provider.ort_name not in held:
@@ -150,18 +198,17 @@ def open_session(model: Path | bytes, provider: ResolvedProvider, *, threads: in
     return session
 
 
-def available_cpus() -> int:
-    """Count the CPUs this process may use: its affinity, and in a container its quota; ONNX Runtime minds neither."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return allowed
+def input_name(model: Path) -> str:
+    """Name of a graph's first input. ONNX Runtime's own exceptions pass through."""
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    name: str = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"]).get_inputs()[0].name
+    return name
 
 
-def _resolve_row(name: str, reason: str) -> ResolvedProvider:
-    row = _TABLE[name]
+def _resolve_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvider:
+    row = TABLE[name]
     ort = _onnxruntime()
     if row.plugin:
         _plugin_devices(name)
@@ -172,7 +219,7 @@ def _resolve_row(name: str, reason: str) -> ResolvedProvider:
             raise _unavailable(name, "the driver shows no CUDA device")
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their pip packages, which are not on the loader's path
-    provider = ResolvedProvider(name=name, ort_name=row.ort_name, options=row.options, reason=reason)
+    provider = ResolvedProvider(name, row.ort_name, reason, compute)
     try:
         session = open_session(_PROBE, provider, threads=1)
         session.run(None, {"x": np.zeros(1, np.float32)})
@@ -184,7 +231,15 @@ def _resolve_row(name: str, reason: str) -> ResolvedProvider:
 
 
 def _unavailable(name: str, why: str) -> ProviderUnavailable:
-    return ProviderUnavailable(f"Provider {name} is not there: {why}. To install it: {_TABLE[name].install}")
+    return ProviderUnavailable(f"Provider {name} is not there: {why}. To install it: {TABLE[name].install}.")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        # What is in there is run without another look, so nobody else may write it.
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(f"The folder for engines cannot be made: {exc}") from exc
 
 
 def _onnxruntime() -> ModuleType:
@@ -200,7 +255,7 @@ def _onnxruntime() -> ModuleType:
 
 
 def _plugin_devices(name: str) -> list[Any]:
-    row = _TABLE[name]
+    row = TABLE[name]
     ort = _onnxruntime()
     with _plugin_lock:  # a library can be registered only once in a process
         if row.ort_name not in _registered_plugins:
@@ -215,9 +270,9 @@ def _plugin_devices(name: str) -> list[Any]:
     # The exact name: the plugin lists a twin, ….AUTO, that chooses a device by itself.
     devices = [device for device in ort.get_ep_devices() if device.ep_name == row.ort_name]
     on_cpu = [device for device in devices if device.device.type == ort.OrtHardwareDeviceType.CPU]
-    if not devices:
-        raise _unavailable(name, "its plugin finds no device that it supports")
-    return (on_cpu or devices)[:1]
+    if not on_cpu:
+        raise _unavailable(name, "its plugin finds no CPU that it supports")
+    return on_cpu[:1]
 
 
 def _cuda_devices() -> int:

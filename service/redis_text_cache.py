@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Final, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -33,6 +34,10 @@ _WRITE_PATIENCE: Final = 10
 """Nobody waits for a write, so it may take so many times longer than a read."""
 
 _STORED: Final = np.dtype("<f4")
+
+
+given_up: Final[ContextVar[bool]] = ContextVar("given_up", default=False)
+"""Whether this request has already lost its time limit to Redis, elsewhere; then it is not asked again."""
 
 
 class Breaker:
@@ -145,7 +150,7 @@ class RedisTextCache:
         await self._pool.disconnect()
 
     async def _read(self, keys: Sequence[str]) -> list[bytes | None] | None:
-        if not self._link.allows():
+        if given_up.get() or not self._link.allows():
             self._metrics.cache_failed("read", "skipped")
             return None
         return await self._guard(

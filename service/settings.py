@@ -16,6 +16,8 @@ ENV_PREFIX = "ANYCLASS_"
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+Compute = Literal["auto", "fp32", "bf16"]
+Preprocessing = Literal["exact", "fast"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
 
@@ -43,8 +45,12 @@ class Settings(BaseSettings):
     model: Path | None = None
     more_models: Annotated[tuple[Path, ...], NoDecode] = ()
     provider: Provider = "auto"
+    compute: Compute = "auto"
+    gpu_memory_mib: PositiveInt | None = None
+    engine_cache: Path | None = None
     threads: PositiveInt | None = None
     decode_threads: PositiveInt | None = None
+    preprocessing: Preprocessing = "exact"
 
     # Text cache
     redis_url: SecretStr | None = None
@@ -57,16 +63,64 @@ class Settings(BaseSettings):
     cache_max_entries: PositiveInt = 50_000
     cache_matrices_mib: Annotated[int, Field(ge=0)] = 256
 
+    # Durable state
+    state_url: SecretStr | None = None
+    state_password: SecretStr | None = None
+    state_timeout_s: PositiveFloat = 2.0
+    label_sets_mib: Annotated[int, Field(ge=0)] = 512
+    label_set_inline_prompts: Annotated[int, Field(ge=0)] = 2_000
+
+    # Batch jobs
+    job_workers: Annotated[int, Field(ge=0)] = 2
+    job_lease_s: Annotated[float, Field(ge=1)] = 30.0
+    keep_files_s: Annotated[int, Field(ge=3_600)] = 30 * 24 * 3600
+    max_active_jobs: PositiveInt = 1_000
+    max_file_bytes: PositiveInt = 200 * 2**20
+    max_job_lines: PositiveInt = 50_000
+    upload_timeout_s: PositiveFloat = 600.0
+
     # Limits on what a client may send
     max_body_bytes: PositiveInt = 20 * 2**20
     max_pixels: PositiveInt = 50_000_000
     max_labels: PositiveInt = 10_000
+    max_label_sets: PositiveInt = 1_000
+    max_label_set_labels: PositiveInt = 100_000
+    max_label_set_prompts: PositiveInt = 10_000_000
+    max_descriptions: PositiveInt = 100
     max_label_chars: PositiveInt = 1_000
     max_templates: PositiveInt = 100
     max_batch_images: PositiveInt = 256
+    max_embed_texts: PositiveInt = 2_048
+
+    # Who may ask, and how often
+    api_keys: SecretStr | None = None
+    api_keys_file: Path | None = None
+    open_paths: Annotated[tuple[str, ...], NoDecode] = (
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/",
+        "/docs",
+        "/docs/*",
+        "/openapi.json",
+    )
+    rate_limit_per_s: PositiveFloat | None = None
+    rate_limit_burst: PositiveInt | None = None
+
+    # Image URLs
+    allow_image_urls: bool = False
+    image_url_timeout_s: PositiveFloat = 10.0
+    image_url_per_host: PositiveInt = 8
+
+    # Archives of images
+    max_archive_images: PositiveInt = 10_000
+    max_archive_bytes: PositiveInt = 2**30
 
     # Queues and batches
     max_batch: PositiveInt = 32
+    max_batch_texts: PositiveInt = 64
     max_waiting: PositiveInt = 256
     max_waiting_texts: PositiveInt = 20_000
     max_batch_requests: PositiveInt = 16
@@ -85,6 +139,16 @@ class Settings(BaseSettings):
     def _paths(cls, value: object) -> object:
         return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
 
+    @field_validator("open_paths", mode="before")
+    @classmethod
+    def _url_paths(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        paths = tuple(filter(None, (path.strip() for path in value.split(","))))
+        if any(not path.startswith("/") for path in paths):
+            raise ValueError("has paths with commas between them, each beginning with /")
+        return paths
+
     @field_validator("redis_url")
     @classmethod
     def _usable_url(cls, value: SecretStr | None) -> SecretStr | None:
@@ -99,6 +163,16 @@ class Settings(BaseSettings):
         if parts.scheme not in _REDIS_SCHEMES:
             raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in _REDIS_SCHEMES)}")
         return value
+
+    @field_validator("state_url")
+    @classmethod
+    def _usable_state_url(cls, value: SecretStr | None) -> SecretStr | None:
+        scheme, separator, _ = ("" if value is None else value.get_secret_value()).partition("://")
+        if value is None or not separator or scheme == "file":
+            return value
+        if scheme not in _REDIS_SCHEMES:
+            raise ValueError("must be a path, or start with one of file://, redis://, rediss://, unix://")
+        return cls._usable_url(value)
 
 
 def variable(setting: str) -> str:

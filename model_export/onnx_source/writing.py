@@ -18,7 +18,7 @@ from model_export.onnx_source.graph_files import data_files, one_line, plain_cop
 from model_export.onnx_source.reference import TOGETHER, Reference, TextReference, image_reference, text_reference
 from model_export.onnx_source.source import OnnxSource
 from model_export.onnx_source.surgery import serve_images, serve_texts
-from model_export.probes import PROBES, Inputs, Probes, probe_inputs, save_probes
+from model_export.probes import Inputs, Probes, probe_inputs, save_probes
 from model_export.verify import THRESHOLDS, Check, Comparison, Report, Thresholds, compare
 from service.engine import OnnxEngine
 from service.manifest import (
@@ -32,6 +32,7 @@ from service.manifest import (
     TextSection,
     load_bundle,
 )
+from service.probes import PROBES
 from service.providers import resolve
 
 REFERENCE: Final = "source graphs in onnxruntime"

@@ -89,7 +89,7 @@ def evaluate(request: Request, progress: Progress) -> Evaluation:
         InferenceFailed: the model could not be run.
     """
     bundle = load_bundle(request.bundle)
-    provider = resolve(request.provider)
+    provider = resolve(request.provider, compute="fp32")  # the bundle is measured, not what bf16 costs it
     sets = choose_templates(request.templates, bundle.templates)
     given = None if request.classes is None else _given_classes(request.classes)
     sources = open_data(request.data, request.columns)

@@ -1,6 +1,7 @@
 """Reading a request body without trusting what it says about itself."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -29,21 +30,23 @@ def too_large(limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The request body is larger than {shown}, the limit of this server.")
 
 
-async def chunks(receive: Receive, *, limit: int, timeout_s: float) -> AsyncIterator[bytes]:
+async def chunks(
+    receive: Receive, *, limit: int, timeout_s: float, bytes_per_s: float = math.inf
+) -> AsyncIterator[bytes]:
     """The body as it arrives, `limit` bytes at most.
 
     Raises `PayloadTooLarge` at the first byte too many, `BodyTimeout` when the whole takes longer than
-    `timeout_s`, and `ClientDisconnect`.
+    `timeout_s` and the time that its bytes take at `bytes_per_s`, and `ClientDisconnect`.
     """
     count = 0
     deadline = asyncio.get_running_loop().time() + timeout_s
     more = True
     while more:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline + count / bytes_per_s):
                 message = await receive()
         except TimeoutError as exc:
-            raise BodyTimeout(f"The request body did not arrive within {timeout_s:g} s.") from exc
+            raise BodyTimeout(f"The request body did not arrive within {timeout_s + count / bytes_per_s:g} s.") from exc
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk: bytes = message.get("body", b"")

@@ -4,13 +4,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, NoReturn, Self
+from typing import Annotated, Any, Final, Literal, NoReturn, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.problems import FieldErrors, quoted
-from service.classifier import LabelQuery, ScoringOptions
+from service.classifier import ImageSource, LabelQuery, ScoringOptions
 from service.errors import AnyclassError, MalformedRequest, TooManyLabels
 from service.settings import Settings
 
@@ -37,7 +37,10 @@ class Options(BaseModel):
     ] = None
     label_set: Annotated[
         str | None,
-        Field(max_length=_MAX_NAME_CHARS, description="In place of `labels`; no label sets are kept here yet."),
+        Field(
+            max_length=_MAX_NAME_CHARS,
+            description="In place of `labels` and `templates`: the name of a label set (`GET /v1/label-sets`).",
+        ),
     ] = None
     templates: Annotated[
         str | list[str],
@@ -68,15 +71,17 @@ class Options(BaseModel):
         if self.label_set is not None and self.labels is not None:
             raise PydanticCustomError("labels", "give either labels or label_set, not both")
         if self.label_set is not None:
-            raise PydanticCustomError("label_set", "no label set of that name is kept here; send `labels`")
+            if "templates" in self.model_fields_set:
+                raise PydanticCustomError("templates", "belong to the label set; leave them out")
+            return self
         if self.labels is None:
-            raise PydanticCustomError("labels", "is missing; give the labels to choose from")
+            raise PydanticCustomError("labels", "is missing; give the labels to choose from, or a label_set")
         return self
 
     def query(self) -> LabelQuery:
         """The labels and templates, for the classifier, which checks them."""
         templates = self.templates if isinstance(self.templates, str) else tuple(self.templates)
-        return LabelQuery(labels=tuple(self.labels or ()), templates=templates)
+        return LabelQuery(labels=tuple(self.labels or ()), templates=templates, label_set=self.label_set)
 
     def scoring_options(self) -> ScoringOptions:
         """How to score, for the classifier, which checks it."""
@@ -87,12 +92,16 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ClassifyRequest:
-    """A request in the one internal form. An image that could not even be unpacked stands as its error."""
+    """A request in the one internal form. An image that could not even be unpacked stands as its error.
 
-    images: tuple[bytes | AnyclassError, ...]
+    With an `archive` the images are in it, and `images` is empty.
+    """
+
+    images: tuple[ImageSource, ...]
     query: LabelQuery
     options: ScoringOptions
     model: str | None
+    archive: bytes | None = None
 
 
 def validated(fields: Mapping[str, object], settings: Settings) -> Options:
@@ -106,7 +115,7 @@ def validated(fields: Mapping[str, object], settings: Settings) -> Options:
     try:
         return Options.model_validate(dict(fields))
     except ValidationError as exc:
-        raise FieldErrors(list(_field_errors(exc))) from exc
+        raise FieldErrors(list(field_errors(exc))) from exc
 
 
 def from_text(fields: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -135,6 +144,14 @@ def parse_json_object(body: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MalformedRequest("The body must be a JSON object.")
     return value
+
+
+def parse_json_list(name: str, text: str) -> list[Any]:
+    """The JSON list in `text`, which begins with ``[``; raises `FieldErrors` for `name` where it is not valid."""
+    try:
+        return cast("list[Any]", _parse_json(text))
+    except AnyclassError as exc:
+        raise FieldErrors([(name, "begins like a JSON list and is not a valid one")]) from exc
 
 
 def _parse_json(body: bytes | str) -> Any:  # noqa: ANN401 - any JSON value
@@ -172,10 +189,7 @@ def _list_from_text(name: str, values: list[str]) -> object:
         return values
     only = values[0]
     if only.lstrip().startswith("["):
-        try:
-            return _parse_json(only)
-        except AnyclassError as exc:
-            raise FieldErrors([(name, "begins like a JSON list and is not a valid one")]) from exc
+        return parse_json_list(name, only)
     if name == "templates" and "{}" not in only:
         return only
     return [only]
@@ -189,7 +203,8 @@ def _scalar_from_text(name: str, value: str) -> object:
     return value
 
 
-def _field_errors(exc: ValidationError) -> Iterable[tuple[str, str]]:
+def field_errors(exc: ValidationError) -> Iterable[tuple[str, str]]:
+    """Name and fault of each field that `exc` tells of, for `FieldErrors`."""
     for entry in exc.errors(include_url=False, include_input=False, include_context=True)[:_MAX_ERRORS_SHOWN]:
         name = _path(entry["loc"]) or entry["type"]
         match entry["type"]:

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api import problems
+from service.api.error_forms import render_error
 from service.errors import AnyclassError
 
 _SERVER_ERROR: Final = 500
@@ -16,7 +17,7 @@ _log = structlog.stdlib.get_logger("service.api")
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Make every error of `app` an RFC 9457 problem."""
+    """Make every error of `app` a problem, in the form of the protocol that is spoken at its path."""
     app.add_exception_handler(AnyclassError, _service_error)
     app.add_exception_handler(HTTPException, _framework_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -33,7 +34,8 @@ async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AnyclassError)  # noqa: S101 - what it is registered for
     log_failure(error)
     request.state.problem = problems.kind_of(error).slug
-    return problems.error_response(error, request.state.request_id)
+    body = problems.problem_of(error, request.state.request_id)
+    return render_error(request.url.path, body, problems.headers_of(error))
 
 
 async def _framework_error(request: Request, error: Exception) -> Response:
@@ -51,7 +53,7 @@ async def _framework_error(request: Request, error: Exception) -> Response:
             detail = str(error.detail)
     request.state.problem = kind.slug
     body = problems.problem(kind, detail, request.state.request_id)
-    return problems.problem_response(body, dict(error.headers or {}))
+    return render_error(request.url.path, body, error.headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

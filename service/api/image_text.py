@@ -1,12 +1,17 @@
-"""The image as text, in JSON: a data URI (RFC 2397) or base64 (RFC 4648)."""
+"""The image as text, in JSON: a data URI (RFC 2397), base64 (RFC 4648), or a URL where the operator allows it."""
 
 import binascii
 import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
+from service.classification import load_image
 from service.errors import InvalidImage
+from service.image_urls import ImageFetcher
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20})://")
+_WEB: Final = re.compile(r"https?://", re.IGNORECASE)
 _URL_SAFE_TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _LINE_BREAKS: Final = b"\r\n"
 
@@ -14,6 +19,24 @@ URLS_OFF: Final = (
     "Image URLs are switched off on this server, so it fetches nothing. "
     "Send the picture itself: as a file, as base64 or as a data URI."
 )
+
+
+def image_source(text: str, fetcher: ImageFetcher | None) -> bytes | Callable[[], Awaitable[bytes]]:
+    """The bytes of an image as `decode_image_text` has them, or a way to fetch those of a URL where that is allowed.
+
+    Raises `InvalidImage`; fetching raises what `ImageFetcher.fetch` raises.
+    """
+    if fetcher is not None and _WEB.match(text):
+        return partial(fetcher.fetch, text)
+    return decode_image_text(text)
+
+
+async def image_of(text: str, fetcher: ImageFetcher | None) -> bytes:
+    """The bytes of an image given as a data URI, as base64, or as a URL where there is a fetcher.
+
+    Raises what `decode_image_text` and `ImageFetcher.fetch` raise.
+    """
+    return await load_image(image_source(text, fetcher))
 
 
 def decode_image_text(text: str) -> bytes:

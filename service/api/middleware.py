@@ -10,8 +10,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.error_forms import render_error
 from service.api.lifecycle import Lifecycle
-from service.api.problems import INTERNAL, INTERNAL_DETAIL, problem, problem_response
+from service.api.problems import INTERNAL, INTERNAL_DETAIL, problem
 from service.metrics import Metrics
 
 HEADER: Final = "x-request-id"
@@ -71,7 +72,7 @@ class RequestContext:
                 raise
             body = problem(INTERNAL, INTERNAL_DETAIL, request_id)
             state["problem"] = INTERNAL.slug
-            await problem_response(body)(scope, receive, send_with_id)
+            await render_error(scope["path"], body)(scope, receive, send_with_id)
         finally:
             self._metrics.http_in_flight.dec()
             self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)

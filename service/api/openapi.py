@@ -6,28 +6,32 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.fields import Options
+from service.api.huggingface_schemas import ZeroShotRequest
+from service.api.label_set_schemas import LabelSetIn
+from service.api.open_inference_schemas import InferRequest
 from service.api.problems import KINDS, MEDIA_TYPE, ROUTING_KINDS
 from service.api.schemas import Problem
 
 _REFERENCE: Final = "#/components/schemas/"
 _IMAGE_TEXT: Final = {
     "type": "string",
-    "description": "The picture as a data URI or as base64 (standard or URL-safe alphabet). URLs are refused.",
+    "description": "The picture as a data URI or as base64 (standard or URL-safe alphabet), "
+    "or as an http:// or https:// URL where the operator has allowed that.",
 }
 _FILE: Final = {"type": "string", "format": "binary", "description": "The picture's bytes."}
 
-_RED_DOT: Final = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8F7UQOfAAAAAElFTkSuQmCC"
+RED_DOT: Final = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8F7UQOfAAAAAElFTkSuQmCC"
 """A picture small enough to stand in an example: 8×8 pixels of red."""
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "labels": {
         "summary": "Two labels",
-        "value": {"image": f"data:image/png;base64,{_RED_DOT}", "labels": ["something red", "something green"]},
+        "value": {"image": f"data:image/png;base64,{RED_DOT}", "labels": ["something red", "something green"]},
     },
     "all fields": {
         "summary": "Every field",
         "value": {
-            "image": _RED_DOT,
+            "image": RED_DOT,
             "labels": ["red", "green", "blue"],
             "templates": ["a photo of something {}.", "the colour {}."],
             "scoring": "cosine",
@@ -41,7 +45,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 BATCH_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "batch": {
         "summary": "Two pictures, one of them broken",
-        "value": {"images": [_RED_DOT, "AAAA"], "labels": ["red", "green"]},
+        "value": {"images": [RED_DOT, "AAAA"], "labels": ["red", "green"]},
     }
 }
 FORM_EXAMPLE: Final = {"labels": ["something red", "something green"], "top_k": 1}
@@ -51,7 +55,8 @@ def _json_schema(image: dict[str, Any], name: str) -> dict[str, Any]:
     schema = Options.model_json_schema()
     return {
         "type": "object",
-        "required": [name, "labels"],
+        "required": [name],
+        "anyOf": [{"required": ["labels"]}, {"required": ["label_set"]}],
         "additionalProperties": False,
         "properties": {name: image, **schema["properties"]},
     }
@@ -74,7 +79,8 @@ def _form(image: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema": {
             "type": "object",
-            "required": ["image", "labels"],
+            "required": ["image"],
+            "anyOf": [{"required": ["labels"]}, {"required": ["label_set"]}],
             "additionalProperties": False,
             "properties": {"image": image, **_text_fields()},
         },
@@ -82,19 +88,33 @@ def _form(image: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_RAW: Final = {"schema": {"type": "string", "format": "binary"}}
+def _batch_form() -> dict[str, Any]:
+    """Several pictures, or one archive of them."""
+    form = _form({"type": "array", "minItems": 1, "items": _FILE})
+    schema = form["schema"]
+    archive = {**_FILE, "description": "A tar, tar.gz or zip of pictures, in place of `image`."}
+    properties = {"archive": archive, **schema["properties"]}
+    required = [name for name in schema["required"] if name != "image"]
+    return {**form, "schema": {**schema, "required": required, "properties": properties}}
 
-CLASSIFY: Final[dict[str, Any]] = {
-    "parameters": [
+
+def _query_parameters(when: str) -> list[dict[str, Any]]:
+    return [
         {
             "name": name,
             "in": "query",
             "required": False,
-            "description": "Only with the picture as the body. " + schema.get("description", ""),
+            "description": when + schema.get("description", ""),
             "schema": {key: value for key, value in schema.items() if key != "description"},
         }
         for name, schema in _text_fields().items()
-    ],
+    ]
+
+
+_RAW: Final = {"schema": {"type": "string", "format": "binary"}}
+
+CLASSIFY: Final[dict[str, Any]] = {
+    "parameters": _query_parameters("Only with the picture as the body. "),
     "requestBody": {
         "required": True,
         "content": {
@@ -106,7 +126,12 @@ CLASSIFY: Final[dict[str, Any]] = {
     },
 }
 
+_ARCHIVE: Final = {
+    "schema": {"type": "string", "format": "binary", "description": "The archive's bytes; its files are the pictures."}
+}
+
 BATCH: Final[dict[str, Any]] = {
+    "parameters": _query_parameters("Only with an archive as the body. "),
     "requestBody": {
         "required": True,
         "content": {
@@ -114,7 +139,10 @@ BATCH: Final[dict[str, Any]] = {
                 "schema": _json_schema({"type": "array", "minItems": 1, "items": _IMAGE_TEXT}, "images"),
                 "examples": BATCH_EXAMPLES,
             },
-            "multipart/form-data": _form({"type": "array", "minItems": 1, "items": _FILE}),
+            "multipart/form-data": _batch_form(),
+            "application/x-tar": _ARCHIVE,
+            "application/gzip": _ARCHIVE,
+            "application/zip": _ARCHIVE,
         },
     },
 }
@@ -157,10 +185,11 @@ def describe(app: FastAPI) -> None:
                 description=app.description,
                 routes=app.routes,
             )
-            problem = Problem.model_json_schema(ref_template=_REFERENCE + "{model}")
             parts = schema.setdefault("components", {}).setdefault("schemas", {})
-            parts.update(problem.pop("$defs", {}))
-            parts["Problem"] = problem
+            for model in (Problem, LabelSetIn, ZeroShotRequest, InferRequest):
+                part = model.model_json_schema(ref_template=_REFERENCE + "{model}")
+                parts.update(part.pop("$defs", {}))
+                parts[model.__name__] = part
             app.openapi_schema = schema
         return app.openapi_schema
 

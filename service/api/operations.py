@@ -9,7 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from service.api import openapi
 from service.api.lifecycle import Phase
 from service.api.problems import FieldErrors, quoted
-from service.api.schemas import ModelsAnswer, Status, TemplatesAnswer, model_json
+from service.api.protocol_schemas import OpenAIError, error_answers
+from service.api.schemas import ModelsAnswer, OpenAIModel, Status, TemplatesAnswer, model_json
 from service.api.services import services_of
 from service.errors import NotReady
 
@@ -25,7 +26,26 @@ router = APIRouter()
 )
 async def models(request: Request) -> Response:
     """Provider, precision and parity are those of the running process, not of its configuration."""
-    return JSONResponse({"models": [model_json(info) for info in services_of(request).models.describe()]})
+    described = services_of(request).models.describe()
+    return JSONResponse(
+        {
+            "models": [model_json(info) for info in described],
+            "object": "list",
+            "data": [OpenAIModel(id=info.name).model_dump() for info in described],
+        }
+    )
+
+
+@router.get(
+    "/v1/models/{model:path}",
+    tags=["clients"],
+    response_model=OpenAIModel,
+    summary="One model (OpenAI)",
+    responses=error_answers(OpenAIError, 404, 503),
+)
+async def one_model(request: Request, model: str) -> Response:
+    """By name or alias; the answer has the name."""
+    return JSONResponse(OpenAIModel(id=services_of(request).models.get(model).name).model_dump())
 
 
 @router.get(

@@ -1,6 +1,7 @@
 """From an HTTP request in one of its three forms to the one internal request."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -8,14 +9,17 @@ from starlette.requests import Request
 
 from service.api import body as bodies
 from service.api.fields import ClassifyRequest, Options, from_text, parse_json_object, validated
-from service.api.image_text import decode_image_text
+from service.api.image_text import image_source
 from service.api.multipart import read_form
 from service.api.problems import FieldErrors, UnsupportedMediaType, quoted
+from service.classification import ImageSource
 from service.errors import AnyclassError, InvalidImage, MalformedRequest, PayloadTooLarge
+from service.image_urls import ImageFetcher
 from service.settings import Settings
 
 JSON: Final = "application/json"
 MULTIPART: Final = "multipart/form-data"
+ARCHIVE: Final = "archive"
 OCTETS: Final = "application/octet-stream"
 _URLENCODED: Final = "application/x-www-form-urlencoded"
 
@@ -26,18 +30,21 @@ _OTHER_FIELDS: Final = 64
 _MAX_ERRORS_SHOWN: Final = 20
 
 
-async def parse_single(request: Request, settings: Settings) -> ClassifyRequest:
-    """A request to classify one image: JSON, a form, or the image itself. Raises `AnyclassError`."""
-    kind = _media_type(request)
-    body = _body(request, settings)
+async def parse_single(request: Request, settings: Settings, fetcher: ImageFetcher | None = None) -> ClassifyRequest:
+    """A request to classify one image: JSON, a form, or the image itself. Raises `AnyclassError`.
+
+    With a `fetcher` the image may be a URL; it is still to be fetched then.
+    """
+    kind = media_type(request)
+    body = body_of(request, settings)
     if kind == JSON:
-        _refuse_query(request)
+        refuse_query(request)
         fields = parse_json_object(await bodies.read(body))
         text = _take(fields, "image", str, "a string: a data URI or base64")
         options = validated(fields, settings)
-        return _request(options, [decode_image_text(text)])
+        return _request(options, [image_source(text, fetcher)])
     if kind == MULTIPART:
-        _refuse_query(request)
+        refuse_query(request)
         # Room for more than one, so that one too many can be told where to go.
         options, images = await _form(request, body, settings, max_files=settings.max_batch_images)
         if len(images) > 1:
@@ -50,11 +57,14 @@ async def parse_single(request: Request, settings: Settings) -> ClassifyRequest:
     raise _unsupported(kind, "application/json, multipart/form-data, or the picture itself as image/*")
 
 
-async def parse_batch(request: Request, settings: Settings) -> ClassifyRequest:
-    """A request to classify several images: JSON or a form. Raises `AnyclassError` for what concerns the whole."""
-    kind = _media_type(request)
-    body = _body(request, settings)
-    _refuse_query(request)
+async def parse_batch(request: Request, settings: Settings, fetcher: ImageFetcher | None = None) -> ClassifyRequest:
+    """A request to classify several images: JSON or a form. Raises `AnyclassError` for what concerns the whole.
+
+    With a `fetcher` an image may be a URL; it is still to be fetched then.
+    """
+    kind = media_type(request)
+    body = body_of(request, settings)
+    refuse_query(request)
     if kind == JSON:
         fields = parse_json_object(await bodies.read(body))
         texts = _take(fields, "images", list, "a list of data URIs or base64 strings")
@@ -62,44 +72,68 @@ async def parse_batch(request: Request, settings: Settings) -> ClassifyRequest:
         if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
             raise FieldErrors([(f"images[{index}]", "must be a string") for index in wrong[:_MAX_ERRORS_SHOWN]])
         options = validated(fields, settings)
-        return _request(options, [_or_error(text) for text in texts])
+        return _request(options, [_or_error(text, fetcher) for text in texts])
     if kind == MULTIPART:
-        options, images = await _form(request, body, settings, max_files=settings.max_batch_images)
-        return _request(options, [image or InvalidImage("The image is empty.") for image in images])
-    raise _unsupported(kind, "application/json or multipart/form-data")
+        return await _batch_form(request, body, settings)
+    raise _unsupported(kind, "application/json, multipart/form-data, or a tar, tar.gz or zip archive")
 
 
-def _request(options: Options, images: Sequence[bytes | AnyclassError]) -> ClassifyRequest:
+def parse_archive_query(request: Request, settings: Settings) -> ClassifyRequest:
+    """The fields of a request whose body is an archive: it has no image yet. Raises `AnyclassError`."""
+    return _request(validated(from_text(_query_fields(request, settings)), settings), [])
+
+
+def _request(options: Options, images: Sequence[ImageSource]) -> ClassifyRequest:
     return ClassifyRequest(
         images=tuple(images), query=options.query(), options=options.scoring_options(), model=options.model
     )
 
 
-def _media_type(request: Request) -> str:
+def media_type(request: Request) -> str:
+    """The body's media type in lower case, without parameters. Raises `UnsupportedMediaType` for an encoded body."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType("Send the body as it is: a Content-Encoding is not read here.")
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _body(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+def body_of(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+    """The body as it arrives, within the limits. Raises `MalformedRequest` and `PayloadTooLarge`, as `body.chunks`."""
     limit = settings.max_body_bytes
     bodies.check_declared_length(request.headers.get("content-length"), limit)
     return bodies.chunks(request.receive, limit=limit, timeout_s=settings.request_timeout_s)
 
 
+async def _batch_form(request: Request, body: AsyncIterator[bytes], settings: Settings) -> ClassifyRequest:
+    """Several parts `image`, or one part `archive`."""
+    options, files = await _form_files(request, body, settings, ("image", ARCHIVE), settings.max_batch_images)
+    if ARCHIVE not in files:
+        return _request(options, [image or InvalidImage("The image is empty.") for image in files["image"]])
+    if "image" in files or len(files[ARCHIVE]) > 1:
+        raise FieldErrors([(ARCHIVE, "goes alone: one archive, or one or more images")])
+    return replace(_request(options, []), archive=files[ARCHIVE][0])
+
+
 async def _form(
     request: Request, body: AsyncIterator[bytes], settings: Settings, *, max_files: int
 ) -> tuple[Options, list[bytes]]:
-    part = "image"
+    options, files = await _form_files(request, body, settings, ("image",), max_files)
+    return options, files["image"]
+
+
+async def _form_files(
+    request: Request, body: AsyncIterator[bytes], settings: Settings, parts: tuple[str, ...], max_files: int
+) -> tuple[Options, dict[str, list[bytes]]]:
+    """The fields and the files of a form; at least one file."""
+    part = parts[0]
     form = await read_form(body, request.headers["content-type"], max_fields=_max_fields(settings), max_files=max_files)
-    if strangers := [name for name in form.files if name != part]:
+    if strangers := [name for name in form.files if name not in parts]:
         raise FieldErrors([(quoted(name), f"is a file; only `{part}` may be one") for name in strangers])
     if part in form.fields:
         raise FieldErrors([(part, f"must be sent as a file (with curl: -F {part}=@photo.jpg, mind the @)")])
-    if part not in form.files:
+    if not form.files:
         raise FieldErrors([(part, "is missing; send the picture as a file part of that name")])
-    return validated(from_text(form.fields), settings), form.files[part]
+    return validated(from_text(form.fields), settings), form.files
 
 
 def _query_fields(request: Request, settings: Settings) -> dict[str, list[str]]:
@@ -116,7 +150,8 @@ def _query_fields(request: Request, settings: Settings) -> dict[str, list[str]]:
     return fields
 
 
-def _refuse_query(request: Request) -> None:
+def refuse_query(request: Request) -> None:
+    """Raise `FieldErrors` where there are query parameters."""
     if names := list(dict.fromkeys(request.query_params.keys())):
         message = "belongs into the body; query parameters go with a picture as the body"
         raise FieldErrors([(quoted(name), message) for name in names[:_MAX_ERRORS_SHOWN]])
@@ -144,9 +179,9 @@ def _not_empty(image: bytes) -> bytes:
     return image
 
 
-def _or_error(text: str) -> bytes | AnyclassError:
+def _or_error(text: str, fetcher: ImageFetcher | None) -> ImageSource:
     try:
-        return decode_image_text(text)
+        return image_source(text, fetcher)
     except AnyclassError as exc:
         return exc
 

@@ -69,16 +69,31 @@ KINDS: Final[dict[type[errors.AnyclassError], Kind]] = {
     errors.InvalidScoring: Kind("invalid-scoring", "The scoring options cannot be used", 422),
     errors.PromptTooLong: Kind("prompt-too-long", "A prompt is longer than the model can read", 422),
     errors.InvalidImage: Kind("invalid-image", "The image cannot be read", 422),
+    errors.ImageNotFetched: Kind("image-not-fetched", "The image could not be fetched from its URL", 422),
+    errors.InvalidLine: Kind("invalid-request", "The request cannot be fulfilled as it is", 422),
     errors.UnsupportedImageFormat: Kind("unsupported-image-format", "The image format is not supported", 415),
     errors.PayloadTooLarge: Kind("payload-too-large", "The request is too large", 413),
     errors.TooManyLabels: Kind("too-many-labels", "The request has too many labels", 413),
     errors.MalformedRequest: Kind("malformed-request", "The request cannot be parsed", 400),
     errors.UnknownModel: Kind("unknown-model", "No such model is served here", 404),
+    errors.UnknownLabelSet: Kind("unknown-label-set", "No such label set is kept here", 404),
+    errors.LabelSetComputing: Kind("label-set-computing", "The label set is still being computed", 409),
+    errors.LabelSetFailed: Kind("label-set-failed", "The label set could not be computed", 409),
+    errors.VersionMismatch: Kind("version-mismatch", "It is not in the version that was asked for", 412),
+    errors.UnknownObject: Kind("unknown-object", "No such file or batch is kept here", 404),
+    errors.Conflict: Kind("conflict", "It does not go together with what is there", 409),
+    errors.StateFull: Kind("state-full", "No more can be kept here", 507),
+    errors.StateUnavailable: Kind("state-unavailable", "The state store cannot be used", 503),
+    errors.StateCorrupt: Kind("state-corrupt", "A stored entry is damaged", 500),
     errors.Overloaded: Kind("overloaded", "Too much work is waiting", 429),
+    errors.Unauthorized: Kind("unauthorized", "The request has no valid API key", 401),
+    errors.RateLimited: Kind("rate-limited", "Too many requests from one client", 429),
     errors.NotReady: Kind("not-ready", "The service is not ready", 503),
     errors.DeadlineExceeded: Kind("deadline-exceeded", "The service took too long", 503),
     errors.InferenceFailed: Kind("inference-failed", "The model could not be run", 500),
     errors.NonFiniteOutput: Kind("non-finite-output", "The model gave no usable answer", 500),
+    errors.DeviceOutOfMemory: Kind("device-out-of-memory", "The device has too little memory at this moment", 503),
+    errors.DeviceLost: Kind("device-lost", "The device has failed", 503),
     # These three end the start of the process; as an answer they would say that it is not ready.
     errors.BundleError: Kind("bundle-refused", "The model bundle cannot be served", 503),
     errors.ProviderUnavailable: Kind("provider-unavailable", "The execution provider is not available", 503),
@@ -129,9 +144,16 @@ def problem_of(error: errors.AnyclassError, request_id: str) -> dict[str, Any]:
 def headers_of(error: errors.AnyclassError) -> dict[str, str]:
     """HTTP headers that belong to `error`."""
     match error:
-        case errors.Overloaded():
+        case errors.Overloaded() | errors.RateLimited() | errors.LabelSetComputing():
             return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-        case errors.NotReady():
+        case errors.Unauthorized():
+            reason = ', error="invalid_token"' if error.presented else ""
+            # The body is not read: whoever has no key does not get to send one.
+            return {"www-authenticate": f'Bearer realm="anyclass"{reason}', "connection": "close"}
+        case errors.Conflict():
+            # OpenAI's clients take a 409 for a lock that is soon free, and send the request again.
+            return {"x-should-retry": "false"}
+        case errors.NotReady() | errors.StateUnavailable():
             return {"retry-after": str(math.ceil(READINESS_RETRY_S))}
         case errors.PayloadTooLarge() | BodyTimeout():
             # The rest of the body may still be on its way, and nobody is going to read it.

@@ -58,6 +58,7 @@ class BatchResult(_Answer):
     """The predictions for the image at `index`, best first, or what was wrong with it."""
 
     index: int
+    name: Annotated[str | None, Field(description="The file's name, where the images came in an archive.")] = None
     predictions: list[PredictionOut] | None = None
     error: Problem | None = None
 
@@ -102,10 +103,21 @@ class ModelOut(_Answer):
     templates: Annotated[list[str], Field(description="Names of its template sets.", examples=[["default", "none"]])]
 
 
+class OpenAIModel(_Answer):
+    """A model as OpenAI's clients read it."""
+
+    id: Annotated[str, Field(examples=["demo"])]
+    object: Literal["model"] = "model"
+    created: Annotated[int, Field(description="Always 0: a bundle does not say when it was made.")] = 0
+    owned_by: str = "anyclass"
+
+
 class ModelsAnswer(_Answer):
-    """The models that are served, the default first."""
+    """The models that are served, the default first; `object` and `data` are there for OpenAI's clients."""
 
     models: list[ModelOut]
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
 
 
 class Status(_Answer):

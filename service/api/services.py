@@ -6,20 +6,34 @@ from typing import cast
 from starlette.requests import Request
 
 from service.api.lifecycle import Lifecycle
+from service.api_keys import ApiKeys
 from service.classifier import Classifier
+from service.embedder import Embedder
 from service.errors import NotReady
+from service.image_urls import ImageFetcher
+from service.jobs import JobDesk
 from service.metrics import Metrics
 from service.models import ModelRegistry
+from service.rate_limit import Limiter
 from service.settings import Settings
 
 
 @dataclass(slots=True)
 class Services:
-    """One application's parts. The last two are there as soon as the models are loaded."""
+    """One application's parts. The last two are there as soon as the models are loaded.
+
+    Attributes:
+        archives: how many uploaded archives are being worked on.
+    """
 
     settings: Settings
     metrics: Metrics
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    api_keys: ApiKeys = field(default_factory=ApiKeys)
+    limiter: Limiter | None = None
+    image_fetcher: ImageFetcher | None = None
+    archives: int = 0
+    job_desk: JobDesk | None = None
     registry: ModelRegistry | None = None
     ready_classifier: Classifier | None = None
 
@@ -38,6 +52,20 @@ class Services:
         if self.ready_classifier is None:
             raise NotReady("The service is stopping.")
         return self.ready_classifier
+
+    @property
+    def embedder(self) -> Embedder:
+        """The use case of vectors. Raises `NotReady` before the models are loaded."""
+        return Embedder(self.classifier, self.settings)
+
+
+    @property
+    def desk(self) -> JobDesk:
+        """Where files and batch jobs are taken in. Raises `NotReady` before the models are loaded."""
+        self.lifecycle.require_loaded()
+        if self.job_desk is None:
+            raise NotReady("The service is stopping.")
+        return self.job_desk
 
 
 def services_of(request: Request) -> Services:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from model_export.checkpoints.training_run import load_training_run
 from model_export.export import reference_probes
-from model_export.probes import PROBES, load_probes, probe_inputs
+from model_export.probes import load_probes, probe_inputs
 from model_export.verify import THRESHOLDS, Report, verify_bundle
 from service.errors import ProviderUnavailable
 from service.manifest import (
@@ -26,6 +26,7 @@ from service.manifest import (
     Precision,
     load_bundle,
 )
+from service.probes import PROBES
 from tests.model_export.conftest import Exported
 from tests.support.tiny_run import write_tiny_run
 

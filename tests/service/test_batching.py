@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.batch_choice import Rules, split_sorted
 from service.batching import Batcher, Inputs, Lane, Rows, Take, Vectors, Work, take_batch
-from service.errors import DeadlineExceeded, InferenceFailed, NonFiniteOutput, NotReady
+from service.errors import (
+    DeadlineExceeded,
+    DeviceLost,
+    DeviceOutOfMemory,
+    InferenceFailed,
+    NonFiniteOutput,
+    NotReady,
+)
 from service.metrics import Metrics
 
 LIMIT = 8
@@ -28,6 +36,7 @@ class Entry:
     lane: Lane
     deadline: float
     cancelled: bool
+    length: int = 1
 
 
 def entries(**fixed: Any) -> st.SearchStrategy[list[Entry]]:
@@ -40,38 +49,102 @@ def entries(**fixed: Any) -> st.SearchStrategy[list[Entry]]:
         lane=st.sampled_from(Lane),
         deadline=st.sampled_from([NOW - 1, NOW, NOW + 1, float("inf")]),
         cancelled=st.booleans(),
+        length=st.sampled_from([1, 1, 1, 9, 16, 77]),
     )
     return st.lists(entry, max_size=30).map(
         lambda drawn: [Entry(**{**vars(one), **fixed, "number": number}) for number, one in enumerate(drawn)]
     )
 
 
-def take(waiting: Sequence[Entry], passed_over: int = 0) -> Take[Entry]:
+def take(waiting: Sequence[Entry], passed_over: int = 0, rules: Rules = Rules(LIMIT)) -> Take[Entry]:  # noqa: B008 - frozen
     """Call with the limits of these tests."""
-    return take_batch(waiting, limit=LIMIT, now=NOW, passed_over=passed_over, background_every=4)
+    return take_batch(waiting, rules=lambda _: rules, now=NOW, passed_over=passed_over, background_every=4)
 
 
-def make(number: int, group: str = "image", size: int = 1, lane: Lane = Lane.INTERACTIVE) -> Entry:
+def make(number: int, group: str = "image", size: int = 1, lane: Lane = Lane.INTERACTIVE, length: int = 1) -> Entry:
     """One live entry."""
-    return Entry(number, group, size, lane, float("inf"), cancelled=False)
+    return Entry(number, group, size, lane, float("inf"), cancelled=False, length=length)
 
 
-@given(entries(), st.integers(0, 5))
-def test_every_entry_is_taken_dropped_or_left_exactly_once(waiting: list[Entry], passed_over: int) -> None:
+def padding(batch: Sequence[Entry], rows: int | None = None) -> int:
+    """Units that are computed and not asked for, where so many rows are computed."""
+    rows = sum(entry.size for entry in batch) if rows is None else rows
+    return rows * max(entry.length for entry in batch) - sum(entry.size * entry.length for entry in batch)
+
+
+RULES = st.builds(
+    Rules,
+    limit=st.just(LIMIT),
+    spare=st.sampled_from([0.0, 5.0, 100.0, float("inf")]),
+    background_limit=st.sampled_from([None, 2]),
+    sizes=st.sampled_from([None, (1, 2, 4, 8), (8,), (3, 6)]),
+)
+
+
+@given(entries(), st.integers(0, 5), RULES)
+def test_every_entry_is_taken_dropped_or_left_exactly_once(
+    waiting: list[Entry], passed_over: int, rules: Rules
+) -> None:
     """Nothing is lost and nothing is done twice."""
-    taken = take(waiting, passed_over)
+    taken = take(waiting, passed_over, rules)
     assert sorted(entry.number for entry in (*taken.batch, *taken.dropped, *taken.left)) == list(range(len(waiting)))
 
 
-@given(entries(), st.integers(0, 5))
-def test_a_batch_is_of_one_group_and_within_the_limit(waiting: list[Entry], passed_over: int) -> None:
+@given(entries(), st.integers(0, 5), RULES)
+def test_a_batch_is_of_one_group_and_within_the_limit(waiting: list[Entry], passed_over: int, rules: Rules) -> None:
     """Models and kinds of work are never mixed, and sizes never add up beyond the limit."""
-    batch = take(waiting, passed_over).batch
+    batch = take(waiting, passed_over, rules).batch
     assert len({entry.group for entry in batch}) <= 1
     assert sum(entry.size for entry in batch) <= LIMIT
 
 
-@given(entries(), st.integers(0, 5))
+@given(entries(), st.integers(0, 5), RULES)
+def test_there_is_a_batch_at_once_wherever_something_alive_waits(
+    waiting: list[Entry], passed_over: int, rules: Rules
+) -> None:
+    """Nothing is held back in the hope of more, and the oldest of the lane whose turn it is goes."""
+    taken = take(waiting, passed_over, rules)
+    of_lane = [entry for entry in waiting if entry not in taken.dropped and entry.lane is taken.lane]
+    assert bool(taken.batch) == (len(taken.dropped) < len(waiting))
+    assert taken.batch == () or of_lane[0] in taken.batch
+
+
+@given(entries(group="text", size=1), st.floats(0, 200), st.data())
+def test_no_batch_costs_more_than_its_parts_would(waiting: list[Entry], overhead: float, data: st.DataObject) -> None:
+    """Texts of very different length are not padded to one length where two batches are cheaper."""
+    batch = take(waiting, rules=Rules(LIMIT, spare=overhead)).batch
+    part = [entry for entry in batch if data.draw(st.booleans())]
+    rest = [entry for entry in batch if entry not in part]
+
+    def cost(entries: Sequence[Entry]) -> float:
+        return len(entries) * max(entry.length for entry in entries) + overhead if entries else 0.0
+
+    assert cost(batch) <= cost(part) + cost(rest) + 1e-6
+
+
+@given(entries(length=1, size=1), st.floats(0, 10))
+def test_a_batch_is_filled_up_only_where_that_is_cheaper_than_a_second_batch(
+    waiting: list[Entry], overhead: float
+) -> None:
+    """On a device that computes 1, 4 or 8 rows, what is beyond a size waits, unless its padding is worth it."""
+    rules = Rules(LIMIT, spare=overhead, sizes=(1, 4, 8))
+    batch = take(waiting, rules=rules).batch
+    if batch:
+        assert padding(batch, rules.padded(len(batch))) <= overhead
+
+
+@given(entries(group="text"), st.floats(0, 200))
+def test_only_length_and_room_let_a_later_entry_go_first(waiting: list[Entry], overhead: float) -> None:
+    """What is passed over although there was room would have cost more in this batch than in one of its own."""
+    taken = take(waiting, rules=Rules(LIMIT, spare=overhead))
+    for left in taken.left:
+        earlier = [entry for entry in taken.batch if entry.number < left.number]
+        later = [entry for entry in taken.batch if entry.number > left.number and entry.lane is left.lane]
+        if later and left.lane is taken.lane:
+            assert padding([*earlier, left]) > overhead
+
+
+@given(entries(length=1), st.integers(0, 5))
 def test_order_holds_within_a_lane(waiting: list[Entry], passed_over: int) -> None:
     """No entry is overtaken by a later one of its own lane and group, and what is left stays in order."""
     taken = take(waiting, passed_over)
@@ -85,22 +158,22 @@ def test_order_holds_within_a_lane(waiting: list[Entry], passed_over: int) -> No
             assert all(entry.number > of_lane[-1] for entry in passed)
 
 
-@given(entries(), st.integers(0, 5))
-def test_cancelled_and_overdue_entries_are_dropped(waiting: list[Entry], passed_over: int) -> None:
+@given(entries(), st.integers(0, 5), RULES)
+def test_cancelled_and_overdue_entries_are_dropped(waiting: list[Entry], passed_over: int, rules: Rules) -> None:
     """What nobody waits for, or too late, never reaches the device; all else is kept."""
-    taken = take(waiting, passed_over)
+    taken = take(waiting, passed_over, rules)
     assert all(entry.cancelled or entry.deadline <= NOW for entry in taken.dropped)
     assert not any(entry.cancelled or entry.deadline <= NOW for entry in (*taken.batch, *taken.left))
 
 
-@given(entries(cancelled=False, deadline=float("inf")), st.integers(2, 6))
-def test_everything_is_done_in_the_end_and_neither_lane_starves(waiting: list[Entry], every: int) -> None:
+@given(entries(cancelled=False, deadline=float("inf")), st.integers(2, 6), RULES)
+def test_everything_is_done_in_the_end_and_neither_lane_starves(waiting: list[Entry], every: int, rules: Rules) -> None:
     """While both lanes wait, background has one turn in `every`, the interactive lane all others."""
     passed_over = 0
     turns_without_background = 0
     while waiting:
         both = {entry.lane for entry in waiting} == set(Lane)
-        taken = take_batch(waiting, limit=LIMIT, now=NOW, passed_over=passed_over, background_every=every)
+        taken = take_batch(waiting, rules=lambda _: rules, now=NOW, passed_over=passed_over, background_every=every)
         assert taken.batch
         if both:
             oldest = next(entry for entry in waiting if entry.lane is Lane.BACKGROUND)
@@ -122,6 +195,37 @@ def test_a_background_turn_takes_interactive_entries_along() -> None:
     """Room that a background batch leaves is not wasted."""
     taken = take([make(0, lane=Lane.BACKGROUND), make(1)], passed_over=3)
     assert [entry.number for entry in taken.batch] == [0, 1]
+
+
+def test_a_background_batch_is_short_where_the_rules_say_so() -> None:
+    """Its own entries go up to its limit; interactive ones may still fill the rest."""
+    rules = Rules(LIMIT, background_limit=2)
+    bulk = [make(number, lane=Lane.BACKGROUND) for number in range(5)]
+    alone = take(bulk, rules=rules)
+    assert ([0, 1], True) == ([entry.number for entry in alone.batch], alone.full)
+    both = take([*bulk, *(make(number) for number in range(5, 20))], passed_over=3, rules=rules)
+    assert [0, 1, 5, 6, 7, 8, 9, 10] == [entry.number for entry in both.batch]
+
+
+def test_an_entry_beyond_the_limit_goes_alone() -> None:
+    """Limits may become smaller while it waits; it must not block the device for ever."""
+    assert [0] == [entry.number for entry in take([make(0, size=LIMIT + 1), make(1)]).batch]
+
+
+def test_texts_of_like_length_go_together_past_one_that_is_not() -> None:
+    """The long text waits for the next batch, where it is the oldest."""
+    waiting = [make(0, length=9), make(1, length=77), make(2, length=10)]
+    taken = take(waiting, rules=Rules(LIMIT, spare=20))
+    assert [0, 2] == [entry.number for entry in taken.batch]
+    assert [1] == [entry.number for entry in take(taken.left, rules=Rules(LIMIT, spare=20)).batch]
+
+
+@given(st.lists(st.integers(1, 77), max_size=60).map(sorted), st.floats(0, 300), st.integers(1, 16))
+def test_sorted_rows_are_cut_where_padding_would_cost_more(lengths: list[int], spare: float, limit: int) -> None:
+    """Every row is in one part, in order; no part is above the limit or wastes more than a batch costs."""
+    parts = [lengths[part] for part in split_sorted(lengths, Rules(limit, spare=spare))]
+    assert lengths == [length for part in parts for length in part]
+    assert all(0 < len(part) <= limit and len(part) * part[-1] - sum(part) <= spare for part in parts)
 
 
 def test_the_oldest_decides_the_group() -> None:
@@ -149,6 +253,7 @@ class Device:
         self.error: BaseException | None = None
         self.poison: float | None = None
         self.answers: int | None = None
+        self.memory: int | None = None
 
     def collate(self, rows: Sequence[Rows]) -> Inputs:
         """Rows one after the other."""
@@ -162,6 +267,8 @@ class Device:
         self.gate.wait()
         if self.error is not None:
             raise self.error
+        if self.memory is not None and len(inputs) > self.memory:
+            raise DeviceOutOfMemory("too large")
         if self.poison in inputs[:, 0]:
             raise NonFiniteOutput("not finite")
         return np.asarray(inputs * 2, np.float32)[: self.answers]
@@ -396,3 +503,71 @@ async def test_an_entry_larger_than_a_batch_is_a_bug_of_the_caller(batcher: Batc
     """It could never run."""
     with pytest.raises(ValueError, match="1 to 4 rows"):
         await batcher.submit(Device().work, rows(1, 2, 3, 4, 5))
+
+
+async def test_a_batch_too_large_for_the_memory_is_halved_once(batcher: Batcher) -> None:
+    """Everyone gets the own answer all the same."""
+    device = Device()
+    device.memory = 2
+    first = await hold(batcher, device)
+    others = [asyncio.create_task(batcher.submit(device.work, rows(*values))) for values in ((1, 2, 3), (4,))]
+    await settle()
+    device.gate.set()
+    done = await asyncio.gather(first, *others)
+    assert [[[0]], [[2], [4], [6]], [[8]]] == [one.vectors.tolist() for one in done]
+    assert [[0], [1, 2, 3, 4], [1, 2], [3, 4]] == device.batches
+
+
+@pytest.mark.parametrize("values", [(1, 2, 3, 4), (1,)])
+async def test_memory_too_small_for_half_a_batch_is_an_error(batcher: Batcher, values: tuple[float, ...]) -> None:
+    """It is tried once more and not for ever; the device goes on with what comes next."""
+    device = Device()
+    device.memory = len(values) // 4
+    with pytest.raises(DeviceOutOfMemory):
+        await batcher.submit(device.work, rows(*values))
+    assert len(device.batches) <= 2
+    device.memory = None
+    assert batcher.healthy
+    assert [[10]] == (await batcher.submit(device.work, rows(5))).vectors.tolist()
+
+
+async def test_a_lost_device_is_unhealthy_and_takes_nothing_more(batcher: Batcher) -> None:
+    """So that the process is started anew."""
+    device = Device()
+    device.error = DeviceLost("gone")
+    states = [batcher.healthy]
+    with pytest.raises(DeviceLost):
+        await batcher.submit(device.work, rows(1))
+    assert [True, False] == [*states, batcher.healthy]
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(device.work, rows(1))
+    assert 1 == len(device.batches)
+
+
+async def test_a_work_has_a_limit_of_its_own(batcher: Batcher) -> None:
+    """Texts may go in larger batches than images."""
+    device = Device()
+    work = Work("m", "text", device.collate, device.run, max_batch=6)
+    assert 6 == len((await batcher.submit(work, rows(*range(6)))).vectors)
+    with pytest.raises(ValueError, match="1 to 6 rows"):
+        await batcher.submit(work, rows(*range(7)))
+
+
+async def test_when_new_work_would_be_done_follows_from_what_waits_and_runs(batcher: Batcher) -> None:
+    """Nothing is known before the first batch; then every row that waits, of any work, adds to it."""
+    device, texts = Device(), Device("text")
+    assert batcher.completion_s(device.work, 1, Lane.INTERACTIVE) is None
+    for one in (device, texts):
+        await batcher.submit(one.work, rows(1))
+    idle = batcher.completion_s(device.work, 1, Lane.INTERACTIVE)
+    assert idle is not None
+    assert 0 == batcher.completion_s(device.work, 0, Lane.INTERACTIVE)
+    first = await hold(batcher, device)
+    others = [asyncio.create_task(batcher.submit(texts.work, rows(value))) for value in range(3)]
+    await settle()
+    busy = batcher.completion_s(device.work, 1, Lane.INTERACTIVE)
+    assert busy is not None
+    assert busy > idle
+    device.gate.set()
+    await asyncio.gather(first, *others)
+    assert 0 == batcher.completion_s(device.work, 0, Lane.INTERACTIVE)

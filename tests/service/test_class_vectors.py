@@ -126,6 +126,13 @@ def test_non_finite_cosines_never_become_scores() -> None:
         scores(np.array([0.1, np.nan], np.float32), SOFTMAX)
 
 
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.5, 1.0]), min_size=1, max_size=200), st.integers(1, 30))
+def test_the_best_few_are_those_that_sorting_all_would_give(values: list[float], top_k: int) -> None:
+    """Equal scores go by index also where only the best are looked for."""
+    scored = np.array(values, np.float32)
+    assert rank(scored)[:top_k].tolist() == rank(scored, top_k).tolist()
+
+
 def test_ranking_falls_and_breaks_ties_by_position() -> None:
     """top_k and min_score cut the list; both limits may be wider than it."""
     values = np.array([0.1, 0.5, 0.1, 0.3], np.float32)

@@ -273,7 +273,7 @@ async def test_too_many_new_texts_are_refused(tmp_path: Path) -> None:
 
 async def test_thousands_of_new_labels_do_not_hold_up_images(tmp_path: Path) -> None:
     """While they are computed, batch by batch, others are answered; texts go to the device sorted by length."""
-    async with classifying(tmp_path / "bundle", max_batch=32, request_timeout_s=100) as rig:
+    async with classifying(tmp_path / "bundle", max_batch=32, max_batch_texts=32, request_timeout_s=100) as rig:
         await rig.classify("known")
         rig.engine.delay_s = 0.002
         big = asyncio.create_task(rig.classify(*(f"{'x' * (number % 7)} {number}" for number in range(3_000))))

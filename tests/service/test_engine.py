@@ -1,19 +1,38 @@
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 
 from service.class_vectors import class_vectors, cosines
+from service.encoder import input_range
 from service.engine import Engine, OnnxEngine
-from service.errors import BundleError, ConfigurationError, InferenceFailed, NonFiniteOutput, ProviderUnavailable
-from service.manifest import IMAGE_ENCODER, TEXT_ENCODER, Bundle, load_bundle
+from service.errors import (
+    BundleError,
+    ConfigurationError,
+    DeviceLost,
+    DeviceOutOfMemory,
+    InferenceFailed,
+    NonFiniteOutput,
+    ProviderUnavailable,
+)
+from service.manifest import DEMO_BUNDLE, IMAGE_ENCODER, TEXT_ENCODER, Bundle, FileEntry, load_bundle
+from service.probes import IMAGES, PROBES, probe_pictures
 from service.prompts import prompts_for
-from service.providers import resolve
+from service.provider_table import InputRange
+from service.providers import ResolvedProvider, resolve
 from service.tokenizer import Tokenizer
 from tests.support.tiny_bundle import COLOURS, DIM, write_tiny_bundle
+
+needs_openvino = pytest.mark.skipif(
+    find_spec("onnxruntime_ep_openvino") is None, reason="there is no OpenVINO plugin for this machine"
+)
 
 
 @pytest.fixture
@@ -167,3 +186,138 @@ def test_an_absent_provider_never_becomes_the_cpu(bundle: Bundle) -> None:
         pytest.skip("CUDA is there")
     with pytest.raises(ProviderUnavailable, match="cuda"):
         OnnxEngine.load(bundle, "cuda")
+
+
+def _bf16() -> ResolvedProvider:
+    return dataclasses.replace(resolve("openvino", compute="fp32"), compute="bf16")
+
+
+def _with_probes(bundle: Bundle, *, turned: bool = False) -> Bundle:
+    """The bundle with its own vectors as probes, or with vectors that point elsewhere."""
+    engine = OnnxEngine.load(bundle, "cpu", threads=1)
+    ids = np.full((3, 64), bundle.manifest.text.pad_id)
+    lengths = np.array([2, 3, 4])
+    for row, length in zip(ids, lengths, strict=True):
+        row[:length] = [*range(3, 2 + length), bundle.manifest.text.end_of_text_id]
+    size = bundle.manifest.image.height
+    images = engine.encode_images(probe_pictures(size, size))
+    arrays = {"ids": ids, "lengths": lengths, "image_vectors": images, "text_vectors": engine.encode_texts(ids)}
+    if turned:
+        arrays["image_vectors"] = np.ascontiguousarray(images[:, ::-1])
+    save_file(arrays, bundle.path / PROBES)
+    files = {**bundle.manifest.files, PROBES: FileEntry.of(bundle.path / PROBES)}
+    return dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"files": files}))
+
+
+def test_a_bundles_probes_tell_a_wrong_provider(bundle: Bundle) -> None:
+    """Vectors of unit length and yet of another model are found, and the message says which encoder's."""
+    sound = _with_probes(bundle)
+    OnnxEngine.load(sound, "cpu", threads=1).compare(sound)
+    turned = _with_probes(bundle, turned=True)
+    with pytest.raises(ProviderUnavailable, match=rf"cpu computes {IMAGE_ENCODER} of model tiny wrongly: .* cosine"):
+        OnnxEngine.load(turned, "cpu", threads=1).compare(turned)
+
+
+@needs_openvino
+def test_a_provider_that_computes_wrongly_is_refused_or_replaced(bundle: Bundle) -> None:
+    """By name it stops the start; `auto` takes the second choice and says why; a tool that verifies measures it."""
+    turned = _with_probes(bundle, turned=True)
+    by_name = resolve("openvino", compute="fp32")
+    with pytest.raises(ProviderUnavailable, match="wrongly"):
+        OnnxEngine.load(turned, by_name, threads=1)
+    assert "openvino" == OnnxEngine.load(turned, by_name, threads=1, force_precision=True).provider
+    by_itself = dataclasses.replace(_bf16(), second=resolve("cpu"))
+    engine = OnnxEngine.load(turned, by_itself, threads=1)
+    assert ("cpu", "fp32") == (engine.provider, engine.precision)
+    assert engine.provider_reason.startswith("auto: Provider openvino computes")
+    assert ("openvino", "bf16") == (
+        (sound := OnnxEngine.load(_with_probes(bundle), by_itself, threads=1)).provider,
+        sound.precision,
+    )
+
+
+@needs_openvino
+def test_auto_takes_a_provider_for_what_it_is_good_at(tmp_path: Path) -> None:
+    """bf16 is no gain for an int8 model; by name it is computed as the graph says, and said so."""
+    int8 = load_bundle(write_tiny_bundle(tmp_path / "q", precision="int8"))
+    engine = OnnxEngine.load(int8, dataclasses.replace(_bf16(), second=resolve("cpu")), threads=1)
+    assert ("cpu", "int8") == (engine.provider, engine.precision)
+    assert "no faster for int8" in engine.provider_reason
+    assert ("openvino", "int8") == ((by_name := OnnxEngine.load(int8, _bf16(), threads=1)).provider, by_name.precision)
+
+
+@needs_openvino
+def test_the_demo_is_right_on_openvino_or_refused() -> None:
+    """Release 1.8.1 swaps GELU and max pooling in fp32, which is another model."""
+    demo = load_bundle(DEMO_BUNDLE)
+    pictures = probe_pictures(demo.manifest.image.height, demo.manifest.image.width)
+    try:
+        engine = OnnxEngine.load(demo, resolve("openvino", compute="fp32"), threads=1)
+    except ProviderUnavailable:
+        return
+    wanted = OnnxEngine.load(demo, "cpu", threads=1).encode_images(pictures)
+    assert (engine.encode_images(pictures) * wanted).sum(axis=1).min() > 0.99
+
+
+@needs_openvino
+def test_threads_share_openvino() -> None:
+    """Both encoders of the demo, from several threads, in mixed batches: the same answers as from one."""
+    demo = load_bundle(DEMO_BUNDLE)
+    engine = OnnxEngine(demo, _bf16(), threads=1)
+    pictures = probe_pictures(demo.manifest.image.height, demo.manifest.image.width)
+    texts = Tokenizer.from_bundle(demo).encode(["a photo of a cat.", "a dog", "a very small red fire engine"])
+
+    def encode(turn: int) -> np.ndarray:
+        batch = 1 + turn % IMAGES
+        return engine.encode_texts(texts[: 1 + turn % 3]) if turn % 2 else engine.encode_images(pictures[:batch])
+
+    expected = [encode(turn) for turn in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        for want, got in zip(expected, pool.map(encode, range(24)), strict=True):
+            np.testing.assert_allclose(want, got, atol=1e-5)
+
+
+def test_bound_inputs_and_outputs_change_no_vector(engine: OnnxEngine) -> None:
+    """The way GPU providers are run, here on the CPU: for any batch, and an array that is not contiguous."""
+    pictures = _pictures(6)
+    expected = [engine.encode_images(batch) for batch in (pictures, pictures[:1], pictures[::2])]
+    assert engine._images is not None
+    engine._images._binds = True
+    for want, batch in zip(expected, (pictures, pictures[:1], pictures[::2]), strict=True):
+        np.testing.assert_array_equal(want, engine.encode_images(batch))
+    with pytest.raises(InferenceFailed):
+        engine.encode_images(np.zeros((1, 9, 9, 3), np.uint8))
+
+
+class _BrokenSession:
+    """A session on a device that fails so; there is none here to break."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def run(self, output_names: None, input_feed: dict[str, Any]) -> list[Any]:
+        raise RuntimeError(self._message)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("CUDA failure 2: out of memory ; GPU=0", DeviceOutOfMemory),
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", DeviceLost),
+    ],
+)
+def test_a_devices_failure_has_a_name(engine: OnnxEngine, message: str, error: type[InferenceFailed]) -> None:
+    """So that less is tried, or the process ends; the detail says nothing of the inside."""
+    assert engine._images is not None
+    engine._images._session = _BrokenSession(message)  # type: ignore[assignment]
+    with pytest.raises(error) as caught:
+        engine.encode_images(_pictures(1))
+    assert "CUDA" not in caught.value.detail
+
+
+def test_a_provider_that_builds_is_told_every_shape(bundle: Bundle) -> None:
+    """From one row of the smallest to a full batch of the largest, and best for a full batch of usual texts."""
+    images = input_range(bundle.path / IMAGE_ENCODER, ((8, 8, 3), (8, 8, 3)), 32)
+    assert ((1, 8, 8, 3), (32, 8, 8, 3), (32, 8, 8, 3)) == (images.smallest, images.usual, images.largest)
+    texts = input_range(bundle.path / TEXT_ENCODER, ((2,), (77,)), 64)
+    assert InputRange(name=texts.name, smallest=(1, 2), usual=(64, 16), largest=(64, 77)) == texts

@@ -1,9 +1,10 @@
 """Decoding: what every accepted picture looks like, and what is refused."""
 
-import random
+import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import ConfigurationError, InvalidImage, PayloadTooLarge, UnsupportedImageFormat
-from service.images import FORMATS, ImageLimits, decode, open_rgb, preprocess
+from service.images import FORMATS, ImageLimits, Undecoded, decode, open_rgb, preprocess
 from service.manifest import ImageSection
+from tests.support.damaged import damaged
 from tests.support.pictures import (
     LOSSLESS,
     LOSSY,
@@ -314,42 +316,22 @@ def test_samples_without_a_white_are_refused(mode: str) -> None:
         open_rgb(encode(Image.new(mode, (4, 4)), "TIFF"))
 
 
-def _mutated(data: bytes, chance: random.Random) -> bytes:
-    content = bytearray(data)
-    for _ in range(chance.randint(1, 8)):
-        at = chance.randrange(len(content))
-        match chance.randrange(4):
-            case 0:
-                content[at] = chance.randrange(256)
-            case 1:
-                content[at : at + 4] = chance.choice([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", chance.randbytes(4)])
-            case 2:
-                del content[at : at + chance.randint(1, 20)]
-            case _:
-                content[at:at] = chance.randbytes(chance.randint(1, 20))
-        if not content:
-            return b"\0"
-    return bytes(content)
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("name", EVERY)
 def test_damaged_images_give_pixels_or_our_errors(name: str) -> None:
-    """Whatever is flipped, cut out or put in."""
-    chance = random.Random(name)
-    options = {"compression": "tiff_lzw"} if name == "TIFF" else {}
-    whole = encode(noise(24, 16), name, **options)
+    """Whatever is flipped, cut out or put in, both ways: some ten thousand over all formats."""
     limits = ImageLimits(max_pixels=200_000)
-    refused = 0
-    for _ in range(100):
-        data = _mutated(whole, chance)
+    outcomes = Counter[str]()
+    for number, data in zip(range(1_430), damaged(name), strict=False):
         try:
-            pixels = decode(data, _section(), limits)
-        except (InvalidImage, UnsupportedImageFormat):
-            refused += 1
-            continue
-        assert (32, 32, 3) == pixels.shape
-    assert refused > 10
+            pixels = decode(data, _section(), limits, "fast" if number % 2 else "exact")
+        except (InvalidImage, UnsupportedImageFormat) as exc:
+            outcomes[type(exc).__name__] += 1
+        else:
+            outcomes["decoded"] += (32, 32, 3) == pixels.shape
+    assert 1_430 == sum(outcomes.values())
+    assert outcomes["InvalidImage"] > 100
+    assert outcomes["decoded"] > 10
 
 
 # --- preprocessing ---
@@ -435,19 +417,23 @@ from PIL import Image
 from service.images import decode
 from service.manifest import ImageSection
 resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29))
-for size in ((1, 1_000_000), (1_000_000, 1)):
+for size in ((1, 2_500_000), (2_500_000, 1)):
     stream = BytesIO()
     Image.new("1", size, 1).save(stream, "TIFF", compression="group4")
     for resize, crop in (("shortest", "center"), ("squash", "none")):
         section = ImageSection(height=224, width=224, resize=resize, crop=crop, interpolation="bicubic",
                                mean=(0, 0, 0), std=(1, 1, 1))
-        assert (decode(stream.getvalue(), section) == 255).all()
+        for preprocessing in ("exact", "fast"):
+            assert (decode(stream.getvalue(), section, preprocessing=preprocessing) == 255).all()
 print("bounded")
 """
 
 
 def test_extreme_shapes_cost_bounded_memory() -> None:
-    """A line of a million pixels would be 200 GB when resized by its short side; 1.5 GB of address space is enough."""
+    """A line of 2.5 million pixels would be 500 GB when resized by its short side, and 2 GB if first made wide.
+
+    1.5 GB of address space is enough.
+    """
     answer = subprocess.run([sys.executable, "-c", _EXTREME], capture_output=True, text=True, check=False)
     assert "bounded\n" == answer.stdout, answer.stderr
 
@@ -464,3 +450,92 @@ def test_messages_speak_of_no_content() -> None:
         with pytest.raises((InvalidImage, UnsupportedImageFormat)) as caught:
             open_rgb(data)
         assert not re.search("secret", caught.value.detail)
+
+
+# --- fast ---
+
+
+def _soft(width: int, height: int) -> Image.Image:
+    """A picture in which a shift or a turn shows, and a block's highest frequencies are next to nothing."""
+    return noise(7, 5).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _fast_difference(data: bytes, section: ImageSection) -> int:
+    fast = decode(data, section, preprocessing="fast").astype(np.int16)
+    return int(np.abs(fast - decode(data, section)).max())
+
+
+@pytest.mark.parametrize("size", [(128, 128), (640, 480), (515, 1001), (1003, 769), (1001, 257)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2, "quality": 80}], ids=str)
+def test_fast_is_nearly_exact(size: tuple[int, int], options: dict[str, Any]) -> None:
+    """At every scale, also where the sides are no multiple of it."""
+    data = encode(_soft(*size), "JPEG", **options)
+    for section in (_section(), _section(resize="squash", crop="none"), _section(height=20, width=60)):
+        assert _fast_difference(data, section) <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_fast_minds_the_orientation(orientation: int) -> None:
+    """In the scale, whose sides are those of the stored picture, and in the part of a pixel at its edges."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(_soft(523, 261), "JPEG", exif=exif)
+    for section in (_section(), _section(height=60, width=20), _section(height=20, width=60, resize="squash")):
+        assert _fast_difference(data, section) <= 3
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_fast_minds_the_colours(mode: str) -> None:
+    """Grey and CMYK are decoded at the smaller scale in their own colours."""
+    data = encode(_soft(640, 480).convert(mode), "JPEG")
+    assert _fast_difference(data, _section()) <= 4
+    assert 640 * 480 / 16 == Undecoded(data, _section(), preprocessing="fast").pixels
+
+
+def test_fast_reads_the_first_of_several_pictures() -> None:
+    """Cameras store a preview, or the other eye's picture, behind the first."""
+    data = encode(_soft(640, 480), "MPO", save_all=True, append_images=[_soft(64, 48).rotate(180)])
+    assert _fast_difference(data, _section()) <= 3
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "JPEG"])
+def test_fast_is_nearly_exact_in_other_formats(name: str) -> None:
+    """They have no smaller scale; large ones are first reduced by averages."""
+    for size in ((40, 30), (333, 517)):
+        assert _fast_difference(encode(_soft(*size), name), _section()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("side", "scale"), [(64, 1), (127, 1), (128, 2), (255, 2), (256, 4), (511, 4), (512, 8), (999, 8)]
+)
+def test_the_smallest_scale_with_a_margin_is_decoded(side: int, scale: int) -> None:
+    """Twice the final side or more; exact decodes all."""
+    data = encode(_soft(side, side), "JPEG")
+    assert math.ceil(side / scale) ** 2 == Undecoded(data, _section(), preprocessing="fast").pixels
+    assert side**2 == Undecoded(data, _section()).pixels
+
+
+def test_a_progressive_picture_counts_in_full() -> None:
+    """Its coefficients are all kept until the last scan, at whatever scale; so are those of separate colours."""
+    assert (
+        512**2 == Undecoded(encode(_soft(512, 512), "JPEG", progressive=True), _section(), preprocessing="fast").pixels
+    )
+    data = bytearray(encode(_soft(512, 512), "JPEG"))
+    scan = data.index(b"\xff\xda")
+    data[scan + 2 : scan + 14] = bytes([0, 8, 1, 1, 0, 0, 63, 0])  # of the first colour only
+    assert 512**2 == Undecoded(bytes(data), _section(), preprocessing="fast").pixels
+
+
+def test_fast_refuses_what_exact_refuses() -> None:
+    """All checks come before the scale is chosen, and a truncated picture is seen at any scale."""
+    data = encode(noise(512, 512), "JPEG")
+    for broken, limits in (
+        (data, ImageLimits(max_bytes=len(data) - 1)),
+        (data, ImageLimits(max_pixels=512 * 512 - 1)),
+        *((data[: len(data) * percent // 100], ImageLimits()) for percent in (30, 60, 99)),
+    ):
+        with pytest.raises((InvalidImage, PayloadTooLarge)) as exact:
+            decode(broken, _section(), limits)
+        with pytest.raises(type(exact.value)) as fast:
+            decode(broken, _section(), limits, "fast")
+        assert exact.value.detail == fast.value.detail

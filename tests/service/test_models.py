@@ -114,7 +114,7 @@ async def test_texts_are_batched_by_length_and_answered_in_order(tmp_path: Path)
     """Each batch is as long as its longest text, and no text gets another's vector."""
     engine = FakeEngine()
     loaded = await asyncio.to_thread(bundle, tmp_path)
-    models = await asyncio.to_thread(registry, (loaded, engine), max_batch=2)
+    models = await asyncio.to_thread(registry, (loaded, engine), max_batch_texts=2)
     tokens = [[5] * length for length in (9, 2, 3, 8, 2)]
     vectors = await models.get().encode_texts(tokens, lane=Lane.INTERACTIVE)
     assert sorted(shape for _, shape in engine.batches) == [(1, 9), (2, 2), (2, 8)]

@@ -1,4 +1,6 @@
-import os
+import json
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,8 +10,14 @@ from onnx import TensorProto, helper
 
 from service import providers
 from service.errors import ConfigurationError, ProviderUnavailable
-from service.providers import available_cpus, open_session, resolve
+from service.models import device_limits
+from service.provider_table import TABLE, DeviceLimits, InputRange, Plan
+from service.providers import input_name, open_session, resolve
+from service.settings import Settings
 
+OPENVINO = find_spec("onnxruntime_ep_openvino") is not None
+AMX = frozenset({"amx_bf16"})
+NO_FLAGS: frozenset[str] = frozenset()
 CUDA = bool(providers._cuda_devices()) and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
@@ -20,11 +28,44 @@ def test_the_cpu_is_always_there() -> None:
     assert "asked for by name" == resolved.reason
 
 
+@pytest.mark.skipif(CUDA, reason="CUDA is there")
 def test_auto_says_why() -> None:
-    """CUDA where it works, else the CPU with the reason why not CUDA; never anything less tried."""
-    resolved = resolve("auto")
-    assert ("cuda" if CUDA else "cpu") == resolved.name
-    assert resolved.reason.startswith("auto: ")
+    """The CPU where the CPU has no AMX, with the reason why not CUDA and why not OpenVINO."""
+    resolved = resolve("auto", flags=frozenset({"avx512_bf16"}))
+    assert ("cpu", "fp32", None) == (resolved.name, resolved.compute, resolved.second)
+    assert resolved.reason.startswith("auto: Provider cuda is not there: ")
+    assert "without AMX" in resolved.reason
+
+
+@pytest.mark.skipif(CUDA or not OPENVINO, reason="CUDA is there, or OpenVINO is not")
+def test_auto_takes_openvino_for_its_bf16() -> None:
+    """Where the CPU has AMX, with the CPU's own provider as the second choice; never when fp32 is asked for."""
+    resolved = resolve("auto", flags=AMX)
+    assert ("openvino", "bf16") == (resolved.name, resolved.compute)
+    assert resolved.second is not None
+    assert ("cpu", "fp32") == (resolved.second.name, resolved.second.compute)
+    assert "AMX" in resolved.reason
+    assert "cpu" == resolve("auto", compute="fp32", flags=AMX).name
+
+
+@pytest.mark.skipif(not OPENVINO, reason="the plugin is not installed")
+def test_bf16_is_taken_where_it_is_fast_or_asked_for() -> None:
+    """By name, OpenVINO computes in fp32 unless the CPU has AMX; bf16 that a CPU cannot do is refused."""
+    slow = frozenset({"avx512_bf16"})
+    assert "fp32" == resolve("openvino", flags=slow).compute
+    assert "bf16" == resolve("openvino", flags=AMX).compute
+    assert "fp32" == resolve("openvino", flags=AMX, compute="fp32").compute
+    assert "bf16" == resolve("openvino", flags=slow, compute="bf16").compute
+    assert ("openvino", None) == (resolve("auto", flags=slow, compute="bf16").name, resolve("openvino").second)
+    with pytest.raises(ConfigurationError, match="bf16"):
+        resolve("openvino", flags=NO_FLAGS, compute="bf16")
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "tensorrt"])
+def test_bf16_on_a_provider_that_has_none_is_refused(name: str) -> None:
+    """Before anything else is looked at."""
+    with pytest.raises(ConfigurationError, match="does not compute in bf16"):
+        resolve(name, compute="bf16", flags=AMX)
 
 
 @pytest.mark.skipif(CUDA, reason="CUDA is there")
@@ -62,7 +103,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 def test_a_session_that_fell_back_is_refused() -> None:
     """ONNX Runtime leaves out a provider it does not have; a session without it must not serve."""
-    cuda_without_cuda = providers.ResolvedProvider("cpu", "NoSuchExecutionProvider", {}, "a test")
+    cuda_without_cuda = providers.ResolvedProvider("cpu", "NoSuchExecutionProvider", "a test")
     with pytest.warns(UserWarning, match="not in available"), pytest.raises(ProviderUnavailable, match="runs on CPU"):
         open_session(providers._PROBE, cuda_without_cuda, threads=1)
 
@@ -78,12 +119,73 @@ def test_the_probe_is_the_graph_it_claims_to_be() -> None:
     assert [[7.0]] == [list(y) for y in session.run(None, {"x": np.array([7], np.float32)})]
 
 
-def test_cpus_are_those_of_this_process() -> None:
-    """Not those of the whole machine: a container's share counts."""
-    allowed = os.sched_getaffinity(0)
-    assert 1 <= available_cpus() <= len(allowed)
-    try:
-        os.sched_setaffinity(0, {min(allowed)})
-        assert 1 == available_cpus()
-    finally:
-        os.sched_setaffinity(0, allowed)
+@pytest.mark.skipif(not OPENVINO, reason="the plugin is not installed")
+def test_openvino_knows_every_option() -> None:
+    """It refuses one that it does not know, so a session with ours shows that it knows all of them."""
+    provider = resolve("openvino", compute="fp32")
+    config = json.loads(TABLE["openvino"].options(Plan(threads=3))["load_config"])["CPU"]
+    assert ("f32", "3", "1") == (
+        config["INFERENCE_PRECISION_HINT"],
+        config["INFERENCE_NUM_THREADS"],
+        config["NUM_STREAMS"],
+    )
+    bf16 = json.loads(TABLE["openvino"].options(Plan(threads=3, compute="bf16"))["load_config"])["CPU"]
+    assert {**config, "INFERENCE_PRECISION_HINT": "bf16"} == bf16
+    session = open_session(providers._PROBE, provider, threads=1)
+    assert [[7.0]] == [list(y) for y in session.run(None, {"x": np.array([7], np.float32)})]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="there is no CUDA device")
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_onnx_runtime_knows_every_option_of_cuda(name: str, tmp_path: Path) -> None:
+    """It refuses one that it does not know, so a session with ours shows that it knows all of them."""
+    if TABLE[name].ort_name not in onnxruntime.get_available_providers():
+        pytest.skip("not in this build")
+    limits = DeviceLimits(gpu_memory_bytes=2**30, engine_cache=tmp_path)
+    shapes = InputRange(name="x", smallest=(1,), usual=(1,), largest=(1,))
+    session = open_session(providers._PROBE, resolve(name), threads=1, half=True, limits=limits, key="k", shapes=shapes)
+    assert [[7.0]] == [list(y) for y in session.run(None, {"x": np.array([7], np.float32)})]
+
+
+def test_gpu_memory_is_bounded_when_it_is_said() -> None:
+    """The setting's MiB reach CUDA as bytes; without it there is no bound."""
+    limits = device_limits(Settings(gpu_memory_mib=3))
+    options = TABLE["cuda"].options(Plan(threads=1, limits=limits))
+    assert (str(3 * 2**20), "kSameAsRequested") == (options["gpu_mem_limit"], options["arena_extend_strategy"])
+    assert "gpu_mem_limit" not in TABLE["cuda"].options(Plan(threads=1, limits=device_limits(Settings())))
+
+
+def test_tensorrt_builds_once_for_all_shapes(tmp_path: Path) -> None:
+    """Engines are kept in a folder for each model, and cover every batch that will come."""
+    limits = device_limits(Settings(engine_cache=tmp_path, max_batch=8, max_batch_texts=9))
+    assert (tmp_path, 8, 9) == (limits.engine_cache, limits.max_batch, limits.max_batch_texts)
+    shapes = InputRange(name="ids", smallest=(1, 2), usual=(8, 16), largest=(8, 77))
+    options = TABLE["tensorrt"].options(Plan(threads=1, half=True, limits=limits, key="abc", shapes=shapes))
+    assert ("1", "1") == (options["trt_fp16_enable"], options["trt_engine_cache_enable"])
+    assert str(tmp_path / "abc") == options["trt_engine_cache_path"] == options["trt_timing_cache_path"]
+    profile = [options[f"trt_profile_{word}_shapes"] for word in ("min", "opt", "max")]
+    assert ["ids:1x2", "ids:8x16", "ids:8x77"] == profile
+    assert {"trt_fp16_enable": "0"} == TABLE["tensorrt"].options(Plan(threads=1))
+
+
+def test_engines_are_kept_with_the_users_caches() -> None:
+    """Where no other place is set."""
+    cache = device_limits(Settings()).engine_cache
+    assert cache is not None
+    assert ("anyclass", "engines") == cache.parts[-2:]
+
+
+def test_a_folder_for_engines_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """Others cannot write into one that was made; one that cannot be made stops the start."""
+    providers._make_folder(tmp_path / "a" / "b")
+    assert 0o700 == (tmp_path / "a" / "b").stat().st_mode & 0o777
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="folder for engines"):
+        providers._make_folder(tmp_path / "file" / "b")
+
+
+def test_the_input_of_a_graph_is_found(tmp_path: Path) -> None:
+    """For a provider that must be told of it before it opens the graph."""
+    (tmp_path / "g.onnx").write_bytes(providers._PROBE)
+    assert "x" == input_name(tmp_path / "g.onnx")

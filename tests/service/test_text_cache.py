@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from service.cache_keys import class_vector_keys, matrix_digest, vector_identity
+from service.cache_keys import class_vector_keys, labels_digest, matrix_digest, vector_identity
 from service.metrics import Metrics
 from service.redis_text_cache import Breaker
 from service.settings import Settings
@@ -322,5 +322,6 @@ def test_keys_follow_from_everything_that_decides_a_vector() -> None:
     assert len(set(keys)) == 12
     assert keys[:2] == class_vector_keys("anyclass:v1:", identities[0], ["cat", "a cat"])
     assert all(key.startswith("anyclass:v1:") and len(key) == 12 + 64 for key in keys)
-    digests = {matrix_digest(identities[0], labels) for labels in (["a", "b"], ["b", "a"], ["ab"], ["a"], ["a b"])}
+    lists = (["a", "b"], ["b", "a"], ["ab"], ["a"], ["a b"])
+    digests = {matrix_digest(identity, labels_digest(labels)) for identity in identities[:1] for labels in lists}
     assert len(digests) == 5

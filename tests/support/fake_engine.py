@@ -25,6 +25,7 @@ class FakeEngine:
     dim: int = 16
     provider: str = "cpu"
     precision: str = "fp32"
+    provider_reason: str = "a test asked for it"
     delay_s: float = 0.0
     gate: threading.Event = field(default_factory=threading.Event)
     before: Callable[[str, npt.NDArray[np.generic]], None] | None = None

@@ -69,7 +69,8 @@ def http_server(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            env={**os.environ, **(env or {})},
+            # The state of the developer's own service is not for tests.
+            env={**os.environ, "XDG_DATA_HOME": str(folder / "data"), **(env or {})},
         )
     try:
         server = HttpServer(process, log)

@@ -1,0 +1,126 @@
+"""/v1/batches: durable batch jobs, in OpenAI's form."""
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api.job_lines import ENDPOINTS
+from service.api.job_schemas import (
+    BATCHES_PAGE,
+    MAX_BATCHES_PAGE,
+    BatchesOut,
+    BatchId,
+    BatchOut,
+    BatchRequest,
+    IdempotencyKey,
+    batch_json,
+    idempotency_of,
+    page_json,
+)
+from service.api.json_body import checked, read_json
+from service.api.problems import FieldErrors
+from service.api.protocol_schemas import OpenAIError, error_answers
+from service.api.services import services_of
+from service.errors import UnknownObject
+from service.jobs.records import JOB_PREFIX, is_id
+
+_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "batch": {
+        "summary": "Classify what is in a file",
+        "value": {
+            "input_file_id": "file-0198c0de00000123456789abcdef0123",
+            "endpoint": "/v1/classify",
+            "completion_window": "24h",
+        },
+    }
+}
+
+router = APIRouter(tags=["batches"])
+
+
+@router.post(
+    "/v1/batches",
+    response_model=BatchOut,
+    summary="Have a file of requests answered in the background",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": BatchRequest.model_json_schema(ref_template="#/components/schemas/{model}"),
+                    "examples": _EXAMPLES,
+                }
+            },
+        }
+    },
+    responses=error_answers(OpenAIError, 400, 408, 409, 413, 415, 429, 500, 503),
+)
+async def create_batch(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """The file is checked first; one line that is no request fails the batch, and `errors` says which."""
+    services = services_of(request)
+    desk, settings = services.desk, services.settings
+    idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
+    asked = checked(BatchRequest, await read_json(request, settings))
+    if asked.endpoint not in ENDPOINTS:
+        raise FieldErrors([("endpoint", f"must be one of {', '.join(ENDPOINTS)}")])
+    await _check_input(request, asked.input_file_id)
+    keep = asked.output_expires_after
+    job = await desk.add_job(
+        endpoint=asked.endpoint,
+        input_file_id=asked.input_file_id,
+        window_hours=int(asked.completion_window.removesuffix("h")),
+        metadata=asked.metadata,
+        keep_output_s=None if keep is None else min(keep.seconds, settings.keep_files_s),
+        idempotency=idempotency,
+    )
+    return JSONResponse(batch_json(job))
+
+
+@router.get(
+    "/v1/batches",
+    response_model=BatchesOut,
+    summary="The batches",
+    responses=error_answers(OpenAIError, 400, 500, 503),
+)
+async def list_batches(
+    request: Request,
+    after: Annotated[str | None, Query(description="The id after which the page begins.", max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_BATCHES_PAGE)] = BATCHES_PAGE,
+) -> Response:
+    """The newest first."""
+    if after is not None and not is_id(JOB_PREFIX, after):
+        raise FieldErrors([("after", "is not the id of a batch")])
+    found, more = await services_of(request).desk.jobs.page(after=after, limit=limit)
+    return JSONResponse(page_json([batch_json(job) for job in found], has_more=more))
+
+
+@router.get(
+    "/v1/batches/{batch_id}",
+    response_model=BatchOut,
+    summary="A batch",
+    responses=error_answers(OpenAIError, 400, 404, 500, 503),
+)
+async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
+    """How far it is."""
+    return JSONResponse(batch_json(await services_of(request).desk.job(batch_id)))
+
+
+@router.post(
+    "/v1/batches/{batch_id}/cancel",
+    response_model=BatchOut,
+    summary="Cancel a batch",
+    responses=error_answers(OpenAIError, 400, 404, 409, 500, 503),
+)
+async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
+    """Lines in work are still answered; what is done is kept."""
+    return JSONResponse(batch_json(await services_of(request).desk.cancel(batch_id)))
+
+
+async def _check_input(request: Request, file_id: str) -> None:
+    try:
+        record = await services_of(request).desk.file(file_id)
+    except UnknownObject as exc:
+        raise FieldErrors([("input_file_id", "is not the id of a file here")]) from exc
+    if record.purpose != "batch":
+        raise FieldErrors([("input_file_id", "is a file that was not sent with the purpose batch")])

@@ -1,0 +1,172 @@
+"""/v1/files: the files that batches read and write, in OpenAI's form."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from service.api import body as bodies
+from service.api.job_schemas import (
+    FILES_PAGE,
+    ExpiresAfter,
+    FileDeletedOut,
+    FileId,
+    FileOut,
+    FilesOut,
+    IdempotencyKey,
+    file_json,
+    idempotency_of,
+    page_json,
+)
+from service.api.json_body import checked
+from service.api.parsing import MULTIPART, media_type, refuse_query
+from service.api.problems import FieldErrors, UnsupportedMediaType, quoted
+from service.api.protocol_schemas import OpenAIError, error_answers
+from service.api.services import services_of
+from service.api.upload import FILE, Upload, read_upload
+from service.jobs.records import FILE_PREFIX, is_id
+
+_FORM_BYTES: Final = 65_536
+"""Room for the form around the file."""
+_ANCHOR: Final = "expires_after[anchor]"
+_SECONDS: Final = "expires_after[seconds]"
+_FIELDS: Final = ("purpose", _ANCHOR, _SECONDS)
+
+_UPLOAD: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "Lines of JSON."},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                        _ANCHOR: {"type": "string", "enum": ["created_at"]},
+                        _SECONDS: {"type": "integer", "description": "How long the file is kept."},
+                    },
+                }
+            }
+        },
+    }
+}
+
+router = APIRouter(tags=["batches"])
+
+
+@router.post(
+    "/v1/files",
+    response_model=FileOut,
+    summary="Send a file of requests",
+    openapi_extra=_UPLOAD,
+    responses=error_answers(OpenAIError, 400, 408, 409, 413, 415, 429, 500, 503),
+)
+async def create_file(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """The file goes to the state store as it comes in; what is in its lines is checked by the batch."""
+    services = services_of(request)
+    desk, settings = services.desk, services.settings
+    idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
+    refuse_query(request)
+    if (kind := media_type(request)) != MULTIPART:
+        raise UnsupportedMediaType(f"A file is sent as multipart/form-data, not as {quoted(kind or 'nothing', 100)}.")
+    limit = settings.max_file_bytes + _FORM_BYTES
+    bodies.check_declared_length(request.headers.get("content-length"), limit)
+    body = bodies.chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
+    writer = desk.begin_file()
+    try:
+        upload = await read_upload(body, request.headers["content-type"], writer.write)
+        name, keep_s = _checked(upload, settings.keep_files_s)
+        record = await desk.add_file(writer, name=name, purpose="batch", keep_s=keep_s, idempotency=idempotency)
+    except BaseException:
+        await writer.discard()
+        raise
+    return JSONResponse(file_json(record))
+
+
+@router.get(
+    "/v1/files",
+    response_model=FilesOut,
+    summary="The files",
+    responses=error_answers(OpenAIError, 400, 500, 503),
+)
+async def list_files(
+    request: Request,
+    after: Annotated[str | None, Query(description="The id after which the page begins.", max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=FILES_PAGE)] = FILES_PAGE,
+    order: Annotated[Literal["asc", "desc"], Query(description="By the time they were made.")] = "desc",
+    purpose: Annotated[str | None, Query(max_length=100)] = None,
+) -> Response:
+    """The newest first, unless `order` is `asc`."""
+    if after is not None and not is_id(FILE_PREFIX, after):
+        raise FieldErrors([("after", "is not the id of a file")])
+    files = services_of(request).desk.files
+    found, more = await files.page(after=after, limit=limit, ascending=order == "asc", purpose=purpose)
+    return JSONResponse(page_json([file_json(record) for record in found], has_more=more))
+
+
+@router.get(
+    "/v1/files/{file_id}",
+    response_model=FileOut,
+    summary="A file",
+    responses=error_answers(OpenAIError, 400, 404, 500, 503),
+)
+async def retrieve_file(request: Request, file_id: FileId) -> Response:
+    """What is known of a file; its content is below it."""
+    return JSONResponse(file_json(await services_of(request).desk.file(file_id)))
+
+
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=Response,
+    summary="The content of a file",
+    responses={
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        **error_answers(OpenAIError, 400, 404, 500, 503),
+    },
+)
+async def file_content(request: Request, file_id: FileId) -> Response:
+    """Byte for byte as it was sent, or as the batch has written it."""
+    desk = services_of(request).desk
+    record = await desk.file(file_id)
+    pieces = desk.files.read(record)
+    # What is wrong with the file shows while the answer's status is still open.
+    first = await anext(pieces, b"")
+
+    async def content() -> AsyncIterator[bytes]:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    headers = {"content-length": str(record.bytes), "x-content-type-options": "nosniff"}
+    return StreamingResponse(content(), media_type="application/octet-stream", headers=headers)
+
+
+@router.delete(
+    "/v1/files/{file_id}",
+    response_model=FileDeletedOut,
+    summary="Delete a file",
+    responses=error_answers(OpenAIError, 400, 404, 409, 500, 503),
+)
+async def delete_file(request: Request, file_id: FileId) -> Response:
+    """A file that a batch still reads is not deleted."""
+    await services_of(request).desk.delete_file(file_id)
+    return JSONResponse(FileDeletedOut(id=file_id).model_dump())
+
+
+def _checked(upload: Upload, longest_s: int) -> tuple[str, float]:
+    """The file's name, and how long it is kept, in seconds."""
+    fields: Mapping[str, str] = upload.fields
+    if unknown := [name for name in fields if name not in _FIELDS]:
+        raise FieldErrors(
+            [(quoted(name), f"is not a field of this request; it has {', '.join(_FIELDS)}") for name in unknown]
+        )
+    if upload.name is None:
+        raise FieldErrors([(FILE, "is missing; send the file as a file part of that name")])
+    if fields.get("purpose") != "batch":
+        raise FieldErrors([("purpose", "must be batch")])
+    if _ANCHOR not in fields and _SECONDS not in fields:
+        return upload.name, longest_s
+    given = {"anchor": fields.get(_ANCHOR), "seconds": fields.get(_SECONDS)}
+    return upload.name, min(checked(ExpiresAfter, given).seconds, longest_s)

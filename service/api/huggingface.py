@@ -1,0 +1,114 @@
+"""Zero-shot image classification as Hugging Face's clients ask for it: POST / and POST /models/{model}."""
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api.classify import server_timing
+from service.api.disconnect import unless_client_goes
+from service.api.huggingface_schemas import InputObject, ZeroShotRequest
+from service.api.image_text import decode_image_text
+from service.api.json_body import checked, read_json
+from service.api.openapi import RED_DOT
+from service.api.problems import FieldErrors
+from service.api.protocol_schemas import LabelScore, PlainError, error_answers
+from service.api.schemas import predictions_json
+from service.api.services import services_of
+from service.classifier import LabelQuery, ScoringOptions, Timings
+from service.errors import TooManyLabels
+
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "huggingface_hub": {
+        "summary": "As huggingface_hub sends it",
+        "value": {"inputs": RED_DOT, "parameters": {"candidate_labels": ["something red", "something green"]}},
+    },
+    "javascript": {
+        "summary": "As @huggingface/inference sends it",
+        "value": {
+            "inputs": {"image": RED_DOT},
+            "parameters": {"candidate_labels": ["red", "green"], "hypothesis_template": "a photo of something {}."},
+        },
+    },
+    "older": {
+        "summary": "The older form",
+        "value": {"inputs": {"image": RED_DOT, "candidateLabels": "something red, something green"}},
+    },
+}
+
+router = APIRouter(tags=["clients"])
+
+_DOCUMENTED: Final[dict[str, Any]] = {
+    "response_model": list[LabelScore],
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/ZeroShotRequest"},
+                    "examples": EXAMPLES,
+                }
+            },
+        }
+    },
+}
+_STATUSES: Final = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+
+
+@router.post(
+    "/",
+    summary="Zero-shot image classification (Hugging Face)",
+    responses=error_answers(PlainError, *_STATUSES),
+    **_DOCUMENTED,
+)
+async def classify_by_default(request: Request) -> Response:
+    """The default model classifies one image; scores add up to 1 for a model that scores by softmax."""
+    return await _classify(request, None)
+
+
+@router.post(
+    "/models/{model:path}",
+    summary="Zero-shot image classification by a model (Hugging Face)",
+    responses=error_answers(PlainError, *_STATUSES),
+    **_DOCUMENTED,
+)
+async def classify_by_model(request: Request, model: str) -> Response:
+    """`model` is a name or an alias, which may have a slash in it."""
+    return await _classify(request, model)
+
+
+async def _classify(request: Request, model: str | None) -> Response:
+    services = services_of(request)
+    classifier = services.classifier
+    # The model is known here, so nothing of the body is read where there is no room for its image.
+    classifier.check_admission(model)
+    asked = checked(ZeroShotRequest, await read_json(request, services.settings))
+    given = asked.inputs
+    image = decode_image_text(given if isinstance(given, str) else given.image)
+    template = asked.parameters.hypothesis_template
+    query = LabelQuery(
+        _labels(asked, limit=services.settings.max_labels), "default" if template is None else (template,)
+    )
+    timings = Timings()
+    work = classifier.classify(image, query, ScoringOptions(), model=model, timings=timings)
+    classification = await unless_client_goes(request, work)
+    headers = {"server-timing": server_timing(request.state.started, timings)}
+    return JSONResponse(predictions_json(classification), headers=headers)
+
+
+def _labels(asked: ZeroShotRequest, *, limit: int) -> tuple[str, ...]:
+    """The labels, from whichever one place they are in."""
+    places: list[list[str] | str | None] = [asked.parameters.candidate_labels]
+    if isinstance(asked.inputs, InputObject):
+        places += [asked.inputs.candidate_labels, asked.inputs.camel_labels]
+    given = [labels for labels in places if labels is not None]
+    if not given:
+        raise FieldErrors([("parameters.candidate_labels", "is missing; give the labels to choose from")])
+    if len(given) > 1:
+        raise FieldErrors([("parameters.candidate_labels", "is given in more than one place")])
+    labels = given[0]
+    if isinstance(labels, str):
+        labels = [label.strip() for label in labels.split(",", limit)]
+    if len(labels) > limit:
+        raise TooManyLabels(f"The request has more labels than may be sent at once here, {limit}.")
+    return tuple(labels)

@@ -1,0 +1,260 @@
+"""The Open Inference Protocol (v2), which clients of KServe and Triton speak."""
+
+import asyncio
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api import body as bodies
+from service.api.classify import server_timing
+from service.api.disconnect import unless_client_goes
+from service.api.fields import parse_json_list
+from service.api.open_inference_schemas import (
+    IMAGE_EMBEDDINGS,
+    OUTPUTS,
+    SCORES,
+    TEXT_EMBEDDINGS,
+    InferAnswer,
+    InferRequest,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerInfo,
+    metadata_json,
+    version_of,
+)
+from service.api.open_inference_tensors import Inferred, Limits, read_infer, write_infer
+from service.api.openapi import RED_DOT
+from service.api.operations import livez, readyz
+from service.api.parsing import JSON, OCTETS, body_of, media_type, refuse_query
+from service.api.problems import FieldErrors, UnsupportedMediaType
+from service.api.protocol_schemas import PlainError, error_answers
+from service.api.services import services_of
+from service.api.version import VERSION
+from service.class_vectors import check_scoring
+from service.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
+from service.errors import UnknownModel
+from service.models import Model
+
+HEADER_LENGTH: Final = "inference-header-content-length"
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "scores": {
+        "summary": "Scores of two labels for one image",
+        "value": {
+            "inputs": [
+                {"name": "image", "datatype": "BYTES", "shape": [1], "data": [RED_DOT]},
+                {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["something red", "something green"]},
+            ],
+            "outputs": [{"name": "scores"}],
+            "parameters": {"templates": "default"},
+        },
+    },
+    "vectors": {
+        "summary": "Vectors of two texts",
+        "value": {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2, 1], "data": [["a cat"], ["a dog"]]}]},
+    },
+}
+
+router = APIRouter(prefix="/v2", tags=["clients"])
+
+
+@router.get("", response_model=ServerInfo, summary="The server (Open Inference Protocol)")
+async def server() -> Response:
+    """Needs no model."""
+    return JSONResponse({"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]})
+
+
+@router.get(
+    "/health/live",
+    response_model=Live,
+    summary="Whether the process is alive (Open Inference Protocol)",
+    responses=error_answers(PlainError, 503),
+)
+async def live(request: Request) -> Response:
+    """As `GET /livez`."""
+    await livez(request)
+    return JSONResponse({"live": True})
+
+
+@router.get(
+    "/health/ready",
+    response_model=Ready,
+    summary="Whether to send requests here (Open Inference Protocol)",
+    responses=error_answers(PlainError, 503),
+)
+async def ready(request: Request) -> Response:
+    """As `GET /readyz`."""
+    await readyz(request)
+    return JSONResponse({"ready": True})
+
+
+_READY: Final[dict[str, Any]] = {"response_model": ModelReady, "responses": error_answers(PlainError, 404, 503)}
+_METADATA: Final[dict[str, Any]] = {"response_model": ModelMetadata, "responses": error_answers(PlainError, 404, 503)}
+
+
+# A model's alias may have a slash in it, which clients do not encode; so the longer paths come first.
+@router.get(
+    "/models/{model:path}/versions/{version}/ready",
+    summary="Whether a version of a model takes requests (Open Inference Protocol)",
+    **_READY,
+)
+async def version_ready(request: Request, model: str, version: str) -> Response:
+    """A model has one version, the beginning of its revision."""
+    return await _ready(request, _find(request, model, version))
+
+
+@router.get("/models/{model:path}/ready", summary="Whether a model takes requests (Open Inference Protocol)", **_READY)
+async def model_ready(request: Request, model: str) -> Response:
+    """Every model that is served is ready as soon as the server is."""
+    return await _ready(request, _find(request, model))
+
+
+@router.get(
+    "/models/{model:path}/versions/{version}", summary="A version of a model (Open Inference Protocol)", **_METADATA
+)
+async def version_metadata(request: Request, model: str, version: str) -> Response:
+    """As that of the model."""
+    return _metadata(request, _find(request, model, version))
+
+
+@router.get("/models/{model:path}", summary="A model (Open Inference Protocol)", **_METADATA)
+async def model_metadata(request: Request, model: str) -> Response:
+    """Its inputs and outputs. `image` is BYTES, encoded images, and is read as UINT8 [n, height, width, 3] too."""
+    return _metadata(request, _find(request, model))
+
+
+_INFER: Final[dict[str, Any]] = {
+    "response_model": InferAnswer,
+    "response_model_exclude_none": True,
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "Inference-Header-Content-Length",
+                "in": "header",
+                "required": False,
+                "description": "Bytes of the JSON, where binary tensors follow it.",
+                "schema": {"type": "integer", "minimum": 1},
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": {"$ref": "#/components/schemas/InferRequest"}, "examples": EXAMPLES},
+                OCTETS: {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+    "responses": {
+        200: {
+            "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
+            "description": "The outputs as JSON; where some are binary these follow it, and the header "
+            "Inference-Header-Content-Length has the bytes of the JSON.",
+        },
+        **error_answers(PlainError, 400, 404, 408, 413, 415, 429, 500, 503),
+    },
+}
+
+
+@router.post(
+    "/models/{model:path}/versions/{version}/infer",
+    summary="Vectors and scores by a version of a model (Open Inference Protocol)",
+    **_INFER,
+)
+async def infer_by_version(request: Request, model: str, version: str) -> Response:
+    """As by the model."""
+    return await _infer(request, _find(request, model, version))
+
+
+@router.post("/models/{model:path}/infer", summary="Vectors and scores (Open Inference Protocol)", **_INFER)
+async def infer(request: Request, model: str) -> Response:
+    """Inputs are `image`, `text` or both; outputs `image_embeddings`, `text_embeddings` and, from both, `scores`."""
+    return await _infer(request, _find(request, model))
+
+
+async def _infer(request: Request, chosen: Model) -> Response:
+    services = services_of(request)
+    settings = services.settings
+    if media_type(request) not in ("", JSON, OCTETS):
+        raise UnsupportedMediaType(f"Send {JSON}, or {OCTETS} where binary tensors follow the JSON.")
+    refuse_query(request)
+    header_length = request.headers.get(HEADER_LENGTH)
+    body = await bodies.read(body_of(request, settings))
+    limits = Limits(settings.max_batch_images, settings.max_embed_texts, chosen.manifest.image)
+    inferred = await asyncio.to_thread(read_infer, body, header_length, limits)
+    wanted = _wanted(inferred)
+    parameters = inferred.request.parameters
+    check_scoring(chosen.manifest.scoring, parameters.scoring, parameters.temperature)
+    query = EmbedQuery(inferred.images, inferred.texts, _templates(parameters.templates))
+    embedded = await unless_client_goes(request, services.embedder.embed(query, model=chosen.name))
+    content, json_length = await asyncio.to_thread(_answer, inferred.request, embedded, wanted)
+    headers = {"server-timing": server_timing(request.state.started, None)}
+    if json_length is not None:
+        headers[HEADER_LENGTH] = str(json_length)
+    return Response(content, media_type=JSON if json_length is None else OCTETS, headers=headers)
+
+
+async def _ready(request: Request, model: Model) -> Response:
+    await readyz(request)
+    return JSONResponse({"name": model.name, "ready": True})
+
+
+def _metadata(request: Request, model: Model) -> Response:
+    (info,) = [info for info in services_of(request).models.describe() if info.name == model.name]
+    return JSONResponse(metadata_json(info))
+
+
+def _find(request: Request, name: str, version: str | None = None) -> Model:
+    model = services_of(request).models.get(name)
+    revision = model.manifest.revision
+    if version not in (None, version_of(revision), revision):
+        raise UnknownModel(f"Model {model.name} is not served in that version; served is {version_of(revision)}.")
+    return model
+
+
+def _wanted(inferred: Inferred) -> dict[str, bool]:
+    """The outputs that were asked for, or all there can be, and whether each is to follow the JSON."""
+    possible = {
+        IMAGE_EMBEDDINGS: bool(len(inferred.images)),
+        TEXT_EMBEDDINGS: bool(inferred.texts),
+        SCORES: bool(len(inferred.images) and inferred.texts),
+    }
+    binary = inferred.request.parameters.binary_data_output
+    if inferred.request.outputs is None:
+        return {name: binary for name in OUTPUTS if possible[name]}
+    wanted: dict[str, bool] = {}
+    for index, output in enumerate(inferred.request.outputs):
+        if not possible[output.name]:
+            raise FieldErrors([(f"outputs[{index}]", f"{output.name} cannot be had from these inputs")])
+        if output.name in wanted:
+            raise FieldErrors([(f"outputs[{index}]", f"is a second {output.name}")])
+        own = output.parameters.binary_data
+        wanted[output.name] = binary if own is None else own
+    return wanted
+
+
+def _templates(given: str | None) -> str | tuple[str, ...]:
+    if given is None:
+        return AS_WRITTEN
+    if not given.lstrip().startswith("["):
+        return given
+    templates = parse_json_list("parameters.templates", given)
+    if not all(isinstance(template, str) for template in templates):
+        raise FieldErrors([("parameters.templates", "must be a JSON list of strings")])
+    return tuple(templates)
+
+
+def _answer(request: InferRequest, embedded: Embedded, wanted: dict[str, bool]) -> tuple[bytes, int | None]:
+    """The body and the length of its JSON, see `write_infer`; runs in a thread."""
+    values: dict[str, npt.NDArray[np.float32]] = {IMAGE_EMBEDDINGS: embedded.images, TEXT_EMBEDDINGS: embedded.texts}
+    if SCORES in wanted:
+        parameters = request.parameters
+        values[SCORES] = scores_of(embedded, parameters.scoring, parameters.temperature)
+    manifest = embedded.model.manifest
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": version_of(manifest.revision)}
+    if request.id is not None:
+        answer["id"] = request.id
+    return write_infer(answer, [(name, values[name], binary) for name, binary in wanted.items()])

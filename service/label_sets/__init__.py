@@ -1,0 +1,17 @@
+"""Named label sets: written once, computed once, kept in the durable state, and used by name in requests."""
+
+from service.label_sets.definition import NAME, Definition, check_definition
+from service.label_sets.serving import ReadySet
+from service.label_sets.sets import LabelSets
+from service.label_sets.status import Condition, LabelSetStatus, ModelStatus
+
+__all__ = [
+    "NAME",
+    "Condition",
+    "Definition",
+    "LabelSetStatus",
+    "LabelSets",
+    "ModelStatus",
+    "ReadySet",
+    "check_definition",
+]

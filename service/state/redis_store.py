@@ -1,0 +1,217 @@
+"""State in a Redis that persists and never evicts. Compare-and-set is a script, so it is one step for the server.
+
+All keys have one hash tag, so that a value and its index are always on the same server.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any, Final, TypeVar, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from service.errors import ConfigurationError, StateUnavailable
+from service.state.framing import corrupt, new_version, seal, unseal
+from service.state.protocol import Entry, check_key, check_prefix
+
+T = TypeVar("T")
+
+_LOG: Final = logging.getLogger(__name__)
+
+_NAMESPACE: Final = "{anyclass-state}:v1:"
+_VALUES: Final = _NAMESPACE + "value:"
+_BLOBS: Final = _NAMESPACE + "blob:"
+_VALUE_INDEX: Final = _NAMESPACE + "values"
+_BLOB_INDEX: Final = _NAMESPACE + "blobs"
+
+_CONNECTIONS: Final = 8
+_CHUNK: Final = 500
+_SLOWEST_BYTES_S: Final = 5_000_000
+"""A blob may take so much longer than `timeout_s` as it would at this many bytes a second."""
+_LARGEST_BLOB_S: Final = 30.0
+_MANY_BYTES: Final = 65_536
+"""Bytes from which on digests are left to a thread."""
+
+_PUT: Final = """
+local version = redis.call('HGET', KEYS[1], 'version')
+if (version or '') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[2], 'value', ARGV[3])
+redis.call('ZADD', KEYS[2], 0, ARGV[4])
+return 1
+"""
+_DELETE: Final = """
+if redis.call('HGET', KEYS[1], 'version') ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[2])
+return 1
+"""
+
+
+class RedisStateStore:
+    """A `StateStore` in Redis."""
+
+    def __init__(self, url: str, *, password: str | None = None, timeout_s: float = 2.0) -> None:
+        """Connects with the first use.
+
+        Args:
+            url: `redis://`, `rediss://` or `unix://`.
+            password: used where the URL has none.
+            timeout_s: for one command, connecting included; blobs get more by their size.
+        """
+        self._timeout_s = timeout_s
+        self._trusted = False
+        self._pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=None,  # the time limit around each command counts the wait for a connection too
+            protocol=2,
+            decode_responses=False,
+            driver_info=None,  # else every new connection reads the package's metadata from disk, on the event loop
+            retry=Retry(NoBackoff(), 0),
+            **({} if password is None else {"password": password}),
+        )
+        self._client: Redis = Redis(connection_pool=self._pool)
+        self._put_script = self._client.register_script(_PUT)
+        self._delete_script = self._client.register_script(_DELETE)
+
+    async def check(self) -> None:
+        """See `StateStore`. A Redis that is away is no reason not to start; it is checked when it is back."""
+        try:
+            await self._look_at_policy()
+        except StateUnavailable:
+            _LOG.warning("the state store does not answer; label sets cannot be used until it does")
+
+    async def get(self, key: str) -> Entry | None:
+        """See `StateStore`."""
+        check_key(key)
+        reading = cast("Awaitable[list[bytes | None]]", self._client.hmget(_VALUES + key, ["version", "value"]))
+        version, value = await self._run(reading)
+        if version is None and value is None:
+            return None
+        if version is None or value is None:
+            raise corrupt(key)
+        return Entry(unseal(key, value), version.decode("ascii", "replace"))
+
+    async def put(self, key: str, value: bytes, *, expected: str | None) -> str | None:
+        """See `StateStore`."""
+        check_key(key)
+        await self._trust()
+        version = new_version()
+        arguments: list[bytes | str] = [expected or "", version, seal(value), key]
+        done = await self._run(self._put_script(keys=[_VALUES + key, _VALUE_INDEX], args=arguments))
+        return version if done else None
+
+    async def delete(self, key: str, *, expected: str) -> bool:
+        """See `StateStore`."""
+        check_key(key)
+        done = await self._run(self._delete_script(keys=[_VALUES + key, _VALUE_INDEX], args=[expected, key]))
+        return bool(done)
+
+    async def keys(self, prefix: str, *, after: str = "", limit: int) -> list[str]:
+        """See `StateStore`."""
+        check_prefix(prefix)
+        return await self._range(_VALUE_INDEX, prefix, after=after, limit=limit)
+
+    async def put_blob(self, key: str, blob: bytes) -> None:
+        """See `StateStore`."""
+        check_key(key)
+        await self._trust()
+        sealed = await _aside(len(blob), seal, blob)
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.set(_BLOBS + key, sealed)
+        pipeline.zadd(_BLOB_INDEX, {key: 0})
+        await self._run(pipeline.execute(), extra_s=len(sealed) / _SLOWEST_BYTES_S)
+
+    async def get_blob(self, key: str) -> bytes | None:
+        """See `StateStore`."""
+        check_key(key)
+        sealed = await self._run(
+            cast("Awaitable[bytes | None]", self._client.get(_BLOBS + key)), extra_s=_LARGEST_BLOB_S
+        )
+        return None if sealed is None else await _aside(len(sealed), unseal, key, sealed)
+
+    async def blob_keys(self, prefix: str) -> list[str]:
+        """See `StateStore`."""
+        check_prefix(prefix)
+        found: list[str] = []
+        while page := await self._range(_BLOB_INDEX, prefix, after=found[-1] if found else "", limit=_CHUNK):
+            found += page
+        return found
+
+    async def delete_blobs(self, prefix: str) -> None:
+        """See `StateStore`."""
+        check_prefix(prefix)
+        while page := await self._range(_BLOB_INDEX, prefix, after="", limit=_CHUNK):
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.unlink(*(_BLOBS + key for key in page))
+            pipeline.zrem(_BLOB_INDEX, *page)
+            await self._run(pipeline.execute())
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+        await self._pool.disconnect()
+
+    async def _range(self, index: str, prefix: str, *, after: str, limit: int) -> list[str]:
+        low = f"({after}" if after > prefix else f"[{prefix}"
+        # Keys are ASCII, so this follows all that begin with the prefix.
+        high = b"(" + prefix.encode() + b"\xff"
+        reading = cast("Awaitable[list[bytes]]", self._client.zrangebylex(index, low, high, start=0, num=limit))
+        found = await self._run(reading)
+        return [key.decode() for key in found]
+
+    async def _trust(self) -> None:
+        """Before the first write to a store that was away at the start: see what `check` could not."""
+        if not self._trusted:
+            try:
+                await self._look_at_policy()
+            except ConfigurationError as exc:
+                raise StateUnavailable("The state store is not fit to keep anything; see the service's log.") from exc
+
+    async def _look_at_policy(self) -> None:
+        try:
+            memory = await self._run(self._client.info("memory"), refused=True)
+            persistence = await self._run(self._client.info("persistence"), refused=True)
+        except ResponseError:
+            memory = persistence = {}
+        policy = memory.get("maxmemory_policy")
+        if policy is None:
+            _LOG.warning("the state store does not say whether it evicts keys; it needs maxmemory-policy noeviction")
+        elif policy != "noeviction":
+            _LOG.error("the Redis of ANYCLASS_STATE_URL has maxmemory-policy %s", policy)
+            raise ConfigurationError(
+                f"The Redis of ANYCLASS_STATE_URL may evict keys (maxmemory-policy {policy}); state needs noeviction."
+            )
+        if persistence and not persistence.get("aof_enabled") and not await self._saves():
+            _LOG.warning("the state store has no persistence (appendonly, save): a restart loses the label sets")
+        self._trusted = True
+
+    async def _saves(self) -> bool:
+        try:
+            found = await self._run(cast("Awaitable[dict[str, str]]", self._client.config_get("save")), refused=True)
+        except ResponseError:
+            return True  # it does not say; managed services persist by other means
+        return bool(found.get("save", "unknown"))
+
+    async def _run(self, command: Awaitable[T], *, extra_s: float = 0.0, refused: bool = False) -> T:
+        """Await a command; `refused` leaves the server's own errors to the caller."""
+        try:
+            async with asyncio.timeout(self._timeout_s + extra_s):
+                return await command
+        except ResponseError as exc:
+            if refused:
+                raise
+            error: Exception = exc
+        except (RedisError, OSError, TimeoutError) as exc:
+            error = exc
+        # The kind of error only: a message may quote an address with credentials.
+        _LOG.warning("the state store failed: %s", type(error).__name__)
+        raise StateUnavailable("The state store cannot be used at the moment; try again later.") from error
+
+
+async def _aside(size: int, work: Any, *arguments: Any) -> bytes:  # noqa: ANN401 - passed through as they are
+    result: bytes = work(*arguments) if size < _MANY_BYTES else await asyncio.to_thread(work, *arguments)
+    return result

@@ -1,0 +1,1 @@
+"""Benchmarks: scripts, never timed assertions. `make bench` runs them; docs/benchmarks.md says what they found."""

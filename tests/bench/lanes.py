@@ -1,0 +1,145 @@
+"""How long single requests take while a batch runs, and while none does.
+
+    python tests/bench/lanes.py --url http://127.0.0.1:8000 --image examples/cat.jpg
+
+Single requests are sent at an even rate, whether or not earlier ones are answered, so that a stall shows in each
+request that meets it. First with nothing else, then while tars of the same picture are classified one after the other.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+LABELS = ("cat", "dog", "cup", "car", "tree", "house", "boat", "bird", "chair", "flower")
+_OK = 200
+
+
+@dataclass
+class Batches:
+    """What the batches have done."""
+
+    images: int = 0
+    errors: int = 0
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that `share` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
+
+
+def archive_of(image: bytes, count: int) -> bytes:
+    """A tar with the picture `count` times."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for number in range(count):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = len(image)
+            archive.addfile(member, io.BytesIO(image))
+    return stream.getvalue()
+
+
+async def singles(client: httpx.AsyncClient, image: bytes, rate: float, seconds: float) -> tuple[list[float], int]:
+    """Latencies in seconds of the requests that were answered, from when each was due; and how many were refused."""
+    latencies: list[float] = []
+    refused = 0
+
+    async def one(due: float) -> None:
+        nonlocal refused
+        answer = await client.post(
+            "/v1/classify", content=image, params={"labels": LABELS}, headers={"content-type": "image/jpeg"}
+        )
+        if answer.status_code == _OK:
+            latencies.append(time.perf_counter() - due)
+        else:
+            refused += 1
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number in range(int(rate * seconds)):
+            due = began + number / rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(one(due))
+    return latencies, refused
+
+
+async def batches(client: httpx.AsyncClient, archive: bytes, done: Batches) -> None:
+    """Classify the archive again and again, until cancelled."""
+    headers = {"content-type": "application/x-tar", "accept": "application/x-ndjson"}
+    request = {"content": archive, "params": {"labels": LABELS}, "headers": headers}
+    while True:
+        async with client.stream("POST", "/v1/classify/batch", **request) as answer:  # type: ignore[arg-type]
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                done.errors += "error" in json.loads(line)
+                done.images += 1
+
+
+def shown(latencies: Sequence[float], refused: int) -> dict[str, float]:
+    """The figures, in milliseconds."""
+    return {
+        "answered": len(latencies),
+        "refused": refused,
+        "p50_ms": round(percentile(latencies, 0.50) * 1000, 1),
+        "p99_ms": round(percentile(latencies, 0.99) * 1000, 1),
+        "max_ms": round(max(latencies) * 1000, 1),
+    }
+
+
+async def measure(url: str, image: bytes, *, rate: float, seconds: float, batch_images: int, at_once: int) -> None:
+    """Measure, and print one line of JSON for each condition."""
+    archive = archive_of(image, batch_images)
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as client:
+        await singles(client, image, rate, min(2.0, seconds))
+        print(json.dumps({"batches": 0, **shown(*await singles(client, image, rate, seconds))}))  # noqa: T201
+        done = Batches()
+        running = [asyncio.create_task(batches(client, archive, done)) for _ in range(at_once)]
+        await asyncio.sleep(1)
+        images, began = done.images, time.perf_counter()
+        figures = shown(*await singles(client, image, rate, seconds))
+        per_s = (done.images - images) / (time.perf_counter() - began)
+        for task in running:
+            failed = task.done()
+            task.cancel()
+            if failed:
+                task.result()
+        await asyncio.gather(*running, return_exceptions=True)
+        print(  # noqa: T201
+            json.dumps({"batches": at_once, **figures, "batch_images_per_s": round(per_s, 1), "errors": done.errors})
+        )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--image", type=Path, default=Path("examples/cat.jpg"))
+    parser.add_argument("--rate", type=float, default=10.0, help="single requests a second")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each condition")
+    parser.add_argument("--batch-images", type=int, default=2_000, help="images in an archive")
+    parser.add_argument("--batches", type=int, default=1, help="batch requests at the same time")
+    options = parser.parse_args()
+    image = options.image.read_bytes()
+    asyncio.run(
+        measure(
+            options.url,
+            image,
+            rate=options.rate,
+            seconds=options.seconds,
+            batch_images=options.batch_images,
+            at_once=options.batches,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

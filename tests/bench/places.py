@@ -1,0 +1,16 @@
+"""Where the benchmarks keep what they make: all of it under build/, which git ignores, or in BENCH_WORK."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+WORK: Final = Path(os.environ.get("BENCH_WORK") or ROOT / "build" / "bench")
+ENVIRONMENTS: Final = WORK / "envs"
+MODELS: Final = WORK / "models"
+REQUESTS: Final = WORK / "requests"
+LOGS: Final = WORK / "logs"
+RESULTS: Final = WORK / "results.json"
+PAGE: Final = ROOT / "docs" / "benchmarks.md"
+IMAGES: Final = ROOT / "docs" / "images"
+EXAMPLES: Final = ROOT / "examples"

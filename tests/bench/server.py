@@ -1,0 +1,171 @@
+"""A server under test: its process group, readiness and memory; it is frozen while others are measured."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Self
+
+from tests.bench.environments import Unavailable
+from tests.bench.places import LOGS, ROOT
+
+_POLL_S: Final = 0.01
+_PATIENCE_S: Final = 900.0  # TensorRT builds its engines when it starts
+_FAREWELL_S: Final = 15.0
+_LAST_CHARS: Final = 600
+_OK: Final = 200
+
+
+class Server:
+    """A process group that listens on a port of 127.0.0.1.
+
+    Attributes:
+        name: for logs.
+        port: where it listens.
+        ready_s: seconds from its start until it said that it was ready.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], port: int, env: Mapping[str, str] | None = None) -> None:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.name, self.port, self.ready_s = name, port, 0.0
+        self._log = LOGS / f"{name}.log"
+        self._started = time.perf_counter()
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process id of the first process, and id of the group."""
+        return self._process.pid
+
+    def wait_ready(self, path: str) -> Self:
+        """Wait until `path` answers 200. Raises Unavailable, with the end of its log, where it never does."""
+        until = time.monotonic() + _PATIENCE_S
+        while not self._answers(path):
+            if self._process.poll() is not None:
+                raise Unavailable(f"{self.name} ended with {self._process.returncode}: {self._said()}")
+            if time.monotonic() > until:
+                raise Unavailable(f"{self.name} was not ready after {_PATIENCE_S:.0f} s: {self._said()}")
+            time.sleep(_POLL_S)
+        self.ready_s = time.perf_counter() - self._started
+        return self
+
+    def freeze(self) -> None:
+        """Stop every process of the group from running, so that it costs the next one nothing."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it run on."""
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def memory_bytes(self) -> int:
+        """Resident memory of all its processes."""
+        return sum(map(resident_bytes, group(self.pid)))
+
+    def stop(self) -> None:
+        """End it, gently first."""
+        for number, patience_s in ((signal.SIGTERM, _FAREWELL_S), (signal.SIGKILL, _FAREWELL_S)):
+            if not group(self.pid):
+                break
+            os.killpg(self.pid, signal.SIGCONT)
+            os.killpg(self.pid, number)
+            until = time.monotonic() + patience_s
+            while group(self.pid) and time.monotonic() < until:
+                self._process.poll()
+                time.sleep(_POLL_S)
+        self._process.wait()
+
+    def _answers(self, path: str) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == _OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _said(self) -> str:
+        return " ".join(self._log.read_text("utf-8", errors="replace")[-_LAST_CHARS:].split())
+
+
+class MemoryWatch:
+    """Samples a server's memory in a thread. Attribute `samples`: pairs of seconds since the start and bytes."""
+
+    def __init__(self, server: Server, every_s: float) -> None:
+        self.samples: list[tuple[float, int]] = []
+        self._server, self._every_s = server, every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        started = time.monotonic()
+        while True:
+            self.samples.append((time.monotonic() - started, self._server.memory_bytes()))
+            if self._over.wait(self._every_s):
+                return
+
+
+@contextmanager
+def running(
+    name: str, command: Sequence[str], port: int, *, ready: str, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Start a server, wait until it is ready, and end it with the block. Raises Unavailable where it does not start."""
+    server = Server(name, command, port, env)
+    try:
+        yield server.wait_ready(ready)
+    finally:
+        server.stop()
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def group(leader: int) -> list[int]:
+    """Return the processes of a group that have not ended."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                # pid (name) state parent group …; a name may have blanks and brackets in it
+                state, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            except OSError:
+                continue
+            if int(number) == leader and state != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process; 0 for one that has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,33 @@
+"""Figures of many runs: percentiles, medians."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+PERCENTILES: Final = (50, 90, 95, 99)
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, p50, p90, p95, p99 and max of `values`, in their unit; empty for none.
+
+    A percentile is the smallest value that at least so many per cent of the values do not exceed (nearest rank).
+    """
+    if not values:
+        return {}
+    ordered = sorted(values)
+    found = {"mean": statistics.fmean(ordered), "max": ordered[-1]}
+    for percent in PERCENTILES:
+        rank = -(-percent * len(ordered) // 100)  # rounded up
+        found[f"p{percent}"] = ordered[max(0, rank - 1)]
+    return found
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Median of the values that are there; None if there are none."""
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there else None
+
+
+def ratio(over: float | None, under: float | None) -> float | None:
+    """Quotient, or None where either is missing or there is nothing to divide by."""
+    return over / under if over is not None and under else None

@@ -1,0 +1,52 @@
+"""Requests as the bytes that go over the wire, made before anything is timed."""
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlencode
+
+from tests.bench.places import REQUESTS
+
+_JSON: Final = "application/json"
+
+
+def post(path: str, content_type: str, body: bytes) -> bytes:
+    """Return a whole HTTP/1.1 request on a connection that stays open."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
+
+
+def picture_as_body(path: str, picture: bytes, labels: Sequence[str]) -> bytes:
+    """The picture is the body, the labels are in the query: the service's and the plain server's cheapest form."""
+    return post(f"{path}?{urlencode({'labels': labels}, doseq=True)}", "image/jpeg", picture)
+
+
+def classify_json(picture: bytes, labels: Sequence[str], **options: object) -> bytes:
+    """The service's JSON form, in which any number of labels finds room."""
+    content = {"image": base64.b64encode(picture).decode(), "labels": labels, **options}
+    return post("/v1/classify", _JSON, json.dumps(content).encode())
+
+
+def infinity_embeddings(model: str, picture: bytes) -> bytes:
+    """An image embedding; infinity takes pictures as data URIs. Labels would be scored by its client."""
+    uri = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+    content = {"model": model, "input": [uri], "modality": "image", "encoding_format": "base64"}
+    return post("/embeddings", _JSON, json.dumps(content).encode())
+
+
+def litserve_predict(picture: bytes, labels: Sequence[str]) -> bytes:
+    """LitServe's way: JSON to /predict."""
+    content = {"image": base64.b64encode(picture).decode(), "labels": labels}
+    return post("/predict", _JSON, json.dumps(content).encode())
+
+
+def write(name: str, requests: Sequence[bytes]) -> list[str]:
+    """Write requests to files for the load generator, and return their paths."""
+    REQUESTS.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for number, request in enumerate(requests):
+        paths.append(REQUESTS / f"{name}-{number}.http")
+        paths[-1].write_bytes(request)
+    return [str(path) for path in paths]

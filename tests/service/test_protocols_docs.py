@@ -1,0 +1,94 @@
+"""The examples of docs/clients.md, run as they are written, against the demo model."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.manifest import DEMO_BUNDLE
+from tests.support.http_server import HttpServer, http_server
+from tests.support.javascript import CLIENTS, installed
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS = re.findall(
+    r"^```(python|js|sh)\n(.*?)^```", (ROOT / "docs/clients.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+)
+NUMBER = r"-?\d+\.\d+(?:e-\d+)?"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
+    """The demo model, as `make run` serves it."""
+    with http_server(DEMO_BUNDLE, tmp_path_factory.mktemp("demo")) as running:
+        yield running
+
+
+def blocks(kind: str) -> list[str]:
+    """The examples in one language."""
+    return [text for each, text in BLOCKS if each == kind]
+
+
+def run(command: list[str], text: str, server: HttpServer, **environment: str) -> str:
+    """What an example prints when it is sent to this server."""
+    here = text.replace("127.0.0.1:8000", server.url.removeprefix("http://"))
+    done = subprocess.run(
+        [*command, here], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, check=False, timeout=60
+    )
+    assert 0 == done.returncode, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def test_every_client_has_an_example() -> None:
+    """The other tests have something to run."""
+    python = "\n".join(blocks("python"))
+    assert all(f"import {name}" in python for name in ("InferenceClient", "openai", "tritonclient.http"))
+    assert 1 == len(blocks("js"))
+    assert 3 == len(blocks("sh"))
+
+
+def test_hugging_face_in_python(server: HttpServer) -> None:
+    """The right label is first."""
+    (text,) = [text for text in blocks("python") if "huggingface_hub" in text]
+    assert re.fullmatch(rf"cup {NUMBER}\n(\w+ {NUMBER}\n){{2}}", run([sys.executable, "-c"], text, server))
+
+
+def test_hugging_face_in_javascript(server: HttpServer) -> None:
+    """The right label is first there too."""
+    if not installed():
+        pytest.skip("@huggingface/inference is not installed here; scripts/clients.sh does it where there is node")
+    (text,) = blocks("js")
+    here = CLIENTS / f"example-{os.getpid()}.mjs"
+    here.write_text(text.replace("http://127.0.0.1:8000", server.url), "utf-8")
+    try:
+        done = subprocess.run(["node", here], cwd=ROOT, capture_output=True, check=True, timeout=60)
+    finally:
+        here.unlink()
+    assert re.match(r"\[\s*{ label: 'cup', score: \d", done.stdout.decode())
+
+
+def test_openai_in_python(server: HttpServer) -> None:
+    """The photo of a cup is nearer to its name than to another."""
+    (text,) = [text for text in blocks("python") if "openai" in text]
+    cup, rocket = map(float, run([sys.executable, "-c"], text, server).split())
+    assert cup > rocket
+
+
+def test_triton_in_python(server: HttpServer) -> None:
+    """The scores are those of the photo's labels, and a vector comes with them."""
+    (text,) = [text for text in blocks("python") if "tritonclient" in text]
+    printed = run([sys.executable, "-c"], text, server)
+    scores = [float(number) for number in re.findall(NUMBER, printed)]
+    assert 1 == scores.index(max(scores))
+    assert re.search(r"\(1, \d+\)$", printed.strip())
+
+
+@pytest.mark.parametrize("text", blocks("sh"))
+def test_the_requests_work_as_written(server: HttpServer, text: str) -> None:
+    """Copied into a shell, each is answered, and with no error."""
+    answer = json.loads(run(["bash", "-c"], text, server))
+    assert isinstance(answer, list) or "error" not in answer

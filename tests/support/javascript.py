@@ -1,0 +1,42 @@
+"""Hugging Face's JavaScript client, run by node; ``scripts/clients.sh`` installs it."""
+
+import base64
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENTS = ROOT / "build" / "clients"
+
+
+def installed() -> bool:
+    """Whether there are node and the client."""
+    return shutil.which("node") is not None and (CLIENTS / "installed.json").exists()
+
+
+def zero_shot(url: str, image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Have the client classify `image` by the endpoint `url`.
+
+    Returns:
+        `result` or `error`, and how many `requests` it made; None where the client is not installed.
+    """
+    if not installed():
+        return None
+    request = {
+        "clients": str(CLIENTS),
+        "url": url,
+        "image": base64.b64encode(image).decode(),
+        "parameters": dict(parameters),
+    }
+    done = subprocess.run(
+        ["node", ROOT / "tests/clients/zero_shot.mjs"],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome

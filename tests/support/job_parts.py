@@ -1,0 +1,110 @@
+"""The parts of batch jobs with a clock of their own and lines that are simple words."""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from service.errors import AnyclassError, InvalidLine
+from service.jobs import Answer, FileRecord, Job, JobDesk, JobRunner, JobWork, Limits, LineRequest
+from service.metrics import Metrics
+from service.state import StateStore
+
+ENDPOINT = "/v1/words"
+
+
+@dataclass
+class Clock:
+    """Seconds since 1970, moved by hand."""
+
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        """What time it is."""
+        return self.now
+
+
+@dataclass
+class Words:
+    """A `LineHandler` whose lines are words: each is answered in capitals, unless it is to fail.
+
+    Attributes:
+        gate: cleared, it holds every answer until it is set.
+        failing: word → what its next answers raise, the last of them for ever where it is `always`.
+        answered: every word in the order of the answers.
+    """
+
+    endpoints: Collection[str] = (ENDPOINT,)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    failing: dict[str, list[Exception]] = field(default_factory=dict)
+    answered: list[str] = field(default_factory=list)
+    begun: int = 0
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def read(self, line: bytes, endpoint: str) -> LineRequest:
+        """See `LineHandler`."""
+        word = line.decode().strip()
+        if not word.isalnum():
+            raise InvalidLine("no_word", "The line is not a word.")
+        return LineRequest(word, {"word": word})
+
+    async def answer(self, request: LineRequest, endpoint: str) -> Answer:
+        """See `LineHandler`."""
+        self.begun += 1
+        await self.gate.wait()
+        word = request.body["word"]
+        if self.failing.get(word):
+            raise self.failing[word].pop(0)
+        self.answered.append(word)
+        return Answer(200, {"word": word.upper()})
+
+    def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> Answer:
+        """See `LineHandler`."""
+        return Answer(500 if error is None else 422, {"detail": "internal" if error is None else error.detail})
+
+
+class Office:
+    """One replica: a desk and a runner on a store."""
+
+    def __init__(
+        self, state: StateStore, clock: Clock | None = None, *, workers: int = 2, lease_s: float = 30.0
+    ) -> None:
+        self.clock = clock or Clock()
+        self.words = Words()
+        self.metrics = Metrics()
+        self.desk = JobDesk(state, max_file_bytes=3 * 2**20, max_active=3, clock=self.clock)
+        self.work = JobWork(self.desk.jobs, self.desk.files, self.words, Limits(max_lines=10_000, max_line_bytes=1_000))
+        self.stopping = False
+        self.runner = JobRunner(
+            self.desk.jobs,
+            self.desk.files,
+            self.work,
+            self.metrics,
+            workers=workers,
+            lease_s=lease_s,
+            keep_s=1_000.0,
+            stopping=lambda: self.stopping,
+            clock=self.clock,
+        )
+        self.desk.on_news = self.runner.wake
+
+    async def file(self, content: bytes, *, keep_s: float = 100_000.0) -> FileRecord:
+        """Take in a file."""
+        writer = self.desk.begin_file()
+        await writer.write(content)
+        return await self.desk.add_file(writer, name="in.jsonl", purpose="batch", keep_s=keep_s)
+
+    async def job(self, words: list[str]) -> Job:
+        """Take in a job with a word a line."""
+        file = await self.file("\n".join(words).encode())
+        return await self.desk.add_job(endpoint=ENDPOINT, input_file_id=file.id, window_hours=24, metadata=None)
+
+    async def content(self, file_id: str) -> list[str]:
+        """Read the lines of a file."""
+        record = await self.desk.file(file_id)
+        return b"".join([piece async for piece in self.desk.files.read(record)]).decode().splitlines()
+
+    def count(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 where there is none yet."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
