@@ -52,13 +52,18 @@ def create_app(
     models: ModelRegistry | None = None,
     text_cache: TextCache | None = None,
     state: StateStore | None = None,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Put the application together. Nothing is opened before its lifespan begins.
 
     `models`, `text_cache` and `state` take the place of what the settings name; the application closes them at its end.
+    `metrics` are new ones where None.
     `app.state.services` holds the parts, of which the lifecycle tells when the service is ready or will never be.
     """
-    services = Services(settings=settings, metrics=Metrics(), api_keys=ApiKeys.of(settings))
+    services = Services(settings=settings, metrics=metrics or Metrics(), api_keys=ApiKeys.of(settings))
+    services.metrics.build_info.labels(VERSION).set(1)
+    services.lifecycle.when_ready(lambda _: services.metrics.ready.set(1))
+    services.lifecycle.when_stopped(lambda: services.metrics.ready.set(0))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -108,6 +113,7 @@ async def _start(
 ) -> None:
     """Load, warm, and be ready; or say why not. What is opened here is closed in reverse by `undo`."""
     try:
+        await asyncio.to_thread(services.metrics.watch_process)
         await open_access(services, undo)
         cache = text_cache or open_text_cache(services.settings, services.metrics)
         undo.push_async_callback(cache.close)

@@ -23,14 +23,14 @@ from service.errors import (
     NonFiniteOutput,
     NotReady,
 )
-from service.metrics import Metrics
+from service.metrics import Broken, Metrics
 from service.pace import Pace
 
 __all__ = ["Batcher", "Done", "Inputs", "Lane", "Rows", "Take", "Vectors", "Work", "take_batch"]
 
 _LOG: Final = logging.getLogger(__name__)
 
-_REASONS: Final[dict[type[AnyclassError], str]] = {
+_REASONS: Final[dict[type[AnyclassError], Broken]] = {
     NonFiniteOutput: "non-finite",
     DeviceOutOfMemory: "out-of-memory",
     DeviceLost: "device-lost",

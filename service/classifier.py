@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.batching import Lane, Vectors
+from service.batching import Done, Lane, Vectors
 from service.class_vectors import check_scoring, cosines, rank, scores
 from service.classification import (
     Classification,
@@ -77,7 +77,7 @@ class Classifier:
         self._label_vectors = LabelVectors(
             text_cache, metrics, prefix=settings.cache_prefix, matrices_bytes=settings.cache_matrices_mib * 2**20
         )
-        self._label_sets = None if state is None else LabelSets(state, models, self._label_vectors, settings)
+        self._label_sets = None if state is None else LabelSets(state, models, self._label_vectors, settings, metrics)
         self._known_labels = KnownLabels(max_labels=settings.max_labels, max_chars=settings.max_label_chars)
         # Admission counts images by model; together they cannot come to more than this.
         most_of_a_model = settings.max_waiting + settings.max_batch_images + 2 * settings.max_batch
@@ -234,13 +234,35 @@ class Classifier:
 
     async def decode(self, image: bytes, model: Model) -> npt.NDArray[np.uint8]:
         """Decode an image for `model` in the pool → uint8 `[height, width, 3]`. Raises as `images.decode`."""
-        return await self._decode(image, model)
+        started = time.monotonic()
+        with self._metrics.decode_waiting.track_inprogress():
+            pixels = await self._decoders.decode(image, model.manifest.image)
+        self._metrics.spent(model.name, "decode", time.monotonic() - started)
+        return pixels
+
+    async def encode(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        model: Model,
+        *,
+        lane: Lane,
+        deadline: float,
+        on_taken: Callable[[], None] | None = None,
+    ) -> Done:
+        """Encode uint8 `[height, width, 3]` → float32 `[1, dim]`, with its times; as `Model.encode_image`."""
+        done = await model.encode_image(pixels, lane=lane, deadline=deadline, on_taken=on_taken)
+        self._metrics.spent(model.name, "queue", done.queue_s)
+        self._metrics.spent(model.name, "image", done.run_s)
+        return done
 
     async def label_matrix(
         self, model: Model, labels: tuple[str, ...], templates: tuple[str, ...], *, lane: Lane = Lane.INTERACTIVE
     ) -> Vectors:
         """Class vectors of normalised labels → float32 `[labels, dim]`, not to be changed; as `LabelVectors.matrix`."""
-        return (await self._label_vectors.matrix(model, labels, templates, lane=lane)).vectors
+        started = time.monotonic()
+        matrix = await self._label_vectors.matrix(model, labels, templates, lane=lane)
+        self._metrics.spent(model.name, "text", time.monotonic() - started)
+        return matrix.vectors
 
     async def close(self) -> None:
         """Accept nothing more, answer what was accepted (for `drain_timeout_s` at most), then stop."""
@@ -318,18 +340,12 @@ class Classifier:
     ) -> Vectors:
         """Decode and encode one image → float32 `[dim]`."""
         started = time.monotonic()
-        pixels = await self._decode(image, job.model)
+        pixels = await self.decode(image, job.model)
         timings.decode_s = time.monotonic() - started
-        self._metrics.spent("decode", timings.decode_s)
-        done = await job.model.encode_image(pixels, lane=job.lane, deadline=deadline, on_taken=on_taken)
+        done = await self.encode(pixels, job.model, lane=job.lane, deadline=deadline, on_taken=on_taken)
         timings.queue_s, timings.image_s = done.queue_s, done.run_s
-        self._metrics.spent("queue", done.queue_s)
-        self._metrics.spent("image", done.run_s)
         vector: Vectors = done.vectors[0]
         return vector
-
-    async def _decode(self, image: bytes, model: Model) -> npt.NDArray[np.uint8]:
-        return await self._decoders.decode(image, model.manifest.image)
 
     async def _labels(self, job: _Job, timings: Timings, deadline: float) -> LabelMatrix:
         if job.ready is not None:
@@ -339,7 +355,7 @@ class Classifier:
             job.model, job.labels.labels, job.templates, lane=job.lane, deadline=deadline, digest=job.labels.digest
         )
         timings.text_s = time.monotonic() - started
-        self._metrics.spent("text", timings.text_s)
+        self._metrics.spent(job.model.name, "text", timings.text_s)
         return matrix
 
     async def _classify_one(self, job: _Job, source: ImageSource, matrix: LabelMatrix) -> Classification:
@@ -354,7 +370,7 @@ class Classifier:
         started = time.monotonic()
         predictions = await self._aside(len(job.query.labels), lambda: _predict(job, vector, matrix.vectors))
         timings.score_s = time.monotonic() - started
-        self._metrics.spent("score", timings.score_s)
+        self._metrics.spent(job.model.name, "score", timings.score_s)
         return Classification(
             model=job.model.name,
             revision=job.model.manifest.revision,

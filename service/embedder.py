@@ -117,7 +117,9 @@ class Embedder:
         async def one(index: int, image: bytes | Pixels) -> Vectors:
             pixels = await self._decode(index, image, model) if isinstance(image, bytes) else image
             lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
-            done = await model.encode_image(pixels, lane=lane, deadline=deadline, on_taken=lambda: place.leave(1))
+            done = await self._classifier.encode(
+                pixels, model, lane=lane, deadline=deadline, on_taken=lambda: place.leave(1)
+            )
             vector: Vectors = done.vectors[0]
             return vector
 

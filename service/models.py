@@ -80,7 +80,13 @@ class Model:
         )
         self.texts = {lane: self._text_admission(lane, settings, metrics) for lane in Lane}
         self.background_images = asyncio.Semaphore(_BACKGROUND_BATCHES * batcher.max_batch)
-        metrics.model_info.labels(name, self.manifest.revision, engine.provider, engine.precision).set(1)
+        metrics.model_loaded(
+            name,
+            revision=self.manifest.revision,
+            provider=engine.provider,
+            precision=engine.precision,
+            batch_limits={"image": self.max_batch, "text": self.max_batch_texts},
+        )
 
     @property
     def name(self) -> str:

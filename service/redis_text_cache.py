@@ -173,6 +173,7 @@ class RedisTextCache:
         """Await a command; None, counted, for whatever goes wrong. A connection cut off in its middle is closed."""
         reason: Failure
         error: Exception
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(timeout_s):
                 result = await command
@@ -185,6 +186,8 @@ class RedisTextCache:
         else:
             self._turn(self._link.succeeded)
             return result
+        finally:
+            self._metrics.cache_seconds.labels(operation).observe(time.perf_counter() - began)
         self._metrics.cache_failed(operation, reason)
         # The kind of error only: a message may quote keys or an address with credentials.
         _LOG.debug("text cache %s failed: %s", operation, type(error).__name__)

@@ -30,6 +30,7 @@ class Lifecycle:
         self._began = time.monotonic()
         self._on_ready: list[Callable[[float], None]] = []
         self._on_failed: list[Callable[[Exception], None]] = []
+        self._on_stop: list[Callable[[], None]] = []
 
     @property
     def ready(self) -> bool:
@@ -49,6 +50,10 @@ class Lifecycle:
         """Have `callback` told, in the event loop, why the service will never be ready."""
         self._on_failed.append(callback)
 
+    def when_stopped(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once the end was asked for, and again whenever it is."""
+        self._on_stop.append(callback)
+
     def loaded(self) -> None:
         """Everything is loaded and warm. A service that is already stopping stays so."""
         if self.phase is Phase.STARTING:
@@ -67,6 +72,8 @@ class Lifecycle:
         """The end was asked for: readiness fails from now on."""
         if self.phase is not Phase.FAILED:
             self.phase, self.reason = Phase.STOPPING, "the service is stopping"
+            for callback in self._on_stop:
+                callback()
 
     def require_loaded(self) -> None:
         """Raise `NotReady` unless requests can be answered; while stopping they still can."""

@@ -13,11 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.error_forms import render_error
 from service.api.lifecycle import Lifecycle
 from service.api.problems import INTERNAL, INTERNAL_DETAIL, problem
+from service.api.protocols import protocol_of
 from service.metrics import Metrics
 
 HEADER: Final = "x-request-id"
 CLIENT_GONE: Final = 499
 """The status in logs and metrics of a request whose client did not wait for the answer (nginx's number)."""
+_GONE_SLUG: Final = "client-gone"
+"""What stands in the metrics in the place of a problem's name for such a request."""
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -80,10 +83,13 @@ class RequestContext:
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.http_requests.labels(route, method, f"{status // 100}xx").inc()
-        self._metrics.http_seconds.labels(route).observe(seconds)
+        protocol = protocol_of(method, scope["path"])
+        self._metrics.http_requests.labels(protocol, route, method, f"{status // 100}xx").inc()
+        self._metrics.http_seconds.labels(protocol, route).observe(seconds)
         log = _log.debug if route in _QUIET_ROUTES and status != INTERNAL.status else _log.info
         problem_slug = scope["state"].get("problem")
+        if problem_slug or status == CLIENT_GONE:
+            self._metrics.http_problems.labels(protocol, problem_slug or _GONE_SLUG).inc()
         # The path only: the query string holds labels.
         log(
             "request",

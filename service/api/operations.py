@@ -1,5 +1,6 @@
 """What people, probes and monitoring ask of the service."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -104,7 +105,9 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """How much was asked, how long it took, and how the text cache fares."""
-    return Response(services_of(request).metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+    # In a thread: what is known of the process is read from files.
+    text = await asyncio.to_thread(services_of(request).metrics.render)
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 def _only_model(request: Request) -> str | None:

@@ -36,6 +36,7 @@ class Status(StrEnum):
 
 
 ACTIVE: Final = (Status.VALIDATING, Status.IN_PROGRESS, Status.FINALIZING, Status.CANCELLING)
+ENDED: Final = (Status.COMPLETED, Status.FAILED, Status.EXPIRED, Status.CANCELLED)
 
 
 class _Record(BaseModel):

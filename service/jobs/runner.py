@@ -12,7 +12,7 @@ from service.errors import AnyclassError, StateUnavailable
 from service.jobs import ledger
 from service.jobs.files import FileStore
 from service.jobs.ledger import Claim
-from service.jobs.records import ACTIVE, Job, LineFault
+from service.jobs.records import ACTIVE, ENDED, Job, LineFault
 from service.jobs.store import JobStore, count_by_status
 from service.jobs.work import JobWork
 from service.metrics import Metrics
@@ -71,6 +71,8 @@ class JobRunner:
         self._tasks: list[asyncio.Task[None]] = []
         for status in ACTIVE:
             metrics.jobs_active.labels(status.value)
+        for status in ENDED:
+            metrics.jobs_ended.labels(status.value)
 
     def start(self) -> None:
         """Begin to work."""
@@ -215,6 +217,7 @@ class JobRunner:
         while not self._closing.is_set():
             try:
                 active = await self._jobs.active()
+                self._metrics.state_up.set(1)
                 counts = count_by_status(active)
                 for status in ACTIVE:
                     self._metrics.jobs_active.labels(status.value).set(counts.get(status.value, 0))
@@ -224,7 +227,7 @@ class JobRunner:
                     await self._jobs.sweep(now, self._keep_s)
                     await self._files.sweep(now, frozenset(job.input_file_id for job in active))
             except StateUnavailable:
-                pass
+                self._metrics.state_up.set(0)
             except AnyclassError as exc:
                 _log.error("what has expired cannot be deleted", reason=exc.detail)
             except Exception:  # noqa: BLE001 - the same

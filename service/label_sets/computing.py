@@ -32,6 +32,7 @@ from service.errors import (
 from service.label_sets.definition import Definition
 from service.label_sets.records import BLOCK, Head, LabelSetRecords, VectorsId
 from service.label_vectors import LabelVectors
+from service.metrics import Metrics
 from service.models import Model
 from service.prompts import prompts_for
 
@@ -142,9 +143,10 @@ class _Job:
 class Computations:
     """The sets that are being computed here in the background, one at a time. Belongs to one event loop."""
 
-    def __init__(self, records: LabelSetRecords, label_vectors: LabelVectors) -> None:
+    def __init__(self, records: LabelSetRecords, label_vectors: LabelVectors, metrics: Metrics) -> None:
         self._records = records
         self._label_vectors = label_vectors
+        self._metrics = metrics
         self._jobs: dict[VectorsId, _Job] = {}
         self._turn = asyncio.Semaphore(1)
 
@@ -154,7 +156,8 @@ class Computations:
             return
         task = asyncio.create_task(self._run(which, head, model), name="label-set")
         self._jobs[which] = _Job(task, time.monotonic())
-        task.add_done_callback(lambda _: self._jobs.pop(which, None))
+        self._metrics.label_sets_computing.inc()
+        task.add_done_callback(lambda _: self._ended(which))
 
     def retry_after_s(self, which: VectorsId, total: int) -> float:
         """Time until all is there, in seconds, as far as it can be told: 1 to 60."""
@@ -172,6 +175,10 @@ class Computations:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _ended(self, which: VectorsId) -> None:
+        self._jobs.pop(which, None)
+        self._metrics.label_sets_computing.dec()
+
     async def _run(self, which: VectorsId, head: Head, model: Model) -> None:
         try:
             async with self._turn:
@@ -180,6 +187,7 @@ class Computations:
             _LOG.warning("a label set was left as it is: %s", type(exc).__name__)
         except Exception:  # noqa: BLE001 - logged; the next who asks for the set begins anew
             _LOG.exception("computing a label set failed")
+            self._metrics.label_set_failures.inc()
 
     async def _keep_trying(self, which: VectorsId, attempt: Callable[[], Awaitable[None]]) -> None:
         failures = troubles = 0
@@ -196,6 +204,7 @@ class Computations:
                 if isinstance(exc, InferenceFailed) and failures < _INFERENCE_ATTEMPTS:
                     await asyncio.sleep(_STATE_PAUSES_S[failures])
                     continue
+                self._metrics.label_set_failures.inc()
                 await self._records.write_failure(which, exc.detail)
                 return None
             except NotReady:
@@ -220,4 +229,5 @@ class Computations:
             block = random.choice(missing)  # noqa: S311 - so that two replicas seldom do the same
             vectors = await compute_block(model, self._label_vectors, definition, block, lane=Lane.BACKGROUND)
             await self._records.write_block(which, block, vectors)
+            self._metrics.label_set_blocks.inc()
         _LOG.info("a label set of %d labels was computed", head.labels)

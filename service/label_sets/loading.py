@@ -13,6 +13,7 @@ from service.label_sets.records import Head, LabelSetRecords, VectorsId
 from service.label_sets.serving import Heads, ReadySet, ReadySets, ready_set
 from service.label_sets.status import unknown
 from service.label_vectors import LabelVectors
+from service.metrics import Metrics
 from service.models import Model
 
 _REPLACED_RETRY_S: Final = 1.0
@@ -30,6 +31,7 @@ class Loader:
         records: LabelSetRecords,
         label_vectors: LabelVectors,
         computations: Computations,
+        metrics: Metrics,
         *,
         max_bytes: int,
         inline_prompts: int,
@@ -41,12 +43,13 @@ class Loader:
         self._computations = computations
         self._inline_prompts = inline_prompts
         self._ready = ReadySets(max_bytes)
+        self._metrics = metrics
         self._loading: dict[VectorsId, asyncio.Task[ReadySet]] = {}
 
     def forget(self, name: str) -> None:
         """A set was changed or deleted; requests that have the old version end with it."""
         self.heads.forget(name)
-        self._ready.forget(name)
+        self._drop(name)
 
     async def close(self) -> None:
         """Stop loading."""
@@ -72,10 +75,11 @@ class Loader:
             raise unknown()
         head = await self.heads.get(name)
         if head is None:
-            self._ready.forget(name)
+            self._drop(name)
             raise unknown()
         which = vectors_id(name, head, model)
         ready = self._ready.get(which)
+        self._metrics.label_set_lookups.labels("miss" if ready is None else "hit").inc()
         if ready is not None:
             return ready
         loading = self._loading.get(which)
@@ -117,7 +121,12 @@ class Loader:
             start += rows
         ready = ready_set(head.version, definition.labels, vectors)
         self._ready.put(which, ready)
+        self._metrics.label_set_bytes.set(self._ready.nbytes)
         return ready
+
+    def _drop(self, name: str) -> None:
+        self._ready.forget(name)
+        self._metrics.label_set_bytes.set(self._ready.nbytes)
 
     def _loaded(self, which: VectorsId, task: asyncio.Task[ReadySet]) -> None:
         self._loading.pop(which, None)

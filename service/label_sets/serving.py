@@ -44,11 +44,15 @@ def ready_set(version: str, labels: tuple[str, ...], vectors: Vectors) -> ReadyS
 
 
 class ReadySets:
-    """The sets used last, up to a number of bytes."""
+    """The sets used last, up to a number of bytes.
+
+    Attributes:
+        nbytes: memory that they take.
+    """
 
     def __init__(self, max_bytes: int) -> None:
+        self.nbytes = 0
         self._max_bytes = max_bytes
-        self._bytes = 0
         self._sets: OrderedDict[VectorsId, ReadySet] = OrderedDict()
 
     def get(self, which: VectorsId) -> ReadySet | None:
@@ -65,8 +69,8 @@ class ReadySets:
         if which in self._sets or ready.nbytes > self._max_bytes:
             return
         self._sets[which] = ready
-        self._bytes += ready.nbytes
-        while self._bytes > self._max_bytes:
+        self.nbytes += ready.nbytes
+        while self.nbytes > self._max_bytes:
             self._drop(next(iter(self._sets)))
 
     def forget(self, name: str) -> None:
@@ -75,7 +79,7 @@ class ReadySets:
             self._drop(key)
 
     def _drop(self, which: VectorsId) -> None:
-        self._bytes -= self._sets.pop(which).nbytes
+        self.nbytes -= self._sets.pop(which).nbytes
 
 
 @dataclass(slots=True)

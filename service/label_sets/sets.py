@@ -15,6 +15,7 @@ from service.label_sets.serving import ReadySet
 from service.label_sets.status import Condition, LabelSetStatus, ModelStatus, unknown
 from service.label_sets.upkeep import Upkeep
 from service.label_vectors import LabelVectors
+from service.metrics import Metrics
 from service.models import Model, ModelRegistry
 from service.settings import Settings
 from service.state import StateStore
@@ -30,18 +31,24 @@ class LabelSets:
     """Label sets for all models. Belongs to one event loop; does not close the store."""
 
     def __init__(
-        self, store: StateStore, models: ModelRegistry, label_vectors: LabelVectors, settings: Settings
+        self,
+        store: StateStore,
+        models: ModelRegistry,
+        label_vectors: LabelVectors,
+        settings: Settings,
+        metrics: Metrics,
     ) -> None:
         self._models = [models.get(name) for name in models.names]
         self._label_vectors = label_vectors
         self._max_sets = settings.max_label_sets
         self._inline_prompts = settings.label_set_inline_prompts
         self._records = LabelSetRecords(store)
-        self._computations = Computations(self._records, label_vectors)
+        self._computations = Computations(self._records, label_vectors, metrics)
         self._loader = Loader(
             self._records,
             label_vectors,
             self._computations,
+            metrics,
             max_bytes=settings.label_sets_mib * 2**20,
             inline_prompts=settings.label_set_inline_prompts,
         )

@@ -323,7 +323,7 @@ def test_the_number_of_series_does_not_grow_with_what_clients_send(client: httpx
         client.get(f"/unknown/{number}?x={number}")
         client.request("BREW", f"/unknown/{number}")
     assert before == series()
-    assert 'anyclass_http_requests_total{method="GET",route="unmatched",status="4xx"}' in before
+    assert 'anyclass_http_requests_total{method="GET",protocol="other",route="unmatched",status="4xx"}' in before
 
 
 def test_logs_hold_no_labels(server: HttpServer, client: httpx.Client) -> None:

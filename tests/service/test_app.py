@@ -294,9 +294,9 @@ async def test_a_client_that_hangs_up_has_its_work_dropped(bundle: Path, path: s
     metrics: Metrics = app.state.services.metrics
 
     def gone() -> float:
-        return metrics.registry.get_sample_value(
-            "anyclass_http_requests_total", {"method": "POST", "route": path, "status": "4xx"}
-        ) or 0.0  # fmt: skip
+        protocol = "batch" if path.endswith("batch") else "own"
+        labels = {"protocol": protocol, "method": "POST", "route": path, "status": "4xx"}
+        return metrics.registry.get_sample_value("anyclass_http_requests_total", labels) or 0.0
 
     async with listening(app) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         form: Mapping[str, Any] = {"files": {"image": ("green", GREEN)}, "data": {"labels": "red"}}

@@ -23,6 +23,7 @@ from tests.support.tiny_bundle import write_tiny_bundle
 KEY = "a-key-of-twenty-chars"
 OTHER = "another:key_of/length="
 UNKNOWN = "a-key-that-nobody-has"
+SERIES = 'anyclass_access_refused_total{reason="key"} '
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,15 @@ def test_the_log_has_the_keys_name_and_never_a_key(keyed: HttpServer, client: ht
 
 def test_refusals_are_counted(client: httpx.Client) -> None:
     """One series, whatever was tried."""
+
+    def refused() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith(SERIES)).removeprefix(SERIES))
+
+    before = refused()
     client.get("/v1/models", headers={"x-api-key": UNKNOWN})
-    assert 'anyclass_access_refused_total{reason="key"}' in client.get("/metrics").text
+    client.get("/v1/models", headers={"x-api-key": f"{UNKNOWN}-too"})
+    assert before + 2 == refused()
 
 
 @asynccontextmanager

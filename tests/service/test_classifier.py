@@ -223,7 +223,7 @@ async def test_concurrent_requests_share_image_batches(rig: Rig) -> None:
     await rig.classify("a")
     rig.engine.gate.clear()
     requests = [asyncio.create_task(rig.classify("a", image=picture(colour))) for colour in ("red", "blue") * 4]
-    await until(lambda: rig.count("anyclass_stage_seconds_count", stage="decode") == 9)
+    await until(lambda: rig.count("anyclass_stage_seconds_count", model="tiny", stage="decode") == 9)
     await settle()
     rig.engine.gate.set()
     await asyncio.gather(*requests)
@@ -307,7 +307,7 @@ async def test_timings_are_filled_in(rig: Rig) -> None:
     assert min(timings.decode_s, timings.queue_s, timings.score_s) > 0
     assert min(timings.text_s, timings.image_s) >= 0.002
     for stage in ("decode", "queue", "text", "image", "score"):
-        assert rig.count("anyclass_stage_seconds_count", stage=stage) == 1
+        assert rig.count("anyclass_stage_seconds_count", model="tiny", stage=stage) == 1
 
 
 async def test_closing_answers_what_was_accepted(tmp_path: Path) -> None:
