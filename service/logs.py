@@ -7,6 +7,7 @@ only where that text cannot quote what was being handled; see `_may_quote_input`
 import logging
 import sys
 import traceback
+from functools import partial
 from typing import Any, Final, TextIO
 
 import structlog
@@ -21,8 +22,13 @@ _SILENT: Final = "python_multipart"
 """It quotes what it was given to parse, also in warnings."""
 
 
-def configure(level: LogLevel = "info", log_format: LogFormat = "json", stream: TextIO | None = None) -> None:
-    """Send every log record of this process, structlog's and the standard library's, to `stream` (standard error)."""
+def configure(
+    level: LogLevel = "info", log_format: LogFormat = "json", stream: TextIO | None = None, *, worker: int | None = None
+) -> None:
+    """Send every log record of this process, structlog's and the standard library's, to `stream` (standard error).
+
+    Where several processes share the stream, each line names its `worker`.
+    """
     out = stream or sys.stderr
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -31,6 +37,8 @@ def configure(level: LogLevel = "info", log_format: LogFormat = "json", stream: 
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _safe_traceback,
     ]
+    if worker is not None:
+        shared.append(partial(_name_worker, worker))
     renderer: Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
@@ -72,6 +80,11 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger whose events are lines of this log."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
+
+
+def _name_worker(number: int, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event["worker"] = number
+    return event
 
 
 def _keep_message_of_foreign(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

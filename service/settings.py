@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     # Where to listen
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
 
     # What to run, and on what
     model: Path | None = None

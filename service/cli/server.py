@@ -107,14 +107,17 @@ class Server(uvicorn.Server):
         sent a request yet. So the former are accepted first, and the latter have a moment.
         """
         waiting = [connection for listener in sockets or [] for connection in accept_all(listener)]
-        for server in self.servers:
-            server.close()
+        self._close_port(sockets or [])
         loop = asyncio.get_running_loop()
         for connection in waiting:
             await loop.connect_accepted_socket(self._protocol, connection)
         for _ in range(0 if self.force_exit else _LINGER_TURNS):
             await asyncio.sleep(_LINGER_TURN_S)
         await super().shutdown(sockets)
+
+    def _close_port(self, _: list[socket.socket]) -> None:
+        for server in self.servers:
+            server.close()
 
     def _protocol(self) -> asyncio.Protocol:
         return ProblemHttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)

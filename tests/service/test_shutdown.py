@@ -23,6 +23,12 @@ WORKERS = 8
 PATIENCE_S = 30.0
 
 
+@pytest.fixture(params=[1, 2], ids=["one process", "two"])
+def env(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Of a service of one process, and of two on one port."""
+    return {"ANYCLASS_WORKERS": str(request.param)}
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A bundle that loads quickly."""
@@ -44,7 +50,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_sigterm_under_load_loses_no_request(bundle: Path, tmp_path: Path) -> None:
+def test_sigterm_under_load_loses_no_request(bundle: Path, tmp_path: Path, env: dict[str, str]) -> None:
     """Clients that go on until the service is not ready, or refuses new connections, get every answer; then exit 0."""
     image = photo()
     answered: list[int] = []
@@ -61,7 +67,7 @@ def test_sigterm_under_load_loses_no_request(bundle: Path, tmp_path: Path) -> No
                 except httpx.ConnectError:
                     return  # refused, so never accepted; any other failure is a lost request
 
-    with http_server(bundle, tmp_path) as server, ThreadPoolExecutor(WORKERS) as pool:
+    with http_server(bundle, tmp_path, env=env) as server, ThreadPoolExecutor(WORKERS) as pool:
         users = [pool.submit(use, server, number) for number in range(WORKERS)]
         until(lambda: len(answered) > 2 * WORKERS)
         server.process.send_signal(signal.SIGTERM)
@@ -74,7 +80,7 @@ def test_sigterm_under_load_loses_no_request(bundle: Path, tmp_path: Path) -> No
         assert 0 == server.wait()
         assert {200} == set(answered)
         assert ["stopping", "stopped"] == [
-            line["event"] for line in server.logs() if line["event"] in ("stopping", "stopped")
+            line["event"] for line in server.logs() if line["event"] in ("stopping", "stopped") and "worker" not in line
         ]
 
 
@@ -106,10 +112,12 @@ def in_flight(server: HttpServer) -> int:
     return int(float(next(line for line in lines if line.startswith("anyclass_http_requests_in_flight ")).split()[1]))
 
 
-def test_a_request_that_was_begun_is_answered_after_the_port_has_closed(bundle: Path, tmp_path: Path) -> None:
+def test_a_request_that_was_begun_is_answered_after_the_port_has_closed(
+    bundle: Path, tmp_path: Path, env: dict[str, str]
+) -> None:
     """A request whose body is still coming in when the end is asked for is waited for."""
     image = photo()
-    with http_server(bundle, tmp_path) as server:
+    with http_server(bundle, tmp_path, env=env) as server:
         connection = begin_upload(server, image)
         until(lambda: in_flight(server) == 2)
         server.process.send_signal(signal.SIGTERM)
@@ -123,9 +131,11 @@ def test_a_request_that_was_begun_is_answered_after_the_port_has_closed(bundle: 
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(bundle: Path, tmp_path: Path, second: signal.Signals) -> None:
+def test_a_second_signal_ends_it_at_once(
+    bundle: Path, tmp_path: Path, env: dict[str, str], second: signal.Signals
+) -> None:
     """Whoever cannot wait for a request that hangs says so twice; the exit code tells that it was cut short."""
-    with http_server(bundle, tmp_path) as server:
+    with http_server(bundle, tmp_path, env=env) as server:
         connection = begin_upload(server, photo())
         until(lambda: in_flight(server) == 2)
         server.process.send_signal(signal.SIGTERM)
@@ -135,18 +145,18 @@ def test_a_second_signal_ends_it_at_once(bundle: Path, tmp_path: Path, second: s
         connection.close()
 
 
-def test_the_wait_for_requests_is_bounded(bundle: Path, tmp_path: Path) -> None:
+def test_the_wait_for_requests_is_bounded(bundle: Path, tmp_path: Path, env: dict[str, str]) -> None:
     """A request that never ends does not keep the process for ever."""
-    with http_server(bundle, tmp_path, env={"ANYCLASS_DRAIN_TIMEOUT_S": "1"}) as server:
+    with http_server(bundle, tmp_path, env=env | {"ANYCLASS_DRAIN_TIMEOUT_S": "1"}) as server:
         connection = begin_upload(server, photo())
         until(lambda: in_flight(server) == 2)
         assert server.stop() in (0, 1)
         connection.close()
 
 
-def test_idle_connections_do_not_delay_the_end(bundle: Path, tmp_path: Path) -> None:
+def test_idle_connections_do_not_delay_the_end(bundle: Path, tmp_path: Path, env: dict[str, str]) -> None:
     """A client that keeps its connection open for later is not waited for."""
-    with http_server(bundle, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+    with http_server(bundle, tmp_path, env=env) as server, httpx.Client(base_url=server.url) as client:
         client.get("/livez")
         began = time.monotonic()
         assert 0 == server.stop()

@@ -40,7 +40,7 @@ class HttpServer:
 
     def wait_ready(self) -> None:
         """Wait until it says that it is ready."""
-        with httpx.Client(base_url=self.url) as client:
+        with httpx.Client(base_url=self.url, timeout=_PATIENCE_S) as client:
             _until(lambda: client.get("/readyz").status_code == 200, self)
 
     def stop(self) -> int:
