@@ -1,41 +1,31 @@
-"""`anyclass classify`: each image in turn, by a model in this process or by a service."""
+"""`anyclass classify`: many images, by a model in this process or by a service."""
 
 import asyncio
-import json
-import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
-from service.api.schemas import answer_json
-from service.classifier import Classification, Classifier, LabelQuery, ScoringOptions
-from service.cli.client import RemoteClassifier, RemoteError
-from service.cli.terminal import heading, predictions_table, printable
+from service.classifier import LabelQuery, ScoringOptions
+from service.cli.client import RemoteError, Service
+from service.cli.inputs import InputError
+from service.cli.options import BAD_USAGE, FAILED, INTERRUPTED, OK, Format, say
+from service.cli.outcomes import Outcome, classified_here, classified_there
+from service.cli.results import Sink, open_sink
+from service.cli.screen import Screen
 from service.errors import (
     AnyclassError,
     BundleError,
     ConfigurationError,
-    InvalidImage,
     InvalidRequest,
-    PayloadTooLarge,
     ProviderUnavailable,
     TooManyLabels,
     UnknownModel,
-    UnsupportedImageFormat,
 )
-from service.metrics import Metrics
-from service.models import ModelRegistry
 from service.settings import Settings
-from service.text_cache import open_text_cache
 
-OK: Final = 0
-SOME_FAILED: Final = 1
-BAD_INPUT: Final = 2
-_ABOUT_THE_IMAGE: Final = (InvalidImage, UnsupportedImageFormat, PayloadTooLarge)
 _BAD_INPUT: Final = (InvalidRequest, TooManyLabels, UnknownModel, BundleError, ProviderUnavailable, ConfigurationError)
 
 
@@ -43,80 +33,26 @@ _BAD_INPUT: Final = (InvalidRequest, TooManyLabels, UnknownModel, BundleError, P
 class Job:
     """What to classify, how, and how to show it."""
 
-    images: tuple[Path, ...]
+    images: tuple[str, ...]
     query: LabelQuery
     options: ScoringOptions
-    as_json: bool
+    format: Format
+    output: Path | None
+    progress: bool
 
 
-class Printer:
-    """Shows results on standard output and errors on standard error."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._out = Console(highlight=False)
-        self.failed = 0
-        self._shown = 0
-
-    def result(self, image: Path, classification: Classification) -> None:
-        """Show one image's predictions."""
-        if self._job.as_json:
-            self._line({"image": str(image), **answer_json(classification)})
-            return
-        if self._shown:
-            sys.stdout.write("\n")
-        self._shown += 1
-        cosine = self._job.options.method == "cosine"
-        with self._out.capture() as capture:
-            self._out.print(heading(str(image), classification))
-            self._out.print(predictions_table(classification, cosine=cosine, console=self._out))
-        # The table is padded to its width, which is in the way of whoever reads it from a pipe.
-        sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
-        sys.stdout.flush()
-
-    def error(self, image: Path, reason: str) -> None:
-        """Say why one image has no predictions."""
-        self.failed += 1
-        say(f"{image}: {reason}")
-        if self._job.as_json:
-            self._line({"image": str(image), "error": reason})
-
-    @property
-    def exit_code(self) -> int:
-        """0 when every image was classified, else 1."""
-        return SOME_FAILED if self.failed else OK
-
-    def _line(self, content: dict[str, object]) -> None:
-        # ASCII, so that no terminal's or pipe's encoding can spoil it.
-        sys.stdout.write(json.dumps(content) + "\n")
-        sys.stdout.flush()
+@dataclass(slots=True)
+class _Tally:
+    done: int = 0
+    failed: int = 0
 
 
-def say(reason: str) -> None:
-    """Write one error to standard error."""
-    sys.stderr.write(f"Error: {printable(reason)}\n")
-
-
-def run_remote(job: Job, url: str, *, model: str | None) -> int:
+def run_remote(job: Job, service: Service, *, model: str | None, in_flight: int) -> int:
     """Have a service classify. Returns the exit code."""
-    printer = Printer(job)
-    try:
-        remote = RemoteClassifier(url)
-    except RemoteError as exc:
-        say(str(exc))
-        return SOME_FAILED
-    with remote as service:
-        for image in job.images:
-            try:
-                printer.result(image, service.classify(image, job.query, job.options, model=model))
-            except OSError as exc:
-                printer.error(image, _unreadable(exc))
-            except RemoteError as exc:
-                if not exc.image_at_fault:
-                    say(str(exc))
-                    return BAD_INPUT if exc.request_at_fault else SOME_FAILED
-                printer.error(image, str(exc))
-    return printer.exit_code
+    return _run(
+        job,
+        lambda _: classified_there(job.images, job.query, job.options, service, model=model, in_flight=in_flight),
+    )
 
 
 def run_here(job: Job, settings: Settings) -> int:
@@ -124,43 +60,104 @@ def run_here(job: Job, settings: Settings) -> int:
     from service import logs
 
     logs.configure("error", "console")
+    return _run(job, lambda ready: classified_here(job.images, job.query, job.options, settings, on_ready=ready))
+
+
+def _run(job: Job, outcomes: Callable[[Callable[[], None]], AsyncGenerator[Outcome]]) -> int:
+    tally = _Tally()
+    started = time.monotonic()
+    screen = Screen(
+        bar=job.progress and len(job.images) > 1,
+        results=job.output is None and job.format is not Format.parquet,
+        noun="images",
+    )
     try:
-        return asyncio.run(_run_here(job, settings))
-    except _BAD_INPUT as exc:
-        say(exc.detail)
-        return BAD_INPUT
-    except AnyclassError as exc:
-        say(exc.detail)
-        return SOME_FAILED
+        sink = open_sink(job.format, job.output, screen, job.images, cosine=job.options.method == "cosine")
+    except InputError as exc:
+        say(str(exc))
+        return BAD_USAGE
+    stopped, code = "", OK
+    with screen:
+        try:
+            asyncio.run(_write(job, outcomes, sink, screen, tally))
+        except KeyboardInterrupt:
+            stopped, code = "interrupted", INTERRUPTED
+        except (RemoteError, AnyclassError, _WriteError) as exc:
+            stopped, code = _reason(exc)
+        # What is done is kept, whatever ended it.
+        unwritten = _closed(sink)
+    if unwritten and not stopped:
+        stopped, code = unwritten, FAILED
+    if stopped:
+        screen.error(f"Error: {stopped}")
+    if screen.has_bar or job.output is not None:
+        seconds = time.monotonic() - started
+        screen.error(summary(job, tally, seconds))
+    if code == OK and tally.failed:
+        return FAILED
+    return code
 
 
-async def _run_here(job: Job, settings: Settings) -> int:
-    printer = Printer(job)
-    async with _classifier(settings) as classifier:
-        for path in job.images:
-            try:
-                image = await asyncio.to_thread(path.read_bytes)
-                printer.result(path, await classifier.classify(image, job.query, job.options))
-            except OSError as exc:
-                printer.error(path, _unreadable(exc))
-            except _ABOUT_THE_IMAGE as exc:
-                printer.error(path, exc.detail)
-    return printer.exit_code
+async def _write(
+    job: Job,
+    outcomes: Callable[[Callable[[], None]], AsyncGenerator[Outcome]],
+    sink: Sink,
+    screen: Screen,
+    tally: _Tally,
+) -> None:
+    total = len(job.images)
+    screen.stage("loading the model")
+    async with aclosing(outcomes(lambda: screen.stage("classifying", total=total))) as results:
+        async for outcome in results:
+            if outcome.answer is None:
+                tally.failed += 1
+                screen.error(f"Error: {outcome.image}: {outcome.error}")
+            # In a thread: a file or a pipe may be slow, and the next images are to be worked on meanwhile.
+            await asyncio.to_thread(_write_one, sink, outcome)
+            tally.done += 1
+            screen.stage("classifying", done=tally.done, total=total, failed=tally.failed)
 
 
-@asynccontextmanager
-async def _classifier(settings: Settings) -> AsyncIterator[Classifier]:
-    metrics = Metrics()
-    async with AsyncExitStack() as undo:
-        registry = await asyncio.to_thread(ModelRegistry.load, settings, metrics)
-        undo.push_async_callback(registry.close)
-        await asyncio.to_thread(registry.warm)
-        cache = open_text_cache(settings, metrics)
-        undo.push_async_callback(cache.close)
-        classifier = Classifier(registry, cache, settings, metrics)
-        undo.push_async_callback(classifier.close)
-        yield classifier
+class _WriteError(Exception):
+    """The results could not be written."""
 
 
-def _unreadable(error: OSError) -> str:
-    return f"cannot be read: {error.strerror or error}"
+def _write_one(sink: Sink, outcome: Outcome) -> None:
+    try:
+        sink.write(outcome)
+    except BrokenPipeError:
+        raise  # whoever read the results has seen enough
+    except OSError as exc:
+        raise _WriteError(f"cannot write the results: {exc.strerror or exc}") from exc
+
+
+def _closed(sink: Sink) -> str:
+    """Close a sink, and say why it could not be."""
+    try:
+        sink.close()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        return f"cannot write the results: {exc.strerror or exc}"
+    return ""
+
+
+def _reason(error: Exception) -> tuple[str, int]:
+    """What stopped it, and the exit code of that."""
+    match error:
+        case RemoteError():
+            return str(error), error.exit_code
+        case AnyclassError():
+            return error.detail, BAD_USAGE if isinstance(error, _BAD_INPUT) else FAILED
+        case _:
+            return str(error), FAILED
+
+
+def summary(job: Job, tally: _Tally, seconds: float) -> str:
+    """A line that says what became of all."""
+    total, done = len(job.images), tally.done - tally.failed
+    rate = f", {tally.done / seconds:,.0f} a second" if tally.done and seconds >= 1 else ""
+    failed = f"; {tally.failed:,} failed" if tally.failed else ""
+    left = f"; {total - tally.done:,} not tried" if total > tally.done else ""
+    where = f"; results in {job.output}" if job.output is not None and tally.done else ""
+    return f"{done:,} of {total:,} images classified in {seconds:.1f} s{rate}{failed}{left}{where}."

@@ -1,120 +1,219 @@
-"""The command line's other side: classify over HTTP, against a running service."""
+"""The command line's other side: a service over HTTP, asked politely."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import email.utils
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
 import httpx
 
-from service.classifier import Classification, LabelQuery, Prediction, ScoringOptions
+from service.api.version import VERSION
+from service.cli.turns import Turns
 
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
-_ABOUT_THE_IMAGE: Final = (":invalid-image", ":unsupported-image-format", ":payload-too-large")
-"""Endings of the problem types that another image of the same request need not share."""
+_ABOUT_THE_IMAGE: Final = ("invalid-image", "image-not-fetched", "unsupported-image-format", "payload-too-large")
+"""Problems that another image of the same request need not share."""
+_OF_ITS_OWN: Final = ("internal", "inference-failed", "non-finite-output")
+"""Failures of the service at one image, after which others may well be answered."""
+_BUSY: Final = (429, 502, 503, 504)
+"""Too busy, starting, stopping, or a proxy that finds no service for the moment."""
+_COMPUTING: Final = "label-set-computing"
+_PROBLEM: Final = "urn:anyclass:problem:"
+_NOT_THE_REQUEST: Final = (408, 409, 412, 429)
+"""Client errors that say how things stand, not that the request is wrong."""
+_KEY: Final = re.compile(r"[!-~]+")
+_UNAUTHORIZED: Final = 401
 
 
 class RemoteError(Exception):
-    """The service did not classify. The text says why, for people.
+    """The service did not do what was asked. The text says why, for people.
 
     Attributes:
         image_at_fault: whether another image may fare better.
-        request_at_fault: whether no image can fare better with the same labels and options.
+        exit_code: what the command ends with: 2 where the request is at fault, else 1.
+        status: of the answer, where there is one.
     """
 
-    def __init__(self, message: str, *, image_at_fault: bool = False, request_at_fault: bool = False) -> None:
+    def __init__(
+        self, message: str, *, image_at_fault: bool = False, exit_code: int = 1, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.image_at_fault = image_at_fault
-        self.request_at_fault = request_at_fault
+        self.exit_code = exit_code
+        self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    query: LabelQuery
-    options: ScoringOptions
-    model: str | None
+class Service:
+    """A service at a base URL such as ``http://127.0.0.1:8000``. Use as an async context manager, once."""
 
-    def json_fields(self) -> dict[str, Any]:
-        """The request's fields that differ from their defaults."""
-        templates = self.query.templates
-        fields: dict[str, Any] = {
-            "labels": list(self.query.labels),
-            "templates": templates if isinstance(templates, str) else list(templates),
-            "scoring": self.options.method,
-            "top_k": self.options.top_k,
-            "min_score": self.options.min_score,
-            "temperature": self.options.temperature,
-            "model": self.model,
-        }
-        return {name: value for name, value in fields.items() if value is not None}
-
-    def form(self) -> Iterator[tuple[str, str]]:
-        """The same as a form's fields."""
-        for name, value in self.json_fields().items():
-            yield name, json.dumps(value) if isinstance(value, list) else str(value)
-
-
-class RemoteClassifier:
-    """A service at a base URL such as ``http://127.0.0.1:8000``. Use as a context manager."""
-
-    def __init__(self, url: str) -> None:
-        """Raises `RemoteError` for what is not a URL."""
-        self._url = url.rstrip("/")
+    def __init__(self, url: str, *, api_key: str | None = None, in_flight: int = 1, retry_for_s: float = 60.0) -> None:
+        """Raises `RemoteError` for what is not a URL, or cannot be a key."""
+        self.url = url.rstrip("/")
+        self._retry_for_s = retry_for_s
+        self._turns = Turns(in_flight, patience_s=retry_for_s)
+        headers = {"user-agent": f"anyclass/{VERSION}"}
+        if api_key:
+            if not _KEY.fullmatch(api_key):
+                raise RemoteError("An API key has printable ASCII characters only, and no spaces.", exit_code=2)
+            headers["authorization"] = f"Bearer {api_key}"
         try:
-            self._http = httpx.Client(base_url=self._url, timeout=_TIMEOUT)
+            self._http = httpx.AsyncClient(
+                base_url=self.url,
+                timeout=_TIMEOUT,
+                headers=headers,
+                limits=httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight),
+            )
         except httpx.InvalidURL as exc:
-            raise RemoteError(f"{self._url} is not a URL of a service.") from exc
+            raise RemoteError(f"{self.url} is not a URL of a service.") from exc
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        await self._http.__aexit__(kind, error, trace)
 
-    def classify(
-        self, image: Path, query: LabelQuery, options: ScoringOptions, *, model: str | None = None
-    ) -> Classification:
-        """Classify an image file. Raises `RemoteError`, and `OSError` for a file that cannot be read."""
-        data = image.read_bytes()
-        fields = dict(_Fields(query, options, model).form())
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        place: int = 0,
+        fresh: Callable[[], AsyncIterator[bytes]] | None = None,
+        stream: bool = False,
+        **request: Any,  # noqa: ANN401 - httpx' own
+    ) -> httpx.Response:
+        """Send a request, again where the service is too busy, and give the answer if it is one of success.
+
+        Args:
+            method: of HTTP.
+            path: below the base URL.
+            place: whoever has the lowest goes first where several wait for a turn.
+            fresh: makes the body anew for each attempt.
+            stream: leave the content of an answer of success unread; the caller closes it.
+            request: as `httpx.AsyncClient.build_request` takes it.
+
+        Raises: `RemoteError`.
+        """
+        while True:
+            await self._turns.take(place)
+            body: dict[str, Any] = {} if fresh is None else {"content": fresh()}
+            try:
+                answer = await self._http.send(self._http.build_request(method, path, **request, **body), stream=stream)
+                if not answer.is_success:
+                    await answer.aread()
+            except httpx.TransportError as exc:
+                # A service that has answered before may be starting anew; one that never has is not there.
+                if not self._turns.ever_answered or isinstance(exc, httpx.UnsupportedProtocol):
+                    self._turns.dropped()
+                    raise self._unreachable(exc) from exc
+                if not self._turns.refused(None):
+                    raise self._unreachable(exc) from exc
+                continue
+            except BaseException:
+                self._turns.dropped()
+                raise
+            if answer.is_success or not _is_busy(answer):
+                self._turns.answered()
+                if not answer.is_success:
+                    raise _refusal(answer)
+                return answer
+            if not self._turns.refused(retry_after_s(answer.headers)):
+                raise self._given_up(answer)
+
+    async def json(self, method: str, path: str, members: Sequence[str], **request: Any) -> dict[str, Any]:  # noqa: ANN401 - as `send`
+        """As `send`, and the JSON object of the answer, which has these `members` at least."""
+        found = document(await self.send(method, path, **request))
+        if not isinstance(found, dict) or any(name not in found for name in members):
+            raise RemoteError("The server's answer is not what was asked for; it does not look like this service.")
+        return found
+
+    @asynccontextmanager
+    async def download(self, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The content at `path`, a piece at a time. Raises `RemoteError`, also where it breaks off."""
+        answer = await self.send("GET", path, stream=True)
         try:
-            answer = self._http.post("/v1/classify", data=fields, files={"image": (image.name, data)})
-        except httpx.UnsupportedProtocol as exc:
-            raise RemoteError(f"{self._url} is not a URL of a service; it begins with http:// or https://.") from exc
-        except httpx.TimeoutException as exc:
-            raise RemoteError(f"The service at {self._url} did not answer in time.") from exc
-        except httpx.HTTPError as exc:
-            raise RemoteError(f"No service answers at {self._url}: {exc}") from exc
-        if not answer.is_success:
-            raise _refusal(answer)
-        return _classification(answer)
+            yield answer.aiter_bytes()
+        except httpx.TransportError as exc:
+            raise self._unreachable(exc) from exc
+        finally:
+            await answer.aclose()
+
+    def _unreachable(self, error: httpx.TransportError) -> RemoteError:
+        match error:
+            case httpx.UnsupportedProtocol():
+                return RemoteError(f"{self.url} is not a URL of a service; it begins with http:// or https://.")
+            case httpx.ConnectTimeout() | httpx.ConnectError():
+                return RemoteError(
+                    f"No service answers at {self.url}: {str(error) or 'it does not take the connection'}"
+                )
+            case httpx.TimeoutException():
+                return RemoteError(f"The service at {self.url} did not answer in time.")
+            case _:
+                return RemoteError(f"The connection to {self.url} broke: {str(error) or type(error).__name__}")
+
+    def _given_up(self, answer: httpx.Response) -> RemoteError:
+        refusal = _refusal(answer)
+        asked = retry_after_s(answer.headers)
+        if asked is not None and asked > self._retry_for_s:
+            how = f"it asks to come back in {asked:.0f} s; --retry-for allows {self._retry_for_s:g} s"
+        else:
+            how = f"given up after {self._retry_for_s:g} s without any other answer (--retry-for)"
+        return RemoteError(f"{refusal} ({how})", status=answer.status_code)
+
+
+def document(answer: httpx.Response) -> Any:  # noqa: ANN401 - any JSON
+    """The JSON of an answer. Raises `RemoteError` where it is none."""
+    try:
+        return answer.json()
+    except ValueError as exc:
+        raise RemoteError("The server's answer is not JSON; it does not look like this service.") from exc
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by the header `Retry-After`: a number, or the time of day (RFC 9110, section 10.2.3)."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _is_busy(answer: httpx.Response) -> bool:
+    return answer.status_code in _BUSY or _problem(answer)[1] == _COMPUTING
+
+
+def _problem(answer: httpx.Response) -> tuple[str | None, str | None]:
+    """The detail and the kind of a problem in the service's own form or in OpenAI's; None where it is neither."""
+    try:
+        content = answer.json()
+        if "error" in content:
+            return str(content["error"]["message"]), str(content["error"]["code"]).replace("_", "-")
+        if str(content["type"]).startswith(_PROBLEM):
+            return str(content["detail"]), str(content["type"]).removeprefix(_PROBLEM)
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None, None
 
 
 def _refusal(answer: httpx.Response) -> RemoteError:
     """What the problem says, or the status of an answer that is none of ours."""
-    try:
-        problem = answer.json()
-        detail, kind = str(problem["detail"]), str(problem["type"])
-    except (ValueError, KeyError, TypeError):
-        status = f"{answer.status_code} {answer.reason_phrase}"
-        return RemoteError(f"The server answered {status}; it does not look like this service.")
-    about_image = kind.endswith(_ABOUT_THE_IMAGE)
-    return RemoteError(detail, image_at_fault=about_image, request_at_fault=answer.is_client_error and not about_image)
-
-
-def _classification(answer: httpx.Response) -> Classification:
-    try:
-        body = answer.json()
-        return Classification(
-            model=body["model"],
-            revision=body["revision"],
-            predictions=tuple(Prediction(each["label"], each["score"]) for each in body["predictions"]),
-            labels=body["usage"]["labels"],
-            labels_cached=body["usage"]["labels_cached"],
-        )
-    except (ValueError, KeyError, TypeError) as exc:
-        raise RemoteError("The server's answer is not a classification; it does not look like this service.") from exc
+    detail, kind = _problem(answer)
+    code = answer.status_code
+    if detail is None:
+        status = f"{code} {answer.reason_phrase}".strip()
+        if code in _BUSY:
+            return RemoteError(f"The server answered {status}.", status=code)
+        return RemoteError(f"The server answered {status}; it does not look like this service.", status=code)
+    if code == _UNAUTHORIZED:
+        detail += " For this command: --api-key, or the variable ANYCLASS_API_KEY."
+    about_image = kind in _ABOUT_THE_IMAGE or kind in _OF_ITS_OWN
+    wrong = answer.is_client_error and not about_image and code not in _NOT_THE_REQUEST
+    return RemoteError(detail, image_at_fault=about_image, exit_code=2 if wrong else 1, status=code)

@@ -1,10 +1,13 @@
 """What the command line shows to people: tables of predictions, and what to try."""
 
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +17,8 @@ from service.classifier import Classification
 _BAR_CHARS: Final = 24
 _MIN_BAR_CHARS: Final = 8
 _SCORE_CHARS: Final = 8
+_MIN_NAME_CHARS: Final = 20
+_ROW_LABELS: Final = 3
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 
 EXAMPLE_LABELS: Final = '["cat","cup","rocket","motorcycle"]'
@@ -47,6 +52,30 @@ def predictions_table(classification: Classification, *, cosine: bool, console: 
     if not classification.predictions:
         table.add_row(Text("no label reaches the minimum score", "dim"), "", "")
     return table
+
+
+def name_width(names: Sequence[str], console: Console) -> int:
+    """How many characters the names have in the lines of many images: all of them if that leaves room."""
+    return min(max(map(cell_len, names), default=0), max(_MIN_NAME_CHARS, console.width * 2 // 5))
+
+
+def predictions_row(name: str, classification: Classification, width: int, *, cosine: bool, console: Console) -> Text:
+    """One image's best predictions in a line, its name in `width` characters; cut only where a terminal ends."""
+    shown = printable(name)
+    if console.is_terminal and cell_len(shown) > width:
+        # The end of a path says more than its beginning.
+        while cell_len(shown) > width - 1:
+            shown = shown[1:]
+        shown = "…" + shown
+    row = Text(shown + " " * (width - cell_len(shown)), no_wrap=True, overflow="ellipsis")
+    for place, prediction in enumerate(classification.predictions[:_ROW_LABELS]):
+        score = f"{prediction.score:.4f}" if cosine else f"{prediction.score:.1%}"
+        row.append(f"  {score:>6} {printable(prediction.label)}", "bold green" if place == 0 else "")
+    if not classification.predictions:
+        row.append("  no label reaches the minimum score", "dim")
+    if not console.is_terminal:
+        row.overflow = "ignore"
+    return row
 
 
 def bar(score: float, width: int, *, blocks: bool) -> str:
@@ -83,3 +112,30 @@ def shown_path(path: Path) -> str:
     """`path` as one would type it from here, quoted for a shell where it must be."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """Print names and values, one below the other."""
+    width = max(map(cell_len, fields), default=0)
+    for name, value in fields.items():
+        first, *others = value.splitlines() or [""]
+        sys.stdout.write(f"{printable(name):<{width}}  {printable(first)}\n")
+        for other in others:
+            sys.stdout.write(f"{'':<{width}}  {printable(other)}\n")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Print columns, those in `right` flush right; nothing is cut, so that each line can be taken apart."""
+    lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        cells = []
+        for column, cell in enumerate(line):
+            space = " " * (widths[column] - cell_len(cell))
+            cells.append(space + cell if column in right else cell + space)
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def local_time(seconds: float) -> str:
+    """A moment, in seconds since 1970, on this machine's clock."""
+    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(sep=" ", timespec="seconds")

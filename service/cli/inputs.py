@@ -1,0 +1,114 @@
+"""What commands read: images by file, folder and pattern, labels, label sets, lines."""
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_WHITE_SPACE: Final = " \t\r\n\ufeff"
+
+
+class InputError(Exception):
+    """Something that was given to the command cannot be used. The text says what, for people."""
+
+
+def images_of(arguments: Sequence[str]) -> list[str]:
+    """The image files that arguments stand for, in their order.
+
+    A folder stands for the images in it and in the folders below, by name; what counts there is the end of the name,
+    and hidden files and links to folders are passed over. A pattern (``*``, ``?``, ``[…]``, ``**``) stands for the
+    files that it matches. Anything else is a file, whether it is there or not. Raises `InputError` for a folder or a
+    pattern that yields nothing, and for a folder that cannot be read.
+    """
+    images: list[str] = []
+    for argument in arguments:
+        if os.path.isdir(argument):  # noqa: PTH112 - a string stays as it was typed: ./a.jpg
+            found = list(_below(argument))
+            if not found:
+                raise InputError(f"no images in the folder {argument}; they end in {', '.join(IMAGE_SUFFIXES)}")
+        elif glob.has_magic(argument) and not os.path.lexists(argument):
+            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - the same
+            found = [path for path in matches if not os.path.isdir(path)]  # noqa: PTH112
+            if not found:
+                raise InputError(f"no file matches {argument}")
+        else:
+            found = [argument]
+        images += found
+    return images
+
+
+def labels_of(commas: Sequence[str], file: Path | None) -> list[str]:
+    """Labels with commas between them, then those of a file, one a line. Raises `InputError`."""
+    labels = [label.strip() for text in commas for label in text.split(",") if label.strip()]
+    return labels if file is None else labels + _lines(read_text(file))
+
+
+def label_set_of(commas: Sequence[str], file: Path | None) -> dict[str, Any]:
+    """A label set as the service takes it, from labels with commas, and from a file: text or JSON.
+
+    JSON is a list of labels, or an object as in the HTTP interface. Raises `InputError`.
+    """
+    labels: list[Any] = list(labels_of(commas, None))
+    if file is None:
+        return {"labels": labels}
+    text = read_text(file)
+    try:
+        content = json.loads(text.strip(_WHITE_SPACE))
+    except ValueError as exc:
+        if file.suffix.lower() == ".json":
+            raise InputError(f"{file} is not JSON: {exc}") from exc
+        content = None
+    if isinstance(content, dict):
+        given = content.get("labels")
+        return {**content, "labels": labels + given} if isinstance(given, list) else content
+    if isinstance(content, list):
+        return {"labels": labels + content}
+    return {"labels": labels + _lines(text)}
+
+
+def templates_of(given: Sequence[str]) -> str | tuple[str, ...]:
+    """The name of a template set, or templates."""
+    if not given:
+        return "default"
+    if len(given) == 1 and "{}" not in given[0]:
+        return given[0]
+    return tuple(given)
+
+
+def read_text(file: Path) -> str:
+    """The text of a file, or of the standard input for ``-``. Raises `InputError`."""
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as exc:
+        raise InputError(f"cannot read {file}: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"cannot read {file}: it is not text in UTF-8") from exc
+
+
+def read_at_most(path: str, limit: int) -> bytes | None:
+    """The bytes of a file, or None where there are more than `limit`. Raises `OSError`."""
+    with open(path, "rb") as file:  # noqa: PTH123 - a string that may be no valid UTF-8
+        content = file.read(limit + 1)
+    return None if len(content) > limit else content
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _below(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted((each for each in listing if not each.name.startswith(".")), key=lambda each: each.name)
+    except OSError as exc:
+        raise InputError(f"cannot read the folder {folder}: {exc.strerror or exc}") from exc
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(entry.path)
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir():
+            yield entry.path
