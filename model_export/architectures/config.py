@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -77,11 +77,17 @@ class ModifiedResNetConfig(_Section):
         return self
 
 
+WHITENED: Final = 24
+"""Channels of a whitening stem: the 12 directions of a 2x2 patch of 3 colours, and their negatives."""
+
+
 class ResidualConvConfig(_Section):
     """A small residual convolutional tower for small images, where a ViT has too little to learn from."""
 
     kind: Literal["residual_conv"] = "residual_conv"
     image_size: PositiveInt = 32
+    stem: Literal["learned", "whitening"] = "learned"
+    """A learned 3x3 convolution with batch norm, or 2x2 patches whitened by the training pictures' statistics."""
     stem_width: PositiveInt = 32
     widths: tuple[PositiveInt, ...] = (128, 256, 320)
     mirror: bool = False
@@ -91,6 +97,9 @@ class ResidualConvConfig(_Section):
     def _large_enough(self) -> ResidualConvConfig:
         if not self.widths or self.image_size < 2 ** len(self.widths):
             msg = f"image_size {self.image_size} cannot be halved {len(self.widths)} times"
+            raise ValueError(msg)
+        if self.stem == "whitening" and self.stem_width != WHITENED:
+            msg = f"a whitening stem has stem_width {WHITENED}, not {self.stem_width}"
             raise ValueError(msg)
         return self
 

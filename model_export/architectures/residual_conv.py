@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_export.architectures.config import ResidualConvConfig
+from model_export.architectures.config import WHITENED, ResidualConvConfig
+
+_WHITENING_EPS = 5e-4
 
 
 class ConvStage(nn.Module):
@@ -42,15 +44,57 @@ class ConvStage(nn.Module):
         return out
 
 
+class LearnedStem(nn.Module):
+    """One 3x3 convolution with batch norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float ``[batch, 3, h, w]`` to ``[batch, width, h, w]``."""
+        out: Tensor = self.act(self.bn1(self.conv1(x)))
+        return out
+
+
+class WhiteningStem(nn.Module):
+    """Patches of 2x2 pixels in their principal directions, each of unit variance, beside their negatives.
+
+    Neighbouring pixels of photos are nearly equal, so a learned first layer sees one large direction and eleven tiny
+    ones; whitened, all count alike from the first step on (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single
+    GPU", section 3.2). The kernel comes from pictures, by :meth:`whiten`, and is not trained; the bias is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WHITENED, 2)
+        self.conv1.weight.requires_grad = False
+        self.act = nn.GELU()
+        nn.init.zeros_(self.conv1.bias)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def whiten(self, pixels: Tensor) -> None:
+        """Set the kernel from normalised pictures, float ``[batch, 3, h, w]``."""
+        patches = functional.unfold(pixels.double(), 2).transpose(1, 2).flatten(0, 1)  # [patches, 3 * 2 * 2]
+        values, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        whitened = (directions / (values + _WHITENING_EPS).sqrt()).T.reshape(-1, 3, 2, 2)
+        self.conv1.weight.copy_(torch.cat((whitened, -whitened)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float ``[batch, 3, h, w]`` to ``[batch, 24, h - 1, w - 1]``."""
+        out: Tensor = self.act(self.conv1(x))
+        return out
+
+
 class ResidualConv(nn.Module):
     """Stem, stages, global max pool and a linear projection into the joint space."""
 
     def __init__(self, config: ResidualConvConfig, embed_dim: int) -> None:
         super().__init__()
         self.mirror = config.mirror
-        self.conv1 = nn.Conv2d(3, config.stem_width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(config.stem_width)
-        self.act = nn.GELU()
+        self.stem = WhiteningStem() if config.stem == "whitening" else LearnedStem(config.stem_width)
         widths = (config.stem_width, *config.widths)
         self.stages = nn.Sequential(*(ConvStage(a, b) for a, b in pairwise(widths)))
         self.proj = nn.Linear(widths[-1], embed_dim, bias=False)
@@ -62,8 +106,7 @@ class ResidualConv(nn.Module):
         if mirrored:
             # Side by side in the batch, so that each convolution runs once.
             pixels = torch.stack((pixels, pixels.flip(3)), dim=1).flatten(0, 1)  # [2 b, 3, h, w]
-        x = self.act(self.bn1(self.conv1(pixels)))
-        x = self.stages(x).amax(dim=(2, 3))
+        x = self.stages(self.stem(pixels)).amax(dim=(2, 3))
         if mirrored:
             x = x.reshape(-1, 2, self.proj.in_features).mean(dim=1)  # [b, width]
         out: Tensor = self.proj(x)

@@ -18,7 +18,8 @@ class Augmentation:
     Attributes:
         crop_area: smallest and largest area of the random square crop, as shares of the largest square.
         shift: how far the crop may reach past the border, as a share of the shorter side; mirrored pixels fill it.
-        flip: mirror left and right, for half of the pictures.
+        flip: mirror left and right, every picture in every other epoch: so two epochs show each picture both ways,
+            where chance would show half of them twice the same way (Jordan 2024, section 3.6).
         zoom_area: smallest and largest area of a zoomed picture's crop, as ``crop_area``. How many pictures are zoomed
             is the caller's choice at each step.
     """
@@ -29,10 +30,18 @@ class Augmentation:
     zoom_area: tuple[float, float] = (0.2, 0.9)
 
     def apply(
-        self, image: Image.Image, size: int, rng: np.random.Generator, *, zoom_share: float = 0.0
+        self, image: Image.Image, size: int, rng: np.random.Generator, *, odd: bool = False, zoom_share: float = 0.0
     ) -> npt.NDArray[np.uint8]:
-        """Draw one view of an RGB image, zoomed with the probability ``zoom_share``: uint8 ``[size, size, 3]``."""
-        if self.flip and rng.random() < 0.5:
+        """Draw one view of an RGB image: uint8 ``[size, size, 3]``.
+
+        Args:
+            image: of any size.
+            size: side of the view, in pixels.
+            rng: decides what is left to chance.
+            odd: mirror it, where ``flip`` is set.
+            zoom_share: probability of zooming into it.
+        """
+        if self.flip and odd:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         zoomed = zoom_share > 0 and rng.random() < zoom_share
         area = self.zoom_area if zoomed else self.crop_area
@@ -50,3 +59,9 @@ class Augmentation:
         # A small picture that is magnified is blurred by one filter and blocky by another; a real close-up is neither.
         resampling = _MAGNIFIERS[int(rng.integers(len(_MAGNIFIERS)))] if zoomed else Image.Resampling.BICUBIC
         return np.asarray(image.resize((size, size), resampling, box=box))
+
+
+def is_odd(row: int, epoch: int) -> bool:
+    """Tell in which epochs a row is mirrored: for half of the rows the even ones, for the others the odd ones."""
+    # A bit of a Weyl sequence: it halves any stretch of rows, and no period of the data can fall in step with it.
+    return bool(((row * 0x9E3779B97F4A7C15 >> 40) + epoch) & 1)

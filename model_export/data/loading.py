@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from model_export.data.augment import Augmentation
+from model_export.data.augment import Augmentation, is_odd
 from model_export.data.captions import Captioner
 from model_export.data.parquet import PairReader
 from model_export.data.plan import BatchPlan, TrainingPlan
@@ -62,7 +62,9 @@ class BatchLoader(Dataset[Batch]):
         for i, row in enumerate(plan.rows):
             pair = self.reader[int(row)]
             image = open_image(self.reader, int(row), pair.image)
-            pixels[i] = self.augmentation.apply(image, plan.image_size, rng, zoom_share=plan.zoom_share)
+            pixels[i] = self.augmentation.apply(
+                image, plan.image_size, rng, odd=is_odd(int(row), plan.epoch), zoom_share=plan.zoom_share
+            )
             caption = self.captioner.caption(pair.text, pair.label, rng)
             index[:, i] = (
                 captions.setdefault(caption, len(captions)),

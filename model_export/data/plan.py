@@ -20,6 +20,7 @@ class BatchPlan:
     Attributes:
         step: the step it is for.
         rows: global row numbers, int64 ``[batch]``.
+        epoch: the pass over the data, from 0.
         seed: drives augmentation and captions.
         image_size: side of its pictures, in pixels.
         zoom_share: share of its pictures that are zoomed into.
@@ -27,6 +28,7 @@ class BatchPlan:
 
     step: int
     rows: npt.NDArray[np.int64]
+    epoch: int
     seed: tuple[int, int]
     image_size: int
     zoom_share: float
@@ -112,4 +114,4 @@ class TrainingPlan:
             start = (step % self.steps_per_epoch) * self._batch_size
             rows = order[start : start + self._batch_size]
             phase = self.phase(step)
-            yield BatchPlan(step, rows, (self._seed, step), phase.size, phase.zoom_share)
+            yield BatchPlan(step, rows, epoch, (self._seed, step), phase.size, phase.zoom_share)

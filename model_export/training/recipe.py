@@ -129,6 +129,8 @@ class OptimSection(_Section):
     epochs: PositiveInt = 32
     batch_size: int = Field(default=1024, ge=2)
     lr: PositiveFloat = 5e-4
+    muon_lr: PositiveFloat | None = None
+    """Peak rate of Muon for the matrices of the blocks; AdamW for all where not set."""
     weight_decay: float = Field(default=0.2, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: PositiveFloat = 1e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -19,6 +20,7 @@ from torch import nn
 
 from model_export.architectures import ClipConfig, ClipModel, build
 from model_export.architectures.config import VisionTransformerConfig
+from model_export.architectures.residual_conv import ResidualConv, WhiteningStem
 from model_export.data.loading import Batch, batches
 from model_export.encoders import ImageEncoder, TextEncoder
 from model_export.errors import TrainingError
@@ -26,13 +28,14 @@ from model_export.evaluation import zero_shot
 from model_export.training import checkpoints
 from model_export.training.files import replacing
 from model_export.training.objective import contrastive_loss, same_meaning
-from model_export.training.optimizer import learning_rate, make_optimizer
+from model_export.training.optimizer import Optimizer, learning_rate
 from model_export.training.preparation import TOKENIZER, Prepared, prepare
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest, read_recipe
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "model.safetensors"
+_WHITENING_BATCHES = 8
 
 
 def train(
@@ -90,6 +93,8 @@ def train(
         trainer.seconds = checkpoint["seconds"]
     elif start_from:
         _take_weights(start_from, trainer.model)
+    else:
+        trainer.whiten()
     image, text = (_millions(tower) for tower in (trainer.model.visual, trainer.model.text))
     console.print(
         f"{prepared.train_rows:,} pairs to train, {prepared.validation_rows:,} held out · image tower {image}, "
@@ -114,7 +119,7 @@ class _Trainer:
     model: ClipModel
     image_encoder: ImageEncoder
     text_encoder: TextEncoder
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     seconds: float = 0.0
 
     @classmethod
@@ -122,6 +127,8 @@ class _Trainer:
         torch.manual_seed(recipe.seed)
         # Exact resumption needs every kernel to add in the same order each time.
         torch.use_deterministic_algorithms(device.type == "cpu")
+        # Filling memory first is for finding kernels that do not write all of it: a help in debugging, 7% of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         model = build(prepared.model_config).to(device)
         if not isinstance(prepared.model_config.image, VisionTransformerConfig):
             # Convolutions run about twice as fast on pixels that lie together.
@@ -135,8 +142,24 @@ class _Trainer:
             model,
             ImageEncoder(model, recipe.input.mean, recipe.input.std).to(device),
             TextEncoder(model).to(device),
-            make_optimizer(model, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps),
+            Optimizer(
+                model,
+                lr=optim.lr,
+                weight_decay=optim.weight_decay,
+                betas=optim.betas,
+                eps=optim.eps,
+                muon_lr=optim.muon_lr,
+            ),
         )
+
+    def whiten(self) -> None:
+        """Give a whitening stem its kernel, from the pictures of the first batches."""
+        tower = self.model.visual
+        if not isinstance(tower, ResidualConv) or not isinstance(tower.stem, WhiteningStem):
+            return
+        plans = itertools.islice(self.prepared.plan.batches(), _WHITENING_BATCHES)
+        pixels = torch.cat([self.prepared.loader[plan].pixels for plan in plans])
+        tower.stem.whiten(self.image_encoder.normalise(pixels.to(self.device)))
 
     def loop(self, reporter: Reporter, first_step: int) -> None:
         plan, recipe = self.prepared.plan, self.recipe
@@ -173,10 +196,7 @@ class _Trainer:
             batch.step,
             total_steps=self.prepared.plan.total_steps,
             warmup_steps=optim.warmup_steps,
-            peak=optim.lr,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         batch = Batch(batch.step, *(tensor.to(self.device, non_blocking=True) for tensor in batch[1:]))
         with self._autocast():
             images = self.model.encode_image(self.image_encoder.normalise(batch.pixels))
@@ -195,13 +215,13 @@ class _Trainer:
                 "Lower optim.lr, lengthen optim.warmup_steps, set optim.clip_grad_norm, or try precision = 'fp32'"
             )
             raise TrainingError(msg)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        values = {"loss": value, "lr": rate, "logit_scale": self.model.logit_scale.exp().item()}
+        values = {"loss": value, "lr": rate * optim.lr, "logit_scale": self.model.logit_scale.exp().item()}
         if optim.clip_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_grad_norm)
             values["grad_norm"] = norm.item()
-        self.optimizer.step()
+        self.optimizer.step(rate)
         self.model.clip_logit_scale()
         return values
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from model_export.architectures import ClipModel, build
+from model_export.architectures.residual_conv import WhiteningStem
 
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
@@ -22,6 +23,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "vit": {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 4},
     "modified_resnet": {"kind": "modified_resnet", "image_size": 64, "layers": [1, 1, 1, 1], "width": 16},
     "residual_conv": {"kind": "residual_conv", "image_size": 16, "stem_width": 8, "widths": [16, 24]},
+    "whitening": {"kind": "residual_conv", "image_size": 16, "stem": "whitening", "stem_width": 24, "widths": [16, 24]},
 }
 
 
@@ -71,6 +73,25 @@ def test_a_mirroring_tower_sees_a_picture_and_its_mirror_image_alike() -> None:
         model = build({"embed_dim": 24, "image": tower, "text": TEXT}).eval()
         same = torch.allclose(model.encode_image(pixels), model.encode_image(pixels.flip(3)), atol=1e-5)
         assert mirror is same
+
+
+def test_a_whitening_stem_makes_the_directions_of_patches_independent_and_of_one_variance() -> None:
+    """Before bias and activation twelve channels are uncorrelated with variance one; the others are their negatives."""
+    torch.manual_seed(0)
+    smooth = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 20, 20), 5, stride=1)  # neighbours nearly alike
+    stem = WhiteningStem()
+    stem.whiten(smooth)
+
+    channels = stem.conv1(smooth).transpose(0, 1).flatten(1)  # [24, patches]
+    covariance = channels[:12] @ channels[:12].T / channels.shape[1]
+
+    torch.testing.assert_close(channels[12:], -channels[:12])
+    off_diagonal = covariance - covariance.diagonal().diag()
+    assert off_diagonal.abs().max() < 1e-3
+    assert covariance.diagonal().max() < 1.01
+    # The three smallest directions carry so little that the whitening's epsilon shows.
+    assert [False] * 3 + [True] * 9 == (covariance.diagonal() > 0.9).tolist()
+    assert not stem.conv1.weight.requires_grad
 
 
 def test_what_follows_the_end_of_text_changes_nothing() -> None:
@@ -145,6 +166,7 @@ def test_the_logit_scale_never_passes_100() -> None:
         ({"image": {"kind": "vit", "width": 30, "heads": 4}}, "heads"),
         ({"image": {"kind": "modified_resnet", "image_size": 50}}, "multiple of 32"),
         ({"image": {"kind": "residual_conv", "image_size": 4, "widths": [8, 8, 8]}}, "halved"),
+        ({"image": {"kind": "residual_conv", "stem": "whitening", "stem_width": 32}}, "stem_width 24, not 32"),
         ({"image": {"kind": "vgg"}}, "vgg"),
         ({"image": TOWERS["vit"], "text": {**TEXT, "end_of_text_id": 64}}, "vocab_size"),
         ({"image": TOWERS["vit"], "depth": 3}, "depth"),

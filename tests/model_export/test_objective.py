@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from model_export.training.objective import contrastive_loss, same_meaning
-from model_export.training.optimizer import learning_rate, make_optimizer
+from model_export.training.optimizer import Optimizer, learning_rate
 
 LOG_SCALE = torch.tensor(math.log(10.0))
 
@@ -81,26 +81,97 @@ def test_label_smoothing_equals_torchs_where_nothing_is_ignored() -> None:
 
 @given(total=st.integers(2, 500), share=st.floats(0, 0.9))
 def test_the_rate_rises_then_falls_and_never_leaves_its_bounds(total: int, share: float) -> None:
-    """Warm-up is linear to the peak, then the cosine falls towards zero."""
+    """Warm-up is linear to the whole rate, then the cosine falls towards zero."""
     warmup = int(total * share)
-    rates = [learning_rate(step, total_steps=total, warmup_steps=warmup, peak=2.0) for step in range(total)]
+    rates = [learning_rate(step, total_steps=total, warmup_steps=warmup) for step in range(total)]
 
-    assert all(0 < rate <= 2.0 for rate in rates)
+    assert all(0 < rate <= 1.0 for rate in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert max(rates) == pytest.approx(2.0)
+    assert max(rates) == pytest.approx(1.0)
 
 
 def test_gains_biases_and_the_logit_scale_are_not_decayed() -> None:
     """Only what has two or more dimensions loses weight when the gradient is zero."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    optimizer = make_optimizer(model, lr=0.1, weight_decay=0.5, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = Optimizer(model, lr=0.1, weight_decay=0.5, betas=(0.9, 0.98), eps=1e-6)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
 
-    optimizer.step()
+    optimizer.step(1.0)
 
     torch.testing.assert_close(model[0].weight, before["0.weight"] * (1 - 0.1 * 0.5))
     for name in ("0.bias", "1.weight", "1.bias"):
         torch.testing.assert_close(dict(model.named_parameters())[name], before[name], atol=0, rtol=0)
+
+
+class Blocks(torch.nn.Module):
+    """A tower in miniature: a stem, numbered blocks, a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 1)
+        self.blocks = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3), torch.nn.Linear(6, 5))
+        self.proj = torch.nn.Linear(5, 2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_makes_the_updates_of_hidden_matrices_orthogonal_and_of_no_others(layout: torch.memory_format) -> None:
+    """A kernel is a matrix [out, rest]: its change has singular values near the rate, in any memory layout."""
+    torch.manual_seed(0)
+    model = Blocks().to(memory_format=layout)  # type: ignore[call-overload]
+    optimizer = Optimizer(model, lr=0.1, weight_decay=0.0, betas=(0.9, 0.98), eps=1e-6, muon_lr=0.02)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+    optimizer.step(0.5)
+
+    changes = {name: (before[name] - value.detach()) for name, value in model.named_parameters()}
+    for name in ("blocks.0.weight", "blocks.1.weight"):
+        spectrum = torch.linalg.svdvals(changes[name].flatten(1)) / (0.5 * 0.02)
+        assert 0.5 < spectrum.min()
+        assert spectrum.max() < 1.4
+    for name in ("stem.weight", "blocks.0.bias", "blocks.1.bias", "proj.weight", "proj.bias"):
+        # AdamW's first step is the rate itself, in the gradient's direction.
+        torch.testing.assert_close(changes[name].abs(), torch.full_like(changes[name], 0.5 * 0.1), atol=1e-4, rtol=1e-3)
+
+
+def test_an_optimiser_goes_on_from_its_state() -> None:
+    """Two steps in one go equal one step, the state handed to a new optimiser, and another step."""
+    weights = []
+    for handed_over in (False, True):
+        torch.manual_seed(0)
+        model = Blocks()
+        optimizer = muon_for(model)
+        for step in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, 0.1).cumsum(0) * (step + 1)
+            if handed_over and step == 1:
+                state = optimizer.state_dict()
+                optimizer = muon_for(model)
+                optimizer.load_state_dict(state)
+            optimizer.step(1.0)
+        weights.append([parameter.detach() for parameter in model.parameters()])
+
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def muon_for(model: torch.nn.Module) -> Optimizer:
+    """Make an optimiser of both kinds."""
+    return Optimizer(model, lr=0.1, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6, muon_lr=0.02)
+
+
+def test_what_is_frozen_stays() -> None:
+    """A parameter that needs no gradient is given to neither optimiser."""
+    model = Blocks()
+    model.stem.weight.requires_grad = False
+    before = model.stem.weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+    muon_for(model).step(1.0)
+
+    torch.testing.assert_close(model.stem.weight, before, atol=0, rtol=0)

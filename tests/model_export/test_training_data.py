@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from model_export.data.augment import Augmentation
+from model_export.data.augment import Augmentation, is_odd
 from model_export.data.captions import Captioner, all_captions
 from model_export.data.parquet import Columns, PairReader
 from model_export.errors import DataError
@@ -134,16 +135,27 @@ def test_a_crop_is_a_square_of_the_picture() -> None:
     assert max(lefts) <= 32
 
 
-def test_a_shift_fills_the_border_with_mirrored_pixels_and_a_flip_mirrors_half() -> None:
-    """Shifted pictures hold no foreign colour; about half are mirrored."""
+def test_a_shift_fills_the_border_with_mirrored_pixels_and_a_flip_mirrors_the_odd() -> None:
+    """Shifted pictures hold no foreign colour; those are mirrored that are said to be odd, and none without `flip`."""
     image = gradient(32, 32)
     rng = np.random.default_rng(0)
-    views = [Augmentation(shift=0.125, flip=True).apply(image, 32, rng) for _ in range(200)]
+    views = [Augmentation(shift=0.125, flip=True).apply(image, 32, rng, odd=i % 2 == 1) for i in range(200)]
 
-    mirrored = sum(int(view[16, 10, 0]) > int(view[16, 20, 0]) for view in views)
-    assert 70 <= mirrored <= 130
+    mirrored = [int(view[16, 10, 0]) > int(view[16, 20, 0]) for view in views]
+    assert [False, True] * 100 == mirrored
+    assert bytes(Augmentation(flip=False).apply(image, 32, rng, odd=True)) == np.asarray(image).tobytes()
     assert len({view.tobytes() for view in views}) > 50
     assert all((view[..., 2] == 9).all() for view in views)
+
+
+def test_two_epochs_show_every_picture_both_ways() -> None:
+    """A row that is odd in one epoch is not in the next; in each about half of the rows are, neighbours mixed."""
+    even, odd = ([is_odd(row, epoch) for row in range(2000)] for epoch in (0, 1))
+
+    assert [not value for value in even] == odd
+    assert 900 <= sum(even) <= 1100
+    alike = sum(a == b for a, b in pairwise(even))
+    assert 500 <= alike <= 1500
 
 
 def test_crop_area_bounds_the_zoom() -> None:

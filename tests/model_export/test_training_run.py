@@ -20,6 +20,7 @@ from model_export.errors import DataError, RecipeError, TrainingError
 from model_export.training.run import train
 from tests.support.pairs import recipe_text, write_pairs
 
+WHITENING = {"tower": 'stem = "whitening"\nstem_width = 24\nwidths = [16, 24]', "lr": "5e-3\nmuon_lr = 0.02"}
 VIT = {"kind": '"vit"', "tower": "patch_size = 8\nwidth = 32\nlayers = 1\nheads = 2"}
 
 
@@ -43,12 +44,12 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("tower", [{}, VIT], ids=["residual_conv", "vit"])
+@pytest.mark.parametrize("tower", [{}, WHITENING, VIT], ids=["residual_conv", "whitening and muon", "vit"])
 def test_it_learns_to_name_colours(tmp_path: Path, tower: dict[str, str]) -> None:
     """From pictures and captions alone, held-out pictures are told apart by their class names."""
     console = quiet()
     run = train(
-        recipe(tmp_path, rows=400, epochs="8", lr="5e-3", precision='"bf16"', **tower),
+        recipe(tmp_path, rows=400, **{"epochs": "8", "lr": "5e-3", "precision": '"bf16"', **tower}),
         out=tmp_path / "run",
         device="cpu",
         console=console,
@@ -104,6 +105,7 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
         checkpoint_every="10",
         precision='"bf16"',
         phases="[{start = 0.0, size = 12}, {start = 0.4, size = 16}]",
+        **WHITENING,
     )
     script = tmp_path / "run_training.py"
     script.write_text(SCRIPT, encoding="utf-8")
