@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run test check lint types layers tests format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-gpu bench-engines constraints k8s-render k8s-secret docker-lint clean
+        bench bench-gpu bench-engines constraints k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev
@@ -52,7 +52,7 @@ run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or
 
 # --- check ---
 
-test: dev redis clients ## Lint, types, layers, then every test with coverage
+test: dev redis prometheus clients ## Lint, types, layers, then every test with coverage
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory tests
 
@@ -68,7 +68,7 @@ types: dev ## Static types (mypy, strict)
 layers: dev ## The order in which modules may import each other (import-linter)
 	@$(DEV)lint-imports --no-cache
 
-tests: dev redis clients ## Every test, with branch coverage, on all cores up to four (ARGS= goes to pytest)
+tests: dev redis prometheus clients ## Every test, with branch coverage, on all cores up to four (ARGS= goes to pytest)
 	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 --cov --cov-report=term $(ARGS)
 
 format: dev ## Rewrite the source in the project's style
@@ -103,6 +103,9 @@ k8s-render: ## Render the Kubernetes overlays into build/k8s/
 k8s-secret: ## Print a Secret with a fresh Redis password: make -s k8s-secret | kubectl apply -f -
 	@scripts/redis_secret.sh
 
+alert-rules: ## Print the alert rules as a file for Prometheus without its operator: make -s alert-rules >anyclass.rules.yaml
+	@sed '1,/^spec:$$/d; s/^  //' k8s/components/monitoring/prometheus-rule.yaml
+
 # --- measure ---
 
 bench: dev redis ## Speed and memory beside other servers, into docs/benchmarks.md (BENCH_ARGS=--help shows the options)
@@ -128,10 +131,12 @@ clean: ## Remove the environments and everything that tools leave behind
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Not listed: what other targets need.
-.PHONY: dev redis clients
+.PHONY: dev redis prometheus clients
 dev:
 	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,dev
 redis:
 	@scripts/redis.sh
+prometheus:
+	@scripts/prometheus.sh
 clients:
 	@scripts/clients.sh

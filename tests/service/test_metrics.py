@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics as module
@@ -16,6 +17,8 @@ from service.api.protocols import Protocol, protocol_of
 from service.app import create_app
 from service.metrics import KINDS, Metrics
 from service.settings import Settings
+
+PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
 
 
 def values(metrics: Metrics) -> dict[tuple[str, str], float]:
@@ -41,6 +44,19 @@ def test_every_metric_is_named_after_the_service() -> None:
     assert all(family.name.startswith(("anyclass_", "process_")) and family.documentation for family in families)
     times = [family for family in families if family.type == "histogram" and not family.name.endswith("_size")]
     assert all(family.name.endswith("_seconds") for family in times)
+
+
+def test_every_metric_is_documented() -> None:
+    """With its type and its labels: no metric without a row, and no row without a metric."""
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\| .{20,}\|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    documented = {name: (kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels in rows}
+    measured = {
+        metric._name + ("_total" if metric._type == "counter" else ""): (metric._type, list(metric._labelnames))
+        for metric in vars(Metrics()).values()
+        if isinstance(metric, MetricWrapperBase)
+    }
+    assert len(measured) > 30
+    assert measured == documented
 
 
 def test_nothing_is_global() -> None:

@@ -19,7 +19,7 @@ class RedisServer:
     """One server process; every `start` is on the same port, and empty."""
 
     def __init__(self, directory: Path, *, password: str | None = None, arguments: Sequence[str] = ()) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.password = password
         self._directory = directory
         self._arguments = tuple(arguments)
@@ -95,7 +95,8 @@ def running_redis(
         server.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody has just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
