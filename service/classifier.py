@@ -86,6 +86,7 @@ class Classifier:
             limits=ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
             preprocessing=settings.preprocessing,
             most_waiting=most_of_a_model * len(models.names),
+            background_every=settings.background_every,
         )
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="anyclass-score")
         self._closing = False
@@ -232,11 +233,11 @@ class Classifier:
             async with self._deadline() as deadline:
                 yield chosen, deadline
 
-    async def decode(self, image: bytes, model: Model) -> npt.NDArray[np.uint8]:
+    async def decode(self, image: bytes, model: Model, *, lane: Lane) -> npt.NDArray[np.uint8]:
         """Decode an image for `model` in the pool → uint8 `[height, width, 3]`. Raises as `images.decode`."""
         started = time.monotonic()
         with self._metrics.decode_waiting.track_inprogress():
-            pixels = await self._decoders.decode(image, model.manifest.image)
+            pixels = await self._decoders.decode(image, model.manifest.image, lane=lane)
         self._metrics.spent(model.name, "decode", time.monotonic() - started)
         return pixels
 
@@ -340,7 +341,7 @@ class Classifier:
     ) -> Vectors:
         """Decode and encode one image → float32 `[dim]`."""
         started = time.monotonic()
-        pixels = await self.decode(image, job.model)
+        pixels = await self.decode(image, job.model, lane=job.lane)
         timings.decode_s = time.monotonic() - started
         done = await self.encode(pixels, job.model, lane=job.lane, deadline=deadline, on_taken=on_taken)
         timings.queue_s, timings.image_s = done.queue_s, done.run_s

@@ -115,8 +115,8 @@ class Embedder:
         background = background or len(images) > model.max_batch
 
         async def one(index: int, image: bytes | Pixels) -> Vectors:
-            pixels = await self._decode(index, image, model) if isinstance(image, bytes) else image
             lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
+            pixels = await self._decode(index, image, model, lane) if isinstance(image, bytes) else image
             done = await self._classifier.encode(
                 pixels, model, lane=lane, deadline=deadline, on_taken=lambda: place.leave(1)
             )
@@ -135,9 +135,9 @@ class Embedder:
             finally:
                 place.leave()
 
-    async def _decode(self, index: int, image: bytes, model: Model) -> Pixels:
+    async def _decode(self, index: int, image: bytes, model: Model, lane: Lane) -> Pixels:
         try:
-            return await self._classifier.decode(image, model)
+            return await self._classifier.decode(image, model, lane=lane)
         except (InvalidImage, UnsupportedImageFormat) as exc:
             raise type(exc)(f"Image {index}: {exc.detail}") from exc
 

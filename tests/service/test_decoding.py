@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.batch_choice import Lane
 from service.decoding import DecodePool
 from service.errors import InvalidImage, NotReady, Overloaded, PayloadTooLarge, UnsupportedImageFormat
 from service.images import ImageLimits, decode
@@ -45,11 +46,11 @@ class Gated(bytes):
     """An image at which a thread stops until the gate is open, and then says that it has begun."""
 
     gate: ClassVar = threading.Event()
-    begun: ClassVar[set[int]] = set()
+    begun: ClassVar[dict[int, None]] = {}
 
     def __len__(self) -> int:
         """The first thing that is asked of an image."""
-        self.begun.add(id(self))
+        self.begun.setdefault(id(self))
         self.gate.wait(30)
         return super().__len__()
 
@@ -160,6 +161,46 @@ async def test_what_nobody_waits_for_is_not_decoded(gated: type[Gated]) -> None:
     gated.gate.set()
     assert (32, 32, 3) == (await pool.decode(SMALL, SECTION)).shape
     assert 1 == len(gated.begun)
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("background", "interactive", "order"),
+    [(4, 2, "bIIbbb"), (3, 7, "bIIIbIIIbI"), (0, 3, "III"), (3, 0, "bbb")],
+    ids=["at once", "one turn in four", "alone", "only background"],
+)
+async def test_single_requests_wait_for_no_batch(
+    gated: type[Gated], background: int, interactive: int, order: str
+) -> None:
+    """An interactive image comes before all background ones that no thread has begun; those have one turn in four."""
+    pool = new_pool(threads=1, background_every=4)
+    images: dict[int, str] = {}
+    tasks = []
+    # One is on its way before the others come; it is a background one where there is any.
+    for lane, count in ((Lane.BACKGROUND, background), (Lane.INTERACTIVE, interactive)):
+        for _ in range(count):
+            image = gated(SMALL)
+            images[id(image)] = "b" if lane is Lane.BACKGROUND else "I"
+            tasks.append(asyncio.create_task(pool.decode(image, SECTION, lane=lane)))
+            await until(lambda: len(gated.begun) == 1)
+    await until(lambda: pool.waiting == len(tasks))
+    gated.gate.set()
+    await asyncio.gather(*tasks)
+    assert order == "".join(images[image] for image in gated.begun)
+    pool.close()
+
+
+async def test_a_large_single_picture_stands_behind_no_line_of_large_ones() -> None:
+    """Each lane has a line of its own for the room that large pictures share."""
+    pool = new_pool(threads=2)
+    pool.large_pixels = 1_500_000  # as if others were being decoded
+    line = [asyncio.create_task(pool.decode(LARGE, SECTION, lane=Lane.BACKGROUND)) for _ in range(8)]
+    single = asyncio.create_task(pool.decode(LARGE, SECTION))
+    await until(lambda: all(lock.locked() for lock in pool._turn.values()))
+    pool._give(1_500_000)
+    await single
+    assert 2 > sum(task.done() for task in line) - 1
+    await asyncio.gather(*line)
     pool.close()
 
 
