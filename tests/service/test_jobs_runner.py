@@ -245,6 +245,19 @@ async def test_the_runner_waits_for_a_store_that_is_away(tmp_path: Path) -> None
         await office.desk.files._state.close()
 
 
+async def test_a_store_that_is_away_shows(tmp_path: Path) -> None:
+    """The metric that an alert looks at falls while the keeper is not answered, and rises again by itself."""
+    with running_redis(tmp_path) as redis:
+        office = Office(RedisStateStore(redis.url, timeout_s=0.2))
+        assert 1 == office.count("anyclass_state_up")
+        redis.freeze()
+        async with working(office):
+            await until(lambda: 0 == office.count("anyclass_state_up"))
+            redis.thaw()
+            await until(lambda: 1 == office.count("anyclass_state_up"), within_s=20)
+        await office.desk.files._state.close()
+
+
 async def test_damaged_results_fail_the_job(office: Office) -> None:
     """Rather than leave lines out of the output."""
     office.words.gate.clear()

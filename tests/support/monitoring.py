@@ -1,0 +1,54 @@
+"""The dashboard, the alerts and their page, read for the tests."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPONENT = ROOT / "k8s/components/monitoring"
+DASHBOARD: dict[str, Any] = json.loads((COMPONENT / "dashboard.json").read_text("utf-8"))
+PAGE = (ROOT / "docs/monitoring.md").read_text("utf-8")
+
+
+def alert_rules() -> str:
+    """What `make alert-rules` prints: a file for Prometheus' own `rule_files`."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL"}}
+    done = subprocess.run(
+        ["make", "-s", "alert-rules"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def alerts() -> list[dict[str, Any]]:
+    """All rules."""
+    return [rule for group in yaml.safe_load(alert_rules())["groups"] for rule in group["rules"]]
+
+
+def configuration() -> dict[str, Any]:
+    """The configuration of Prometheus that the page shows."""
+    (block,) = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "scrape_configs" in text]
+    found: dict[str, Any] = yaml.safe_load(block)
+    return found
+
+
+def panels() -> list[dict[str, Any]]:
+    """All panels but the titles of rows."""
+    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> list[tuple[str, str, str]]:
+    """Panel, expression and legend of every question of the dashboard, with everything chosen."""
+    chosen = {"$__rate_interval": "1m", '"$model"': '".*"', '"$pod"': '".*"'}
+    found = []
+    for panel in panels():
+        for target in panel["targets"]:
+            expression = target["expr"]
+            for name, value in chosen.items():
+                expression = expression.replace(name, value)
+            found.append((panel["title"], expression, target["legendFormat"]))
+    return found
