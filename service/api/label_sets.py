@@ -2,14 +2,14 @@
 
 import asyncio
 import math
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
+from service.api import answers, examples
 from service.api import body as bodies
-from service.api import openapi
 from service.api.conditions import condition_of, etag
 from service.api.disconnect import unless_client_goes
 from service.api.fields import field_errors, parse_json_object
@@ -30,7 +30,17 @@ from service.api.label_set_schemas import (
 from service.api.parsing import JSON, body_of, media_type, refuse_query
 from service.api.problems import FieldErrors, UnsupportedMediaType, quoted
 from service.api.services import services_of
-from service.errors import DeadlineExceeded, TooManyLabels
+from service.errors import (
+    DeadlineExceeded,
+    InvalidLabels,
+    InvalidTemplates,
+    MalformedRequest,
+    Overloaded,
+    StateFull,
+    TooManyLabels,
+    UnknownLabelSet,
+    VersionMismatch,
+)
 from service.label_sets import NAME, Definition, LabelSets, LabelSetStatus, check_definition
 from service.settings import Settings
 
@@ -38,7 +48,17 @@ _CREATED: Final = 201
 _ACCEPTED: Final = 202
 _NOT_MODIFIED: Final = 304
 
+_BAD_CONDITION: Final = MalformedRequest(
+    'if-match must be * or one or more entity tags, each in double quotes: "…".'
+)
+
 router = APIRouter(tags=["label sets"])
+
+
+def _described(description: str, example: object, *, waiting: bool = False) -> dict[str, Any]:
+    """An answer with a set; `waiting` where it is always still being computed."""
+    headers = answers.header("ETag", always=True) | answers.header("Retry-After", always=waiting)
+    return answers.answer(example, description=description, headers=headers)
 
 
 @router.put(
@@ -47,9 +67,24 @@ router = APIRouter(tags=["label sets"])
     summary="Write a label set",
     openapi_extra=PUT,
     responses={
-        201: {"description": "It is new, and ready.", "model": LabelSetOut},
-        202: {"description": "It is written, and being computed; `Retry-After` says how long.", "model": LabelSetOut},
-        **openapi.problems(400, 408, 412, 413, 415, 422, 429, 500, 503, 507),
+        200: _described("It was there already, and is ready.", examples.LABEL_SET),
+        201: {**_described("It is new, and ready.", examples.LABEL_SET), "model": LabelSetOut},
+        202: {
+            **_described("It is written, and being computed.", examples.LABEL_SET_COMPUTING, waiting=True),
+            "model": LabelSetOut,
+        },
+        **answers.refusals(
+            "/v1/label-sets/{name}",
+            *answers.READING,
+            InvalidLabels,
+            InvalidTemplates,
+            TooManyLabels,
+            VersionMismatch,
+            Overloaded,
+            DeadlineExceeded,
+            StateFull,
+            *answers.STORED,
+        ),
     },
 )
 async def put_label_set(request: Request, name: Name) -> Response:
@@ -86,7 +121,17 @@ async def put_label_set(request: Request, name: Name) -> Response:
     response_model_exclude_none=True,
     summary="How a label set stands",
     openapi_extra=GET,
-    responses={304: {"description": "It is ready and has not changed."}, **openapi.problems(400, 404, 422, 500, 503)},
+    responses={
+        200: _described("How it stands; with `Retry-After` while it is computed.", examples.LABEL_SET),
+        304: {"description": "It is ready and has not changed.", "headers": answers.header("ETag", always=True)},
+        **answers.refusals(
+            "/v1/label-sets/{name}",
+            _BAD_CONDITION,
+            UnknownLabelSet,
+            FieldErrors([("include", "must be labels, or left out")]),
+            *answers.STORED,
+        ),
+    },
 )
 async def get_label_set(request: Request, name: Name) -> Response:
     """While it is computed `Retry-After` says when to ask again."""
@@ -95,10 +140,9 @@ async def get_label_set(request: Request, name: Name) -> Response:
     if include not in (None, "labels"):
         raise FieldErrors([("include", "must be labels, or left out")])
     known = condition_of(request).if_none_match
-    status = await sets.status(name)
+    status, definition = (await sets.status(name), None) if include is None else await sets.described(name)
     if known is not None and status.state == "ready" and known & {"*", status.head.version}:
         return Response(status_code=_NOT_MODIFIED, headers={"etag": etag(status.head.version)})
-    definition = None if include is None else await sets.definition(status.name, status.head.version)
     return await asyncio.to_thread(_answer, status, 200, definition)
 
 
@@ -108,7 +152,12 @@ async def get_label_set(request: Request, name: Name) -> Response:
     response_class=Response,
     summary="Delete a label set",
     openapi_extra=DELETE,
-    responses=openapi.problems(400, 404, 412, 500, 503),
+    responses={
+        204: {"description": "It is no more."},
+        **answers.refusals(
+            "/v1/label-sets/{name}", _BAD_CONDITION, UnknownLabelSet, VersionMismatch, *answers.STORED
+        ),
+    },
 )
 async def delete_label_set(request: Request, name: Name) -> Response:
     """Requests that use it end with it as it was."""
@@ -123,7 +172,14 @@ async def delete_label_set(request: Request, name: Name) -> Response:
     response_model_exclude_none=True,
     summary="The label sets there are",
     openapi_extra=LIST,
-    responses=openapi.problems(422, 500, 503),
+    responses={
+        200: answers.answer(examples.LABEL_SETS),
+        **answers.refusals(
+            "/v1/label-sets",
+            FieldErrors([("limit", f"must be a whole number from 1 to {MAX_PAGE}")]),
+            *answers.STORED,
+        ),
+    },
 )
 async def list_label_sets(request: Request) -> Response:
     """By name, a page at a time."""

@@ -16,7 +16,12 @@ from service.label_vectors import LabelVectors
 from service.metrics import Metrics
 from service.models import Model
 
+_ATTEMPTS: Final = 5
 _REPLACED_RETRY_S: Final = 1.0
+
+
+class _NotThere(Exception):
+    """Content that its head promises is not in the store: the set was replaced, or content was lost."""
 
 
 class Loader:
@@ -73,11 +78,25 @@ class Loader:
         """
         if not NAME.fullmatch(name):
             raise unknown()
-        head = await self.heads.get(name)
-        if head is None:
-            self._drop(name)
-            raise unknown()
-        which = vectors_id(name, head, model)
+        version = None
+        for _ in range(_ATTEMPTS):
+            head = await self.heads.get(name)
+            if head is None:
+                self._drop(name)
+                raise unknown()
+            try:
+                return await self._resolve(vectors_id(name, head, model), head, model, lane)
+            except _NotThere as exc:
+                if head.version == version:
+                    raise StateCorrupt(
+                        f"Content of the label set {name} is missing; delete it and write it anew."
+                    ) from exc
+                # The version was seen up to a second ago; another process may have replaced it since.
+                version = head.version
+                self.heads.forget(name)
+        raise LabelSetComputing("The label set is being replaced all the time; try again.", _REPLACED_RETRY_S)
+
+    async def _resolve(self, which: VectorsId, head: Head, model: Model, lane: Lane) -> ReadySet:
         ready = self._ready.get(which)
         self._metrics.label_set_lookups.labels("miss" if ready is None else "hit").inc()
         if ready is not None:
@@ -93,9 +112,7 @@ class Loader:
     async def _load(self, which: VectorsId, head: Head, model: Model, lane: Lane) -> ReadySet:
         definition = await self._records.definition(which.name, which.version)
         if definition is None:
-            # It was replaced or deleted within the last second.
-            self.heads.forget(which.name)
-            raise LabelSetComputing("The label set is being replaced; try again.", _REPLACED_RETRY_S)
+            raise _NotThere
         if len(definition.labels) != head.labels:
             raise StateCorrupt(
                 f"The label set {which.name} has not as many labels as it says; delete it and write it anew."
@@ -104,6 +121,9 @@ class Loader:
         missing = [block for block in range(head.blocks) if block not in present]
         prompts = head.texts * len(templates_of(model, head.templates))
         if missing and prompts > self._inline_prompts:
+            current = await self._records.head(which.name)
+            if current is None or current.head.version != which.version:
+                raise _NotThere
             if reason := await self._records.failure(which):
                 raise LabelSetFailed(f"The label set cannot be used with this model: {reason}")
             self._computations.ensure(which, head, model)
@@ -114,6 +134,8 @@ class Loader:
         for block in range(head.blocks):
             rows = head.rows(block)
             part = await self._records.block(which, block, rows=rows, dim=model.manifest.dim)
+            if part is None and block not in missing:
+                raise _NotThere
             if part is None:
                 part = await compute_block(model, self._label_vectors, definition, block, lane=lane)
                 await self._records.write_block(which, block, part)

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from service.batching import Lane, Vectors
-from service.errors import InvalidTemplates, StateFull, StateUnavailable, VersionMismatch
+from service.errors import InvalidTemplates, StateCorrupt, StateFull, StateUnavailable, VersionMismatch
 from service.label_sets.computing import Computations, compute_block, templates_of, vectors_id
 from service.label_sets.definition import NAME, Definition
 from service.label_sets.loading import Loader
@@ -122,12 +122,17 @@ class LabelSets:
         self._loader.heads.put(name, head)
         return await self._status(name, head)
 
-    async def definition(self, name: str, version: str) -> Definition:
-        """What was written. Raises as `status`."""
-        definition = await self._records.definition(name, version)
-        if definition is None:
-            raise unknown()
-        return definition
+    async def described(self, name: str) -> tuple[LabelSetStatus, Definition]:
+        """How far a set is, and what was written in the same version. Raises as `status`."""
+        version = None
+        while True:
+            status = await self.status(name)
+            definition = await self._records.definition(name, status.head.version)
+            if definition is not None:
+                return status, definition
+            if status.head.version == version:
+                raise StateCorrupt(f"Content of the label set {name} is missing; delete it and write it anew.")
+            version = status.head.version  # else it has just been replaced
 
     async def page(self, *, after: str = "", limit: int = _PAGE) -> tuple[list[LabelSetStatus], str | None]:
         """The first `limit` sets whose names follow `after`, and the name to go on after, None at the end.

@@ -1,7 +1,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,9 +162,7 @@ async def test_the_same_content_again_is_no_change(tmp_path: Path) -> None:
         assert (first.head, False) == (again.head, created)
         other = await one.put("s", "b", "a")
         assert first.head.version != other.head.version
-        assert ["b", "a"] == list((await one.sets.definition("s", other.head.version)).labels)
-        with pytest.raises(UnknownLabelSet):
-            await one.sets.definition("s", first.head.version)
+        assert ["b", "a"] == list((await one.sets.described("s"))[1].labels)
         assert 1 == len(await LabelSetRecords(DirectoryStateStore(tmp_path / "state")).contents())
 
 
@@ -288,6 +286,54 @@ async def test_a_change_elsewhere_is_seen_within_a_second(tmp_path: Path, shared
             return False
 
         await until(is_gone)
+
+
+class Meanwhile(DirectoryStateStore):
+    """A store on which something else happens just before a blob is read."""
+
+    before: tuple[str, Callable[[], Awaitable[object]]] | None = None
+
+    async def get_blob(self, key: str) -> bytes | None:
+        """Let the other thing happen once, before the first blob whose key has that part."""
+        if self.before is not None and self.before[0] in key:
+            (_, happen), self.before = self.before, None
+            await happen()
+        return await super().get_blob(key)
+
+
+@pytest.mark.parametrize("part", ["/definition", "/vectors/"])
+async def test_a_request_meets_no_gap_between_two_versions(tmp_path: Path, part: str) -> None:
+    """A set that another process replaces while it is looked up, or just before, is answered in its new version."""
+    store = Meanwhile(tmp_path / "state")
+    async with replica(tmp_path, store) as one, replica(tmp_path, DirectoryStateStore(tmp_path / "state")) as two:
+        await two.put("s", "old")
+        store.before = (part, lambda: two.put("s", "new"))
+        assert ["new"] == [prediction.label for prediction in (await one.classify("s")).predictions]
+        assert store.before is None
+    await store.close()
+
+
+async def test_labels_are_those_of_the_version_that_is_told(tmp_path: Path) -> None:
+    """Also where another process replaces the set between the two."""
+    store = Meanwhile(tmp_path / "state")
+    async with replica(tmp_path, store) as one, replica(tmp_path, DirectoryStateStore(tmp_path / "state")) as two:
+        await two.put("s", "old")
+        store.before = ("/definition", lambda: two.put("s", "new"))
+        status, definition = await one.sets.described("s")
+        assert ((await two.sets.status("s")).head, ("new",)) == (status.head, definition.labels)
+    await store.close()
+
+
+async def test_content_that_was_lost_is_told_of(tmp_path: Path) -> None:
+    """It is no reason to wait for it, nor is the set unknown."""
+    store = DirectoryStateStore(tmp_path / "state")
+    async with replica(tmp_path, store) as one:
+        await one.put("s", "a")
+        await store.delete_blobs("label-sets/")
+        for use in (one.classify("s"), one.sets.described("s")):
+            with pytest.raises(StateCorrupt, match=r"label set s\b"):
+                await use
+    await store.close()
 
 
 async def test_requests_end_with_the_version_they_began_with(tmp_path: Path) -> None:
