@@ -14,6 +14,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 MIN_FP16_ELEMENTS: Final = 1024
 EXTERNAL_DATA_BYTES: Final = 1_800_000_000
 """Above this the weights go beside the graph: protobuf ends at 2 GiB."""
+EXTERNAL_SUFFIX: Final = ".data"
+"""Of the file with the weights, behind the graph's own name."""
 
 Dims = list[int | str | None]
 
@@ -146,12 +148,12 @@ def save(model: ModelProto, path: Path, *, external_data_bytes: int = EXTERNAL_D
     Returns:
         The files written.
     """
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)  # some are lists of numbers, not raw bytes
     if weights <= external_data_bytes:
         path.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(path, full_check=True)  # of the model in memory it would make another copy
         return [path]
-    data = path.with_name(path.name + ".data")
+    data = path.with_name(path.name + EXTERNAL_SUFFIX)
     onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
     onnx.checker.check_model(path, full_check=True)
     return [path, data]

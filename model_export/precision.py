@@ -5,6 +5,7 @@ normalisation of pixels, and the unit length at the end.
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, helper, shape_inference
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import CalibrationMethod
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from model_export.errors import ExportError
-from model_export.optimize import anonymize, drop_unused
+from model_export.optimize import EXTERNAL_SUFFIX, anonymize, drop_unused
 
 FP32_OPERATORS: Final = ("LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "BatchNormalization")
 """Kept in fp32 wherever they stand."""
@@ -32,6 +33,9 @@ _TO_FP16: Final = "_cast_to_fp16_node"
 """How the converter names the Casts behind an operator that stays in fp32."""
 
 EXTREME_BYTES: Final = (0, 255)
+
+_SHAPE_ELEMENTS: Final = 64
+"""The most that a constant has which says a shape, and the least that is worth leaving out."""
 
 
 def to_fp16(model: ModelProto) -> ModelProto:
@@ -48,9 +52,11 @@ def to_fp16(model: ModelProto) -> ModelProto:
         beyond = np.abs(values[np.isfinite(values)]) > np.finfo(np.float16).max
         if beyond.any():
             raise ExportError(f"{tensor.name}: holds values beyond fp16's range; export with --precision fp32")
+    _infer_shapes(model)
     converted: ModelProto = convert_float_to_float16(
         model,
         keep_io_types=True,
+        disable_shape_infer=True,
         op_block_list=list(FP32_OPERATORS),
         node_block_list=_edges(model),
     )
@@ -58,6 +64,22 @@ def to_fp16(model: ModelProto) -> ModelProto:
     OnnxModel.graph_topological_sort(converted.graph)  # the converter appends its Casts where they came up
     anonymize(converted)
     return converted
+
+
+def _infer_shapes(model: ModelProto) -> None:
+    """Note the type of every value in the graph, without its weights: onnx infers nothing of more than 2 GiB."""
+    graph = model.graph
+    bare = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    bare.graph.name = graph.name
+    for field in ("node", "input", "output"):
+        getattr(bare.graph, field).extend(getattr(graph, field))
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= _SHAPE_ELEMENTS:
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    del graph.value_info[:]
+    graph.value_info.extend(shape_inference.infer_shapes(bare).graph.value_info)
 
 
 def to_int8(path: Path, out: Path, calibration: Iterable[np.ndarray] | None = None) -> ModelProto:
@@ -95,6 +117,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _quantise(path: Path, out: Path, calibration: Iterable[np.ndarray] | None) -> None:
+    # What the converter writes on the way is as large as the graph it reads, and protobuf ends at 2 GiB.
+    large = path.with_name(f"{path.name}{EXTERNAL_SUFFIX}").exists()
     if calibration is None:
         quantize_dynamic(
             path,
@@ -103,6 +127,7 @@ def _quantise(path: Path, out: Path, calibration: Iterable[np.ndarray] | None) -
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
+            use_external_data_format=large,
             extra_options={"MatMulConstBOnly": True},
         )
     else:
@@ -116,6 +141,7 @@ def _quantise(path: Path, out: Path, calibration: Iterable[np.ndarray] | None) -
             nodes_to_exclude=_without_constant_weights(path),
             per_channel=True,
             reduce_range=True,
+            use_external_data_format=large,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
