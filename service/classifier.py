@@ -42,6 +42,8 @@ __all__ = ["Classification", "Classifier", "ImageSource", "LabelQuery", "Predict
 T = TypeVar("T")
 
 _CPUS: Final = available_cpus()  # asked here and not on the event loop: it reads files
+_MOST_FETCHED: Final = 64
+"""Images of URLs that batches have fetched, or are fetching, and not yet answered; each may have the largest size."""
 _MANY_LABELS: Final = 1_024
 """Labels from which on checking and ranking them is left to a thread."""
 
@@ -89,6 +91,7 @@ class Classifier:
             background_every=settings.background_every,
         )
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="anyclass-score")
+        self._fetched = asyncio.Semaphore(_MOST_FETCHED)
         self._closing = False
         self._active = 0
         self._batch_requests = 0
@@ -233,6 +236,18 @@ class Classifier:
             async with self._deadline() as deadline:
                 yield chosen, deadline
 
+    @asynccontextmanager
+    async def loaded(self, source: ImageSource) -> AsyncIterator[bytes]:
+        """An encoded image for the background, fetched where it is a URL; so many are in memory at once, no more.
+
+        Raises: as `load_image`.
+        """
+        if isinstance(source, bytes | AnyclassError):
+            yield await load_image(source)
+            return
+        async with self._fetched:
+            yield await load_image(source)
+
     async def decode(self, image: bytes, model: Model, *, lane: Lane) -> npt.NDArray[np.uint8]:
         """Decode an image for `model` in the pool → uint8 `[height, width, 3]`. Raises as `images.decode`."""
         started = time.monotonic()
@@ -361,8 +376,7 @@ class Classifier:
 
     async def _classify_one(self, job: _Job, source: ImageSource, matrix: LabelMatrix) -> Classification:
         with self.counted(job.model):
-            image = await load_image(source)
-            async with job.model.background_images, self._deadline() as deadline:
+            async with self.loaded(source) as image, job.model.background_images, self._deadline() as deadline:
                 timings = Timings()
                 vector = await self._embed(job, image, timings, deadline)
                 return await self._score(job, vector, matrix, timings)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from service.batching import Lane, Vectors
 from service.class_vectors import ScoringMethod, check_scoring, cosines, scores
+from service.classification import ImageSource, load_image
 from service.classifier import Classifier
 from service.concurrency import both, together
 from service.errors import (
@@ -38,12 +39,13 @@ class EmbedQuery:
     """What to embed.
 
     Attributes:
-        images: encoded images, or uint8 `[height, width, 3]` of the model's own size, or these as one array.
+        images: encoded images or ways to get them, or uint8 `[height, width, 3]` of the model's own size, or these as
+            one array.
         texts: any texts; the same one may stand twice.
         templates: what each text is filled into, as labels are: a set's name or the templates.
     """
 
-    images: Sequence[bytes | Pixels] | Pixels = ()
+    images: Sequence[ImageSource | Pixels] | Pixels = ()
     texts: Sequence[str] = ()
     templates: str | tuple[str, ...] = AS_WRITTEN
 
@@ -72,7 +74,7 @@ class Embedder:
         with `background` all work does.
 
         Raises:
-            InvalidRequest: a text, an image or the templates cannot be used.
+            InvalidRequest: a text, an image or the templates cannot be used, or an image's URL gave none.
             UnsupportedImageFormat: not an image of an accepted format.
             PayloadTooLarge: an image has too many bytes, or there are too many images or texts.
             UnknownModel: no such model.
@@ -105,7 +107,7 @@ class Embedder:
     async def _images(
         self,
         model: Model,
-        images: Sequence[bytes | Pixels] | Pixels,
+        images: Sequence[ImageSource | Pixels] | Pixels,
         deadline: float,
         background: bool,  # noqa: FBT001 - of `embed`
     ) -> Vectors:
@@ -114,32 +116,39 @@ class Embedder:
         place = model.images.enter(len(images))
         background = background or len(images) > model.max_batch
 
-        async def one(index: int, image: bytes | Pixels) -> Vectors:
-            lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
-            pixels = await self._decode(index, image, model, lane) if isinstance(image, bytes) else image
+        lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
+
+        async def encoded(pixels: Pixels) -> Vectors:
             done = await self._classifier.encode(
                 pixels, model, lane=lane, deadline=deadline, on_taken=lambda: place.leave(1)
             )
             vector: Vectors = done.vectors[0]
             return vector
 
-        async def in_turn(index: int, image: bytes | Pixels) -> Vectors:
+        async def one(image: ImageSource | Pixels) -> Vectors:
+            if isinstance(image, np.ndarray):
+                return await encoded(image)
+            return await encoded(await self._classifier.decode(await load_image(image), model, lane=lane))
+
+        async def in_turn(image: ImageSource | Pixels) -> Vectors:
             # Bounds what is decoded ahead, so that a large request does not fill the decode pool's queue.
-            async with model.background_images:
-                return await one(index, image)
+            if isinstance(image, np.ndarray):
+                async with model.background_images:
+                    return await encoded(image)
+            async with self._classifier.loaded(image) as data, model.background_images:
+                return await encoded(await self._classifier.decode(data, model, lane=lane))
+
+        async def numbered(index: int, image: ImageSource | Pixels) -> Vectors:
+            try:
+                return await (in_turn if background else one)(image)
+            except (InvalidImage, UnsupportedImageFormat) as exc:
+                raise type(exc)(f"Image {index}: {exc.detail}") from exc
 
         with self._classifier.counted(model, len(images)):
             try:
-                embed = in_turn if background else one
-                return np.stack(await together([embed(index, image) for index, image in enumerate(images)]))
+                return np.stack(await together([numbered(index, image) for index, image in enumerate(images)]))
             finally:
                 place.leave()
-
-    async def _decode(self, index: int, image: bytes, model: Model, lane: Lane) -> Pixels:
-        try:
-            return await self._classifier.decode(image, model, lane=lane)
-        except (InvalidImage, UnsupportedImageFormat) as exc:
-            raise type(exc)(f"Image {index}: {exc.detail}") from exc
 
     async def _texts(
         self,

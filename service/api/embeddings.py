@@ -10,15 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.api.classify import server_timing
 from service.api.disconnect import unless_client_goes
-from service.api.image_text import decode_image_text
+from service.api.image_text import image_source
 from service.api.json_body import checked, read_json
 from service.api.numbers import json_numbers
 from service.api.openapi import RED_DOT
 from service.api.problems import FieldErrors
 from service.api.protocol_schemas import EmbeddingsAnswer, OpenAIError, error_answers
 from service.api.services import Services, services_of
+from service.classification import ImageSource
 from service.embedder import Embedded, EmbedQuery
 from service.errors import InvalidImage
+from service.image_urls import ImageFetcher
 
 _MAX_NAME_CHARS: Final = 256
 _RED_DOT: Final = f"data:image/png;base64,{RED_DOT}"
@@ -29,7 +31,9 @@ _INPUT: Final[list[dict[str, Any]]] = [
         "type": "object",
         "required": ["image"],
         "additionalProperties": False,
-        "properties": {"image": {"type": "string", "description": "A data URI or base64."}},
+        "properties": {
+            "image": {"type": "string", "description": "A data URI, base64, or a URL where that is allowed."}
+        },
     },
 ]
 
@@ -51,7 +55,7 @@ class EmbeddingsRequest(BaseModel):
         Any,
         WithJsonSchema({"anyOf": [*_INPUT, {"type": "array", "minItems": 1, "items": {"anyOf": _INPUT}}]}),
         Field(
-            description='A text; an image, as a data URI or as {"image": data URI or base64}; or a list of these.',
+            description='A text; an image, as a data URI or as {"image": …}; or a list of these.',
             examples=["a photo of a cat"],
         ),
     ]
@@ -95,17 +99,17 @@ async def answer_embeddings(services: Services, asked: EmbeddingsRequest, *, bac
     dim = services.models.get(asked.model).manifest.dim
     if asked.dimensions not in (None, dim):
         raise FieldErrors([("dimensions", f"must be {dim} or left out: vectors of this model cannot be shortened")])
-    images, texts, is_image = _sorted_inputs(asked.input)
+    images, texts, is_image = _sorted_inputs(asked.input, services.image_fetcher)
     embedded = await services.embedder.embed(EmbedQuery(images, texts), model=asked.model, background=background)
     return await asyncio.to_thread(_answer, embedded, is_image, asked.encoding_format)
 
 
-def _sorted_inputs(given: object) -> tuple[list[bytes], list[str], list[bool]]:
+def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[ImageSource], list[str], list[bool]]:
     """Images, texts, and for each input whether it is an image."""
     inputs = given if isinstance(given, list) else [given]
     if not inputs:
         raise FieldErrors([("input", "is empty; send one text or image or more")])
-    images: list[bytes] = []
+    images: list[ImageSource] = []
     texts: list[str] = []
     is_image = []
     for index, each in enumerate(inputs):
@@ -116,7 +120,7 @@ def _sorted_inputs(given: object) -> tuple[list[bytes], list[str], list[bool]]:
             texts.append(each)
             continue
         try:
-            images.append(decode_image_text(image))
+            images.append(image_source(image, fetcher))
         except InvalidImage as exc:
             raise FieldErrors([(name, exc.detail)]) from exc
     return images, texts, is_image

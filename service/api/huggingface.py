@@ -8,14 +8,15 @@ from fastapi.responses import JSONResponse
 from service.api.classify import server_timing
 from service.api.disconnect import unless_client_goes
 from service.api.huggingface_schemas import InputObject, ZeroShotRequest
-from service.api.image_text import decode_image_text
+from service.api.image_text import image_source
 from service.api.json_body import checked, read_json
 from service.api.openapi import RED_DOT
 from service.api.problems import FieldErrors
 from service.api.protocol_schemas import LabelScore, PlainError, error_answers
 from service.api.schemas import predictions_json
 from service.api.services import services_of
-from service.classifier import LabelQuery, ScoringOptions, Timings
+from service.classification import load_image
+from service.classifier import Classification, LabelQuery, ScoringOptions, Timings
 from service.errors import TooManyLabels
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
@@ -84,14 +85,18 @@ async def _classify(request: Request, model: str | None) -> Response:
     classifier.check_admission(model)
     asked = checked(ZeroShotRequest, await read_json(request, services.settings))
     given = asked.inputs
-    image = decode_image_text(given if isinstance(given, str) else given.image)
+    source = image_source(given if isinstance(given, str) else given.image, services.image_fetcher)
     template = asked.parameters.hypothesis_template
     query = LabelQuery(
         _labels(asked, limit=services.settings.max_labels), "default" if template is None else (template,)
     )
     timings = Timings()
-    work = classifier.classify(image, query, ScoringOptions(), model=model, timings=timings)
-    classification = await unless_client_goes(request, work)
+
+    async def classified() -> Classification:
+        image = await load_image(source)
+        return await classifier.classify(image, query, ScoringOptions(), model=model, timings=timings)
+
+    classification = await unless_client_goes(request, classified())
     headers = {"server-timing": server_timing(request.state.started, timings)}
     return JSONResponse(predictions_json(classification), headers=headers)
 

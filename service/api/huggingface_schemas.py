@@ -25,7 +25,7 @@ class Parameters(_Fields):
 class InputObject(_Fields):
     """The older form, in which the labels are beside the image."""
 
-    image: Annotated[str, Field(description="A data URI or base64.")]
+    image: Annotated[str, Field(description="A data URI, base64, or a URL where that is allowed.")]
     candidate_labels: _Labels | None = None
     camel_labels: Annotated[_Labels | None, Field(alias="candidateLabels")] = None
 
@@ -33,6 +33,8 @@ class InputObject(_Fields):
 class ZeroShotRequest(_Fields):
     """Hugging Face's request for the task zero-shot-image-classification."""
 
-    inputs: Annotated[str | InputObject, Field(description="The image: a data URI or base64.")]
+    inputs: Annotated[
+        str | InputObject, Field(description="The image: a data URI, base64, or a URL where that is allowed.")
+    ]
     parameters: Parameters = Parameters()
     options: Annotated[dict[str, Any] | None, Field(description="Accepted and not looked at.")] = None

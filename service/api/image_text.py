@@ -2,11 +2,10 @@
 
 import binascii
 import re
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from service.classification import load_image
+from service.classification import ImageSource
 from service.errors import InvalidImage
 from service.image_urls import ImageFetcher
 
@@ -21,7 +20,7 @@ URLS_OFF: Final = (
 )
 
 
-def image_source(text: str, fetcher: ImageFetcher | None) -> bytes | Callable[[], Awaitable[bytes]]:
+def image_source(text: str, fetcher: ImageFetcher | None) -> ImageSource:
     """The bytes of an image as `decode_image_text` has them, or a way to fetch those of a URL where that is allowed.
 
     Raises `InvalidImage`; fetching raises what `ImageFetcher.fetch` raises.
@@ -31,12 +30,14 @@ def image_source(text: str, fetcher: ImageFetcher | None) -> bytes | Callable[[]
     return decode_image_text(text)
 
 
-async def image_of(text: str, fetcher: ImageFetcher | None) -> bytes:
-    """The bytes of an image given as a data URI, as base64, or as a URL where there is a fetcher.
+def encoded_or_url(data: bytes, fetcher: ImageFetcher | None) -> ImageSource:
+    """`data`, an encoded image, or a way to fetch one where it is a URL: no picture begins as a URL does.
 
-    Raises what `decode_image_text` and `ImageFetcher.fetch` raise.
+    Raises `InvalidImage` for a URL without a fetcher.
     """
-    return await load_image(image_source(text, fetcher))
+    if not data[:8].lower().startswith((b"http://", b"https://")):
+        return data
+    return image_source(data.decode("utf-8", "replace"), fetcher)
 
 
 def decode_image_text(text: str) -> bytes:

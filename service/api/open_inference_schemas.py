@@ -49,7 +49,7 @@ class InputTensor(_Fields):
     ]
     parameters: InputParameters = InputParameters()
     data: Annotated[
-        list[Any] | None, Field(description="Texts; images as data URIs or base64; or numbers from 0 to 255.")
+        list[Any] | None, Field(description="Texts; images as data URIs, base64 or URLs; or numbers from 0 to 255.")
     ] = None
 
 

@@ -7,21 +7,24 @@ that are really there, before either is used.
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from service.api.fields import parse_json_object
-from service.api.image_text import decode_image_text
+from service.api.image_text import encoded_or_url, image_source
 from service.api.json_body import checked
 from service.api.numbers import json_numbers
 from service.api.open_inference_schemas import IMAGE, TEXT, InferRequest, InputTensor
 from service.api.problems import FieldErrors
+from service.classification import ImageSource
 from service.embedder import Pixels
 from service.errors import InvalidImage, MalformedRequest, PayloadTooLarge
+from service.image_urls import ImageFetcher
 from service.manifest import ImageSection
 
 _LENGTH: Final = struct.Struct("<I")
@@ -44,18 +47,20 @@ class Inferred:
     """
 
     request: InferRequest
-    images: Sequence[bytes | Pixels] | Pixels
+    images: Sequence[ImageSource] | Pixels
     texts: Sequence[str]
 
 
-def read_infer(body: bytes, header_length: str | None, limits: Limits) -> Inferred:
+def read_infer(body: bytes, header_length: str | None, limits: Limits, fetcher: ImageFetcher | None = None) -> Inferred:
     """Read a request: JSON, and the binary tensors after it where `header_length` says how long the JSON is.
+
+    With a `fetcher` an image may be a URL; it is still to be fetched then.
 
     Raises:
         MalformedRequest: lengths, shapes and data do not agree, or it is not JSON.
         FieldErrors: a field is missing, unknown or of the wrong type.
         PayloadTooLarge: more images or texts than the limits.
-        InvalidImage: an image in JSON is not base64.
+        InvalidImage: an image in JSON is not base64, or one is a URL and there is no fetcher.
     """
     end = _json_length(header_length, len(body))
     request = checked(InferRequest, parse_json_object(body[:end]))
@@ -70,13 +75,13 @@ def read_infer(body: bytes, header_length: str | None, limits: Limits) -> Inferr
             raise MalformedRequest(f"The input {tensor.name} must have either data or binary_data_size.")
         if size is None:
             assert tensor.data is not None  # noqa: S101 - checked above
-            inputs[tensor.name] = _from_json(tensor, count, _flat(tensor.name, tensor.data, tensor.shape))
+            inputs[tensor.name] = _from_json(tensor, count, _flat(tensor.name, tensor.data, tensor.shape), fetcher)
             continue
         if size > len(rest):
             raise MalformedRequest(
                 f"The input {tensor.name} has a binary_data_size of more than the {len(rest)} bytes that are left."
             )
-        inputs[tensor.name] = _from_binary(tensor, count, rest[:size])
+        inputs[tensor.name] = _from_binary(tensor, count, rest[:size], fetcher)
         rest = rest[size:]
     if len(rest):
         raise MalformedRequest(f"{len(rest)} bytes follow the last input; none claims them.")
@@ -146,7 +151,9 @@ def _flat(name: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
     return data
 
 
-def _from_json(tensor: InputTensor, count: int, flat: list[Any]) -> Sequence[str] | Sequence[bytes] | Pixels:
+def _from_json(
+    tensor: InputTensor, count: int, flat: list[Any], fetcher: ImageFetcher | None
+) -> Sequence[str] | Sequence[ImageSource] | Pixels:
     if tensor.datatype == "UINT8":
         try:
             pixels = bytes(flat)
@@ -157,16 +164,12 @@ def _from_json(tensor: InputTensor, count: int, flat: list[Any]) -> Sequence[str
         raise MalformedRequest(f"The data of the input {tensor.name} must be strings.")
     if tensor.name == TEXT:
         return flat
-    images = []
-    for index in range(count):
-        try:
-            images.append(decode_image_text(flat[index]))
-        except InvalidImage as exc:
-            raise InvalidImage(f"Image {index}: {exc.detail}") from exc
-    return images
+    return _sources([partial(image_source, flat[index], fetcher) for index in range(count)])
 
 
-def _from_binary(tensor: InputTensor, count: int, data: memoryview) -> Sequence[str] | Sequence[bytes] | Pixels:
+def _from_binary(
+    tensor: InputTensor, count: int, data: memoryview, fetcher: ImageFetcher | None
+) -> Sequence[str] | Sequence[ImageSource] | Pixels:
     if tensor.datatype == "UINT8":
         if len(data) != math.prod(tensor.shape):
             raise _disagrees(tensor.name)
@@ -184,11 +187,22 @@ def _from_binary(tensor: InputTensor, count: int, data: memoryview) -> Sequence[
     if len(data):
         raise _disagrees(tensor.name)
     if tensor.name == IMAGE:
-        return elements
+        return _sources([partial(encoded_or_url, element, fetcher) for element in elements])
     try:
         return [element.decode("utf-8") for element in elements]
     except UnicodeDecodeError as exc:
         raise MalformedRequest("The elements of the input text must be in UTF-8.") from exc
+
+
+def _sources(images: Sequence[Callable[[], ImageSource]]) -> list[ImageSource]:
+    """What each gives. Raises InvalidImage with the number of the first that cannot be used."""
+    sources = []
+    for index, image in enumerate(images):
+        try:
+            sources.append(image())
+        except InvalidImage as exc:
+            raise InvalidImage(f"Image {index}: {exc.detail}") from exc
+    return sources
 
 
 def _pixels(tensor: InputTensor, data: bytes | memoryview) -> Pixels:

@@ -20,7 +20,7 @@ _ATTEMPTS: Final = 5
 _REPLACED_RETRY_S: Final = 1.0
 
 
-class _NotThere(Exception):
+class _NotThereError(Exception):
     """Content that its head promises is not in the store: the set was replaced, or content was lost."""
 
 
@@ -86,7 +86,7 @@ class Loader:
                 raise unknown()
             try:
                 return await self._resolve(vectors_id(name, head, model), head, model, lane)
-            except _NotThere as exc:
+            except _NotThereError as exc:
                 if head.version == version:
                     raise StateCorrupt(
                         f"Content of the label set {name} is missing; delete it and write it anew."
@@ -112,7 +112,7 @@ class Loader:
     async def _load(self, which: VectorsId, head: Head, model: Model, lane: Lane) -> ReadySet:
         definition = await self._records.definition(which.name, which.version)
         if definition is None:
-            raise _NotThere
+            raise _NotThereError
         if len(definition.labels) != head.labels:
             raise StateCorrupt(
                 f"The label set {which.name} has not as many labels as it says; delete it and write it anew."
@@ -123,7 +123,7 @@ class Loader:
         if missing and prompts > self._inline_prompts:
             current = await self._records.head(which.name)
             if current is None or current.head.version != which.version:
-                raise _NotThere
+                raise _NotThereError
             if reason := await self._records.failure(which):
                 raise LabelSetFailed(f"The label set cannot be used with this model: {reason}")
             self._computations.ensure(which, head, model)
@@ -135,7 +135,7 @@ class Loader:
             rows = head.rows(block)
             part = await self._records.block(which, block, rows=rows, dim=model.manifest.dim)
             if part is None and block not in missing:
-                raise _NotThere
+                raise _NotThereError
             if part is None:
                 part = await compute_block(model, self._label_vectors, definition, block, lane=lane)
                 await self._records.write_block(which, block, part)

@@ -1,6 +1,8 @@
 import asyncio
 import ipaddress
+import json
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -8,9 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
-from service.api.image_text import decode_image_text, image_of
+from service.api.image_text import URLS_OFF, encoded_or_url, image_source
 from service.app import create_app
+from service.classification import load_image
 from service.errors import AnyclassError, ImageNotFetched, InvalidImage, PayloadTooLarge
 from service.image_urls import MAX_URL_CHARS, ImageFetcher, IpAddress, is_public
 from service.metrics import Metrics
@@ -359,19 +363,30 @@ async def test_text_is_an_image_or_a_url() -> None:
     async with site() as there, fetching(there.port) as fetcher:
         there.answers["/"] = status(200, b"picture")
         url = f"http://pictures.test:{there.port}/"
-        assert b"picture" == await image_of(url, fetcher)
-        assert b"red" == await image_of("data:image/png;base64,cmVk", fetcher) == await image_of("cmVk", None)
+        assert b"picture" == await load_image(image_source(url, fetcher))
+        assert b"red" == image_source("data:image/png;base64,cmVk", fetcher) == image_source("cmVk", None)
+        assert b"picture" == await load_image(encoded_or_url(url.encode(), fetcher))
+        assert b"\x89PNG" == encoded_or_url(b"\x89PNG", None)
         for text, given in ((url, None), ("ftp://pictures.test/", fetcher)):
             with pytest.raises(InvalidImage):
-                await image_of(text, given)
-        with pytest.raises(InvalidImage, match="switched off"):
-            decode_image_text(url)
+                image_source(text, given)
+        for read in (image_source, lambda text, none: encoded_or_url(text.encode(), none)):
+            with pytest.raises(InvalidImage, match="switched off"):
+                read(url, None)
 
 
-async def test_classifying_by_url(tmp_path: Path) -> None:
-    """One image and a batch: what is fetched is decoded as if it had been sent; each bad URL has its own error."""
+@pytest.fixture(params=[True, False], ids=["on", "off"])
+async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, str, bool]]:
+    """A service, a site whose `/red` is a picture, and whether the service fetches anything."""
     bundle = await asyncio.to_thread(write_tiny_bundle, tmp_path / "bundle")
-    settings = Settings(model=bundle, provider="cpu", decode_threads=1, allow_image_urls=True)
+    settings = Settings(
+        model=bundle,
+        provider="cpu",
+        decode_threads=1,
+        allow_image_urls=request.param,
+        state_url=SecretStr(str(tmp_path / "state")),
+        job_lease_s=1,
+    )
     app = await asyncio.to_thread(create_app, settings)
     services = app.state.services
     transport = httpx.ASGITransport(app)
@@ -382,18 +397,105 @@ async def test_classifying_by_url(tmp_path: Path) -> None:
         fetching(there.port) as fetcher,
     ):
         await until(lambda: services.lifecycle.ready)
-        assert isinstance(services.image_fetcher, ImageFetcher)
-        services.image_fetcher = fetcher
+        assert request.param == isinstance(services.image_fetcher, ImageFetcher)
+        if request.param:
+            services.image_fetcher = fetcher
         there.answers |= {"/red": status(200, picture("red")), "/text": status(200, b"text")}
-        url = f"http://pictures.test:{there.port}"
-        answer = await client.post("/v1/classify", json={"image": f"{url}/red", "labels": ["red", "blue"]})
+        there.answers["/hop"] = status(302, location="http://169.254.169.254/latest/meta-data/")
+        yield client, f"http://pictures.test:{there.port}", request.param
+
+
+async def test_classifying_by_url(service: tuple[httpx.AsyncClient, str, bool]) -> None:
+    """One image and a batch: what is fetched is decoded as if it had been sent; each bad URL has its own error."""
+    client, url, is_on = service
+    answer = await client.post("/v1/classify", json={"image": f"{url}/red", "labels": ["red", "blue"]})
+    refused = await client.post("/v1/classify", json={"image": "http://10.0.0.1/", "labels": ["red"]})
+    images = [f"{url}/red", "http://10.0.0.1/", f"{url}/text", f"{url}/red"]
+    batch = await client.post("/v1/classify/batch", json={"images": images, "labels": ["red", "blue"]})
+    kinds = [each.get("error", {}).get("type", "").rpartition(":")[2] for each in batch.json()["results"]]
+    if is_on:
         assert "red" == answer.json()["predictions"][0]["label"]
-        refused = await client.post("/v1/classify", json={"image": "http://10.0.0.1/", "labels": ["red"]})
         assert (422, "urn:anyclass:problem:image-not-fetched") == (refused.status_code, refused.json()["type"])
-        images = [f"{url}/red", "http://10.0.0.1/", f"{url}/text", f"{url}/red"]
-        batch = await client.post("/v1/classify/batch", json={"images": images, "labels": ["red", "blue"]})
-        kinds = [each.get("error", {}).get("type", "").rpartition(":")[2] for each in batch.json()["results"]]
         assert ["", "image-not-fetched", "unsupported-image-format", ""] == kinds
+    else:
+        assert [(422, URLS_OFF)] * 2 == [(each.status_code, each.json()["detail"]) for each in (answer, refused)]
+        assert ["invalid-image"] * 4 == kinds
+
+
+async def embeddings(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """Ask for the vector of an image, in OpenAI's words."""
+    return await client.post("/v1/embeddings", json={"input": [{"image": url}]})
+
+
+async def hugging_face(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """Have an image classified, in Hugging Face's words."""
+    return await client.post("/", json={"inputs": url, "parameters": {"candidate_labels": ["red", "blue"]}})
+
+
+async def open_inference(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """Ask for the vector of an image, in the words of the Open Inference Protocol."""
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [url]}
+    return await client.post("/v2/models/tiny/infer", json={"inputs": [image]})
+
+
+async def open_inference_binary(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """The same with the binary extension."""
+    data = struct.pack("<I", len(url)) + url.encode()
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [image]}).encode()
+    headers = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
+    return await client.post("/v2/models/tiny/infer", content=head + data, headers=headers)
+
+
+async def job_line(client: httpx.AsyncClient, url: str, endpoint: str, body: dict[str, Any]) -> httpx.Response:
+    """Have a batch job answer one line; what the line was answered, as if it were a response."""
+    line = {"custom_id": "1", "method": "POST", "url": endpoint, "body": body}
+    file = {"file": ("in.jsonl", json.dumps(line).encode())}
+    sent = await client.post("/v1/files", files=file, data={"purpose": "batch"})
+    asked = {"input_file_id": sent.json()["id"], "endpoint": endpoint, "completion_window": "24h"}
+    batch = (await client.post("/v1/batches", json=asked)).json()
+
+    async def ended() -> bool:
+        batch.update((await client.get(f"/v1/batches/{batch['id']}")).json())
+        return batch["status"] in ("completed", "failed")
+
+    await until(ended)
+    if batch["status"] == "failed":
+        return httpx.Response(400, json={"detail": batch["errors"]["data"][0]["message"]})
+    content = await client.get(f"/v1/files/{batch['output_file_id'] or batch['error_file_id']}/content")
+    response = content.json()["response"]
+    return httpx.Response(response["status_code"], json=response["body"])
+
+
+async def classify_line(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """A line of a batch job for `/v1/classify`."""
+    return await job_line(client, url, "/v1/classify", {"image": url, "labels": ["red", "blue"]})
+
+
+async def embeddings_line(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """A line of a batch job for `/v1/embeddings`."""
+    return await job_line(client, url, "/v1/embeddings", {"input": {"image": url}})
+
+
+@pytest.mark.parametrize(
+    "ask", [embeddings, hugging_face, open_inference, open_inference_binary, classify_line, embeddings_line]
+)
+async def test_every_protocol_takes_urls_under_the_same_guard(
+    ask: Callable[[httpx.AsyncClient, str], Awaitable[httpx.Response]], service: tuple[httpx.AsyncClient, str, bool]
+) -> None:
+    """On: fetched, and each hop is checked. Off: refused, and the client is told so and not that it is no picture."""
+    client, url, is_on = service
+    found, private = await ask(client, f"{url}/red"), await ask(client, "http://10.0.0.1/red")
+    hop = await ask(client, f"{url}/hop")
+    if is_on:
+        assert 200 == found.status_code, found.text
+        for refused in (private, hop):
+            assert refused.status_code in (400, 422)
+            assert UNREACHABLE in refused.text
+    else:
+        for refused in (found, private, hop):
+            assert refused.status_code in (400, 422)
+            assert URLS_OFF in refused.text
 
 
 def test_the_setting_opens_the_way_to_public_addresses_only(tmp_path: Path) -> None:
