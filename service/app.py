@@ -18,11 +18,11 @@ from service.api import (
     huggingface,
     label_sets,
     open_inference,
-    openapi,
     operations,
 )
 from service.api.auth import AccessControl, open_access
 from service.api.docs_page import add_docs
+from service.api.document import describe, operation_id
 from service.api.handlers import add_handlers
 from service.api.job_wiring import open_jobs
 from service.api.middleware import RequestContext
@@ -41,7 +41,8 @@ _log = structlog.stdlib.get_logger("service.app")
 DESCRIPTION: Final = """\
 Send a picture and the labels it may have; get back how well each label fits.
 
-Every error is an RFC 9457 problem (`application/problem+json`) whose `type` never changes.
+Every error of the service's own interface is an RFC 9457 problem (`application/problem+json`) whose `type` never
+changes; the protocols of OpenAI, Hugging Face and Open Inference have errors of their own form.
 Every answer has an `X-Request-ID`; send your own to find it in the log.
 """
 
@@ -85,6 +86,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=operation_id,
         default_response_class=JSONResponse,
     )
     app.state.services = services
@@ -98,7 +100,7 @@ def create_app(
         app.include_router(protocol.router)
     add_docs(app)
     add_handlers(app)
-    openapi.describe(app)
+    describe(app)
     app.add_middleware(AccessControl, services=services)
     app.add_middleware(RequestContext, metrics=services.metrics, lifecycle=services.lifecycle)
     return app

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.api import answers, examples
 from service.api.job_lines import ENDPOINTS
 from service.api.job_schemas import (
     BATCHES_PAGE,
@@ -20,21 +21,37 @@ from service.api.job_schemas import (
 )
 from service.api.json_body import checked, read_json
 from service.api.problems import FieldErrors
-from service.api.protocol_schemas import OpenAIError, error_answers
 from service.api.services import services_of
-from service.errors import UnknownObject
+from service.errors import Conflict, Overloaded, UnknownObject
 from service.jobs.records import JOB_PREFIX, is_id
 
 _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "batch": {
         "summary": "Classify what is in a file",
         "value": {
-            "input_file_id": "file-0198c0de00000123456789abcdef0123",
+            "input_file_id": examples.FILE_ID,
             "endpoint": "/v1/classify",
             "completion_window": "24h",
         },
-    }
+    },
+    "every field": {
+        "summary": "Every field",
+        "value": {
+            "input_file_id": examples.FILE_ID,
+            "endpoint": "/v1/embeddings",
+            "completion_window": "6h",
+            "metadata": {"experiment": "7"},
+            "output_expires_after": {"anchor": "created_at", "seconds": 86_400},
+        },
+    },
 }
+
+_LINKS: Final = {
+    "retrieve": {"operationId": "retrieve_batch", "parameters": {"batch_id": "$response.body#/id"}},
+    "cancel": {"operationId": "cancel_batch", "parameters": {"batch_id": "$response.body#/id"}},
+}
+_BAD_ID: Final = FieldErrors([("batch_id", "String should have at most 100 characters")])
+_UNKNOWN: Final = UnknownObject("There is no batch of that id here.")
 
 router = APIRouter(tags=["batches"])
 
@@ -48,13 +65,23 @@ router = APIRouter(tags=["batches"])
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": BatchRequest.model_json_schema(ref_template="#/components/schemas/{model}"),
+                    "schema": {"$ref": f"{answers.REFERENCE}BatchRequest"},
                     "examples": _EXAMPLES,
                 }
             },
         }
     },
-    responses=error_answers(OpenAIError, 400, 408, 409, 413, 415, 429, 500, 503),
+    responses={
+        200: answers.answer(examples.JOB, description="The batch, which has begun.", links=_LINKS),
+        **answers.refusals(
+            "/v1/batches",
+            *answers.READING,
+            FieldErrors([("input_file_id", "is not the id of a file here")]),
+            Conflict("This Idempotency-Key was used for another request; take a new one."),
+            Overloaded("Too many batches are waiting; try again later.", 10.0),
+            *answers.STORED,
+        ),
+    },
 )
 async def create_batch(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """The file is checked first; one line that is no request fails the batch, and `errors` says which."""
@@ -81,7 +108,10 @@ async def create_batch(request: Request, idempotency_key: IdempotencyKey = None)
     "/v1/batches",
     response_model=BatchesOut,
     summary="The batches",
-    responses=error_answers(OpenAIError, 400, 500, 503),
+    responses={
+        200: answers.answer(examples.JOBS),
+        **answers.refusals("/v1/batches", FieldErrors([("after", "is not the id of a batch")]), *answers.STORED),
+    },
 )
 async def list_batches(
     request: Request,
@@ -99,7 +129,10 @@ async def list_batches(
     "/v1/batches/{batch_id}",
     response_model=BatchOut,
     summary="A batch",
-    responses=error_answers(OpenAIError, 400, 404, 500, 503),
+    responses={
+        200: answers.answer(examples.JOB),
+        **answers.refusals("/v1/batches/{batch_id}", _BAD_ID, _UNKNOWN, *answers.STORED),
+    },
 )
 async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
     """How far it is."""
@@ -110,7 +143,16 @@ async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
     "/v1/batches/{batch_id}/cancel",
     response_model=BatchOut,
     summary="Cancel a batch",
-    responses=error_answers(OpenAIError, 400, 404, 409, 500, 503),
+    responses={
+        200: answers.answer(examples.JOB_CANCELLING),
+        **answers.refusals(
+            "/v1/batches/{batch_id}/cancel",
+            _BAD_ID,
+            _UNKNOWN,
+            Conflict("A batch that is completed cannot be cancelled."),
+            *answers.STORED,
+        ),
+    },
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
     """Lines in work are still answered; what is done is kept."""

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.api import openapi
+from service.api import answers, examples, openapi
 from service.api.disconnect import unless_client_goes
 from service.api.fields import ClassifyRequest
 from service.api.parsing import parse_single
@@ -23,7 +23,17 @@ router = APIRouter(tags=["classify"])
     response_model=ClassifyAnswer,
     summary="Classify one image against any labels",
     openapi_extra=openapi.CLASSIFY,
-    responses=openapi.problems(400, 404, 408, 409, 413, 415, 422, 429, 500, 503),
+    responses={
+        200: answers.answer(examples.CLASSIFIED, headers=answers.header("Server-Timing", always=True)),
+        **answers.refusals(
+            "/v1/classify",
+            *answers.READING,
+            *answers.PICTURES,
+            *answers.LABELLING,
+            *answers.LABEL_SETS,
+            *answers.COMPUTING,
+        ),
+    },
 )
 async def classify(request: Request) -> Response:
     """Send JSON, a form, or the picture itself; the answer is the same."""

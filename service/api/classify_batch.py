@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.api import answers, examples, openapi
 from service.api import body as bodies
-from service.api import openapi
 from service.api.archive_body import MEDIA_TYPES, ArchiveImages, Upload, check_room
 from service.api.classify import server_timing
 from service.api.disconnect import unless_client_goes
@@ -30,6 +30,10 @@ from service.spool import Spool
 
 NDJSON: Final = "application/x-ndjson"
 
+_LINES: Final = (
+    "Each line is a `BatchResult`. Should the whole fail midway, the last line is an object with `error` alone."
+)
+
 Result: TypeAlias = tuple[int, str | None, Classification | AnyclassError]
 """An image's index, its name where it has one, and what became of it."""
 
@@ -45,8 +49,22 @@ router = APIRouter(tags=["classify"])
     summary="Classify several images against the same labels",
     openapi_extra=openapi.BATCH,
     responses={
-        200: {"content": {NDJSON: {"schema": {"$ref": "#/components/schemas/BatchResult"}}}},
-        **openapi.problems(400, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503),
+        200: {
+            "description": "Every image has its result; one that cannot be classified has its error there.",
+            "headers": answers.header("Server-Timing"),
+            "content": {
+                "application/json": {"example": examples.BATCH},
+                NDJSON: {"schema": {"type": "string", "description": _LINES}, "example": examples.BATCH_LINES},
+            },
+        },
+        **answers.refusals(
+            "/v1/classify/batch",
+            NotAcceptable,
+            *answers.READING,
+            *answers.LABELLING,
+            *answers.LABEL_SETS,
+            *answers.COMPUTING,
+        ),
     },
 )
 async def classify_batch(request: Request) -> Response:

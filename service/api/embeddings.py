@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from service.api import answers, examples
 from service.api.classify import server_timing
 from service.api.disconnect import unless_client_goes
 from service.api.image_text import image_source
@@ -15,11 +16,11 @@ from service.api.json_body import checked, read_json
 from service.api.numbers import json_numbers
 from service.api.openapi import RED_DOT
 from service.api.problems import FieldErrors
-from service.api.protocol_schemas import EmbeddingsAnswer, OpenAIError, error_answers
+from service.api.protocol_schemas import EmbeddingsAnswer
 from service.api.services import Services, services_of
 from service.classification import ImageSource
 from service.embedder import Embedded, EmbedQuery
-from service.errors import InvalidImage
+from service.errors import InvalidImage, InvalidLabels, PromptTooLong
 from service.image_urls import ImageFetcher
 
 _MAX_NAME_CHARS: Final = 256
@@ -43,7 +44,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "both": {"summary": "A text and an image", "value": {"input": ["something red", _RED_DOT]}},
 }
 
-router = APIRouter(tags=["clients"])
+router = APIRouter(tags=["openai"])
 
 
 class EmbeddingsRequest(BaseModel):
@@ -79,10 +80,25 @@ class EmbeddingsRequest(BaseModel):
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema(), "examples": EXAMPLES}},
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": f"{answers.REFERENCE}EmbeddingsRequest"},
+                    "examples": EXAMPLES,
+                }
+            },
         }
     },
-    responses=error_answers(OpenAIError, 400, 404, 408, 413, 415, 429, 500, 503),
+    responses={
+        200: answers.answer(examples.EMBEDDINGS, headers=answers.header("Server-Timing", always=True)),
+        **answers.refusals(
+            "/v1/embeddings",
+            *answers.READING,
+            *answers.PICTURES,
+            InvalidLabels("Text 0 is empty."),
+            PromptTooLong("Text 0 has 90 tokens with its template; this model reads 32. Shorten it."),
+            *answers.COMPUTING,
+        ),
+    },
 )
 async def embeddings(request: Request) -> Response:
     """Vectors have unit length; texts and images are in one space. Texts are taken as they are, in no template."""

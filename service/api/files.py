@@ -6,9 +6,12 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from service.api import answers, examples
 from service.api import body as bodies
 from service.api.job_schemas import (
     FILES_PAGE,
+    LONGEST_KEEP_S,
+    SHORTEST_KEEP_S,
     ExpiresAfter,
     FileDeletedOut,
     FileId,
@@ -21,10 +24,10 @@ from service.api.job_schemas import (
 )
 from service.api.json_body import checked
 from service.api.parsing import MULTIPART, media_type, refuse_query
-from service.api.problems import FieldErrors, UnsupportedMediaType, quoted
-from service.api.protocol_schemas import OpenAIError, error_answers
+from service.api.problems import BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
 from service.api.services import services_of
 from service.api.upload import FILE, Upload, read_upload
+from service.errors import Conflict, MalformedRequest, PayloadTooLarge, UnknownObject
 from service.jobs.records import FILE_PREFIX, is_id
 
 _FORM_BYTES: Final = 65_536
@@ -41,17 +44,56 @@ _UPLOAD: Final[dict[str, Any]] = {
                 "schema": {
                     "type": "object",
                     "required": ["file", "purpose"],
+                    "additionalProperties": False,
+                    "dependentRequired": {_ANCHOR: [_SECONDS], _SECONDS: [_ANCHOR]},
                     "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "Lines of JSON."},
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "Lines of JSON, each with `custom_id`, `method` (`POST`), `url` (the "
+                            "batch's `endpoint`) and `body` (the request to that route).",
+                        },
                         "purpose": {"type": "string", "enum": ["batch"]},
                         _ANCHOR: {"type": "string", "enum": ["created_at"]},
-                        _SECONDS: {"type": "integer", "description": "How long the file is kept."},
+                        _SECONDS: {
+                            "type": "integer",
+                            "minimum": SHORTEST_KEEP_S,
+                            "maximum": LONGEST_KEEP_S,
+                            "description": "How long the file is kept, but no longer than this server keeps any.",
+                        },
                     },
-                }
+                },
+                "examples": {
+                    "file": {
+                        "summary": "Two requests",
+                        "value": {"file": examples.FILE_LINES, "purpose": "batch"},
+                    },
+                    "kept": {
+                        "summary": "A file that is kept for a day",
+                        "value": {
+                            "file": examples.FILE_LINES,
+                            "purpose": "batch",
+                            _ANCHOR: "created_at",
+                            _SECONDS: 86_400,
+                        },
+                    },
+                },
             }
         },
     }
 }
+
+_LINKS: Final = {
+    "retrieve": {"operationId": "retrieve_file", "parameters": {"file_id": "$response.body#/id"}},
+    "content": {"operationId": "file_content", "parameters": {"file_id": "$response.body#/id"}},
+    "delete": {"operationId": "delete_file", "parameters": {"file_id": "$response.body#/id"}},
+    "batch": {
+        "operationId": "create_batch",
+        "requestBody": {"input_file_id": "$response.body#/id", "endpoint": "/v1/embeddings"},
+    },
+}
+_BAD_ID: Final = FieldErrors([("file_id", "String should have at most 100 characters")])
+_OF_ONE: Final = answers.refusals("/v1/files/{file_id}", _BAD_ID, UnknownObject, *answers.STORED)
 
 router = APIRouter(tags=["batches"])
 
@@ -61,7 +103,19 @@ router = APIRouter(tags=["batches"])
     response_model=FileOut,
     summary="Send a file of requests",
     openapi_extra=_UPLOAD,
-    responses=error_answers(OpenAIError, 400, 408, 409, 413, 415, 429, 500, 503),
+    responses={
+        200: answers.answer(examples.FILE, description="The file that is kept.", links=_LINKS),
+        **answers.refusals(
+            "/v1/files",
+            MalformedRequest("The form ends before its closing boundary."),
+            FieldErrors([("purpose", "must be batch")]),
+            UnsupportedMediaType("A file is sent as multipart/form-data, not as text/plain."),
+            PayloadTooLarge,
+            BodyTimeout,
+            Conflict("This Idempotency-Key was used for another request; take a new one."),
+            *answers.STORED,
+        ),
+    },
 )
 async def create_file(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """The file goes to the state store as it comes in; what is in its lines is checked by the batch."""
@@ -89,7 +143,10 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
     "/v1/files",
     response_model=FilesOut,
     summary="The files",
-    responses=error_answers(OpenAIError, 400, 500, 503),
+    responses={
+        200: answers.answer(examples.FILES),
+        **answers.refusals("/v1/files", FieldErrors([("after", "is not the id of a file")]), *answers.STORED),
+    },
 )
 async def list_files(
     request: Request,
@@ -110,7 +167,7 @@ async def list_files(
     "/v1/files/{file_id}",
     response_model=FileOut,
     summary="A file",
-    responses=error_answers(OpenAIError, 400, 404, 500, 503),
+    responses={200: answers.answer(examples.FILE), **_OF_ONE},
 )
 async def retrieve_file(request: Request, file_id: FileId) -> Response:
     """What is known of a file; its content is below it."""
@@ -123,7 +180,7 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
     summary="The content of a file",
     responses={
         200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-        **error_answers(OpenAIError, 400, 404, 500, 503),
+        **_OF_ONE,
     },
 )
 async def file_content(request: Request, file_id: FileId) -> Response:
@@ -147,7 +204,10 @@ async def file_content(request: Request, file_id: FileId) -> Response:
     "/v1/files/{file_id}",
     response_model=FileDeletedOut,
     summary="Delete a file",
-    responses=error_answers(OpenAIError, 400, 404, 409, 500, 503),
+    responses={
+        200: answers.answer(examples.FILE_DELETED),
+        **answers.refusals("/v1/files/{file_id}", _BAD_ID, UnknownObject, Conflict, *answers.STORED),
+    },
 )
 async def delete_file(request: Request, file_id: FileId) -> Response:
     """A file that a batch still reads is not deleted."""

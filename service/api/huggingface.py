@@ -5,14 +5,15 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.api import answers, examples
 from service.api.classify import server_timing
 from service.api.disconnect import unless_client_goes
 from service.api.huggingface_schemas import InputObject, ZeroShotRequest
 from service.api.image_text import image_source
 from service.api.json_body import checked, read_json
-from service.api.openapi import RED_DOT
+from service.api.openapi import RED_DOT, ModelName
 from service.api.problems import FieldErrors
-from service.api.protocol_schemas import LabelScore, PlainError, error_answers
+from service.api.protocol_schemas import LabelScore
 from service.api.schemas import predictions_json
 from service.api.services import services_of
 from service.classification import load_image
@@ -37,7 +38,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-router = APIRouter(tags=["clients"])
+router = APIRouter(tags=["hugging face"])
 
 _DOCUMENTED: Final[dict[str, Any]] = {
     "response_model": list[LabelScore],
@@ -53,13 +54,14 @@ _DOCUMENTED: Final[dict[str, Any]] = {
         }
     },
 }
-_STATUSES: Final = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_ANSWERED: Final = answers.answer(examples.SCORES, headers=answers.header("Server-Timing", always=True))
+_REFUSALS: Final = (*answers.READING, *answers.PICTURES, *answers.LABELLING, *answers.COMPUTING)
 
 
 @router.post(
     "/",
     summary="Zero-shot image classification (Hugging Face)",
-    responses=error_answers(PlainError, *_STATUSES),
+    responses={200: _ANSWERED, **answers.refusals("/", *_REFUSALS)},
     **_DOCUMENTED,
 )
 async def classify_by_default(request: Request) -> Response:
@@ -70,10 +72,10 @@ async def classify_by_default(request: Request) -> Response:
 @router.post(
     "/models/{model:path}",
     summary="Zero-shot image classification by a model (Hugging Face)",
-    responses=error_answers(PlainError, *_STATUSES),
+    responses={200: _ANSWERED, **answers.refusals("/models/{model:path}", *_REFUSALS)},
     **_DOCUMENTED,
 )
-async def classify_by_model(request: Request, model: str) -> Response:
+async def classify_by_model(request: Request, model: ModelName) -> Response:
     """`model` is a name or an alias, which may have a slash in it."""
     return await _classify(request, model)
 

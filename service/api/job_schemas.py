@@ -5,19 +5,20 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Header, Path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from service.api import examples
 from service.api.problems import FieldErrors
 from service.jobs import FileRecord, Idempotency, Job
 
 FILES_PAGE: Final = 10_000
 BATCHES_PAGE: Final = 20
 MAX_BATCHES_PAGE: Final = 100
-_SHORTEST_KEEP_S: Final = 3_600
-_LONGEST_KEEP_S: Final = 30 * 24 * 3_600
+SHORTEST_KEEP_S: Final = 3_600
+LONGEST_KEEP_S: Final = 30 * 24 * 3_600
 _MAX_PAIRS: Final = 16
 _MAX_KEY_CHARS: Final = 255
 
-FileId = Annotated[str, Path(description="The file's id.", max_length=100)]
-BatchId = Annotated[str, Path(description="The batch's id.", max_length=100)]
+FileId = Annotated[str, Path(description="The file's id.", max_length=100, examples=[examples.FILE_ID])]
+BatchId = Annotated[str, Path(description="The batch's id.", max_length=100, examples=[examples.BATCH_ID])]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -129,7 +130,7 @@ class ExpiresAfter(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=_SHORTEST_KEEP_S, le=_LONGEST_KEEP_S)]
+    seconds: Annotated[int, Field(ge=SHORTEST_KEEP_S, le=LONGEST_KEEP_S)]
 
 
 class BatchRequest(BaseModel):

@@ -48,9 +48,7 @@ _CREATED: Final = 201
 _ACCEPTED: Final = 202
 _NOT_MODIFIED: Final = 304
 
-_BAD_CONDITION: Final = MalformedRequest(
-    'if-match must be * or one or more entity tags, each in double quotes: "…".'
-)
+_BAD_CONDITION: Final = MalformedRequest('if-match must be * or one or more entity tags, each in double quotes: "…".')
 
 router = APIRouter(tags=["label sets"])
 
@@ -154,9 +152,7 @@ async def get_label_set(request: Request, name: Name) -> Response:
     openapi_extra=DELETE,
     responses={
         204: {"description": "It is no more."},
-        **answers.refusals(
-            "/v1/label-sets/{name}", _BAD_CONDITION, UnknownLabelSet, VersionMismatch, *answers.STORED
-        ),
+        **answers.refusals("/v1/label-sets/{name}", _BAD_CONDITION, UnknownLabelSet, VersionMismatch, *answers.STORED),
     },
 )
 async def delete_label_set(request: Request, name: Name) -> Response:

@@ -8,71 +8,63 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.api import answers, examples
 from service.api import body as bodies
 from service.api.classify import server_timing
 from service.api.disconnect import unless_client_goes
 from service.api.fields import parse_json_list
+from service.api.open_inference_docs import INFER, METADATA, READY, Version
 from service.api.open_inference_schemas import (
     IMAGE_EMBEDDINGS,
     OUTPUTS,
     SCORES,
     TEXT_EMBEDDINGS,
-    InferAnswer,
     InferRequest,
     Live,
-    ModelMetadata,
-    ModelReady,
     Ready,
     ServerInfo,
     metadata_json,
     version_of,
 )
 from service.api.open_inference_tensors import Inferred, Limits, read_infer, write_infer
-from service.api.openapi import RED_DOT
+from service.api.openapi import ModelName
 from service.api.operations import livez, readyz
 from service.api.parsing import JSON, OCTETS, body_of, media_type, refuse_query
 from service.api.problems import FieldErrors, UnsupportedMediaType
-from service.api.protocol_schemas import PlainError, error_answers
 from service.api.services import services_of
 from service.api.version import VERSION
 from service.class_vectors import check_scoring
 from service.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
-from service.errors import UnknownModel
+from service.errors import NotReady, UnknownModel
 from service.models import Model
 
 HEADER_LENGTH: Final = "inference-header-content-length"
-EXAMPLES: Final[dict[str, dict[str, Any]]] = {
-    "scores": {
-        "summary": "Scores of two labels for one image",
-        "value": {
-            "inputs": [
-                {"name": "image", "datatype": "BYTES", "shape": [1], "data": [RED_DOT]},
-                {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["something red", "something green"]},
-            ],
-            "outputs": [{"name": "scores"}],
-            "parameters": {"templates": "default"},
-        },
-    },
-    "vectors": {
-        "summary": "Vectors of two texts",
-        "value": {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2, 1], "data": [["a cat"], ["a dog"]]}]},
-    },
-}
+_SERVER: Final = {"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]}
 
-router = APIRouter(prefix="/v2", tags=["clients"])
+router = APIRouter(prefix="/v2", tags=["open inference"])
 
 
-@router.get("", response_model=ServerInfo, summary="The server (Open Inference Protocol)")
+@router.get(
+    "",
+    response_model=ServerInfo,
+    summary="The server (Open Inference Protocol)",
+    responses={200: answers.answer(_SERVER), **answers.refusals("/v2")},
+)
 async def server() -> Response:
     """Needs no model."""
-    return JSONResponse({"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]})
+    return JSONResponse(_SERVER)
 
 
 @router.get(
     "/health/live",
     response_model=Live,
     summary="Whether the process is alive (Open Inference Protocol)",
-    responses=error_answers(PlainError, 503),
+    responses={
+        200: answers.answer(examples.LIVE),
+        **answers.refusals(
+            "/v2/health/live", NotReady("A device's scheduler has died; the process must be started anew.")
+        ),
+    },
 )
 async def live(request: Request) -> Response:
     """As `GET /livez`."""
@@ -84,7 +76,10 @@ async def live(request: Request) -> Response:
     "/health/ready",
     response_model=Ready,
     summary="Whether to send requests here (Open Inference Protocol)",
-    responses=error_answers(PlainError, 503),
+    responses={
+        200: answers.answer(examples.SERVER_READY),
+        **answers.refusals("/v2/health/ready", NotReady("Not ready: the model is being loaded.")),
+    },
 )
 async def ready(request: Request) -> Response:
     """As `GET /readyz`."""
@@ -92,85 +87,49 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"ready": True})
 
 
-_READY: Final[dict[str, Any]] = {"response_model": ModelReady, "responses": error_answers(PlainError, 404, 503)}
-_METADATA: Final[dict[str, Any]] = {"response_model": ModelMetadata, "responses": error_answers(PlainError, 404, 503)}
-
-
 # A model's alias may have a slash in it, which clients do not encode; so the longer paths come first.
 @router.get(
     "/models/{model:path}/versions/{version}/ready",
     summary="Whether a version of a model takes requests (Open Inference Protocol)",
-    **_READY,
+    **READY,
 )
-async def version_ready(request: Request, model: str, version: str) -> Response:
+async def version_ready(request: Request, model: ModelName, version: Version) -> Response:
     """A model has one version, the beginning of its revision."""
     return await _ready(request, _find(request, model, version))
 
 
-@router.get("/models/{model:path}/ready", summary="Whether a model takes requests (Open Inference Protocol)", **_READY)
-async def model_ready(request: Request, model: str) -> Response:
+@router.get("/models/{model:path}/ready", summary="Whether a model takes requests (Open Inference Protocol)", **READY)
+async def model_ready(request: Request, model: ModelName) -> Response:
     """Every model that is served is ready as soon as the server is."""
     return await _ready(request, _find(request, model))
 
 
 @router.get(
-    "/models/{model:path}/versions/{version}", summary="A version of a model (Open Inference Protocol)", **_METADATA
+    "/models/{model:path}/versions/{version}", summary="A version of a model (Open Inference Protocol)", **METADATA
 )
-async def version_metadata(request: Request, model: str, version: str) -> Response:
+async def version_metadata(request: Request, model: ModelName, version: Version) -> Response:
     """As that of the model."""
     return _metadata(request, _find(request, model, version))
 
 
-@router.get("/models/{model:path}", summary="A model (Open Inference Protocol)", **_METADATA)
-async def model_metadata(request: Request, model: str) -> Response:
+@router.get("/models/{model:path}", summary="A model (Open Inference Protocol)", **METADATA)
+async def model_metadata(request: Request, model: ModelName) -> Response:
     """Its inputs and outputs. `image` is BYTES, encoded images, and is read as UINT8 [n, height, width, 3] too."""
     return _metadata(request, _find(request, model))
-
-
-_INFER: Final[dict[str, Any]] = {
-    "response_model": InferAnswer,
-    "response_model_exclude_none": True,
-    "openapi_extra": {
-        "parameters": [
-            {
-                "name": "Inference-Header-Content-Length",
-                "in": "header",
-                "required": False,
-                "description": "Bytes of the JSON, where binary tensors follow it.",
-                "schema": {"type": "integer", "minimum": 1},
-            }
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": {"$ref": "#/components/schemas/InferRequest"}, "examples": EXAMPLES},
-                OCTETS: {"schema": {"type": "string", "format": "binary"}},
-            },
-        },
-    },
-    "responses": {
-        200: {
-            "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
-            "description": "The outputs as JSON; where some are binary these follow it, and the header "
-            "Inference-Header-Content-Length has the bytes of the JSON.",
-        },
-        **error_answers(PlainError, 400, 404, 408, 413, 415, 429, 500, 503),
-    },
-}
 
 
 @router.post(
     "/models/{model:path}/versions/{version}/infer",
     summary="Vectors and scores by a version of a model (Open Inference Protocol)",
-    **_INFER,
+    **INFER,
 )
-async def infer_by_version(request: Request, model: str, version: str) -> Response:
+async def infer_by_version(request: Request, model: ModelName, version: Version) -> Response:
     """As by the model."""
     return await _infer(request, _find(request, model, version))
 
 
-@router.post("/models/{model:path}/infer", summary="Vectors and scores (Open Inference Protocol)", **_INFER)
-async def infer(request: Request, model: str) -> Response:
+@router.post("/models/{model:path}/infer", summary="Vectors and scores (Open Inference Protocol)", **INFER)
+async def infer(request: Request, model: ModelName) -> Response:
     """Inputs are `image`, `text` or both; outputs `image_embeddings`, `text_embeddings` and, from both, `scores`."""
     return await _infer(request, _find(request, model))
 

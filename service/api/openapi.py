@@ -1,18 +1,11 @@
 """What the routes that read their own bodies say about themselves in the OpenAPI document."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
+from fastapi import Path
 
 from service.api.fields import Options
-from service.api.huggingface_schemas import ZeroShotRequest
-from service.api.label_set_schemas import LabelSetIn
-from service.api.open_inference_schemas import InferRequest
-from service.api.problems import KINDS, MEDIA_TYPE, ROUTING_KINDS
-from service.api.schemas import Problem
 
-_REFERENCE: Final = "#/components/schemas/"
 _IMAGE_TEXT: Final = {
     "type": "string",
     "description": "The picture as a data URI or as base64 (standard or URL-safe alphabet), "
@@ -147,6 +140,14 @@ BATCH: Final[dict[str, Any]] = {
     },
 }
 
+ModelName = Annotated[
+    str,
+    Path(
+        description="Name or alias of a model (`GET /v1/models`), which may have a slash in it.",
+        examples=["demo"],
+    ),
+]
+
 MODEL_PARAMETER: Final[dict[str, Any]] = {
     "parameters": [
         {
@@ -158,39 +159,3 @@ MODEL_PARAMETER: Final[dict[str, Any]] = {
         }
     ]
 }
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem answers of a route, for its `responses`."""
-    kinds = [*KINDS.values(), *ROUTING_KINDS.values()]
-    answers: dict[int | str, dict[str, Any]] = {}
-    for status in statuses:
-        titles = dict.fromkeys(kind.title for kind in kinds if kind.status == status)
-        answers[status] = {
-            "description": "; ".join(titles),
-            "content": {MEDIA_TYPE: {"schema": {"$ref": f"{_REFERENCE}Problem"}}},
-        }
-    return answers
-
-
-def describe(app: FastAPI) -> None:
-    """Give `app` an OpenAPI document that is complete."""
-
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                summary=app.summary,
-                description=app.description,
-                routes=app.routes,
-            )
-            parts = schema.setdefault("components", {}).setdefault("schemas", {})
-            for model in (Problem, LabelSetIn, ZeroShotRequest, InferRequest):
-                part = model.model_json_schema(ref_template=_REFERENCE + "{model}")
-                parts.update(part.pop("$defs", {}))
-                parts[model.__name__] = part
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way

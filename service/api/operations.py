@@ -7,13 +7,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api import openapi
+from service.api import answers, examples, openapi
 from service.api.lifecycle import Phase
 from service.api.problems import FieldErrors, quoted
-from service.api.protocol_schemas import OpenAIError, error_answers
 from service.api.schemas import ModelsAnswer, OpenAIModel, Status, TemplatesAnswer, model_json
 from service.api.services import services_of
-from service.errors import NotReady
+from service.errors import NotReady, UnknownModel
 
 router = APIRouter()
 
@@ -23,7 +22,7 @@ router = APIRouter()
     tags=["models"],
     response_model=ModelsAnswer,
     summary="The models that really run",
-    responses=openapi.problems(503),
+    responses={200: answers.answer(examples.MODELS), **answers.refusals("/v1/models", NotReady)},
 )
 async def models(request: Request) -> Response:
     """Provider, precision and parity are those of the running process, not of its configuration."""
@@ -39,12 +38,15 @@ async def models(request: Request) -> Response:
 
 @router.get(
     "/v1/models/{model:path}",
-    tags=["clients"],
+    tags=["openai"],
     response_model=OpenAIModel,
     summary="One model (OpenAI)",
-    responses=error_answers(OpenAIError, 404, 503),
+    responses={
+        200: answers.answer(examples.ONE_MODEL),
+        **answers.refusals("/v1/models/{model:path}", NotReady, UnknownModel),
+    },
 )
-async def one_model(request: Request, model: str) -> Response:
+async def one_model(request: Request, model: openapi.ModelName) -> Response:
     """By name or alias; the answer has the name."""
     return JSONResponse(OpenAIModel(id=services_of(request).models.get(model).name).model_dump())
 
@@ -55,7 +57,15 @@ async def one_model(request: Request, model: str) -> Response:
     response_model=TemplatesAnswer,
     summary="The prompt templates of a model",
     openapi_extra=openapi.MODEL_PARAMETER,
-    responses=openapi.problems(404, 422, 503),
+    responses={
+        200: answers.answer(examples.TEMPLATES),
+        **answers.refusals(
+            "/v1/templates",
+            NotReady,
+            UnknownModel,
+            FieldErrors([("modle", "is not a parameter of this route; it has model")]),
+        ),
+    },
 )
 async def templates(request: Request) -> Response:
     """Each set's name can be sent as `templates`."""
@@ -69,7 +79,10 @@ async def templates(request: Request) -> Response:
     tags=["probes"],
     response_model=Status,
     summary="Whether the process is alive",
-    responses=openapi.problems(503),
+    responses={
+        200: answers.answer(examples.ALIVE),
+        **answers.refusals("/livez", NotReady("A device's scheduler has died; the process must be started anew.")),
+    },
 )
 async def livez(request: Request) -> Response:
     """Says no only when a restart is the remedy. Needs no model."""
@@ -86,7 +99,10 @@ async def livez(request: Request) -> Response:
     tags=["probes"],
     response_model=Status,
     summary="Whether to send requests here",
-    responses=openapi.problems(503),
+    responses={
+        200: answers.answer(examples.READY),
+        **answers.refusals("/readyz", NotReady("Not ready: the model is being loaded.")),
+    },
 )
 async def readyz(request: Request) -> Response:
     """Says no until the model is warm, and from the moment the service is asked to stop."""
@@ -101,7 +117,10 @@ async def readyz(request: Request) -> Response:
     tags=["probes"],
     response_class=Response,
     summary="Metrics in the Prometheus text format",
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: answers.answer(examples.METRICS, media_type="text/plain", schema={"type": "string"}),
+        **answers.refusals("/metrics"),
+    },
 )
 async def metrics(request: Request) -> Response:
     """How much was asked, how long it took, and how the text cache fares."""

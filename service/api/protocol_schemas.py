@@ -1,7 +1,6 @@
 """The answers and errors of the protocols that are spoken for existing clients, as the OpenAPI document shows them."""
 
-from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,8 +59,3 @@ class LabelScore(_Answer):
 
     label: str
     score: float
-
-
-def error_answers(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route in the form `model`, for its `responses`."""
-    return {code: {"model": model, "description": HTTPStatus(code).phrase} for code in statuses}

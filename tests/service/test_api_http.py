@@ -298,7 +298,8 @@ def test_openapi_describes_every_form_and_problem(client: httpx.Client) -> None:
     assert {"application/json", "multipart/form-data", "image/*", "application/octet-stream"} == set(
         classify["requestBody"]["content"]
     )
-    assert {"200", "400", "404", "408", "409", "413", "415", "422", "429", "500", "503"} == set(classify["responses"])
+    statuses = {"200", "400", "401", "404", "408", "409", "413", "415", "422", "429", "500", "503"}
+    assert statuses == set(classify["responses"])
     assert {"application/problem+json"} == set(classify["responses"]["422"]["content"])
     assert "labels" in {parameter["name"] for parameter in classify["parameters"]}
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))

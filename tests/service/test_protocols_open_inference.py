@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
-from service.api.open_inference import EXAMPLES
+from service.api.open_inference_docs import EXAMPLES
 from service.api.open_inference_schemas import InferAnswer, ModelMetadata
 from service.api.open_inference_tensors import Limits, read_infer
 from service.api.protocol_schemas import PlainError

@@ -208,10 +208,13 @@ def test_the_documented_examples_work(plain: httpx.Client) -> None:
 
 def test_openapi_describes_it(plain: httpx.Client) -> None:
     """The fields are those that are read, and the errors are in their form."""
-    operation = plain.get("/openapi.json").json()["paths"][ROUTE]["post"]
+    document = plain.get("/openapi.json").json()
+    operation = document["paths"][ROUTE]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert {"model", "input", "encoding_format", "dimensions", "user"} == set(schema["properties"])
-    assert {"200", "400", "404", "408", "413", "415", "429", "500", "503"} == set(operation["responses"])
+    assert {"$ref": "#/components/schemas/EmbeddingsRequest"} == schema
+    fields = document["components"]["schemas"]["EmbeddingsRequest"]["properties"]
+    assert {"model", "input", "encoding_format", "dimensions", "user"} == set(fields)
+    assert {"200", "400", "401", "404", "408", "413", "415", "429", "500", "503"} == set(operation["responses"])
     assert (
         "#/components/schemas/OpenAIError"
         == (operation["responses"]["404"]["content"]["application/json"]["schema"]["$ref"])
