@@ -91,16 +91,18 @@ async def create_batch(request: Request, idempotency_key: IdempotencyKey = None)
     asked = checked(BatchRequest, await read_json(request, settings))
     if asked.endpoint not in ENDPOINTS:
         raise FieldErrors([("endpoint", f"must be one of {', '.join(ENDPOINTS)}")])
-    await _check_input(request, asked.input_file_id)
     keep = asked.output_expires_after
-    job = await desk.add_job(
-        endpoint=asked.endpoint,
-        input_file_id=asked.input_file_id,
-        window_hours=int(asked.completion_window.removesuffix("h")),
-        metadata=asked.metadata,
-        keep_output_s=None if keep is None else min(keep.seconds, settings.keep_files_s),
-        idempotency=idempotency,
-    )
+    try:
+        job = await desk.add_job(
+            endpoint=asked.endpoint,
+            input_file_id=asked.input_file_id,
+            window_hours=int(asked.completion_window.removesuffix("h")),
+            metadata=asked.metadata,
+            keep_output_s=None if keep is None else min(keep.seconds, settings.keep_files_s),
+            idempotency=idempotency,
+        )
+    except UnknownObject as exc:
+        raise FieldErrors([("input_file_id", exc.detail)]) from exc
     return JSONResponse(batch_json(job))
 
 
@@ -157,12 +159,3 @@ async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
     """Lines in work are still answered; what is done is kept."""
     return JSONResponse(batch_json(await services_of(request).desk.cancel(batch_id)))
-
-
-async def _check_input(request: Request, file_id: str) -> None:
-    try:
-        record = await services_of(request).desk.file(file_id)
-    except UnknownObject as exc:
-        raise FieldErrors([("input_file_id", "is not the id of a file here")]) from exc
-    if record.purpose != "batch":
-        raise FieldErrors([("input_file_id", "is a file that was not sent with the purpose batch")])

@@ -92,12 +92,26 @@ class JobDesk:
         keep_output_s: int | None = None,
         idempotency: Idempotency | None = None,
     ) -> Job:
-        """Begin a job. Raises Conflict for an idempotency key that was used for another, and Overloaded."""
+        """Begin a job.
+
+        Raises:
+            UnknownObject: there is no input file of that id. A request that is sent again with its idempotency key is
+                answered all the same: the file may have gone since.
+            Conflict: the idempotency key was used for another request.
+            Overloaded: as many jobs as may be are active.
+        """
         now = self._clock()
         job_id = new_id(JOB_PREFIX, now)
+        pairs = [part for pair in sorted((metadata or {}).items()) for part in pair]
+        fingerprint = _digest(endpoint, input_file_id, str(window_hours), str(keep_output_s), *pairs)
         if idempotency is not None:
-            pairs = [part for pair in sorted((metadata or {}).items()) for part in pair]
-            fingerprint = _digest(endpoint, input_file_id, str(window_hours), str(keep_output_s), *pairs)
+            known = await self.jobs.reserved(idempotency.digest("batch"), fingerprint, now=now)
+            if known is not None and (there := await self.jobs.get(known)) is not None:
+                return there
+        if (await self.file(input_file_id)).purpose != "batch":
+            raise UnknownObject("The file of that id was not sent with the purpose batch.")
+        if idempotency is not None:
+            # Only now: a request that is refused uses no key up.
             job_id = await self.jobs.reserve(
                 idempotency.digest("batch"), fingerprint, job_id, now=now, keep_s=IDEMPOTENCY_S
             )

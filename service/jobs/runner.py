@@ -12,9 +12,9 @@ from service.errors import AnyclassError, StateUnavailable
 from service.jobs import ledger
 from service.jobs.files import FileStore
 from service.jobs.ledger import Claim
-from service.jobs.records import ACTIVE, ENDED, Job, LineFault
+from service.jobs.records import ACTIVE, ENDED, Job, LineFault, Status
 from service.jobs.store import JobStore, count_by_status
-from service.jobs.work import JobWork
+from service.jobs.work import JobWork, Patience
 from service.metrics import Metrics
 
 _POLL_S: Final = 1.0
@@ -117,8 +117,9 @@ class JobRunner:
 
     async def _under_lease(self, claim: Claim) -> None:
         """Do a unit for as long as the lease on it can be kept."""
-        work = asyncio.create_task(self._do(claim), name=f"job-unit-{claim.unit}")
-        renewals = asyncio.create_task(self._renew(claim), name="job-lease")
+        patience = Patience(claim.job, self._clock)
+        work = asyncio.create_task(self._do(claim, patience), name=f"job-unit-{claim.unit}")
+        renewals = asyncio.create_task(self._renew(claim, patience), name="job-lease")
         try:
             await asyncio.wait({work, renewals}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -128,15 +129,18 @@ class JobRunner:
             if isinstance(done, BaseException):
                 await self._give_back(claim, done)
 
-    async def _renew(self, claim: Claim) -> None:
-        """Return once the lease is lost."""
+    async def _renew(self, claim: Claim, patience: Patience) -> None:
+        """Return once the lease is lost. Tells those who wait of a job that is being cancelled."""
         until = self._clock() + self._lease_s
         while True:
             await asyncio.sleep(self._lease_s / 3)
             wanted = self._clock() + self._lease_s
             try:
-                if not await self._jobs.renew(claim, wanted):
+                job = await self._jobs.renew(claim, wanted)
+                if job is None:
                     return
+                if job.status is Status.CANCELLING:
+                    patience.cancel()
                 until = wanted
             except StateUnavailable:
                 if self._clock() > until:
@@ -152,14 +156,14 @@ class JobRunner:
         # Not at once again: what failed may still be so.
         await self._pause(self._closing, _POLL_S)
 
-    async def _do(self, claim: Claim) -> None:
+    async def _do(self, claim: Claim, patience: Patience) -> None:
         match claim.unit:
             case "validate":
                 await self._check(claim)
             case "finalise":
                 await self._finish(claim)
             case chunk:
-                results = await self._work.answer(claim.job, chunk)
+                results = await self._work.answer(claim.job, chunk, patience)
                 if await self._persist(self._jobs.accept, claim, results):
                     ok = sum(each.ok for each in results)
                     self._metrics.job_lines.labels("completed").inc(ok)

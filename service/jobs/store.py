@@ -130,9 +130,9 @@ class JobStore:
 
         return claims[0] if await self.change(job_id, take) is not None else None
 
-    async def renew(self, claim: Claim, until: float) -> bool:
-        """Keep a lease; False where it is lost."""
-        return await self.change(claim.job.id, lambda job: ledger.renew(job, claim, until)) is not None
+    async def renew(self, claim: Claim, until: float) -> Job | None:
+        """Keep a lease, and see the job as it is now; None where the lease is lost."""
+        return await self.change(claim.job.id, lambda job: ledger.renew(job, claim, until))
 
     async def release(self, claim: Claim) -> None:
         """Give a lease back, if it is still held."""
@@ -164,6 +164,11 @@ class JobStore:
         await self._forget_active(_ACTIVE + _hex(job.id))
         await self._state.delete_blobs(f"{_RESULTS}{_hex(job.id)}/")
 
+    async def reserved(self, key: str, fingerprint: str, *, now: float) -> str | None:
+        """The id of the object that an idempotency key stands for, None where it is new. Raises as `reserve`."""
+        entry = await self._state.get(_RESERVED + key)
+        return None if entry is None else _object_of(entry.value, _RESERVED + key, fingerprint, now)
+
     async def reserve(self, key: str, fingerprint: str, object_id: str, *, now: float, keep_s: float) -> str:
         """The id of the object that an idempotency key stands for: `object_id` if the key is new.
 
@@ -173,11 +178,9 @@ class JobStore:
         wanted = Reservation(fingerprint=fingerprint, object_id=object_id, until=now + keep_s)
         while True:
             entry = await self._state.get(place)
-            there = None if entry is None else parse(Reservation, place, entry.value)
-            if there is not None and there.until > now:
-                if there.fingerprint != fingerprint:
-                    raise Conflict("This Idempotency-Key was used for another request; take a new one.")
-                return there.object_id
+            there = None if entry is None else _object_of(entry.value, place, fingerprint, now)
+            if there is not None:
+                return there
             expected = None if entry is None else entry.version
             if await self._state.put(place, dump(wanted), expected=expected) is not None:
                 return object_id
@@ -193,13 +196,19 @@ class JobStore:
         return found
 
     async def sweep(self, now: float, keep_s: float) -> None:
-        """Delete what ended more than `keep_s` ago, idempotency keys that ran out, and results nobody needs."""
+        """Delete what ended more than `keep_s` ago, idempotency keys that ran out, and results nobody needs.
+
+        A job that has not ended and is not marked as such is marked again.
+        """
         for key in await self._state.keys(_RECORDS, limit=_ALL):
             entry = await self._state.get(key)
             job = None if entry is None else parse(Job, key, entry.value)
             if entry is not None and job is not None and not job.active and job.expires_at + keep_s < now:
                 await self._state.delete_blobs(f"{_RESULTS}{_hex(job.id)}/")
                 await self._state.delete(key, expected=entry.version)
+            if job is not None and job.active:
+                # Its mark was taken for one without a job by a process that looked just before the record was written.
+                await self._state.put(_ACTIVE + _hex(job.id), b"", expected=None)
         for key in await self._state.keys(_RESERVED, limit=_ALL):
             entry = await self._state.get(key)
             if entry is not None and parse(Reservation, key, entry.value).until < now:
@@ -219,6 +228,16 @@ class JobStore:
 def count_by_status(jobs: Sequence[Job]) -> Mapping[str, int]:
     """How many jobs are in each status."""
     return Counter(job.status.value for job in jobs)
+
+
+def _object_of(value: bytes, place: str, fingerprint: str, now: float) -> str | None:
+    """The object of a reservation, None where it has run out. Raises Conflict where it is of another request."""
+    there = parse(Reservation, place, value)
+    if there.until <= now:
+        return None
+    if there.fingerprint != fingerprint:
+        raise Conflict("This Idempotency-Key was used for another request; take a new one.")
+    return there.object_id
 
 
 def _hex(job_id: str) -> str:

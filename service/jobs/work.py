@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +35,16 @@ _SUCCESS: Final = range(200, 300)
 _ATTEMPTS: Final = 3
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0
+_PASSING: Final = (
+    NotReady,  # as `DeviceLost`: the line is done after the restart
+    DeviceLost,
+    Overloaded,
+    LabelSetComputing,
+    StateUnavailable,
+    DeadlineExceeded,
+    DeviceOutOfMemory,
+)
+"""Errors that say nothing about the line."""
 _NOT_DONE: Final[Mapping[Status, tuple[str, str]]] = {
     Status.EXPIRED: ("batch_expired", "The request was not begun before the completion window ended."),
     Status.CANCELLED: ("batch_cancelled", "The request was not begun before the batch was cancelled."),
@@ -48,6 +59,35 @@ class Limits:
 
     max_lines: int
     max_line_bytes: int
+
+
+class Patience:
+    """How long the lines of a chunk may wait for what passes by itself: not once their job has expired or is cancelled.
+
+    Waiting is not work: a cancelled job answers what it has begun, and does not go on trying.
+    """
+
+    def __init__(self, job: Job, clock: Callable[[], float] = time.time) -> None:
+        self._expires_at = job.expires_at
+        self._clock = clock
+        self._cancelled = asyncio.Event()
+
+    def cancel(self) -> None:
+        """Wake all who wait: the job is being cancelled."""
+        self._cancelled.set()
+
+    @property
+    def outcome(self) -> Status | None:
+        """What becomes of a line that would have to wait on; None while it may."""
+        if self._cancelled.is_set():
+            return Status.CANCELLED
+        return Status.EXPIRED if self._clock() >= self._expires_at else None
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long, or until the job is cancelled."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._cancelled.wait()
 
 
 class JobWork:
@@ -75,10 +115,10 @@ class JobWork:
         plan = await asyncio.to_thread(validation.finish)
         return plan, validation.faults
 
-    async def answer(self, job: Job, chunk: int) -> list[LineResult]:
+    async def answer(self, job: Job, chunk: int, patience: Patience) -> list[LineResult]:
         """Answer all lines of a chunk, in the order of the input. Raises NotReady and StateUnavailable."""
         lines = await self._lines(job, chunk)
-        return await together([self._answer(job, number, line) for number, line in lines])
+        return await together([self._answer(job, number, line, patience) for number, line in lines])
 
     async def write(self, job: Job, now: float, keep_s: float) -> tuple[bool, bool]:
         """Write the output, the input's order kept; whether there are answers, and whether there are errors.
@@ -115,14 +155,10 @@ class JobWork:
         if results is not None:
             return results
         assert job.outcome is not None  # noqa: S101 - it is decided before the output is written
-        code, message = _NOT_DONE[job.outcome]
+        outcome = job.outcome
         lines = await self._lines(job, chunk)
-        not_done = {"code": code, "message": message}
         names = await asyncio.to_thread(lambda: [self._custom_id(job, line) for _, line in lines])
-        return [
-            LineResult(number, ok=False, text=_output_line(job, number, name, None, not_done))
-            for (number, _), name in zip(lines, names, strict=True)
-        ]
+        return [_not_done(job, number, name, outcome) for (number, _), name in zip(lines, names, strict=True)]
 
     def _custom_id(self, job: Job, line: bytes) -> str | None:
         try:
@@ -147,38 +183,48 @@ class JobWork:
         async for piece in self._files.read(record, start, end):
             yield piece
 
-    async def _answer(self, job: Job, number: int, line: bytes) -> LineResult:
+    async def _answer(self, job: Job, number: int, line: bytes, patience: Patience) -> LineResult:
         try:
             request = await asyncio.to_thread(self._handler.read, line, job.endpoint)
         except InvalidLine as exc:  # it was valid once: a limit has been lowered since
             answer = self._handler.failure(exc, job.endpoint, request_id(job, number))
             return _result(job, number, None, answer)
         structlog.contextvars.bind_contextvars(request_id=request_id(job, number))
-        return _result(job, number, request.custom_id, await self._patiently(job, number, request))
+        return await self._patiently(job, number, request, patience)
 
-    async def _patiently(self, job: Job, number: int, request: LineRequest) -> Answer:
-        """Answer one line; what will pass by itself is waited for."""
+    async def _patiently(self, job: Job, number: int, request: LineRequest, patience: Patience) -> LineResult:
+        """Answer one line; what will pass by itself is waited for, unless the job ends meanwhile."""
         pause_s = _FIRST_PAUSE_S
-        attempt = 1
+        failures = 0
         while True:
             try:
-                return await self._handler.answer(request, job.endpoint)
-            except (NotReady, DeviceLost):
-                raise  # the line is done after the restart
-            except (Overloaded, LabelSetComputing, StateUnavailable) as exc:
-                if time.time() >= job.expires_at:
-                    return self._handler.failure(exc, job.endpoint, request_id(job, number))
+                return await self._once(job, number, request)
+            except (Overloaded, LabelSetComputing, StateUnavailable):
+                if (outcome := patience.outcome) is not None:
+                    return _not_done(job, number, request.custom_id, outcome)
             except (DeadlineExceeded, DeviceOutOfMemory) as exc:
-                attempt += 1
-                if attempt > _ATTEMPTS:
-                    return self._handler.failure(exc, job.endpoint, request_id(job, number))
-            except AnyclassError as exc:
-                return self._handler.failure(exc, job.endpoint, request_id(job, number))
-            except Exception:  # noqa: BLE001 - one line fails no other
-                _log.exception("unexpected error in a batch line", batch=job.id, line=number)
-                return self._handler.failure(None, job.endpoint, request_id(job, number))
-            await asyncio.sleep(pause_s)
+                failures += 1
+                if failures == _ATTEMPTS:
+                    return self._failed(job, number, request, exc)
+            await patience.pause(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _once(self, job: Job, number: int, request: LineRequest) -> LineResult:
+        """Answer one line, or say why not. Raises what is `_PASSING`."""
+        try:
+            answer = await self._handler.answer(request, job.endpoint)
+        except _PASSING:
+            raise
+        except AnyclassError as exc:
+            return self._failed(job, number, request, exc)
+        except Exception:  # noqa: BLE001 - one line fails no other
+            _log.exception("unexpected error in a batch line", batch=job.id, line=number)
+            return self._failed(job, number, request, None)
+        return _result(job, number, request.custom_id, answer)
+
+    def _failed(self, job: Job, number: int, request: LineRequest, error: AnyclassError | None) -> LineResult:
+        failure = self._handler.failure(error, job.endpoint, request_id(job, number))
+        return _result(job, number, request.custom_id, failure)
 
 
 def request_id(job: Job, number: int) -> str:
@@ -189,6 +235,12 @@ def request_id(job: Job, number: int) -> str:
 def _result(job: Job, number: int, custom_id: str | None, answer: Answer) -> LineResult:
     text = _output_line(job, number, custom_id, answer, None)
     return LineResult(number, ok=answer.status in _SUCCESS, text=text)
+
+
+def _not_done(job: Job, number: int, custom_id: str | None, outcome: Status) -> LineResult:
+    code, message = _NOT_DONE[outcome]
+    text = _output_line(job, number, custom_id, None, {"code": code, "message": message})
+    return LineResult(number, ok=False, text=text)
 
 
 def _output_line(

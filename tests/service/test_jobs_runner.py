@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service import logs
-from service.errors import DeadlineExceeded, InvalidImage, NotReady, Overloaded
+from service.errors import DeadlineExceeded, InvalidImage, LabelSetComputing, NotReady, Overloaded
 from service.jobs import Job, Status
 from service.jobs.validation import CHUNK_LINES
 from service.state import DirectoryStateStore, RedisStateStore, StateStore
@@ -150,6 +150,34 @@ async def test_a_cancelled_job_keeps_what_is_done(office: Office) -> None:
     errors = [json.loads(line) for line in await office.content(job.error_id)]
     assert words(MANY)[2 * CHUNK_LINES :] == [line["custom_id"] for line in errors]
     assert {"batch_cancelled"} == {line["error"]["code"] for line in errors}
+
+
+async def test_a_cancelled_job_waits_for_nothing(make_state: Callable[[], StateStore]) -> None:
+    """A line that waits for what may never pass is not in work: the job ends at the lease's next renewal."""
+    office = Office(make_state(), lease_s=0.3)
+    office.words.failing = {"b": [LabelSetComputing("Still computing.", 60.0)] * 1_000}
+    job = await office.job(["a", "b"])
+    async with working(office):
+        await until(lambda: "a" in office.words.answered and len(office.words.failing["b"]) < 1_000)
+        await office.desk.cancel(job.id)
+        job = await ended(office, job)
+    assert (Status.CANCELLED, 1, 1) == (job.status, job.completed, job.failed)
+    assert ["a"] == custom_ids(await office.content(job.output_id))
+    (line,) = [json.loads(line) for line in await office.content(job.error_id)]
+    assert ("b", None, "batch_cancelled") == (line["custom_id"], line["response"], line["error"]["code"])
+
+
+async def test_a_job_whose_window_ends_waits_for_nothing(office: Office) -> None:
+    """A line that could not be begun until then has expired."""
+    office.words.failing = {"b": [Overloaded("Too many images are waiting.", 1.0)] * 1_000}
+    job = await office.job(["a", "b"])
+    async with working(office):
+        await until(lambda: "a" in office.words.answered and len(office.words.failing["b"]) < 1_000)
+        office.clock.now = job.expires_at
+        job = await ended(office, job)
+    assert (1, 1) == (job.completed, job.failed)
+    (line,) = [json.loads(line) for line in await office.content(job.error_id)]
+    assert ("b", None, "batch_expired") == (line["custom_id"], line["response"], line["error"]["code"])
 
 
 async def test_a_job_past_its_window_expires(office: Office) -> None:

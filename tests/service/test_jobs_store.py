@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,6 +231,33 @@ async def test_a_job_is_made_once_by_key(office: Office) -> None:
     assert 1 == len({job.id for job in made}) == len(await office.desk.jobs.active())
     with pytest.raises(Conflict):
         await office.desk.add_job(**{**request, "metadata": None}, idempotency=Idempotency("k"))  # type: ignore[arg-type]
+
+
+async def test_a_request_that_is_sent_again_finds_its_job(office: Office) -> None:
+    """Also after its input file has gone; one that was refused has used its key up for nothing."""
+    key = Idempotency("k")
+    request: dict[str, Any] = {"endpoint": ENDPOINT, "window_hours": 24, "metadata": None, "idempotency": key}
+    with pytest.raises(UnknownObject):
+        await office.desk.add_job(**request, input_file_id=new_id(FILE_PREFIX, office.clock()))
+    file = await office.file(b"one")
+    made = await office.desk.add_job(**request, input_file_id=file.id)
+    await office.desk.jobs.ended(made)
+    await office.desk.delete_file(file.id)
+    assert made.id == (await office.desk.add_job(**request, input_file_id=file.id)).id
+    with pytest.raises(Conflict):
+        await office.desk.add_job(**request, input_file_id=(await office.file(b"two")).id)
+
+
+async def test_a_job_whose_mark_was_taken_for_an_orphans_is_worked_on(office: Office, state: StateStore) -> None:
+    """Another replica looked just before the record was written, and forgot the mark; the next sweep sets it again."""
+    job = await office.job(["a"])
+    (mark,) = await state.keys("jobs/active/", limit=9)
+    entry = await state.get(mark)
+    assert entry is not None
+    await state.delete(mark, expected=entry.version)
+    assert await office.desk.jobs.claim(office.clock(), LEASE_S) is None
+    await office.desk.jobs.sweep(office.clock(), 1_000.0)
+    assert job.id == (await claimed(office.desk.jobs, office.clock)).job.id
 
 
 async def test_a_mark_without_a_job_is_forgotten(office: Office, state: StateStore) -> None:
