@@ -31,8 +31,7 @@ def images_of(arguments: Sequence[str]) -> list[str]:
             if not found:
                 raise InputError(f"no images in the folder {argument}; they end in {', '.join(IMAGE_SUFFIXES)}")
         elif glob.has_magic(argument) and not os.path.lexists(argument):
-            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - the same
-            found = [path for path in matches if not os.path.isdir(path)]  # noqa: PTH112
+            found = _matches(Path(argument))
             if not found:
                 raise InputError(f"no file matches {argument}")
         else:
@@ -99,6 +98,26 @@ def read_at_most(path: str, limit: int) -> bytes | None:
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _matches(pattern: Path) -> list[str]:
+    """The files that match: ``**`` follows no links to folders, and only a dot in the pattern finds hidden files."""
+    parts = pattern.parts
+    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    root, rest = Path(*parts[:fixed]), parts[fixed:]
+    wants_hidden = any(part.startswith(".") for part in rest)
+    try:
+        return sorted(
+            str(path)
+            for path in root.glob(str(Path(*rest)))
+            if (wants_hidden or not _is_hidden(path.relative_to(root))) and not path.is_dir()
+        )
+    except (OSError, ValueError) as exc:
+        raise InputError(f"cannot look for {pattern}: {exc}") from exc
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _below(folder: str) -> Iterator[str]:

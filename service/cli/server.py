@@ -17,11 +17,11 @@ from typing import Final
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api import problems
 from service.api.lifecycle import Lifecycle
 from service.api.middleware import HEADER, request_id_of
+from service.cli.lingering import LingeringProtocol
 from service.errors import AnyclassError
 from service.settings import Settings
 
@@ -41,7 +41,7 @@ _BACKLOG: Final = 2048
 _log = structlog.stdlib.get_logger("service.server")
 
 
-class ProblemHttpProtocol(HttpToolsProtocol):
+class ProblemHttpProtocol(LingeringProtocol):
     """Answers what is not even HTTP with a problem, as everything else."""
 
     def send_400_response(self, msg: str) -> None:

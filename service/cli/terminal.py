@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -59,7 +59,7 @@ def name_width(names: Sequence[str], console: Console) -> int:
     return min(max(map(cell_len, names), default=0), max(_MIN_NAME_CHARS, console.width * 2 // 5))
 
 
-def predictions_row(name: str, classification: Classification, width: int, *, cosine: bool, console: Console) -> Text:
+def predictions_row(name: str, classification: Classification, width: int, *, cosine: bool, console: Console) -> Group:
     """One image's best predictions in a line, its name in `width` characters; cut only where a terminal ends."""
     shown = printable(name)
     if console.is_terminal and cell_len(shown) > width:
@@ -75,7 +75,8 @@ def predictions_row(name: str, classification: Classification, width: int, *, co
         row.append("  no label reaches the minimum score", "dim")
     if not console.is_terminal:
         row.overflow = "ignore"
-    return row
+    # A text by itself would be wrapped: rich forgets what it says of itself when it is printed among others.
+    return Group(row)
 
 
 def bar(score: float, width: int, *, blocks: bool) -> str:
