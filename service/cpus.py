@@ -2,7 +2,9 @@
 
 import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 _ROOT: Final = Path("/")
@@ -10,19 +12,41 @@ _FLAG_KEYS: Final = ("flags", "Features")
 """What Linux calls them in ``/proc/cpuinfo``, on x86 and on 64-bit Arm."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """What a CPU is, in the words of Linux: its vendor (``AuthenticAMD``) and its flags (``amx_bf16``)."""
+
+    vendor: str = ""
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it computes in bf16 at all."""
+        return bool({"amx_bf16", "avx512_bf16"} & self.flags)
+
+    @property
+    def has_fast_bf16(self) -> bool:
+        """Whether it multiplies matrices in bf16 about twice as fast as in fp32, or faster.
+
+        With AMX about five times. With the instructions of AVX-512 twice on AMD's CPUs, and on Intel's more slowly than
+        in fp32: docs/providers.md has the figures.
+        """
+        return "amx_bf16" in self.flags or ("avx512_bf16" in self.flags and self.vendor == "AuthenticAMD")
+
+
 def available_cpus(root: Path = _ROOT) -> int:
-    """Count the CPUs this process may use: its affinity, and in a container its quota, rounded up.
+    """Count the CPUs this process may use: its affinity, and the smallest quota of its cgroups, rounded up.
 
     Args:
-        root: where ``sys`` is found; another folder in tests.
+        root: where ``sys`` and ``proc`` are found; another folder in tests.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(root / "sys/fs/cgroup")
-    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+    quotas = [quota for folder in _cgroups(root) if (quota := _quota(folder)) is not None]
+    return max(1, min([allowed, *map(math.ceil, quotas)]))
 
 
-def cpu_flags(root: Path = _ROOT) -> frozenset[str]:
-    """What the first CPU can do, in the words of Linux (``avx512f``, ``amx_bf16`` …); nothing elsewhere.
+def this_cpu(root: Path = _ROOT) -> Cpu:
+    """Say what the first CPU is; nothing where Linux does not tell.
 
     Args:
         root: where ``proc`` is found; another folder in tests.
@@ -30,16 +54,37 @@ def cpu_flags(root: Path = _ROOT) -> frozenset[str]:
     try:
         lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return frozenset()
-    found = (value.split() for key, _, value in (line.partition(":") for line in lines) if key.strip() in _FLAG_KEYS)
-    return frozenset(next(found, ()))
+        return Cpu()
+    entries = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+    vendor = next((value for key, value in entries if key == "vendor_id"), "")
+    flags = next((value for key, value in entries if key in _FLAG_KEYS), "")
+    return Cpu(vendor, frozenset(flags.split()))
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """Folders of the groups whose quota holds for this process: its own and those above it, of version 2 or 1.
+
+    In a container the files of its own group stand at the top. A service of systemd finds its own further down.
+    """
+    unified, cpu = root / "sys/fs/cgroup", root / "sys/fs/cgroup/cpu"
+    yield from (unified, cpu)
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        top = unified if not controllers else cpu if "cpu" in controllers.split(",") else None
+        if top is not None:
+            own = PurePosixPath(path.lstrip("/"))
+            yield from (top / group for group in (own, *own.parents))
 
 
 def _quota(cgroup: Path) -> float | None:
-    """CPUs that the container's quota is worth; None where there is none. Version 2 first, then version 1."""
+    """CPUs that a group's quota is worth; None where there is none. Version 2 first, then version 1."""
     unified = _numbers(cgroup / "cpu.max")
     if unified is None:
-        first, second = (_numbers(cgroup / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        first, second = (_numbers(cgroup / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         unified = [*first, *second] if first and second else None
     match unified:
         case [quota, period] if quota > 0 and period > 0:  # version 1 writes -1 where there is no quota

@@ -40,7 +40,7 @@ class Encoder:
 
         Raises:
             ProviderUnavailable: the session fell back to another provider.
-            BundleError: ONNX Runtime refuses the graph, or it does not keep the contract; names the file.
+            BundleError: the runtime refuses the graph, or it does not keep the contract; names the file.
         """
         self._path = path = bundle.path / name
         self._dim = dim = bundle.manifest.dim
@@ -58,8 +58,10 @@ class Encoder:
             )
         except AnyclassError:
             raise
-        except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
-            raise BundleError(f"{path}: ONNX Runtime cannot load it on {provider.name} ({exc})") from exc
+        except Exception as exc:  # the runtimes' exceptions share no base of their own
+            raise BundleError(
+                f"{path}: {TABLE[provider.name].runtime} cannot load it on {provider.name} ({exc})"
+            ) from exc
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if [node.type for node in inputs] != [dtype]:
             raise BundleError(f"{path}: must have one input, {dtype}")
@@ -78,7 +80,7 @@ class Encoder:
             return np.empty((0, self._dim), np.float32)
         try:
             vectors = self._run_bound(batch) if self._binds else self._session.run(None, {self._input_name: batch})[0]
-        except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
+        except Exception as exc:  # the runtimes' exceptions share no base of their own
             raise inference_error(str(exc)) from exc
         if not np.isfinite(vectors).all():
             raise NonFiniteOutput("The model's answer is not finite.")
@@ -86,11 +88,12 @@ class Encoder:
 
     def _run_bound(self, batch: npt.NDArray[Any]) -> Vectors:
         # A binding for each run: it belongs to one thread, and making it costs microseconds.
-        binding = self._session.io_binding()
+        session: Any = self._session  # of ONNX Runtime, for those providers whose table says `binds`
+        binding = session.io_binding()
         vectors = np.empty((len(batch), self._dim), np.float32)
         binding.bind_cpu_input(self._input_name, np.ascontiguousarray(batch))
         binding.bind_output(self._output_name, "cpu", 0, np.float32, vectors.shape, vectors.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         return vectors
 
     def check(self, batch: npt.NDArray[Any]) -> Vectors:

@@ -3,7 +3,6 @@
 ONNX Runtime checks the options of CUDA and TensorRT only where those are installed; all of their names stand here.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +101,7 @@ def _tensorrt(plan: Plan) -> dict[str, str]:
 
 
 def _openvino(plan: Plan) -> dict[str, str]:
-    # The plugin ignores options of its own that it does not know; those in here OpenVINO checks.
-    config = {
+    return {
         # Left to itself it computes in bf16 wherever the CPU has any instruction for it, also where that is slower.
         "INFERENCE_PRECISION_HINT": "bf16" if plan.compute == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": str(plan.threads),
@@ -112,7 +110,6 @@ def _openvino(plan: Plan) -> dict[str, str]:
         # Threads tied to cores would be tied to the same ones in each session and each process.
         "ENABLE_CPU_PINNING": "NO",
     }
-    return {"load_config": json.dumps({"CPU": config})}
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,14 @@ class Row:
     """One provider.
 
     Attributes:
-        ort_name: what ONNX Runtime calls it.
+        ort_name: what its runtime calls it.
         install: how to get it.
         options: its options for a session.
         partners: rows that take the nodes this provider leaves, before the CPU does.
         needs_cuda: whether a CUDA device must be there.
         binds: whether inputs and outputs are bound to the session before a run, which saves a GPU provider a wait.
         builds: whether it builds an engine ahead, for the shapes it is told.
-        plugin: the module that brings the provider as a library to be registered.
+        runtime: what computes: a provider of ONNX Runtime, or OpenVINO itself.
         trusted: whether it computes what the graph says; any other must first answer a bundle's probes rightly.
     """
 
@@ -138,7 +135,7 @@ class Row:
     needs_cuda: bool = False
     binds: bool = False
     builds: bool = False
-    plugin: str | None = None
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     trusted: bool = False
 
 
@@ -155,9 +152,9 @@ TABLE: Final[Mapping[str, Row]] = {
         builds=True,
     ),
     "openvino": Row(
-        "OpenVINOExecutionProvider",
+        "OpenVINO",
         "pip install 'anyclass[cpu]', on Linux or Windows on x86-64",
         _openvino,
-        plugin="onnxruntime_ep_openvino",
+        runtime="openvino",
     ),
 }

@@ -1,4 +1,4 @@
-"""Execution providers: a name → what ONNX Runtime calls it, whether it is really there, and sessions on it.
+"""Execution providers: a name → the runtime behind it, whether it is really there, and sessions on it.
 
 ONNX Runtime lists a provider as available when it was compiled in, and quietly computes on the CPU when the device
 or a library is missing. So a provider counts as there only once it has run a graph, and every session is asked
@@ -6,7 +6,7 @@ afterwards what it holds.
 """
 
 import ctypes
-import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.cpus import available_cpus, cpu_flags
+from service.cpus import Cpu, available_cpus, this_cpu
 from service.errors import ConfigurationError, ProviderUnavailable
+from service.openvino_session import OpenVinoSession
 from service.provider_table import TABLE, Compute, DeviceLimits, InputRange, Plan
 
 __all__ = [
@@ -42,40 +43,30 @@ _PROBE: Final = (
 )
 _LOG_ERRORS_ONLY: Final = 3
 _NO_LIMITS: Final = DeviceLimits()
-_FAST_BF16: Final = "amx_bf16"
-"""The flag of CPUs that multiply matrices in bf16 several times faster than in fp32."""
-_ANY_BF16: Final = frozenset({_FAST_BF16, "avx512_bf16"})
-"""The flags of CPUs on which OpenVINO computes in bf16; on others it would compute in fp32, asked or not."""
-
-_plugin_lock = threading.Lock()
-_registered_plugins: set[str] = set()
 
 
 class Tensor(Protocol):
-    """An input or output of a graph: `onnxruntime.NodeArg`."""
+    """An input or output of a graph: `onnxruntime.NodeArg`, or what stands for it."""
 
-    name: str
-    type: str
-    shape: list[int | str | None]
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> list[int | str | None]: ...
 
 
 class Session(Protocol):
-    """What is used of `onnxruntime.InferenceSession`, which ships no annotations."""
+    """What is used of `onnxruntime.InferenceSession`, which ships no annotations, on every provider."""
 
-    def get_inputs(self) -> list[Tensor]:
+    def get_inputs(self) -> Sequence[Tensor]:
         """Describe the graph's inputs."""
 
-    def get_outputs(self) -> list[Tensor]:
+    def get_outputs(self) -> Sequence[Tensor]:
         """Describe the graph's outputs."""
 
     def run(self, output_names: None, input_feed: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Compute every output."""
-
-    def io_binding(self) -> Any:  # noqa: ANN401 - onnxruntime.IOBinding, which has no annotations either
-        """Bind inputs and outputs ahead of a run."""
-
-    def run_with_iobinding(self, iobinding: Any) -> None:  # noqa: ANN401 - the same
-        """Compute the bound outputs."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +86,7 @@ class ResolvedProvider:
     second: "ResolvedProvider | None" = None
 
 
-def resolve(
-    name: ProviderName | str, *, compute: ComputeChoice = "auto", flags: frozenset[str] | None = None
-) -> ResolvedProvider:
+def resolve(name: ProviderName | str, *, compute: ComputeChoice = "auto", cpu: Cpu | None = None) -> ResolvedProvider:
     """Find the provider to use.
 
     `auto` is CUDA where it really works, else OpenVINO where the CPU is much faster in bf16 and that is allowed, else
@@ -106,29 +95,29 @@ def resolve(
     Args:
         name: a provider, or `auto`.
         compute: fp32 and nothing else; bf16 and nothing else; or, with `auto`, bf16 where that is much faster.
-        flags: what the CPU can do; this one's if None.
+        cpu: what is there of it; this machine's if None.
 
     Raises:
         ProviderUnavailable: the named one is not there; the detail says why and what to install.
         ConfigurationError: there is no provider of that name, or it does not compute so.
     """
-    flags = cpu_flags() if flags is None else flags
+    cpu = cpu or this_cpu()
     if name == "auto":
-        return _best(compute, flags)
+        return _best(compute, cpu)
     if name not in TABLE:
         raise ConfigurationError(f"There is no provider {name!r}; choose one of auto, {', '.join(TABLE)}.")
     if compute == "bf16":
         if name != "openvino":
             raise ConfigurationError(f"Provider {name} does not compute in bf16; openvino does.")
-        if not _ANY_BF16 & flags:
+        if not cpu.has_bf16:
             raise ConfigurationError("This CPU does not compute in bf16.")
-    fast = name == "openvino" and compute == "auto" and _FAST_BF16 in flags
+    fast = name == "openvino" and compute == "auto" and cpu.has_fast_bf16
     return _resolve_row(name, "asked for by name", "bf16" if fast or compute == "bf16" else "fp32")
 
 
-def _best(compute: ComputeChoice, flags: frozenset[str]) -> ResolvedProvider:
+def _best(compute: ComputeChoice, cpu: Cpu) -> ResolvedProvider:
     if compute == "bf16":
-        chosen = resolve("openvino", compute="bf16", flags=flags)
+        chosen = resolve("openvino", compute="bf16", cpu=cpu)
         return replace(chosen, reason="auto: only openvino computes in bf16")
     try:
         return _resolve_row("cuda", "auto: CUDA is there")
@@ -136,10 +125,10 @@ def _best(compute: ComputeChoice, flags: frozenset[str]) -> ResolvedProvider:
         no_cuda = exc.detail
     if compute == "fp32":
         return _resolve_row("cpu", f"auto: {no_cuda} OpenVINO is no faster in fp32.")
-    if _FAST_BF16 not in flags:
-        return _resolve_row("cpu", f"auto: {no_cuda} OpenVINO is no faster on a CPU without AMX.")
+    if not cpu.has_fast_bf16:
+        return _resolve_row("cpu", f"auto: {no_cuda} OpenVINO is no faster on this CPU, which is not fast in bf16.")
     try:
-        chosen = _resolve_row("openvino", f"auto: {no_cuda} OpenVINO is faster on a CPU with AMX, in bf16.", "bf16")
+        chosen = _resolve_row("openvino", f"auto: {no_cuda} OpenVINO is faster on this CPU, in bf16.", "bf16")
     except ProviderUnavailable as exc:
         return _resolve_row("cpu", f"auto: {no_cuda} {exc.detail}")
     return replace(chosen, second=_resolve_row("cpu", "auto"))
@@ -155,7 +144,7 @@ def open_session(
     key: str = "",
     shapes: InputRange | None = None,
 ) -> Session:
-    """Open an `onnxruntime.InferenceSession` that really runs on the provider.
+    """Open a session, `onnxruntime.InferenceSession` or its like, that really runs on the provider.
 
     Args:
         model: the graph.
@@ -169,27 +158,25 @@ def open_session(
     Raises:
         ProviderUnavailable: the session fell back to another provider.
         ConfigurationError: the folder for engines cannot be made.
-            ONNX Runtime's own exceptions pass through.
+            The runtime's own exceptions pass through.
     """
-    ort = _onnxruntime()
     row = TABLE[provider.name]
     plan = Plan(
         threads=threads or available_cpus(), compute=provider.compute, half=half, limits=limits, key=key, shapes=shapes
     )
     if row.builds and limits.engine_cache is not None:
         _make_folder(limits.engine_cache / key)
+    if row.runtime == "openvino":
+        return OpenVinoSession(model, row.options(plan))
+    ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.intra_op_num_threads = plan.threads
     # Threads that spin between two runs would take the cores from image decoding and from the other encoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else str(model)
-    if row.plugin:
-        options.add_provider_for_devices(_plugin_devices(provider.name), row.options(plan))
-        opened = ort.InferenceSession(source, options)
-    else:
-        partners = [(TABLE[partner].ort_name, TABLE[partner].options(plan)) for partner in row.partners]
-        opened = ort.InferenceSession(source, options, providers=[(provider.ort_name, row.options(plan)), *partners])
+    partners = [(TABLE[partner].ort_name, TABLE[partner].options(plan)) for partner in row.partners]
+    opened = ort.InferenceSession(source, options, providers=[(provider.ort_name, row.options(plan)), *partners])
     opened.disable_fallback()
     held = opened.get_providers()
     if provider.ort_name not in held:
@@ -210,9 +197,7 @@ def input_name(model: Path) -> str:
 def _resolve_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvider:
     row = TABLE[name]
     ort = _onnxruntime()
-    if row.plugin:
-        _plugin_devices(name)
-    elif row.ort_name not in ort.get_available_providers():
+    if row.runtime == "onnxruntime" and row.ort_name not in ort.get_available_providers():
         raise _unavailable(name, "this onnxruntime was built without it")
     if row.needs_cuda:
         if not _cuda_devices():
@@ -225,7 +210,9 @@ def _resolve_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedP
         session.run(None, {"x": np.zeros(1, np.float32)})
     except ProviderUnavailable:
         raise _unavailable(name, "its libraries could not be loaded") from None
-    except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
+    except ImportError as exc:
+        raise _unavailable(name, f"the package {row.runtime} is not installed") from exc
+    except Exception as exc:  # the runtimes' exceptions share no base of their own
         raise _unavailable(name, f"a trial run failed: {exc}") from exc
     return provider
 
@@ -252,27 +239,6 @@ def _onnxruntime() -> ModuleType:
         ) from exc
     ort.set_default_logger_severity(_LOG_ERRORS_ONLY)
     return ort
-
-
-def _plugin_devices(name: str) -> list[Any]:
-    row = TABLE[name]
-    ort = _onnxruntime()
-    with _plugin_lock:  # a library can be registered only once in a process
-        if row.ort_name not in _registered_plugins:
-            try:
-                plugin = import_module(str(row.plugin))
-                ort.register_execution_provider_library(row.ort_name, plugin.get_library_path())
-            except ImportError as exc:
-                raise _unavailable(name, "its plugin is not installed") from exc
-            except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
-                raise _unavailable(name, f"its plugin could not be registered: {exc}") from exc
-            _registered_plugins.add(row.ort_name)
-    # The exact name: the plugin lists a twin, ….AUTO, that chooses a device by itself.
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == row.ort_name]
-    on_cpu = [device for device in devices if device.device.type == ort.OrtHardwareDeviceType.CPU]
-    if not on_cpu:
-        raise _unavailable(name, "its plugin finds no CPU that it supports")
-    return on_cpu[:1]
 
 
 def _cuda_devices() -> int:

@@ -20,6 +20,13 @@ _PATIENCE_S: Final = 900.0  # TensorRT builds its engines when it starts
 _FAREWELL_S: Final = 15.0
 _LAST_CHARS: Final = 600
 _OK: Final = 200
+_QUIET: Final = {
+    "DO_NOT_TRACK": "1",
+    "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Nobody spends time on reports about itself, or on looking for a network."""
 
 
 class Server:
@@ -40,7 +47,7 @@ class Server:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **_QUIET, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -74,7 +74,7 @@ def test_serving_needs_no_torch() -> None:
     """Neither the base nor an extra for serving brings the offline half's packages."""
     heavy = {"torch", "onnx", "onnxscript", "pyarrow", "tensorboard", "safetensors", "onnxruntime"}
     assert not heavy & {Requirement(line).name for line in PROJECT["dependencies"]}
-    assert {"onnxruntime", "onnxruntime-ep-openvino"} == {Requirement(line).name for line in EXTRAS["cpu"]}
+    assert {"onnxruntime", "openvino"} == {Requirement(line).name for line in EXTRAS["cpu"]}
     assert ["onnxruntime-gpu"] == [Requirement(line).name for line in EXTRAS["gpu"]]
 
 

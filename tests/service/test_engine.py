@@ -1,6 +1,5 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,8 @@ from service.prompts import prompts_for
 from service.provider_table import InputRange
 from service.providers import ResolvedProvider, resolve
 from service.tokenizer import Tokenizer
+from tests.support.openvino import needs_openvino
 from tests.support.tiny_bundle import COLOURS, DIM, write_tiny_bundle
-
-needs_openvino = pytest.mark.skipif(
-    find_spec("onnxruntime_ep_openvino") is None, reason="there is no OpenVINO plugin for this machine"
-)
 
 
 @pytest.fixture
@@ -143,7 +139,7 @@ def _identity(element: int, shape: list[str | int]) -> onnx.ModelProto:
 def test_a_graph_that_cannot_be_loaded_is_named(bundle: Bundle, content: bytes) -> None:
     """Whatever ONNX Runtime raises."""
     _replace_graph(bundle, TEXT_ENCODER, content)
-    with pytest.raises(BundleError, match=f"{TEXT_ENCODER}: ONNX Runtime cannot load it"):
+    with pytest.raises(BundleError, match=f"{TEXT_ENCODER}: onnxruntime cannot load it"):
         OnnxEngine.load(bundle, "cpu", threads=1)
 
 
@@ -168,7 +164,7 @@ def test_weights_outside_the_bundle_are_not_read(bundle: Bundle) -> None:
         entry = constant.external_data.add()
         entry.key, entry.value = key, value
     _replace_graph(bundle, IMAGE_ENCODER, model)
-    with pytest.raises(BundleError, match=f"{IMAGE_ENCODER}: ONNX Runtime cannot load it"):
+    with pytest.raises(BundleError, match=f"{IMAGE_ENCODER}: onnxruntime cannot load it"):
         OnnxEngine.load(bundle, "cpu", threads=1)
 
 

@@ -1,0 +1,77 @@
+"""A graph on OpenVINO, behind the few methods that are used of an ONNX Runtime session.
+
+OpenVINO itself and not its plugin for ONNX Runtime: the plugin takes Intel's CPUs only, brings the same library (to
+the byte), and computes the whole graph with it or none (docs/adr/0010-providers.md).
+"""
+
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+_TYPES: Final = {"u8": "tensor(uint8)", "i64": "tensor(int64)", "f32": "tensor(float)", "f16": "tensor(float16)"}
+"""ONNX Runtime's names of OpenVINO's types, of those that graphs of ours have at their ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of a graph; a dimension of any size is None."""
+
+    name: str
+    type: str
+    shape: list[int | str | None]
+
+
+class OpenVinoSession:
+    """A compiled graph; any number of threads may run it at the same time."""
+
+    def __init__(self, model: Path | bytes, options: Mapping[str, str]) -> None:
+        """Read and compile a graph. Raises ImportError where OpenVINO is not installed; its own errors pass through."""
+        core = _core()
+        source = model if isinstance(model, bytes) else str(model)
+        self._compiled = core.compile_model(core.read_model(source), "CPU", dict(options))
+        # One request computes one batch at a time, and holds the memory for it: as many are made as run at once.
+        self._idle: deque[Any] = deque()
+
+    def get_inputs(self) -> list[Port]:
+        """Describe the graph's inputs."""
+        return [_port(node) for node in self._compiled.inputs]
+
+    def get_outputs(self) -> list[Port]:
+        """Describe the graph's outputs."""
+        return [_port(node) for node in self._compiled.outputs]
+
+    def run(self, output_names: None, input_feed: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:  # noqa: ARG002 - all outputs, as `onnxruntime` has it
+        """Compute every output."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        feed = {name: np.ascontiguousarray(array) for name, array in input_feed.items()}
+        # Neither copies what goes in nor, in results that the next run would overwrite, leaves what comes out.
+        results = request.infer(feed, share_inputs=True, share_outputs=False)
+        outputs = [results[node] for node in self._compiled.outputs]
+        self._idle.append(request)  # not after an error: what it holds then is not known
+        return outputs
+
+
+@cache
+def _core() -> Any:  # noqa: ANN401 - openvino.Core, imported late, for most never need it
+    # Where this package can be imported, `import openvino` reports it over the network and leaves files in the home
+    # directory, unasked. Where it cannot, OpenVINO takes a stub of its own, which does nothing.
+    modules: dict[str, Any] = sys.modules
+    modules["openvino_telemetry"] = None
+    return import_module("openvino").Core()
+
+
+def _port(node: Any) -> Port:  # noqa: ANN401 - openvino.ConstOutput
+    name = node.get_element_type().get_type_name()
+    sizes = [size.get_length() if size.is_static else None for size in node.get_partial_shape()]
+    return Port(node.get_any_name(), _TYPES.get(name, name), sizes)
