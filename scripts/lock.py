@@ -9,6 +9,7 @@ named, so the files are the same whatever mirror they were made with.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ EVERYTHING = "cpu,convert,train,evaluate,dev"
 HEADER = "# Written by `make constraints`; not edited by hand.\n"
 
 # Exact in torch's own metadata, and there only with its CUDA builds.
-FROM_TORCH = ("nvidia-", "triton", "cuda-")
+FROM_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 
 
 def resolve(extras: str) -> dict[str, str]:
@@ -51,7 +52,7 @@ def write(path: Path, pins: dict[str, str]) -> None:
 
 def main() -> None:
     """Resolve both sets and write both files."""
-    common = {name: v for name, v in resolve(EVERYTHING).items() if not name.startswith(FROM_TORCH)}
+    common = {name: v for name, v in resolve(EVERYTHING).items() if not FROM_TORCH.match(name)}
     gpu = {name: v for name, v in resolve("gpu").items() if name not in common}
     write(ROOT / "constraints.txt", common)
     write(ROOT / "constraints-gpu.txt", gpu)
