@@ -18,6 +18,7 @@ from service.classification import (
     ImageSource,
     LabelQuery,
     Prediction,
+    Ranking,
     ScoringOptions,
     Timings,
     load_image,
@@ -400,15 +401,11 @@ class Classifier:
         return await asyncio.get_running_loop().run_in_executor(self._helpers, work)
 
 
-def _predict(job: _Job, vector: Vectors, matrix: Vectors) -> tuple[Prediction, ...]:
+def _predict(job: _Job, vector: Vectors, matrix: Vectors) -> Ranking:
     """Score float32 `[dim]` against `[labels, dim]`."""
     options = job.options
     values = scores(cosines(vector, matrix), job.model.manifest.scoring, options.method, options.temperature)
-    order = rank(values, options.top_k, options.min_score)
-    spelled = job.query.labels
-    return tuple(
-        Prediction(spelled[index], score) for index, score in zip(order.tolist(), values[order].tolist(), strict=True)
-    )
+    return Ranking(job.query.labels, rank(values, options.top_k, options.min_score), values)
 
 
 async def _iterate(images: AsyncIterator[ImageSource] | Sequence[ImageSource]) -> AsyncIterator[ImageSource]:

@@ -1,11 +1,13 @@
 """Several coroutines at once, where the first failure ends them all."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+_MANY: Final = 1_024
 
 
 async def both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -> tuple[A, B]:
@@ -30,3 +32,11 @@ async def together(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def aside(items: int, work: Callable[[], A]) -> A:
+    """Do `work` on so many items: at once where they are few, in a thread where the event loop would stand still.
+
+    It must be written in Python for that: what C code does in one piece holds up every thread.
+    """
+    return work() if items < _MANY else await asyncio.to_thread(work)

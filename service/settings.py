@@ -91,6 +91,7 @@ class Settings(BaseSettings):
     max_label_chars: PositiveInt = 1_000
     max_templates: PositiveInt = 100
     max_batch_images: PositiveInt = 256
+    max_answer_bytes: PositiveInt = 2**28
     max_embed_texts: PositiveInt = 2_048
 
     # Who may ask, and how often

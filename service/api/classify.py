@@ -1,19 +1,18 @@
 """POST /v1/classify: a thin route around the classifier."""
 
 import time
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from service.api import answers, examples, openapi
 from service.api.disconnect import unless_client_goes
 from service.api.fields import ClassifyRequest
 from service.api.parsing import parse_single
-from service.api.schemas import ClassifyAnswer, answer_json
+from service.api.schemas import ClassifyAnswer, answer_text
 from service.api.services import services_of
 from service.classification import load_image
 from service.classifier import Classification, Classifier, Timings
+from service.concurrency import aside
 
 router = APIRouter(tags=["classify"])
 
@@ -45,16 +44,14 @@ async def classify(request: Request) -> Response:
     parsed = await parse_single(request, services.settings, services.image_fetcher)
     timings = Timings()
     classification = await unless_client_goes(request, _classified(classifier, parsed, timings))
-    return _json(request, answer_json(classification), timings)
+    content = await aside(len(classification.predictions), lambda: answer_text(classification).encode())
+    headers = {"server-timing": server_timing(request.state.started, timings)}
+    return Response(content, media_type="application/json", headers=headers)
 
 
 async def _classified(classifier: Classifier, parsed: ClassifyRequest, timings: Timings) -> Classification:
     image = await load_image(parsed.images[0])
     return await classifier.classify(image, parsed.query, parsed.options, model=parsed.model, timings=timings)
-
-
-def _json(request: Request, content: dict[str, Any], timings: Timings | None = None) -> JSONResponse:
-    return JSONResponse(content, headers={"server-timing": server_timing(request.state.started, timings)})
 
 
 def server_timing(started: float, timings: Timings | None) -> str:

@@ -2,14 +2,13 @@
 
 import asyncio
 import io
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import IO, Any, Final, TypeAlias, cast
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.api import answers, examples, openapi
@@ -21,11 +20,12 @@ from service.api.fields import ClassifyRequest
 from service.api.handlers import log_failure
 from service.api.parsing import media_type, parse_archive_query, parse_batch
 from service.api.problems import NotAcceptable, problem_of
-from service.api.schemas import BatchAnswer, predictions_json
+from service.api.schemas import BatchAnswer, json_text, one_line, predictions_text
 from service.api.services import Services, services_of
 from service.archives import too_large
 from service.classifier import Classification, ImageSource
-from service.errors import AnyclassError, PayloadTooLarge
+from service.concurrency import aside
+from service.errors import AnyclassError, InvalidRequest, PayloadTooLarge
 from service.spool import Spool
 
 NDJSON: Final = "application/x-ndjson"
@@ -154,10 +154,17 @@ async def _document(
     request: Request, services: Services, parsed: ClassifyRequest, results: AsyncGenerator[Result]
 ) -> Response:
     classified: Classification | None = None
-    rows: list[dict[str, Any]] = []
+    rows: list[bytes] = []
+    size, limit = 0, services.settings.max_answer_bytes
     async with aclosing(results):
         async for row in results:
-            rows.append(_row(request, *row))
+            rows.append((await _row(request, *row)).encode())
+            size += len(rows[-1])
+            if size > limit:
+                raise InvalidRequest(
+                    f"The answer would have more than {limit} bytes, the limit of this server: ask for the best labels "
+                    f"only (top_k), or for lines (Accept: {NDJSON}), which may have any number."
+                )
             if classified is None and isinstance(row[2], Classification):
                 classified = row[2]
     usage = {
@@ -166,7 +173,9 @@ async def _document(
     }
     model = classified.model if classified else services.models.get(parsed.model).name
     headers = {"server-timing": server_timing(request.state.started, None)}
-    return JSONResponse({"model": model, "results": rows, "usage": usage}, headers=headers)
+    head, tail = f'{{"model":{json_text(model)},"results":[', f'],"usage":{json_text(usage)}}}'
+    content = b"".join([head.encode(), b",".join(rows), tail.encode()])
+    return Response(content, media_type="application/json", headers=headers)
 
 
 class _Lines(StreamingResponse):
@@ -192,10 +201,10 @@ class _Lines(StreamingResponse):
 async def _lines(request: Request, pump: "_Pump") -> AsyncIterator[bytes]:
     try:
         while (item := await pump.next()) is not None:
-            yield _dump(_row(request, *item)) + b"\n"
+            yield f"{one_line(await _row(request, *item))}\n".encode()
     except AnyclassError as exc:
         # The status is long sent; a line without an index says that the rest will not come.
-        yield _dump(_error_row(request, exc)) + b"\n"
+        yield f"{one_line(json_text(_error(request, exc)))}\n".encode()
 
 
 class _Pump:
@@ -238,20 +247,17 @@ class _Pump:
         return item
 
 
-def _row(request: Request, index: int, name: str | None, result: Classification | AnyclassError) -> dict[str, Any]:
+async def _row(request: Request, index: int, name: str | None, result: Classification | AnyclassError) -> str:
     row: dict[str, Any] = {"index": index} if name is None else {"index": index, "name": name}
     if isinstance(result, AnyclassError):
-        return {**row, **_error_row(request, result)}
-    return {**row, "predictions": predictions_json(result)}
+        return json_text({**row, **_error(request, result)})
+    predictions = await aside(len(result.predictions), lambda: predictions_text(result))
+    return f'{json_text(row)[:-1]},"predictions":{predictions}}}'
 
 
-def _error_row(request: Request, error: AnyclassError) -> dict[str, Any]:
+def _error(request: Request, error: AnyclassError) -> dict[str, Any]:
     log_failure(error)
     return {"error": problem_of(error, request.state.request_id)}
-
-
-def _dump(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _wants_lines(request: Request) -> bool:

@@ -3,7 +3,6 @@
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from service.api import answers, examples
 from service.api.classify import server_timing
@@ -14,10 +13,11 @@ from service.api.json_body import checked, read_json
 from service.api.openapi import RED_DOT, ModelName
 from service.api.problems import FieldErrors
 from service.api.protocol_schemas import LabelScore
-from service.api.schemas import predictions_json
+from service.api.schemas import predictions_text
 from service.api.services import services_of
 from service.classification import load_image
 from service.classifier import Classification, LabelQuery, ScoringOptions, Timings
+from service.concurrency import aside
 from service.errors import TooManyLabels
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
@@ -100,7 +100,8 @@ async def _classify(request: Request, model: str | None) -> Response:
 
     classification = await unless_client_goes(request, classified())
     headers = {"server-timing": server_timing(request.state.started, timings)}
-    return JSONResponse(predictions_json(classification), headers=headers)
+    content = await aside(len(classification.predictions), lambda: predictions_text(classification).encode())
+    return Response(content, media_type="application/json", headers=headers)
 
 
 def _labels(asked: ZeroShotRequest, *, limit: int) -> tuple[str, ...]:

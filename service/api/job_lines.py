@@ -1,6 +1,5 @@
 """The lines of batch jobs: each is a request to a route, read by the route's own rules and answered by its use case."""
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -11,8 +10,9 @@ from service.api.fields import parse_json_object, validated
 from service.api.image_text import image_source
 from service.api.json_body import checked
 from service.api.problems import FieldErrors
-from service.api.schemas import answer_json
+from service.api.schemas import answer_text, json_text, one_line
 from service.api.services import Services
+from service.concurrency import aside
 from service.errors import AnyclassError, InvalidLine
 from service.jobs import Answer, LineRequest
 
@@ -56,13 +56,14 @@ class JobLines:
         fields = dict(request.body)
         if endpoint == EMBEDDINGS:
             content = await answer_embeddings(services, checked(EmbeddingsRequest, fields), background=True)
-            return Answer(_OK, json.loads(content))
+            return Answer(_OK, content.decode())
         source = image_source(fields.pop("image"), services.image_fetcher)
         options = validated(fields, services.settings)
         classification = await services.classifier.classify_in_background(
             source, options.query(), options.scoring_options(), model=options.model
         )
-        return Answer(_OK, answer_json(classification))
+        text = await aside(len(classification.predictions), lambda: answer_text(classification))
+        return Answer(_OK, one_line(text))
 
     def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> Answer:
         """See `LineHandler`."""
@@ -71,7 +72,7 @@ class JobLines:
         else:
             problem = problems.problem_of(error, request_id)
         status, _, body = form_of(endpoint)(problem)
-        return Answer(status, body)
+        return Answer(status, one_line(json_text(body)))
 
     def _check_body(self, body: Mapping[str, Any], endpoint: str) -> None:
         if endpoint == EMBEDDINGS:

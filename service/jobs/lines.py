@@ -17,10 +17,10 @@ class LineRequest:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one line: an HTTP status, and the body in the words of the line's route."""
+    """The answer to one line: an HTTP status, and the body in the words of the line's route: JSON, in one line."""
 
     status: int
-    body: Mapping[str, Any]
+    body: str
 
 
 class LineHandler(Protocol):

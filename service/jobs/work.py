@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -246,9 +246,9 @@ def _not_done(job: Job, number: int, custom_id: str | None, outcome: Status) -> 
 def _output_line(
     job: Job, number: int, custom_id: str | None, answer: Answer | None, error: Mapping[str, str] | None
 ) -> str:
-    own_id = request_id(job, number)
-    response: dict[str, Any] | None = None
+    own_id = json.dumps(request_id(job, number))
+    response = "null"
     if answer is not None:
-        response = {"status_code": answer.status, "request_id": own_id, "body": answer.body}
-    line = {"id": own_id, "custom_id": custom_id, "response": response, "error": error}
-    return json.dumps(line, allow_nan=False, separators=(",", ":"))
+        # The body is JSON already, and may be long: it is not read to be written again.
+        response = f'{{"status_code":{answer.status},"request_id":{own_id},"body":{answer.body}}}'
+    return f'{{"id":{own_id},"custom_id":{json.dumps(custom_id)},"response":{response},"error":{json.dumps(error)}}}'

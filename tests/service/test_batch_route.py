@@ -39,6 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
         "ANYCLASS_MAX_BATCH_IMAGES": str(MAX_IMAGES),
         "ANYCLASS_MAX_ARCHIVE_IMAGES": str(MAX_ARCHIVE_IMAGES),
         "ANYCLASS_MAX_BATCH_REQUESTS": "2",
+        "ANYCLASS_MAX_ANSWER_BYTES": "50000",
         "ANYCLASS_REQUEST_TIMEOUT_S": "20",
     }
     with http_server(bundle, folder, env=env) as running:
@@ -253,3 +254,28 @@ def test_names_are_never_paths(client: httpx.Client) -> None:
         archive.writestr("../../../tmp/anyclass-evil.png", RED)
     answer = post(client, stream.getvalue(), "application/zip")
     assert ["../../../tmp/anyclass-evil.png"] == [each["name"] for each in answer.json()["results"]]
+
+
+def test_a_line_of_results_is_one_line_for_every_client(client: httpx.Client) -> None:
+    """Neither labels nor names break it, whatever they hold; httpx and many others end a line at U+2028 too."""
+    files = [("a\u2028b\x85c.png", RED), ("d.png", GREEN)]
+    params = {"labels": ["red\u2028or so", "green"]}
+    answer = client.post(
+        "/v1/classify/batch", content=tar(files), params=params, headers={"content-type": "application/x-tar", **LINES}
+    )
+    results = [json.loads(each) for each in answer.text.splitlines()]
+    assert [name for name, _ in files] == [each["name"] for each in results]
+    assert {"red\u2028or so", "green"} == {each["label"] for each in results[0]["predictions"]}
+
+
+def test_an_answer_has_a_limit_unless_it_comes_in_lines(client: httpx.Client) -> None:
+    """Images times labels may be more than anyone wants in one document; the client is told what to do."""
+    params = {"labels": [f"label {number}" for number in range(400)]}
+    headers = {"content-type": "application/x-tar"}
+    content = tar([(str(number), RED) for number in range(MAX_IMAGES)])
+    refused = client.post("/v1/classify/batch", content=content, params=params, headers=headers)
+    assert (422, "invalid-request") == (refused.status_code, slug(refused))
+    assert "top_k" in refused.json()["detail"]
+    assert 200 == client.post("/v1/classify/batch", content=content, params=QUERY, headers=headers).status_code
+    lines = client.post("/v1/classify/batch", content=content, params=params, headers=headers | LINES)
+    assert [400] * MAX_IMAGES == [len(json.loads(each)["predictions"]) for each in lines.text.splitlines()]

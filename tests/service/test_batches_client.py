@@ -180,6 +180,15 @@ def test_an_answer_is_what_the_route_itself_answers(client: OpenAI, server: Http
     assert httpx.post(f"{server.url}/v1/embeddings", json=body).json() == answered["response"]["body"]
 
 
+def test_a_line_of_results_is_one_line_for_every_client(client: OpenAI) -> None:
+    """Whatever is in a label: `splitlines` ends a line at more than line feeds."""
+    asked = line(7, custom_id="a\u2028b")
+    asked["body"]["labels"] = ["red\u2028or so", "green"]
+    (answered,) = lines_of(client, ended(client, begin(client, asked)).output_file_id)
+    assert "a\u2028b" == answered["custom_id"]
+    assert {"red\u2028or so", "green"} == {each["label"] for each in answered["response"]["body"]["predictions"]}
+
+
 def test_a_line_of_embeddings_fails_in_openais_words(client: OpenAI) -> None:
     """The error stands in the body as the route would have it."""
     lines = [line(1, url="/v1/embeddings", body={"model": "other", "input": "a"})]

@@ -1,6 +1,7 @@
 """The parts of batch jobs with a clock of their own and lines that are simple words."""
 
 import asyncio
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -57,11 +58,12 @@ class Words:
         if self.failing.get(word):
             raise self.failing[word].pop(0)
         self.answered.append(word)
-        return Answer(200, {"word": word.upper()})
+        return Answer(200, json.dumps({"word": word.upper()}))
 
     def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> Answer:
         """See `LineHandler`."""
-        return Answer(500 if error is None else 422, {"detail": "internal" if error is None else error.detail})
+        detail = "internal" if error is None else error.detail
+        return Answer(500 if error is None else 422, json.dumps({"detail": detail}))
 
 
 class Office:
