@@ -17,6 +17,10 @@ WINDOW: Final = 32
 _EVIDENCE: Final = 3
 """Small batches, and large ones, that it takes to tell the overhead from the slope: one of them may be far off."""
 
+_REFIT: Final = 8
+"""With a full window it is fitted anew after so many batches: one in 32 moves no median, and a fit costs as much as all
+else that is done for a request by itself."""
+
 _SHORTEST_S: Final = 1e-6
 _LENGTH_MEMORY: Final = 0.8
 """Weight of the past in the units of a row: it settles within about ten batches."""
@@ -63,7 +67,8 @@ class LatencyModel:
         self.batches += 1
         self._units.append(units)
         self._seconds.append(max(seconds, _SHORTEST_S))
-        self._fit = None
+        if self.batches <= WINDOW or self.batches % _REFIT == 0:
+            self._fit = None
 
     @property
     def fit(self) -> Fit | None:

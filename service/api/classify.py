@@ -5,6 +5,7 @@ import time
 from fastapi import APIRouter, Request, Response
 
 from service.api import answers, examples, openapi
+from service.api.direct_route import DirectRoute
 from service.api.disconnect import unless_client_goes
 from service.api.fields import ClassifyRequest
 from service.api.parsing import parse_single
@@ -14,7 +15,7 @@ from service.classification import load_image
 from service.classifier import Classification, Classifier, Timings
 from service.concurrency import aside
 
-router = APIRouter(tags=["classify"])
+router = APIRouter(tags=["classify"], route_class=DirectRoute)
 
 
 @router.post(

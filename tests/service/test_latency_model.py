@@ -102,3 +102,14 @@ def test_the_smallest_batch_that_is_nearly_as_good(slope: float, overhead: float
     assert enough == fit.enough(32, 0.05)
     assert per_row(enough) <= 1.05 * per_row(32) + 1e-12
     assert enough == 1 or per_row(enough - 1) > 1.05 * per_row(32)
+
+
+def test_a_full_window_is_fitted_anew_now_and_then() -> None:
+    """A fit costs as much as the rest of a request; a single batch in a full window moves no median."""
+    model = learnt(0.03, 0.01, SIZES * (WINDOW // len(SIZES)))
+    before = model.fit
+    kept = 0
+    while model.fit is before:
+        model.observe(1, 1, 1.0)
+        kept += 1
+    assert 1 < kept <= WINDOW // 4
