@@ -1,4 +1,4 @@
-"""The examples of docs/clients.md, run as they are written, against the demo model."""
+"""The examples of docs/clients.md, docs/batch.md and docs/label-sets.md, run as written, against the demo model."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,16 +16,16 @@ from tests.support.http_server import HttpServer, http_server
 from tests.support.javascript import CLIENTS, installed
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCKS = re.findall(
-    r"^```(python|js|sh)\n(.*?)^```", (ROOT / "docs/clients.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
-)
+BLOCK = re.compile(r"^```(python|js|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall((ROOT / "docs/clients.md").read_text("utf-8"))
 NUMBER = r"-?\d+\.\d+(?:e-\d+)?"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     """The demo model, as `make run` serves it."""
-    with http_server(DEMO_BUNDLE, tmp_path_factory.mktemp("demo")) as running:
+    folder = tmp_path_factory.mktemp("demo")
+    with http_server(DEMO_BUNDLE, folder, env={"ANYCLASS_STATE_URL": str(folder / "state")}) as running:
         yield running
 
 
@@ -92,3 +93,37 @@ def test_the_requests_work_as_written(server: HttpServer, text: str) -> None:
     """Copied into a shell, each is answered, and with no error."""
     answer = json.loads(run(["bash", "-c"], text, server))
     assert isinstance(answer, list) or "error" not in answer
+
+
+def commands_of(page: str) -> str:
+    """The one block of commands on a page."""
+    (text,) = [text for kind, text in BLOCK.findall((ROOT / page).read_text("utf-8")) if kind == "sh"]
+    return text
+
+
+def documents(text: str) -> list[Any]:
+    """The JSON documents that follow one another in a text."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:]
+    return found
+
+
+def test_a_label_set_as_written(server: HttpServer) -> None:
+    """It is ready when it is written, and a photo is classified against it."""
+    written, answer = documents(run(["bash", "-ec"], commands_of("docs/label-sets.md"), server))
+    assert ("animals", "ready", 3) == (written["name"], written["status"], written["label_count"])
+    assert answer["predictions"][0]["label"] in ("cat", "dog", "red fox")
+    assert {"labels": 3, "labels_cached": 3} == answer["usage"]
+
+
+def test_an_archive_as_written(server: HttpServer) -> None:
+    """A line for each file of the folder: the photos have their best label, what is no photo an error."""
+    lines = documents(run(["bash", "-ec"], commands_of("docs/batch.md"), server))
+    photos = {each["name"]: len(each["predictions"]) for each in lines if each["name"].endswith(".jpg")}
+    assert {f"./{path.name}": 1 for path in (ROOT / "examples").glob("*.jpg")} == photos
+    others = [each for each in lines if not each["name"].endswith(".jpg")]
+    assert all(each["error"]["status"] == 415 for each in others)
+    assert len(list((ROOT / "examples").iterdir())) == len(lines)
