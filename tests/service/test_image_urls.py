@@ -503,6 +503,6 @@ def test_the_setting_opens_the_way_to_public_addresses_only(tmp_path: Path) -> N
     bundle = write_tiny_bundle(tmp_path / "bundle")
     with http_server(bundle, tmp_path, env={"ANYCLASS_ALLOW_IMAGE_URLS": "true"}) as server:
         request = {"image": "http://127.0.0.1/x.png", "labels": ["red"]}
-        answer = httpx.post(f"{server.url}/v1/classify", json=request)
+        answer = httpx.post(f"{server.url}/v1/classify", json=request, timeout=30)
         assert "urn:anyclass:problem:image-not-fetched" == answer.json()["type"]
         assert "127.0.0.1/x.png" not in server.raw_log()

@@ -213,4 +213,4 @@ def test_addresses_have_the_limit_where_no_key_is_needed(tmp_path: Path) -> None
     bundle = write_tiny_bundle(tmp_path / "bundle")
     env = {"ANYCLASS_RATE_LIMIT_PER_S": "0.01", "ANYCLASS_RATE_LIMIT_BURST": "1"}
     with http_server(bundle, tmp_path, env=env) as server:
-        assert [200, 429] == [httpx.get(f"{server.url}/v1/models").status_code for _ in range(2)]
+        assert [200, 429] == [httpx.get(f"{server.url}/v1/models", timeout=30).status_code for _ in range(2)]
