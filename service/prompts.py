@@ -13,6 +13,8 @@ from typing import Final
 from service.errors import InvalidLabels, InvalidTemplates, TooManyLabels
 
 PLACEHOLDER: Final = "{}"
+MAX_SET_NAME_CHARS: Final = 256
+"""Characters that the name of a template set may have."""
 
 # Lone surrogates cannot be encoded, and control characters (white space apart, which is collapsed) say nothing to a
 # tokenizer but much to a terminal.
@@ -73,6 +75,18 @@ def validate_templates(templates: Sequence[str], *, max_templates: int, max_char
         if template.count(PLACEHOLDER) != 1:
             raise InvalidTemplates(f"Template {index} must hold {{}} exactly once, where the label goes.")
     return tuple(templates)
+
+
+def check_set_name(name: str) -> str:
+    """Check that the name of a template set can be kept and shown; whether there is such a set is not known here.
+
+    Raises `InvalidTemplates`.
+    """
+    if len(name) > MAX_SET_NAME_CHARS or _NOT_TEXT.search(name):
+        raise InvalidTemplates(
+            f"The name of a template set is plain text of at most {MAX_SET_NAME_CHARS} characters; this is none."
+        )
+    return name
 
 
 def fill(template: str, label: str) -> str:

@@ -7,12 +7,16 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from service.api import problems
 from service.api.error_forms import render_error
 from service.errors import AnyclassError
 
 _SERVER_ERROR: Final = 500
+_READING: Final = ("GET", "HEAD")
+_METHODS: Final = (*_READING, "DELETE", "PATCH", "POST", "PUT")
+
 _log = structlog.stdlib.get_logger("service.api")
 
 
@@ -43,17 +47,33 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     status = error.status_code
     kind = problems.ROUTING_KINDS.get(status) or problems.Kind("http-error", HTTPStatus(status).phrase, status)
     path = problems.quoted(request.url.path)
-    allow = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
+    headers = dict(error.headers or {})
     match kind:
         case problems.NOT_FOUND:
             detail = f"There is no {path} here; GET /docs shows what there is."
         case problems.METHOD_NOT_ALLOWED:
-            detail = f"{path} does not take {problems.quoted(request.method, 20)}; it takes {allow}."
+            headers = {"allow": _allowed(request)}
+            detail = f"{path} does not take {problems.quoted(request.method, 20)}; it takes {headers['allow']}."
         case _:
             detail = str(error.detail)
     request.state.problem = kind.slug
     body = problems.problem(kind, detail, request.state.request_id)
-    return render_error(request.url.path, body, error.headers)
+    return render_error(request.url.path, body, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of every route at the path (RFC 9110, section 10.2.1), where the framework has those of the first."""
+    # Whatever is mounted has moved the root to itself.
+    scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope.get("root_path", ""))}
+    methods = {
+        method
+        for method in _METHODS
+        for route in request.app.routes
+        if route.matches({**scope, "method": method})[0] is Match.FULL
+        # What is mounted are files, which are told of no method.
+        and (not isinstance(route, Mount) or method in _READING)
+    }
+    return ", ".join(sorted(methods))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service.errors import InvalidLabels, TooManyLabels
-from service.prompts import normalise_label, normalise_labels, validate_templates
+from service.prompts import check_set_name, normalise_label, normalise_labels, validate_templates
 from service.settings import Settings
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -87,7 +87,7 @@ def check_definition(
     Raises:
         TooManyLabels: more labels, descriptions of a label, or prompts than the limits.
         InvalidLabels: as `normalise_labels`, for descriptions too.
-        InvalidTemplates: as `validate_templates`.
+        InvalidTemplates: as `validate_templates`, and as `check_set_name`.
     """
     chars = settings.max_label_chars
     normalise_labels(labels, max_labels=settings.max_label_set_labels, max_chars=chars)
@@ -102,7 +102,7 @@ def check_definition(
         except InvalidLabels as exc:
             raise InvalidLabels(f"The descriptions of label {index} cannot be used, counted as labels: {exc}") from exc
     if templates is None or isinstance(templates, str):
-        chosen: str | tuple[str, ...] = templates or DEFAULT_TEMPLATES
+        chosen: str | tuple[str, ...] = check_set_name(templates or DEFAULT_TEMPLATES)
     else:
         chosen = validate_templates(templates, max_templates=settings.max_templates, max_chars=chars)
     definition = Definition(tuple(labels), checked, chosen)

@@ -154,6 +154,21 @@ def test_what_is_wrong_with_a_request(client: httpx.Client, fields: dict[str, An
     assert (status, f"urn:anyclass:problem:{slug}") == (body["status"], body["type"])
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/v1/files", "GET, POST"),
+        ("POST", "/v1/label-sets/colours", "DELETE, GET, PUT"),
+        ("PUT", "/", "GET, HEAD, POST"),
+        ("POST", "/docs/assets/favicon.png", "GET, HEAD"),
+    ],
+)
+def test_all_methods_of_a_path_are_told(client: httpx.Client, method: str, path: str, allowed: str) -> None:
+    """Whichever of its routes the framework looked at first."""
+    answer = client.request(method, path)
+    assert (405, allowed) == (answer.status_code, answer.headers["allow"])
+
+
 JSON = {"content-type": "application/json"}
 
 

@@ -140,6 +140,8 @@ def test_a_request_that_cannot_use_a_set(client: httpx.Client, fields: Any, stat
         ("s", {"labels": [str(n) for n in range(5_001)]}, 413, "too-many-labels"),
         ("s", {"labels": ["a"], "templates": "nothing"}, 422, "invalid-templates"),
         ("s", {"labels": ["a"], "templates": ["{} {}"]}, 422, "invalid-templates"),
+        ("s", {"labels": ["a"], "templates": "\ud800"}, 422, "invalid-templates"),
+        ("s", {"labels": ["a"], "templates": "x" * 257}, 422, "invalid-templates"),
         ("s", {"labels": [{"label": "a"}]}, 422, "invalid-request"),
         ("s", {"labels": [{"label": "a", "descriptions": []}]}, 422, "invalid-labels"),
         ("s", {"labels": [1]}, 422, "invalid-request"),
