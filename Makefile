@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types layers tests format train-demo export-demo export-sizes verify-demo wheel \
+.PHONY: help run test check lint types layers tests fuzz format train-demo export-demo export-sizes verify-demo wheel \
         bench bench-gpu bench-engines constraints k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
@@ -19,6 +19,8 @@ DEMO := service/bundles/demo
 # What export-sizes exports
 SIZES ?= ViT-B-32 RN50 ViT-L-14
 PRECISIONS ?= fp32
+# How many requests fuzz sends
+CASES ?= 50000
 # What bench-engines times
 BUNDLE ?= $(DEMO)
 PROVIDERS ?= cpu openvino openvino/bf16
@@ -70,6 +72,9 @@ layers: dev ## The order in which modules may import each other (import-linter)
 
 tests: dev redis prometheus clients ## Every test, with branch coverage, on all cores up to four (ARGS= goes to pytest)
 	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 --cov --cov-report=term $(ARGS)
+
+fuzz: dev ## Made-up requests against the service, far more than the tests send (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")
+	@$(DEV)python -m tests.fuzz --cases $(CASES) $(FUZZ_ARGS)
 
 format: dev ## Rewrite the source in the project's style
 	@$(DEV)ruff check --fix-only --quiet $(SOURCES)

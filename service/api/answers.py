@@ -6,11 +6,12 @@ bodies, headers and examples of them, by the very functions that answer a reques
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, TypeAlias
 
 from service import errors
-from service.api import problems
+from service.api import examples, problems
 from service.api.error_forms import Form, form_of
 from service.api.problems import BodyTimeout, FieldErrors, NotAcceptable, UnsupportedMediaType
 from service.images import FORMATS
@@ -90,7 +91,6 @@ LABELLING: Final = (
 STORED: Final = (errors.NotReady, errors.StateUnavailable, errors.StateCorrupt)
 """Something is read or written that is kept."""
 COMPUTING: Final = (
-    errors.UnknownModel,
     errors.Overloaded,
     errors.NotReady,
     errors.DeadlineExceeded,
@@ -174,12 +174,22 @@ def header(name: str, *, always: bool = False) -> dict[str, dict[str, Any]]:
     return {name: {**HEADERS[name], "required": True} if always else {"$ref": f"#/components/headers/{name}"}}
 
 
+def example(name: str) -> dict[str, dict[str, Any]]:
+    """The example of `examples.ANSWERS` with that name, as a member of a media type.
+
+    It stands in another place: FastAPI leaves out null wherever it comes by.
+    """
+    return {"examples": {"answer": {"$ref": f"#/components/examples/{name}"}}}
+
+
 def answer(
-    example: object, *, media_type: str = "application/json", schema: dict[str, Any] | None = None, **more: object
+    name: str, *, media_type: str = "application/json", schema: dict[str, Any] | None = None, **more: object
 ) -> dict[str, Any]:
-    """An answer that is no error, for a route's `responses`; `more` are the response's other members."""
-    content = {"example": example} if schema is None else {"schema": schema, "example": example}
-    return {"content": {media_type: content}, **more}
+    """An answer that is no error, with the example of that name, for a route's `responses`.
+
+    `more` are the response's other members.
+    """
+    return {"content": {media_type: example(name) | ({} if schema is None else {"schema": schema})}, **more}
 
 
 def refusals(path: str, *given: Refusal) -> dict[int | str, dict[str, Any]]:
@@ -196,12 +206,12 @@ def refusals(path: str, *given: Refusal) -> dict[int | str, dict[str, Any]]:
 
 
 def shared_examples() -> dict[str, dict[str, Any]]:
-    """The examples to which `refusals` refers, by name: each error in each form."""
-    return {
-        f"{model}.{kind.__name__}": _told(form, kind).example()
-        for form, model in _FORM_MODELS.items()
-        for kind in _SAMPLES
-    }
+    """The examples to which `example` and `refusals` refer, by name: each answer, and each error in its form."""
+    return {name: {"value": value} for name, value in examples.ANSWERS.items()} | _told_examples
+
+
+_told_examples: Final[dict[str, dict[str, Any]]] = {}
+"""What `refusals` has told of, each once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,31 +223,28 @@ class _Told:
     status: int
     media_type: str
     body: Mapping[str, Any]
-    shared: str | None
 
-    def example(self) -> dict[str, Any]:
-        return {"summary": self.problem["title"], "value": self.body}
+    @property
+    def slug(self) -> str:
+        return str(self.problem["type"]).removeprefix(problems.TYPE_PREFIX)
 
 
 def _told(form: Form, given: Refusal) -> _Told:
-    if not isinstance(given, type):
-        return _of_problem(form, problems.problem_of(given, REQUEST_ID), problems.headers_of(given))
-    told = _told(form, _SAMPLES[given])
-    return replace(told, shared=f"{_FORM_MODELS[form]}.{given.__name__}")
+    error = _SAMPLES[given] if isinstance(given, type) else given
+    return _of_problem(form, problems.problem_of(error, REQUEST_ID), problems.headers_of(error))
 
 
 def _of_problem(form: Form, problem: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> _Told:
     status, media_type, body = form(problem)
-    return _Told(problem, headers or {}, status, media_type, body, None)
+    return _Told(problem, headers or {}, status, media_type, body)
 
 
 def _response(told: Sequence[_Told], model: str) -> dict[str, Any]:
     """The answer of one status, which may have several reasons."""
-    examples: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
     for each in told:
-        slug = str(each.problem["type"]).removeprefix(problems.TYPE_PREFIX)
-        name = slug if slug not in examples else f"{slug}-{len(examples) + 1}"
-        examples[name] = {"$ref": f"#/components/examples/{each.shared}"} if each.shared else each.example()
+        name = each.slug if each.slug not in shown else f"{each.slug}-{len(shown) + 1}"
+        shown[name] = {"$ref": f"#/components/examples/{_name_of_example(each, model)}"}
     headers: dict[str, Any] = {}
     for name in HEADERS:
         having = [each for each in told if name.lower() in each.headers]
@@ -246,5 +253,15 @@ def _response(told: Sequence[_Told], model: str) -> dict[str, Any]:
     return {
         "description": "; ".join(dict.fromkeys(each.problem["title"] for each in told)),
         "headers": headers,
-        "content": {told[0].media_type: {"schema": {"$ref": REFERENCE + model}, "examples": examples}},
+        "content": {told[0].media_type: {"schema": {"$ref": REFERENCE + model}, "examples": shown}},
     }
+
+
+def _name_of_example(told: _Told, model: str) -> str:
+    """Under which name the example stands among those that are shared; it is put there."""
+    example = {"summary": told.problem["title"], "value": told.body}
+    for number in count(1):
+        name = f"{model}.{told.slug}" + (f".{number}" if number > 1 else "")
+        if _told_examples.setdefault(name, example) == example:
+            break
+    return name

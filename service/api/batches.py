@@ -10,6 +10,7 @@ from service.api.job_lines import ENDPOINTS
 from service.api.job_schemas import (
     BATCHES_PAGE,
     MAX_BATCHES_PAGE,
+    AfterBatch,
     BatchesOut,
     BatchId,
     BatchOut,
@@ -53,7 +54,7 @@ _LINKS: Final = {
 _BAD_ID: Final = FieldErrors([("batch_id", "String should have at most 100 characters")])
 _UNKNOWN: Final = UnknownObject("There is no batch of that id here.")
 
-router = APIRouter(tags=["batches"])
+router = APIRouter(tags=["Batch jobs"])
 
 
 @router.post(
@@ -72,11 +73,11 @@ router = APIRouter(tags=["batches"])
         }
     },
     responses={
-        200: answers.answer(examples.JOB, description="The batch, which has begun.", links=_LINKS),
+        200: answers.answer("JOB", description="The batch, which has begun.", links=_LINKS),
         **answers.refusals(
             "/v1/batches",
             *answers.READING,
-            FieldErrors([("input_file_id", "is not the id of a file here")]),
+            FieldErrors([("input_file_id", "There is no file of that id here.")]),
             Conflict("This Idempotency-Key was used for another request; take a new one."),
             Overloaded("Too many batches are waiting; try again later.", 10.0),
             *answers.STORED,
@@ -111,14 +112,14 @@ async def create_batch(request: Request, idempotency_key: IdempotencyKey = None)
     response_model=BatchesOut,
     summary="The batches",
     responses={
-        200: answers.answer(examples.JOBS),
+        200: answers.answer("JOBS"),
         **answers.refusals("/v1/batches", FieldErrors([("after", "is not the id of a batch")]), *answers.STORED),
     },
 )
 async def list_batches(
     request: Request,
-    after: Annotated[str | None, Query(description="The id after which the page begins.", max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_BATCHES_PAGE)] = BATCHES_PAGE,
+    after: AfterBatch = None,
+    limit: Annotated[int, Query(description="Batches on a page.", ge=1, le=MAX_BATCHES_PAGE)] = BATCHES_PAGE,
 ) -> Response:
     """The newest first."""
     if after is not None and not is_id(JOB_PREFIX, after):
@@ -132,7 +133,7 @@ async def list_batches(
     response_model=BatchOut,
     summary="A batch",
     responses={
-        200: answers.answer(examples.JOB),
+        200: answers.answer("JOB"),
         **answers.refusals("/v1/batches/{batch_id}", _BAD_ID, _UNKNOWN, *answers.STORED),
     },
 )
@@ -146,7 +147,7 @@ async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
     response_model=BatchOut,
     summary="Cancel a batch",
     responses={
-        200: answers.answer(examples.JOB_CANCELLING),
+        200: answers.answer("JOB_CANCELLING"),
         **answers.refusals(
             "/v1/batches/{batch_id}/cancel",
             _BAD_ID,

@@ -4,7 +4,7 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
-from service.api import answers, examples, openapi
+from service.api import answers, openapi
 from service.api.direct_route import DirectRoute
 from service.api.disconnect import unless_client_goes
 from service.api.fields import ClassifyRequest
@@ -14,8 +14,9 @@ from service.api.services import services_of
 from service.classification import load_image
 from service.classifier import Classification, Classifier, Timings
 from service.concurrency import aside
+from service.errors import UnknownModel
 
-router = APIRouter(tags=["classify"], route_class=DirectRoute)
+router = APIRouter(tags=["Classify"], route_class=DirectRoute)
 
 
 @router.post(
@@ -24,13 +25,14 @@ router = APIRouter(tags=["classify"], route_class=DirectRoute)
     summary="Classify one image against any labels",
     openapi_extra=openapi.CLASSIFY,
     responses={
-        200: answers.answer(examples.CLASSIFIED, headers=answers.header("Server-Timing", always=True)),
+        200: answers.answer("CLASSIFIED", headers=answers.header("Server-Timing", always=True)),
         **answers.refusals(
             "/v1/classify",
             *answers.READING,
             *answers.PICTURES,
             *answers.LABELLING,
             *answers.LABEL_SETS,
+            UnknownModel,
             *answers.COMPUTING,
         ),
     },

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.api import answers, examples, openapi
+from service.api import answers, openapi
 from service.api import body as bodies
 from service.api.archive_body import MEDIA_TYPES, ArchiveImages, Upload, check_room
 from service.api.classify import server_timing
@@ -25,7 +25,7 @@ from service.api.services import Services, services_of
 from service.archives import too_large
 from service.classifier import Classification, ImageSource
 from service.concurrency import aside
-from service.errors import AnyclassError, InvalidRequest, PayloadTooLarge
+from service.errors import AnyclassError, InvalidRequest, PayloadTooLarge, UnknownModel
 from service.spool import Spool
 
 NDJSON: Final = "application/x-ndjson"
@@ -39,7 +39,7 @@ Result: TypeAlias = tuple[int, str | None, Classification | AnyclassError]
 
 Gone: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
-router = APIRouter(tags=["classify"])
+router = APIRouter(tags=["Classify"])
 
 
 @router.post(
@@ -53,8 +53,8 @@ router = APIRouter(tags=["classify"])
             "description": "Every image has its result; one that cannot be classified has its error there.",
             "headers": answers.header("Server-Timing"),
             "content": {
-                "application/json": {"example": examples.BATCH},
-                NDJSON: {"schema": {"type": "string", "description": _LINES}, "example": examples.BATCH_LINES},
+                "application/json": answers.example("BATCH"),
+                NDJSON: {"schema": {"type": "string", "description": _LINES}, **answers.example("BATCH_LINES")},
             },
         },
         **answers.refusals(
@@ -63,6 +63,7 @@ router = APIRouter(tags=["classify"])
             *answers.READING,
             *answers.LABELLING,
             *answers.LABEL_SETS,
+            UnknownModel,
             *answers.COMPUTING,
         ),
     },

@@ -4,7 +4,7 @@ It is made when it is first asked for, and kept.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -23,14 +23,17 @@ from service.api.schemas import Problem
 from service.api.services import Services
 
 TAGS: Final = (
-    {"name": "classify", "description": "Pictures against any labels."},
-    {"name": "label sets", "description": "Labels with a name: written once, computed once, used by name."},
-    {"name": "models", "description": "What is served, and what can be asked of it."},
-    {"name": "batches", "description": "Files of requests, answered in the background, as OpenAI's clients send them."},
-    {"name": "openai", "description": "For the clients of OpenAI's API."},
-    {"name": "hugging face", "description": "For `huggingface_hub` and `@huggingface/inference`."},
-    {"name": "open inference", "description": "For clients of KServe and Triton: the Open Inference Protocol (v2)."},
-    {"name": "probes", "description": "For load balancers and monitoring."},
+    {"name": "Classify", "description": "Pictures against any labels."},
+    {"name": "Label sets", "description": "Labels with a name: written once, computed once, used by name."},
+    {"name": "Models", "description": "What is served, and what can be asked of it."},
+    {
+        "name": "Batch jobs",
+        "description": "Files of requests, answered in the background, in OpenAI's form.",
+    },
+    {"name": "OpenAI", "description": "For the clients of OpenAI's API."},
+    {"name": "Hugging Face", "description": "For `huggingface_hub` and `@huggingface/inference`."},
+    {"name": "Open Inference Protocol", "description": "For clients of KServe and Triton: version 2 of the protocol."},
+    {"name": "Probes", "description": "For load balancers and monitoring."},
 )
 
 _NAMED_BY_HAND: Final[tuple[type[BaseModel], ...]] = (
@@ -46,6 +49,8 @@ _NAMED_BY_HAND: Final[tuple[type[BaseModel], ...]] = (
 """Schemas to which routes refer by name, so that FastAPI does not know of them."""
 _NEVER_ANSWERED: Final = ("HTTPValidationError", "ValidationError")
 """What FastAPI would answer where it checks a parameter; here that is an error like any other."""
+_NOTHING_SAID: Final = "Successful Response"
+"""FastAPI's description of an answer of which a route says nothing."""
 _METHODS: Final = ("get", "put", "post", "delete")
 _LIMITED: Final = re.compile("2..|429")
 _SECURITY: Final = {
@@ -80,30 +85,56 @@ def describe(app: FastAPI) -> None:
 
 
 def _complete(document: dict[str, Any], services: Services) -> None:
-    components = document["components"]
+    schemas = document["components"]["schemas"]
     for model in _NAMED_BY_HAND:
         part = model.model_json_schema(ref_template=REFERENCE + "{model}")
-        components["schemas"].update(part.pop("$defs", {}))
-        components["schemas"][model.__name__] = part
+        schemas.update(part.pop("$defs", {}))
+        schemas[model.__name__] = part
     for name in _NEVER_ANSWERED:
-        components["schemas"].pop(name, None)
-    components["headers"] = dict(HEADERS)
-    components["examples"] = shared_examples()
-    components["securitySchemes"] = dict(_SECURITY)
-    keys: list[dict[str, list[str]]] = [{name: []} for name in _SECURITY]
-    document["security"] = keys if services.api_keys.required else [{}, *keys]
-    open_paths = services.settings.open_paths
+        schemas.pop(name, None)
+    document["components"] |= {"headers": dict(HEADERS), "examples": shared_examples()}
+    for _, _, operation in operations_of(document):
+        for parameter in operation.get("parameters", ()):
+            parameter["schema"] = _without_null(parameter["schema"])
+        if _NEVER_ANSWERED[0] in str(operation["responses"].get("422")):
+            del operation["responses"]["422"]
+        for status, response in operation["responses"].items():
+            _complete_response(status, response, schemas)
+    if services.api_keys.required:
+        _lock(document, services.settings.open_paths)
+
+
+def _complete_response(status: str, response: dict[str, Any], schemas: dict[str, Any]) -> None:
+    if response["description"] == _NOTHING_SAID:
+        response["description"] = _description(response, schemas)
+    headers = response.setdefault("headers", {})
+    headers |= header("X-Request-ID", always=True)
+    if _LIMITED.fullmatch(status):
+        headers |= header("RateLimit") | header("RateLimit-Policy")
+
+
+def _lock(document: dict[str, Any], open_paths: Collection[str]) -> None:
+    """Say that a key is needed, where it is."""
+    document["components"]["securitySchemes"] = dict(_SECURITY)
+    document["security"] = [{name: []} for name in _SECURITY]
     for path, method, operation in operations_of(document):
-        if services.api_keys.required and method == "get" and path in open_paths:
+        if method == "get" and path in open_paths:
             operation["security"] = []
-        responses = operation["responses"]
-        if _NEVER_ANSWERED[0] in str(responses.get("422")):
-            del responses["422"]
-        for status, response in responses.items():
-            headers = response.setdefault("headers", {})
-            headers |= header("X-Request-ID", always=True)
-            if _LIMITED.fullmatch(status):
-                headers |= header("RateLimit") | header("RateLimit-Policy")
+
+
+def _description(response: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """What the schema of the answer says of itself."""
+    references = [content["schema"].get("$ref", "") for content in response.get("content", {}).values()]
+    found = [schemas[reference.removeprefix(REFERENCE)]["description"] for reference in references if reference]
+    return str(found[0]) if found else _NOTHING_SAID
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter, which can be left out but never be null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**kinds[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
 
 
 def operations_of(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

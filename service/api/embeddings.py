@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from service.api import answers, examples
+from service.api import answers
 from service.api.classify import server_timing
 from service.api.disconnect import unless_client_goes
 from service.api.image_text import image_source
@@ -20,7 +20,7 @@ from service.api.protocol_schemas import EmbeddingsAnswer
 from service.api.services import Services, services_of
 from service.classification import ImageSource
 from service.embedder import Embedded, EmbedQuery
-from service.errors import InvalidImage, InvalidLabels, PromptTooLong
+from service.errors import InvalidImage, InvalidLabels, PromptTooLong, UnknownModel
 from service.image_urls import ImageFetcher
 
 _MAX_NAME_CHARS: Final = 256
@@ -44,7 +44,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "both": {"summary": "A text and an image", "value": {"input": ["something red", _RED_DOT]}},
 }
 
-router = APIRouter(tags=["openai"])
+router = APIRouter(tags=["OpenAI"])
 
 
 class EmbeddingsRequest(BaseModel):
@@ -76,7 +76,7 @@ class EmbeddingsRequest(BaseModel):
 @router.post(
     "/v1/embeddings",
     response_model=EmbeddingsAnswer,
-    summary="Vectors of texts and images (OpenAI)",
+    summary="Vectors of texts and images",
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -89,13 +89,14 @@ class EmbeddingsRequest(BaseModel):
         }
     },
     responses={
-        200: answers.answer(examples.EMBEDDINGS, headers=answers.header("Server-Timing", always=True)),
+        200: answers.answer("EMBEDDINGS", headers=answers.header("Server-Timing", always=True)),
         **answers.refusals(
             "/v1/embeddings",
             *answers.READING,
             *answers.PICTURES,
             InvalidLabels("Text 0 is empty."),
             PromptTooLong("Text 0 has 90 tokens with its template; this model reads 32. Shorten it."),
+            UnknownModel,
             *answers.COMPUTING,
         ),
     },

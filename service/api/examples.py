@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from service.api.version import VERSION
+
 REVISION: Final = "38fc8dd378c48fb27a452c0b6dacdc65bc1d6679ca838f36a58ad52ab3d1e798"
 FILE_ID: Final = "file-01a212d6c605f94d760cdac344b54030"
 BATCH_ID: Final = "batch_01a212d6c605f94d760cdac344b54031"
@@ -147,6 +149,7 @@ EMBEDDINGS: Final[dict[str, Any]] = {
     "usage": {"prompt_tokens": 7, "total_tokens": 7},
 }
 SCORES: Final = _PREDICTIONS
+SERVER: Final = {"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]}
 LIVE: Final = {"live": True}
 SERVER_READY: Final = {"ready": True}
 MODEL_READY: Final = {"name": "demo", "ready": True}
@@ -169,3 +172,33 @@ INFERRED: Final[dict[str, Any]] = {
     "model_version": REVISION[:12],
     "outputs": [{"name": "scores", "datatype": "FP32", "shape": [1, 2], "data": [0.9731544, 0.02684565]}],
 }
+
+ANSWERS: Final[dict[str, Any]] = {
+    "CLASSIFIED": CLASSIFIED,
+    "BATCH": BATCH,
+    "BATCH_LINES": BATCH_LINES,
+    "MODELS": MODELS,
+    "ONE_MODEL": ONE_MODEL,
+    "TEMPLATES": TEMPLATES,
+    "ALIVE": ALIVE,
+    "READY": READY,
+    "METRICS": METRICS,
+    "LABEL_SET": LABEL_SET,
+    "LABEL_SET_COMPUTING": LABEL_SET_COMPUTING,
+    "LABEL_SETS": LABEL_SETS,
+    "FILE": FILE,
+    "FILES": FILES,
+    "FILE_DELETED": FILE_DELETED,
+    "JOB": JOB,
+    "JOB_CANCELLING": JOB_CANCELLING,
+    "JOBS": JOBS,
+    "EMBEDDINGS": EMBEDDINGS,
+    "SCORES": SCORES,
+    "SERVER": SERVER,
+    "LIVE": LIVE,
+    "SERVER_READY": SERVER_READY,
+    "MODEL_READY": MODEL_READY,
+    "MODEL_METADATA": MODEL_METADATA,
+    "INFERRED": INFERRED,
+}
+"""Each by the name under which the document refers to it."""

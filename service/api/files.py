@@ -12,6 +12,7 @@ from service.api.job_schemas import (
     FILES_PAGE,
     LONGEST_KEEP_S,
     SHORTEST_KEEP_S,
+    AfterFile,
     ExpiresAfter,
     FileDeletedOut,
     FileId,
@@ -95,7 +96,7 @@ _LINKS: Final = {
 _BAD_ID: Final = FieldErrors([("file_id", "String should have at most 100 characters")])
 _OF_ONE: Final = answers.refusals("/v1/files/{file_id}", _BAD_ID, UnknownObject, *answers.STORED)
 
-router = APIRouter(tags=["batches"])
+router = APIRouter(tags=["Batch jobs"])
 
 
 @router.post(
@@ -104,7 +105,7 @@ router = APIRouter(tags=["batches"])
     summary="Send a file of requests",
     openapi_extra=_UPLOAD,
     responses={
-        200: answers.answer(examples.FILE, description="The file that is kept.", links=_LINKS),
+        200: answers.answer("FILE", description="The file that is kept.", links=_LINKS),
         **answers.refusals(
             "/v1/files",
             MalformedRequest("The form ends before its closing boundary."),
@@ -144,16 +145,16 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
     response_model=FilesOut,
     summary="The files",
     responses={
-        200: answers.answer(examples.FILES),
+        200: answers.answer("FILES"),
         **answers.refusals("/v1/files", FieldErrors([("after", "is not the id of a file")]), *answers.STORED),
     },
 )
 async def list_files(
     request: Request,
-    after: Annotated[str | None, Query(description="The id after which the page begins.", max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=FILES_PAGE)] = FILES_PAGE,
+    after: AfterFile = None,
+    limit: Annotated[int, Query(description="Files on a page.", ge=1, le=FILES_PAGE)] = FILES_PAGE,
     order: Annotated[Literal["asc", "desc"], Query(description="By the time they were made.")] = "desc",
-    purpose: Annotated[str | None, Query(max_length=100)] = None,
+    purpose: Annotated[str | None, Query(description="Only files of this purpose.", max_length=100)] = None,
 ) -> Response:
     """The newest first, unless `order` is `asc`."""
     if after is not None and not is_id(FILE_PREFIX, after):
@@ -167,7 +168,7 @@ async def list_files(
     "/v1/files/{file_id}",
     response_model=FileOut,
     summary="A file",
-    responses={200: answers.answer(examples.FILE), **_OF_ONE},
+    responses={200: answers.answer("FILE"), **_OF_ONE},
 )
 async def retrieve_file(request: Request, file_id: FileId) -> Response:
     """What is known of a file; its content is below it."""
@@ -179,7 +180,10 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
     response_class=Response,
     summary="The content of a file",
     responses={
-        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        200: {
+            "description": "The bytes.",
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
         **_OF_ONE,
     },
 )
@@ -205,7 +209,7 @@ async def file_content(request: Request, file_id: FileId) -> Response:
     response_model=FileDeletedOut,
     summary="Delete a file",
     responses={
-        200: answers.answer(examples.FILE_DELETED),
+        200: answers.answer("FILE_DELETED"),
         **answers.refusals("/v1/files/{file_id}", _BAD_ID, UnknownObject, Conflict, *answers.STORED),
     },
 )

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from service.api import answers, examples
+from service.api import answers
 from service.api.classify import server_timing
 from service.api.disconnect import unless_client_goes
 from service.api.huggingface_schemas import InputObject, ZeroShotRequest
@@ -18,7 +18,7 @@ from service.api.services import services_of
 from service.classification import load_image
 from service.classifier import Classification, LabelQuery, ScoringOptions, Timings
 from service.concurrency import aside
-from service.errors import TooManyLabels
+from service.errors import TooManyLabels, UnknownModel
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "huggingface_hub": {
@@ -38,7 +38,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-router = APIRouter(tags=["hugging face"])
+router = APIRouter(tags=["Hugging Face"])
 
 _DOCUMENTED: Final[dict[str, Any]] = {
     "response_model": list[LabelScore],
@@ -54,13 +54,17 @@ _DOCUMENTED: Final[dict[str, Any]] = {
         }
     },
 }
-_ANSWERED: Final = answers.answer(examples.SCORES, headers=answers.header("Server-Timing", always=True))
+_ANSWERED: Final = answers.answer(
+    "SCORES",
+    description="Every label and its score, best first.",
+    headers=answers.header("Server-Timing", always=True),
+)
 _REFUSALS: Final = (*answers.READING, *answers.PICTURES, *answers.LABELLING, *answers.COMPUTING)
 
 
 @router.post(
     "/",
-    summary="Zero-shot image classification (Hugging Face)",
+    summary="Zero-shot image classification",
     responses={200: _ANSWERED, **answers.refusals("/", *_REFUSALS)},
     **_DOCUMENTED,
 )
@@ -71,8 +75,8 @@ async def classify_by_default(request: Request) -> Response:
 
 @router.post(
     "/models/{model:path}",
-    summary="Zero-shot image classification by a model (Hugging Face)",
-    responses={200: _ANSWERED, **answers.refusals("/models/{model:path}", *_REFUSALS)},
+    summary="Zero-shot image classification by a model",
+    responses={200: _ANSWERED, **answers.refusals("/models/{model:path}", UnknownModel, *_REFUSALS)},
     **_DOCUMENTED,
 )
 async def classify_by_model(request: Request, model: ModelName) -> Response:

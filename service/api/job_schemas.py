@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import Header, Path
+from fastapi import Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.api import examples
 from service.api.problems import FieldErrors
 from service.jobs import FileRecord, Idempotency, Job
+from service.jobs.records import FILE_PREFIX, JOB_PREFIX
 
 FILES_PAGE: Final = 10_000
 BATCHES_PAGE: Final = 20
@@ -17,11 +18,24 @@ LONGEST_KEEP_S: Final = 30 * 24 * 3_600
 _MAX_PAIRS: Final = 16
 _MAX_KEY_CHARS: Final = 255
 
-FileId = Annotated[str, Path(description="The file's id.", max_length=100, examples=[examples.FILE_ID])]
-BatchId = Annotated[str, Path(description="The batch's id.", max_length=100, examples=[examples.BATCH_ID])]
+_FILE_ID: Final = {"pattern": f"^{FILE_PREFIX}[0-9a-f]{{32}}$"}
+_BATCH_ID: Final = {"pattern": f"^{JOB_PREFIX}[0-9a-f]{{32}}$"}
+FileId = Annotated[
+    str, Path(description="The file's id.", max_length=100, examples=[examples.FILE_ID], json_schema_extra=_FILE_ID)
+]
+BatchId = Annotated[
+    str, Path(description="The batch's id.", max_length=100, examples=[examples.BATCH_ID], json_schema_extra=_BATCH_ID)
+]
+AfterFile = Annotated[
+    str | None, Query(description="The id after which the page begins.", max_length=100, json_schema_extra=_FILE_ID)
+]
+AfterBatch = Annotated[
+    str | None, Query(description="The id after which the page begins.", max_length=100, json_schema_extra=_BATCH_ID)
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(
+        json_schema_extra={"minLength": 1, "maxLength": _MAX_KEY_CHARS},
         description="The same request with the same key is done once, for 24 hours: the answer is the same object. "
         "The same key with another request is refused with 409.",
     ),
@@ -138,9 +152,17 @@ class BatchRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    input_file_id: Annotated[str, Field(max_length=100, description="A file with the purpose `batch`.")]
+    input_file_id: Annotated[
+        str,
+        Field(max_length=100, description="A file with the purpose `batch`.", json_schema_extra=_FILE_ID),
+    ]
     endpoint: Annotated[
-        str, Field(max_length=100, description="The route that answers each line.", examples=["/v1/classify"])
+        str,
+        Field(
+            max_length=100,
+            description="The route that answers each line.",
+            json_schema_extra={"enum": ["/v1/classify", "/v1/embeddings"]},
+        ),
     ]
     completion_window: Annotated[
         str,

@@ -81,16 +81,20 @@ class LabelSetsOut(_Answer):
     next: str | None
 
 
-Name = Annotated[str, Path(description="The set's name.", json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+Name = Annotated[
+    str, Path(description="The set's name.", examples=["animals"], json_schema_extra={"pattern": f"^{NAME.pattern}$"})
+]
 """A name in a path; not checked here, for a name that no set can have is only unknown to most routes."""
 
+_TAGS: Final = r'^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$'
 _CONDITIONS: Final = [
     {
         "name": header,
         "in": "header",
         "required": False,
         "description": f"{text} Entity tags, or `*` for any.",
-        "schema": {"type": "string"},
+        # No example here and in other parameters that change what a request does: Swagger UI would fill it in.
+        "schema": {"type": "string", "pattern": _TAGS},
     }
     for header, text in (
         ("If-Match", "Change the set only in one of these versions."),
@@ -138,7 +142,7 @@ LIST: Final[dict[str, Any]] = {
             "in": "query",
             "required": False,
             "description": "Only names that follow this one: `next` of the page before.",
-            "schema": {"type": "string"},
+            "schema": {"type": "string", "pattern": f"^({NAME.pattern})?$"},
         },
         {
             "name": "limit",

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from service.api import answers, examples
+from service.api import answers
 from service.api import body as bodies
 from service.api.conditions import condition_of, etag
 from service.api.disconnect import unless_client_goes
@@ -35,7 +35,7 @@ from service.errors import (
     InvalidLabels,
     InvalidTemplates,
     MalformedRequest,
-    Overloaded,
+    PromptTooLong,
     StateFull,
     TooManyLabels,
     UnknownLabelSet,
@@ -50,10 +50,10 @@ _NOT_MODIFIED: Final = 304
 
 _BAD_CONDITION: Final = MalformedRequest('if-match must be * or one or more entity tags, each in double quotes: "…".')
 
-router = APIRouter(tags=["label sets"])
+router = APIRouter(tags=["Label sets"])
 
 
-def _described(description: str, example: object, *, waiting: bool = False) -> dict[str, Any]:
+def _described(description: str, example: str, *, waiting: bool = False) -> dict[str, Any]:
     """An answer with a set; `waiting` where it is always still being computed."""
     headers = answers.header("ETag", always=True) | answers.header("Retry-After", always=waiting)
     return answers.answer(example, description=description, headers=headers)
@@ -65,10 +65,10 @@ def _described(description: str, example: object, *, waiting: bool = False) -> d
     summary="Write a label set",
     openapi_extra=PUT,
     responses={
-        200: _described("It was there already, and is ready.", examples.LABEL_SET),
-        201: {**_described("It is new, and ready.", examples.LABEL_SET), "model": LabelSetOut},
+        200: _described("It was there already, and is ready.", "LABEL_SET"),
+        201: {**_described("It is new, and ready.", "LABEL_SET"), "model": LabelSetOut},
         202: {
-            **_described("It is written, and being computed.", examples.LABEL_SET_COMPUTING, waiting=True),
+            **_described("It is written, and being computed.", "LABEL_SET_COMPUTING", waiting=True),
             "model": LabelSetOut,
         },
         **answers.refusals(
@@ -78,8 +78,8 @@ def _described(description: str, example: object, *, waiting: bool = False) -> d
             InvalidTemplates,
             TooManyLabels,
             VersionMismatch,
-            Overloaded,
-            DeadlineExceeded,
+            PromptTooLong,
+            *answers.COMPUTING,
             StateFull,
             *answers.STORED,
         ),
@@ -120,7 +120,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
     summary="How a label set stands",
     openapi_extra=GET,
     responses={
-        200: _described("How it stands; with `Retry-After` while it is computed.", examples.LABEL_SET),
+        200: _described("How it stands; with `Retry-After` while it is computed.", "LABEL_SET"),
         304: {"description": "It is ready and has not changed.", "headers": answers.header("ETag", always=True)},
         **answers.refusals(
             "/v1/label-sets/{name}",
@@ -169,7 +169,7 @@ async def delete_label_set(request: Request, name: Name) -> Response:
     summary="The label sets there are",
     openapi_extra=LIST,
     responses={
-        200: answers.answer(examples.LABEL_SETS),
+        200: answers.answer("LABEL_SETS"),
         **answers.refusals(
             "/v1/label-sets",
             FieldErrors([("limit", f"must be a whole number from 1 to {MAX_PAGE}")]),

@@ -32,35 +32,33 @@ from service.api.operations import livez, readyz
 from service.api.parsing import JSON, OCTETS, body_of, media_type, refuse_query
 from service.api.problems import FieldErrors, UnsupportedMediaType
 from service.api.services import services_of
-from service.api.version import VERSION
 from service.class_vectors import check_scoring
 from service.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
 from service.errors import NotReady, UnknownModel
 from service.models import Model
 
 HEADER_LENGTH: Final = "inference-header-content-length"
-_SERVER: Final = {"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]}
 
-router = APIRouter(prefix="/v2", tags=["open inference"])
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 
 @router.get(
     "",
     response_model=ServerInfo,
-    summary="The server (Open Inference Protocol)",
-    responses={200: answers.answer(_SERVER), **answers.refusals("/v2")},
+    summary="The server",
+    responses={200: answers.answer("SERVER"), **answers.refusals("/v2")},
 )
 async def server() -> Response:
     """Needs no model."""
-    return JSONResponse(_SERVER)
+    return JSONResponse(examples.SERVER)
 
 
 @router.get(
     "/health/live",
     response_model=Live,
-    summary="Whether the process is alive (Open Inference Protocol)",
+    summary="Whether the process is alive",
     responses={
-        200: answers.answer(examples.LIVE),
+        200: answers.answer("LIVE"),
         **answers.refusals(
             "/v2/health/live", NotReady("A device's scheduler has died; the process must be started anew.")
         ),
@@ -75,9 +73,9 @@ async def live(request: Request) -> Response:
 @router.get(
     "/health/ready",
     response_model=Ready,
-    summary="Whether to send requests here (Open Inference Protocol)",
+    summary="Whether to send requests here",
     responses={
-        200: answers.answer(examples.SERVER_READY),
+        200: answers.answer("SERVER_READY"),
         **answers.refusals("/v2/health/ready", NotReady("Not ready: the model is being loaded.")),
     },
 )
@@ -90,7 +88,7 @@ async def ready(request: Request) -> Response:
 # A model's alias may have a slash in it, which clients do not encode; so the longer paths come first.
 @router.get(
     "/models/{model:path}/versions/{version}/ready",
-    summary="Whether a version of a model takes requests (Open Inference Protocol)",
+    summary="Whether a version of a model takes requests",
     **READY,
 )
 async def version_ready(request: Request, model: ModelName, version: Version) -> Response:
@@ -98,21 +96,19 @@ async def version_ready(request: Request, model: ModelName, version: Version) ->
     return await _ready(request, _find(request, model, version))
 
 
-@router.get("/models/{model:path}/ready", summary="Whether a model takes requests (Open Inference Protocol)", **READY)
+@router.get("/models/{model:path}/ready", summary="Whether a model takes requests", **READY)
 async def model_ready(request: Request, model: ModelName) -> Response:
     """Every model that is served is ready as soon as the server is."""
     return await _ready(request, _find(request, model))
 
 
-@router.get(
-    "/models/{model:path}/versions/{version}", summary="A version of a model (Open Inference Protocol)", **METADATA
-)
+@router.get("/models/{model:path}/versions/{version}", summary="A version of a model", **METADATA)
 async def version_metadata(request: Request, model: ModelName, version: Version) -> Response:
     """As that of the model."""
     return _metadata(request, _find(request, model, version))
 
 
-@router.get("/models/{model:path}", summary="A model (Open Inference Protocol)", **METADATA)
+@router.get("/models/{model:path}", summary="A model", **METADATA)
 async def model_metadata(request: Request, model: ModelName) -> Response:
     """Its inputs and outputs. `image` is BYTES, encoded images, and is read as UINT8 [n, height, width, 3] too."""
     return _metadata(request, _find(request, model))
@@ -120,7 +116,7 @@ async def model_metadata(request: Request, model: ModelName) -> Response:
 
 @router.post(
     "/models/{model:path}/versions/{version}/infer",
-    summary="Vectors and scores by a version of a model (Open Inference Protocol)",
+    summary="Vectors and scores by a version of a model",
     **INFER,
 )
 async def infer_by_version(request: Request, model: ModelName, version: Version) -> Response:
@@ -128,7 +124,7 @@ async def infer_by_version(request: Request, model: ModelName, version: Version)
     return await _infer(request, _find(request, model, version))
 
 
-@router.post("/models/{model:path}/infer", summary="Vectors and scores (Open Inference Protocol)", **INFER)
+@router.post("/models/{model:path}/infer", summary="Vectors and scores", **INFER)
 async def infer(request: Request, model: ModelName) -> Response:
     """Inputs are `image`, `text` or both; outputs `image_embeddings`, `text_embeddings` and, from both, `scores`."""
     return await _infer(request, _find(request, model))

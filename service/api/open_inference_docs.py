@@ -36,11 +36,11 @@ Version = Annotated[
 _FINDING: Final = answers.refusals("/v2", NotReady, UnknownModel)
 READY: Final[dict[str, Any]] = {
     "response_model": ModelReady,
-    "responses": {200: answers.answer(examples.MODEL_READY), **_FINDING},
+    "responses": {200: answers.answer("MODEL_READY"), **_FINDING},
 }
 METADATA: Final[dict[str, Any]] = {
     "response_model": ModelMetadata,
-    "responses": {200: answers.answer(examples.MODEL_METADATA), **_FINDING},
+    "responses": {200: answers.answer("MODEL_METADATA"), **_FINDING},
 }
 INFER: Final[dict[str, Any]] = {
     "response_model": InferAnswer,
@@ -73,7 +73,7 @@ INFER: Final[dict[str, Any]] = {
     "responses": {
         200: {
             "content": {
-                JSON: {"example": examples.INFERRED},
+                JSON: answers.example("INFERRED"),
                 OCTETS: {
                     "schema": {
                         "type": "string",
@@ -95,6 +95,7 @@ INFER: Final[dict[str, Any]] = {
             InvalidTemplates,
             InvalidScoring,
             PromptTooLong("Text 0 has 90 tokens with its template; this model reads 32. Shorten it."),
+            UnknownModel,
             *answers.COMPUTING,
         ),
     },

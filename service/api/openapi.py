@@ -41,7 +41,17 @@ BATCH_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "value": {"images": [RED_DOT, "AAAA"], "labels": ["red", "green"]},
     }
 }
-FORM_EXAMPLE: Final = {"labels": ["something red", "something green"], "top_k": 1}
+FORM_FIELDS: Final = {"labels": ["something red", "something green"], "top_k": 1}
+_FILLED_IN: Final[dict[str, Any]] = {
+    **FORM_FIELDS,
+    "label_set": "",
+    "templates": ["default"],
+    "min_score": 0,
+    "temperature": 1,
+    "model": "",
+}
+"""What Swagger UI writes into its form; an empty field is one that is not given. Without this it makes up words."""
+_BYTES: Final = "(the bytes of a file)"
 
 
 def _json_schema(image: dict[str, Any], name: str) -> dict[str, Any]:
@@ -69,15 +79,18 @@ def _text_fields() -> dict[str, Any]:
 
 
 def _form(image: dict[str, Any]) -> dict[str, Any]:
+    fields = _text_fields()
+    for name, value in _FILLED_IN.items():
+        fields[name]["examples"] = [value]
     return {
         "schema": {
             "type": "object",
             "required": ["image"],
             "anyOf": [{"required": ["labels"]}, {"required": ["label_set"]}],
             "additionalProperties": False,
-            "properties": {"image": image, **_text_fields()},
+            "properties": {"image": image, **fields},
         },
-        "example": FORM_EXAMPLE,
+        "examples": {"form": {"summary": "A file", "value": {"image": _BYTES, **FORM_FIELDS}}},
     }
 
 
@@ -86,9 +99,16 @@ def _batch_form() -> dict[str, Any]:
     form = _form({"type": "array", "minItems": 1, "items": _FILE})
     schema = form["schema"]
     archive = {**_FILE, "description": "A tar, tar.gz or zip of pictures, in place of `image`."}
-    properties = {"archive": archive, **schema["properties"]}
-    required = [name for name in schema["required"] if name != "image"]
-    return {**form, "schema": {**schema, "required": required, "properties": properties}}
+    properties = {**schema["properties"], "archive": archive}
+    pictures = {"oneOf": [{"required": ["image"]}, {"required": ["archive"]}]}
+    del schema["required"]
+    return {
+        "schema": {**schema, **pictures, "properties": properties},
+        "examples": {
+            "images": {"summary": "Files", "value": {"image": [_BYTES, _BYTES], **FORM_FIELDS}},
+            "archive": {"summary": "An archive", "value": {"archive": _BYTES, **FORM_FIELDS}},
+        },
+    }
 
 
 def _query_parameters(when: str) -> list[dict[str, Any]]:
@@ -109,6 +129,8 @@ _RAW: Final = {"schema": {"type": "string", "format": "binary"}}
 CLASSIFY: Final[dict[str, Any]] = {
     "parameters": _query_parameters("Only with the picture as the body. "),
     "requestBody": {
+        "description": "JSON with the picture as text; a form with the picture as a file; or the picture itself, with "
+        "the rest in the query.",
         "required": True,
         "content": {
             "application/json": {"schema": _json_schema(_IMAGE_TEXT, "image"), "examples": EXAMPLES},
@@ -126,6 +148,8 @@ _ARCHIVE: Final = {
 BATCH: Final[dict[str, Any]] = {
     "parameters": _query_parameters("Only with an archive as the body. "),
     "requestBody": {
+        "description": "JSON with the pictures as text; a form with the pictures as files, or with one archive; or the "
+        "archive itself, with the rest in the query.",
         "required": True,
         "content": {
             "application/json": {

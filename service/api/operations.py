@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api import answers, examples, openapi
+from service.api import answers, openapi
 from service.api.lifecycle import Phase
 from service.api.problems import FieldErrors, quoted
 from service.api.schemas import ModelsAnswer, OpenAIModel, Status, TemplatesAnswer, model_json
@@ -19,10 +19,10 @@ router = APIRouter()
 
 @router.get(
     "/v1/models",
-    tags=["models"],
+    tags=["Models"],
     response_model=ModelsAnswer,
     summary="The models that really run",
-    responses={200: answers.answer(examples.MODELS), **answers.refusals("/v1/models", NotReady)},
+    responses={200: answers.answer("MODELS"), **answers.refusals("/v1/models", NotReady)},
 )
 async def models(request: Request) -> Response:
     """Provider, precision and parity are those of the running process, not of its configuration."""
@@ -38,11 +38,11 @@ async def models(request: Request) -> Response:
 
 @router.get(
     "/v1/models/{model:path}",
-    tags=["openai"],
+    tags=["OpenAI"],
     response_model=OpenAIModel,
-    summary="One model (OpenAI)",
+    summary="One model",
     responses={
-        200: answers.answer(examples.ONE_MODEL),
+        200: answers.answer("ONE_MODEL"),
         **answers.refusals("/v1/models/{model:path}", NotReady, UnknownModel),
     },
 )
@@ -53,12 +53,12 @@ async def one_model(request: Request, model: openapi.ModelName) -> Response:
 
 @router.get(
     "/v1/templates",
-    tags=["models"],
+    tags=["Models"],
     response_model=TemplatesAnswer,
     summary="The prompt templates of a model",
     openapi_extra=openapi.MODEL_PARAMETER,
     responses={
-        200: answers.answer(examples.TEMPLATES),
+        200: answers.answer("TEMPLATES"),
         **answers.refusals(
             "/v1/templates",
             NotReady,
@@ -76,11 +76,11 @@ async def templates(request: Request) -> Response:
 
 @router.get(
     "/livez",
-    tags=["probes"],
+    tags=["Probes"],
     response_model=Status,
     summary="Whether the process is alive",
     responses={
-        200: answers.answer(examples.ALIVE),
+        200: answers.answer("ALIVE"),
         **answers.refusals("/livez", NotReady("A device's scheduler has died; the process must be started anew.")),
     },
 )
@@ -96,11 +96,11 @@ async def livez(request: Request) -> Response:
 
 @router.get(
     "/readyz",
-    tags=["probes"],
+    tags=["Probes"],
     response_model=Status,
     summary="Whether to send requests here",
     responses={
-        200: answers.answer(examples.READY),
+        200: answers.answer("READY"),
         **answers.refusals("/readyz", NotReady("Not ready: the model is being loaded.")),
     },
 )
@@ -114,11 +114,16 @@ async def readyz(request: Request) -> Response:
 
 @router.get(
     "/metrics",
-    tags=["probes"],
+    tags=["Probes"],
     response_class=Response,
     summary="Metrics in the Prometheus text format",
     responses={
-        200: answers.answer(examples.METRICS, media_type="text/plain", schema={"type": "string"}),
+        200: answers.answer(
+            "METRICS",
+            media_type="text/plain",
+            schema={"type": "string"},
+            description="Everything that is measured.",
+        ),
         **answers.refusals("/metrics"),
     },
 )
