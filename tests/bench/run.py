@@ -1,6 +1,6 @@
 """Every benchmark in one run: results to build/bench/results.json, tables and plots to docs/benchmarks.md.
 
-make bench                                      # everything, about 40 minutes
+make bench                                      # everything, about 20 minutes
 make bench BENCH_ARGS="--only serve,labels"     # parts
 make bench BENCH_ARGS="--quick"                 # everything once, briefly; the page stays as it is
 make bench-gpu                                  # on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
@@ -26,7 +26,7 @@ from tests.bench.serving import Effort, memory, serving, starting
 from tests.bench.subjects import GPU_ENVIRONMENT, Subject, chosen_peers, json_of
 
 PARTS: Final = ("limit", "serve", "labels", "decode", "start", "memory")
-FULL: Final = Effort(rounds=5, seconds=8.0, minutes=2.0)
+FULL: Final = Effort(rounds=3, seconds=6.0, minutes=1.5)
 QUICK: Final = Effort(rounds=1, seconds=0.5, minutes=0.05)
 _WIDTH: Final = 160
 """Columns of the tables where there is no terminal."""
@@ -107,11 +107,12 @@ def _limit(subjects: Sequence[Subject], effort: Effort, *, gpu: bool) -> dict[st
 
 
 def _subjects(options: argparse.Namespace) -> list[Subject]:
-    """Every model on every provider."""
+    """Every model in every precision on every provider; the first is the one that the page is about."""
     python = options.python or (GPU_ENVIRONMENT.make() if options.gpu else Path(sys.executable))
     return [
-        Subject(model, "fp16-stored" if model == models.DEMO else options.precision, provider, python)
+        Subject(model, precision, provider, python)
         for model in options.models
+        for precision in (["fp16-stored"] if model == models.DEMO else options.precisions)
         for provider in options.providers
     ]
 
@@ -130,7 +131,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--providers", type=_list, help="auto by default; cuda,tensorrt with --gpu")
     parser.add_argument("--python", type=Path, help="whose environment the service runs in; this one by default")
     parser.add_argument("--models", type=_list, help=f"of {', '.join([models.DEMO, *models.SIZES])}")
-    parser.add_argument("--precision", help="of the bundles; fp32 by default, fp16 with --gpu")
+    parser.add_argument("--precisions", type=_list, help="of the bundles; fp32 by default, fp16 with --gpu")
     parser.add_argument("--peers", type=_list, help=f"{every_peer} by default; with --gpu, or 'none', no peers")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go, as JSON")
     parser.add_argument("--page", type=Path, help="page to write them to; docs/benchmarks.md by default")
@@ -143,7 +144,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options.models = options.models or (["vit-b-32", "vit-l-14"] if options.gpu else ["vit-b-32"])
     options.providers = options.providers or (["cuda", "tensorrt"] if options.gpu else ["auto"])
-    options.precision = options.precision or ("fp16" if options.gpu else "fp32")
+    options.precisions = options.precisions or (["fp16"] if options.gpu else ["fp32"])
     peers = options.peers or (["none"] if options.gpu else every_peer.split(","))
     options.peers = [name for name in peers if name != "none"]
     if options.page is None and not options.quick and not options.gpu:
