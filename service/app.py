@@ -83,6 +83,7 @@ def create_app(
         description=DESCRIPTION,
         version=VERSION,
         lifespan=lifespan,
+        openapi_url=None,  # see `describe`
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

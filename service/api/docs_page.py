@@ -14,6 +14,8 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
+from service.api.document import PATH as OPENAPI_PATH
+
 PATH: Final = "/docs"
 ASSETS_PATH: Final = "/docs/assets"
 
@@ -29,7 +31,7 @@ def assets() -> Path:
 def add_docs(app: FastAPI) -> None:
     """Serve the documentation page, its assets, and `/`, which leads there."""
     page = get_swagger_ui_html(
-        openapi_url=str(app.openapi_url),
+        openapi_url=OPENAPI_PATH,
         title=f"{app.title}: HTTP interface",
         swagger_js_url=f"{ASSETS_PATH}/swagger-ui-bundle.js",
         swagger_css_url=f"{ASSETS_PATH}/swagger-ui.css",
