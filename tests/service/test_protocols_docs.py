@@ -97,6 +97,7 @@ def test_the_requests_work_as_written(server: HttpServer, text: str) -> None:
 
 def commands_of(page: str) -> str:
     """The one block of commands on a page."""
+    text: str
     (text,) = [text for kind, text in BLOCK.findall((ROOT / page).read_text("utf-8")) if kind == "sh"]
     return text
 
