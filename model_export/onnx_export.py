@@ -75,14 +75,15 @@ def _attention(  # noqa: PLR0917 - the signature is torch's
     """Translate scaled dot-product attention over ``[batch, heads, length, depth]``.
 
     The exporter's own translation turns the keys by way of three dimensions and back, with four nodes of
-    shape arithmetic in every layer.
+    shape arithmetic in every layer. And it scales queries and keys; ONNX Runtime's tools know attention by the one
+    scale behind the product, which the CPU provider makes part of the product all the same.
     """
     if dropout_p or is_causal or enable_gqa:
         raise NotImplementedError("attention with dropout, implied causality or grouped queries")
     if scale is None:
         scale = 1 / math.sqrt(query.shape[3])
-    scaled = op.Mul(query, op.Constant(value_float=scale))
-    scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
+    scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
+    scores = op.Mul(scores, op.Constant(value_float=scale))
     if attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)

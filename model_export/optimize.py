@@ -17,6 +17,8 @@ EXTERNAL_DATA_BYTES: Final = 1_800_000_000
 EXTERNAL_SUFFIX: Final = ".data"
 """Of the file with the weights, behind the graph's own name."""
 
+ATTENTION_MASK: Final = "attention_mask"
+
 Dims = list[int | str | None]
 
 
@@ -24,6 +26,7 @@ def optimize(model: ModelProto) -> None:
     """Run every pass that leaves the numbers as they are."""
     copy_dimensions(model.graph)
     gather_by_batch(model.graph)
+    name_mask(model.graph)
     drop_unused(model.graph)
     anonymize(model)
 
@@ -79,6 +82,23 @@ def gather_by_batch(graph: GraphProto) -> None:
         node.input[1] = positions.output[0]
         del node.attribute[:]
         node.attribute.append(helper.make_attribute("batch_dims", 1))
+
+
+def name_mask(graph: GraphProto) -> None:
+    """Call the first mask that is added to attention's scores what ONNX Runtime's offline tools know it by.
+
+    They make one operator of an attention without a mask, or with one of this name and of four dimensions.
+    """
+    producers = _producers(graph)
+    sums = (producers.get(node.input[0]) for node in graph.node if node.op_type == "Softmax")
+    mask = next((node.input[1] for node in sums if node is not None and node.op_type == "Add"), None)
+    if mask not in producers or ATTENTION_MASK in producers:
+        return
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == mask:
+                    names[index] = ATTENTION_MASK
 
 
 def drop_unused(graph: GraphProto) -> None:

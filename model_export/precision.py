@@ -23,7 +23,15 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from model_export.errors import ExportError
 from model_export.optimize import EXTERNAL_SUFFIX, anonymize, drop_unused
 
-FP32_OPERATORS: Final = ("LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "BatchNormalization")
+FP32_OPERATORS: Final = (
+    "LayerNormalization",
+    "Softmax",
+    "ReduceL2",
+    "ReduceMean",
+    "ReduceSum",
+    "Sqrt",
+    "BatchNormalization",
+)
 """Kept in fp32 wherever they stand."""
 
 HEAVY: Final = frozenset({"Conv", "Gather", "MatMul", "Gemm"})

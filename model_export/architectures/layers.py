@@ -69,7 +69,8 @@ class Attention(nn.Module):
         Args:
             x: what asks, float ``[batch, length, width]``; with ``memory`` it may be ``[1, length, width]``, the
                 same for the whole batch.
-            mask: float ``[length, length]`` that is added to the scores, or none.
+            mask: float that is added to the scores and broadcasts to them, ``[batch, heads, length, memory_length]``;
+                or none.
             memory: what is attended to, float ``[batch, memory_length, width]``.
 
         Returns:
@@ -121,8 +122,21 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.mlp = MLP(width, act, mlp_width=mlp_width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map float ``[batch, length, width]`` to the same shape; ``mask`` as in :class:`Attention`."""
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, wanted: Tensor | None = None) -> Tensor:
+        """Transform a sequence, or only those of its places that are wanted.
+
+        Args:
+            x: float ``[batch, length, width]``.
+            mask: as in :class:`Attention`.
+            wanted: float ``[batch, places, width]``, some rows of ``x``. The others are only attended to: in a last
+                block whose output is read at one place this saves most of the work.
+
+        Returns:
+            Float of the shape of ``wanted``, or of ``x`` without it.
+        """
+        if wanted is None:
+            x = x + self.attn(self.ln_1(x), mask)
+        else:
+            x = wanted + self.attn(self.ln_1(wanted), mask, memory=self.ln_1(x))
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out

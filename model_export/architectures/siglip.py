@@ -105,9 +105,11 @@ class SiglipTextTower(nn.Module):
             msg = f"texts have {ids.shape[1]} tokens; SigLIP takes texts padded to its context of {context}"
             raise ValueError(msg)
         x = self.token_embedding(ids) + self.positional_embedding  # [b, context, width]
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        out: Tensor = self.proj(self.ln_final(x)[:, -1])
+        x = last(x, wanted=x[:, -1, None])  # [b, 1, width]
+        out: Tensor = self.proj(self.ln_final(x)[:, 0])
         return out
 
 

@@ -54,12 +54,14 @@ class TextTransformer(nn.Module):
         """
         length = ids.shape[1]
         x = self.token_embedding(ids) + self.positional_embedding[:length]  # [b, l, width]
-        mask = self.causal_mask[:length, :length].to(x.dtype)
-        for block in self.blocks:
+        mask = self.causal_mask[:length, :length].to(x.dtype)[None, None]  # [1, 1, l, l]
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, mask)
-        x = self.ln_final(x)
         # int32: several ONNX providers refuse ArgMax over int64 or booleans.
         end = (ids == self.end_of_text_id).to(torch.int32).argmax(dim=1)
         picked = x[torch.arange(x.shape[0], device=x.device), end]  # [b, width]
-        out: Tensor = picked @ self.text_projection
+        seen = mask.index_select(2, end).transpose(0, 2)  # [b, 1, 1, l]
+        picked = last(x, seen, wanted=picked[:, None])  # [b, 1, width]
+        out: Tensor = self.ln_final(picked[:, 0]) @ self.text_projection
         return out

@@ -35,7 +35,9 @@ class VisionTransformer(nn.Module):
         first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([first, x], dim=1) + self.positional_embedding.to(x.dtype)
         x = self.ln_pre(x)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
+        x = last(x, wanted=x[:, 0, None])  # [b, 1, width]
         out: Tensor = self.ln_post(x[:, 0]) @ self.proj
         return out

@@ -32,8 +32,8 @@ _MOVED: Final = "source"
 
 _MIN_IR: Final = 8
 """From 4 on, weights need not be listed as inputs; 8 is of the time of opset 15 and read by every runtime in use."""
-_AXES_ARE_INPUTS: Final = 18
-"""The opset since which ReduceL2 takes its axes as an input."""
+_AXES_ARE_INPUTS: Final = 13
+"""The opset since which ReduceSum takes its axes as an input."""
 
 _RAW_TYPES: Final = frozenset(
     {
@@ -55,20 +55,24 @@ def serve_images(model: ModelProto, encoder: Encoder, section: ImageSection, *, 
     graph = model.graph
     _rename(graph, _out_of_the_way(graph))
     deviation = np.asarray(section.std, np.float64)
-    # (x / 255 - mean) / std as one multiplication and one addition over [batch, height, width, 3].
-    scale = _constant(graph, "pixel_scale", (1 / (_MAX_BYTE * deviation)).astype(np.float32))
-    shift = _constant(graph, "pixel_shift", (-np.asarray(section.mean, np.float64) / deviation).astype(np.float32))
+    # (x / 255 - mean) / std as one multiplication and one addition over [batch, 3, height, width].
+    scale = _constant(graph, "pixel_scale", _channels(1 / (_MAX_BYTE * deviation)))
+    shift = _constant(graph, "pixel_shift", _channels(-np.asarray(section.mean, np.float64) / deviation))
     steps: list[Step] = [
+        ("Transpose", (), {"perm": [0, 3, 1, 2]}),
         ("Cast", (), {"to": TensorProto.FLOAT}),
         ("Mul", (scale,), {}),
         ("Add", (shift,), {}),
-        ("Transpose", (), {"perm": [0, 3, 1, 2]}),
     ]
     if encoder.inputs[PIXEL_VALUES] != TensorProto.FLOAT:
         steps.append(("Cast", (), {"to": encoder.inputs[PIXEL_VALUES]}))
     before = _chain(PIXELS, PIXEL_VALUES, steps)
     given = helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, [BATCH, section.height, section.width, 3])
     _finish(model, encoder, before, given, dim)
+
+
+def _channels(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    return values.astype(np.float32)[:, None, None]
 
 
 def serve_texts(model: ModelProto, encoder: Encoder, section: TextSection, *, dim: int) -> None:
@@ -129,13 +133,20 @@ def _unit_length(model: ModelProto, encoder: Encoder) -> list[NodeProto]:
     if encoder.output_type != TensorProto.FLOAT:
         name = f"{_ADDED}/embedding"
         nodes += _chain(encoder.output, name, [("Cast", (), {"to": TensorProto.FLOAT})])
-    norm = f"{_ADDED}/norm"
+    square, total, norm = (f"{_ADDED}/{part}" for part in ("square", "sum", "norm"))
     if default_opset(model) < _AXES_ARE_INPUTS:
-        reduce = helper.make_node("ReduceL2", [name], [norm], name=norm, axes=[1], keepdims=1)
+        reduce = helper.make_node("ReduceSum", [square], [total], name=total, axes=[1], keepdims=1)
     else:
         axes = _constant(model.graph, "axes", np.array([1], np.int64))
-        reduce = helper.make_node("ReduceL2", [name, axes], [norm], name=norm, keepdims=1)
-    return [*nodes, reduce, helper.make_node("Div", [name, norm], [VECTORS], name=VECTORS)]
+        reduce = helper.make_node("ReduceSum", [square, axes], [total], name=total, keepdims=1)
+    return [
+        *nodes,
+        # Not ReduceL2: behind it ONNX Runtime's tools cannot infer shapes, and without these they fuse nothing.
+        helper.make_node("Mul", [name, name], [square], name=square),
+        reduce,
+        helper.make_node("Sqrt", [total], [norm], name=norm),
+        helper.make_node("Div", [name, norm], [VECTORS], name=VECTORS),
+    ]
 
 
 def _chain(start: str, end: str, steps: list[Step]) -> list[NodeProto]:

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from model_export.architectures import ClipModel, build
+from model_export.architectures.layers import ResidualAttentionBlock
 from model_export.architectures.residual_conv import WhiteningStem
 
 TEXT: dict[str, Any] = {
@@ -111,6 +112,17 @@ def test_the_feature_is_read_at_the_first_end_of_text() -> None:
     one, other = model.encode_text(torch.tensor([[0, 5, 9, 1], [0, 6, 9, 1]]))
 
     assert (one - other).abs().max() > 1e-3
+
+
+def test_a_block_can_be_asked_for_some_places_only() -> None:
+    """What is computed at the wanted places is what the whole block computes there, under a mask too."""
+    torch.manual_seed(0)
+    block = ResidualAttentionBlock(32, 4, "gelu").eval()
+    x = torch.randn(2, 6, 32)
+    mask = torch.full((6, 6), float("-inf")).triu(1)
+
+    torch.testing.assert_close(block(x, wanted=x[:, [4, 1]]), block(x)[:, [4, 1]])
+    torch.testing.assert_close(block(x, mask[[4, 1]], wanted=x[:, [4, 1]]), block(x, mask)[:, [4, 1]])
 
 
 def test_weights_start_as_the_paper_says() -> None:

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
+from onnxruntime.transformers.optimizer import optimize_model
 from torch import nn
 
 from model_export.checkpoints.training_run import load_training_run
@@ -20,6 +21,7 @@ from model_export.export import export_model, served_encoders
 from model_export.folding import fold_batch_norm, round_to_fp16
 from model_export.onnx_export import export_image_encoder
 from model_export.optimize import save, store_fp16
+from model_export.probes import load_probes
 from service.engine import OnnxEngine
 from service.manifest import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, load_bundle
 from service.tokenizer import Tokenizer
@@ -270,6 +272,28 @@ def test_a_negative_gain_behind_a_max_pool_is_not_folded(tmp_path: Path) -> None
     kept = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert kept == ["model.visual.stages.0.bn1"]
     torch.testing.assert_close(folded(pixels), encoder(pixels), atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("name", [IMAGE_ENCODER, TEXT_ENCODER])
+def test_attention_and_residuals_are_fused_for_gpus(exported_vit: Exported, tmp_path: Path, name: str) -> None:
+    """ONNX Runtime's offline tool makes one operator of each attention but the last block's, and the same vectors."""
+    bundle = load_bundle(exported_vit.bundle)
+    fused = optimize_model(
+        str(bundle.path / name), model_type="clip", num_heads=2, hidden_size=32, opt_level=0, use_gpu=True
+    )
+    fused.save_model_to_file(str(tmp_path / name))
+
+    found = operators(tmp_path / name)
+    layers = 2
+    assert (layers - 1, layers) == (found["Attention"], found["QuickGelu"])
+    assert found["SkipLayerNormalization"] >= layers
+    probes = load_probes(bundle).inputs
+    given = {"pixels": probes.pixels} if name == IMAGE_ENCODER else {"ids": probes.ids}
+    plain, by_tool = (
+        onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"]).run(None, given)[0]
+        for folder in (bundle.path, tmp_path)
+    )
+    np.testing.assert_allclose(by_tool, plain, rtol=0, atol=ATOL)
 
 
 def test_large_weights_go_beside_the_graph(tmp_path: Path) -> None:
