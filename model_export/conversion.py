@@ -72,6 +72,10 @@ def convert(wanted: Conversion, out: Path, *, narrator: Narrator, force: bool = 
     """
     wanted.check()
     check_destination(out, force=force)
+    if wanted.data:
+        from model_export.sampling import check_data
+
+        check_data(wanted.data)  # before the long work, not after it
     path, options = _at_hand(wanted, narrator)
     if wanted.precision not in REDUCED:
         return _export(wanted, path, options, out, precision=wanted.precision, narrator=narrator, force=force)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from model_export.checkpoints import hugging_face, open_clip, openai, training_run
+from model_export.checkpoints.tensors import SUFFIXES, read_tensors
 from model_export.errors import SourceError
 from model_export.model_source import ModelSource, SourceOptions
 
@@ -32,12 +33,14 @@ def load_model(path: Path, options: SourceOptions) -> ModelSource:
     """Read the weights at a path, whatever their layout.
 
     Raises:
-        SourceError: nothing is there, no reader knows it, or its reader refuses it.
+        SourceError: nothing is there, no reader knows it, it is no sound weights file, or its reader refuses it.
     """
     if not path.exists():
         raise SourceError(f"{path}: is neither a file or folder nor a hub id such as openai/clip-vit-base-patch32")
     for layout in LAYOUTS:
         if layout.recognises(path):
             return layout.load(path, options)
+    if path.is_file() and path.suffix in SUFFIXES:
+        read_tensors(path)  # a file that is cut short, damaged or wants to run code has no names to know it by
     known = "; ".join(layout.name for layout in LAYOUTS)
     raise SourceError(f"{path}: is in no layout that is read here: {known}")

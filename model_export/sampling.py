@@ -19,6 +19,15 @@ PICTURES: Final = 512
 """Enough for ranges and cosines that hardly move any more, few enough to take seconds."""
 
 
+def check_data(paths: Sequence[str]) -> None:
+    """Look for what is wrong with labelled data without decoding a picture.
+
+    Raises:
+        DataError: a path is not there or of no known kind, or the labels are not what they should be.
+    """
+    find_classes(open_data(paths))
+
+
 def draw_sample(paths: Sequence[str], section: ImageSection, *, pictures: int = PICTURES) -> Sample:
     """Draw pictures from all paths together, always the same ones, and prepare them as a bundle says.
 

@@ -141,7 +141,9 @@ def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except Exception as exc:  # SafetensorError, but also what torch says of sizes and dtypes
-        raise SourceError(f"{path}: is not a readable safetensors file ({_first_line(exc)})") from exc
+        raise SourceError(
+            f"{path}: is not a readable safetensors file ({_first_line(exc)}); download it again"
+        ) from exc
 
 
 def _read_zip(path: Path) -> object:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from model_export.conversion import Conversion, convert
@@ -140,11 +141,37 @@ def test_what_is_in_no_layout_is_said(tmp_path: Path) -> None:
         load_model(tmp_path / "nothing", SourceOptions())
 
 
-def test_data_that_cannot_be_read_leaves_no_bundle(tmp_path: Path) -> None:
-    """A wrong --data is an error of its own, and nothing is half written."""
-    source = write_tiny_run(tmp_path / "run", "vit")
-
+def test_data_that_is_not_there_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    """A wrong --data is an error of its own, though the source is wrong too; nothing is half written."""
     with pytest.raises(DataError, match="no such file"):
-        run(Conversion(str(source), SourceOptions(), "int8", data=("nowhere.parquet",)), tmp_path / "bundle")
+        run(Conversion(str(tmp_path / "no"), SourceOptions(), "int8", data=("nowhere.parquet",)), tmp_path / "bundle")
 
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_read_leaves_no_bundle(tmp_path: Path) -> None:
+    """It is named, and nothing is half written."""
+    source = write_tiny_run(tmp_path / "run", "vit")
+    data = tmp_path / "data"
+    for name in ("cat", "rocket"):
+        (data / name).mkdir(parents=True)
+        (data / name / "1.png").write_bytes(b"no picture")
+
+    with pytest.raises(DataError, match=r"cat/1\.png: "):
+        run(Conversion(str(source), SourceOptions(), "int8", data=(str(data),)), tmp_path / "bundle")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+
+
+def test_a_weights_file_without_readable_names_is_said_to_be_damaged(tmp_path: Path) -> None:
+    """An archive that is cut short belongs to no layout, and what is wrong is its end; others are named as they are."""
+    cut = tmp_path / "ViT-B-32.pt"
+    torch.save({"visual.proj": torch.zeros(100, 100)}, cut)
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-1000])
+    with pytest.raises(SourceError, match=r"ViT-B-32\.pt: is cut short or corrupt .*; download it again"):
+        load_model(cut, SourceOptions())
+
+    cut.write_bytes(whole)
+    with pytest.raises(SourceError, match="no layout that is read here"):
+        load_model(cut, SourceOptions())
