@@ -97,6 +97,15 @@ def test_padding_is_allowed_as_far_as_it_is_cheaper_than_a_batch() -> None:
     assert 64 == learnt().rules(TEXTS).limit
 
 
+def test_background_batches_are_as_short_as_they_may_be_for_nothing() -> None:
+    """Where a batch costs hardly more than its images, two at a time are nearly as fast as thirty-two."""
+    pace = Pace(32, 4, Clock())
+    for size in (1, 2, 4, 8, 16, 24, 31, 32) * (WINDOW // 8):
+        pace.observe(IMAGES, size, size, 0.01 * size + 0.0001)
+    pace.waits(IMAGES, Lane.INTERACTIVE, 1)
+    assert 2 == pace.rules(IMAGES).background_limit
+
+
 def test_background_batches_are_short_only_while_interactive_work_comes() -> None:
     """An interactive request that comes while one runs waits for its end."""
     clock = Clock()
