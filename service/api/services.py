@@ -58,7 +58,6 @@ class Services:
         """The use case of vectors. Raises `NotReady` before the models are loaded."""
         return Embedder(self.classifier, self.settings)
 
-
     @property
     def desk(self) -> JobDesk:
         """Where files and batch jobs are taken in. Raises `NotReady` before the models are loaded."""
