@@ -45,6 +45,7 @@ class GatedEngine:
     dim = DIM
     provider = "gated"
     precision = "fp32"
+    provider_reason = "a test asked for it"
 
     def __init__(self) -> None:
         self.gate = threading.Event()
