@@ -138,7 +138,7 @@ def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, t
 
 def test_no_process_outlives_the_first(bundle: Path, tmp_path: Path) -> None:
     """Also when that one has no time to say anything."""
-    with http_server(bundle, tmp_path, env=TWO) as server:
+    with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
         until(lambda: len(pids(server)) == 2)
         server.process.kill()
         until(lambda: not any(alive(pid) for _, pid in pids(server)))
