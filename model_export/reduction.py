@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -100,7 +101,11 @@ def reduce_bundle(
         sample = Sample("the bundle's probes", probes.inputs.pixels, fitting_labels(bundle, tokenizer))
     ids = tokenizer.encode(prompts_for(sample.labels, bundle.templates[DEFAULT_TEMPLATES]))
     with staged(out, force=force) as stage:
-        batches: dict[str, Iterator[np.ndarray]] = {IMAGE_ENCODER: _batches(sample.pixels), TEXT_ENCODER: _batches(ids)}
+        # The probes too: a sample may be of two labels and one kind of picture, and others will be asked.
+        batches = {
+            IMAGE_ENCODER: chain(_batches(sample.pixels), _batches(probes.inputs.pixels)),
+            TEXT_ENCODER: chain(_batches(ids), _batches(probes.inputs.ids)),
+        }
         for name in (IMAGE_ENCODER, TEXT_ENCODER):
             started = time.monotonic()
             if precision == "fp16":

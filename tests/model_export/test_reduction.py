@@ -35,6 +35,13 @@ def reduced(exported: Exported, out: Path, precision: Reduced, **more: object) -
     return heard
 
 
+def narrow_sample(exported: Exported) -> Sample:
+    """Grey pictures, and two labels."""
+    section = load_bundle(exported.bundle).manifest.image
+    pixels = np.random.default_rng(2).integers(120, 136, (16, section.height, section.width, 3), dtype=np.uint8)
+    return Sample("grey", pixels, ("cat", "rocket"))
+
+
 def real_sample(exported: Exported) -> Sample:
     """Pictures with structure, of the bundle's size."""
     section = load_bundle(exported.bundle).manifest.image
@@ -106,6 +113,14 @@ def test_fp16_stays_finite_and_near_where_a_plain_conversion_does_not(exported_v
     assert np.isfinite(ours).all()
     assert (ours * truth).sum(axis=1).min() > 0.999
     assert not np.isfinite(plain).all() or (plain * truth).sum(axis=1).min() < (ours * truth).sum(axis=1).min()
+
+
+def test_a_narrow_sample_does_not_narrow_the_ranges(exported_vit: Exported, tmp_path: Path) -> None:
+    """Calibrated on grey pictures and two labels, the bundle still passes on other pictures and on every length."""
+    heard = reduced(exported_vit, tmp_path / "int8", "int8", sample=narrow_sample(exported_vit), calibrate=True)
+
+    (report,) = heard.reports
+    assert report.passed
 
 
 @pytest.mark.parametrize("calibrate", [False, True], ids=["dynamic", "calibrated"])
