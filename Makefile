@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run test check lint types layers tests fuzz format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-gpu bench-engines constraints k8s-render k8s-secret alert-rules docker-lint clean
+        bench bench-gpu bench-engines bench-export constraints k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev
@@ -19,6 +19,8 @@ DEMO := service/bundles/demo
 # What export-sizes exports
 SIZES ?= ViT-B-32 RN50 ViT-L-14
 PRECISIONS ?= fp32
+# What bench-export exports and times
+SIZE ?= ViT-B-32
 # How many requests fuzz sends
 CASES ?= 50000
 # What bench-engines times
@@ -92,8 +94,8 @@ train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIP
 export-demo: dev ## Export the training run RUN= as the bundle that ships with the service
 	@$(DEV)anyclass-export export $(RUN) $(DEMO) --precision fp16-stored --force
 
-export-sizes: dev ## Export SIZES= in full with random weights: parity, time, memory (PRECISIONS=fp32 fp16 int8)
-	@$(DEV)python scripts/export_sizes.py $(SIZES) --precisions $(PRECISIONS)
+export-sizes: dev ## Export SIZES= in full, random weights: parity, time, memory (PRECISIONS=fp32 fp16 int8, EXPORT_ARGS=--help)
+	@$(DEV)python scripts/export_sizes.py $(SIZES) --precisions $(PRECISIONS) $(EXPORT_ARGS)
 
 verify-demo: dev ## Check the shipped bundle: digests, shapes, parity
 	@$(DEV)anyclass-export verify $(DEMO)
@@ -118,6 +120,9 @@ bench: dev redis ## Speed and memory beside other servers, into docs/benchmarks.
 
 bench-engines: dev ## Time a bundle on the providers of this machine, in turn (BUNDLE=, PROVIDERS=cpu openvino openvino/bf16)
 	@$(DEV)python scripts/bench_providers.py $(BUNDLE) $(PROVIDERS) $(BENCH_ARGS)
+
+bench-export: dev ## Speed beside the plain export of transformers' model (SIZE=, BENCH_ARGS=--operators shows the fusions)
+	@$(DEV)python scripts/bench_export.py $(SIZE) $(BENCH_ARGS)
 
 bench-gpu: dev redis ## What bench measures, on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
 	@$(DEV)python -m tests.bench.run --gpu $(BENCH_ARGS)

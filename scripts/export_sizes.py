@@ -1,9 +1,10 @@
 """Export named sizes in full, with random weights of their true shape: parity, time, memory and size of each.
 
-    python scripts/export_sizes.py ViT-B-32 RN50 --precisions fp32 fp16 int8
+    python scripts/export_sizes.py ViT-B-32 RN50 --precisions fp32 fp16 int8 --data pictures.parquet
 
 Each size runs in a process of its own, so that the memory that is reported is its own. Speed and memory do not depend
-on the weights; how well int8 agrees with fp32 does, so those figures say little of a trained model.
+on the weights; how well int8 agrees with fp32 does, so those figures say little of a trained model: vectors of random
+weights are all alike, and which label is nearest is decided by very little.
 """
 
 import argparse
@@ -25,19 +26,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sizes", nargs="+", help="names of 'anyclass-export list'")
     parser.add_argument("--precisions", nargs="*", default=["fp32"], choices=("fp32", "fp16", "int8"))
+    parser.add_argument("--data", action="append", default=[], help="compare fp16 and int8 with fp32 on these pictures")
+    parser.add_argument("--calibrate", action="store_true", help="fix int8's ranges from --data")
     parser.add_argument("--keep", type=Path, help="put the bundles here; by default they are deleted")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        _export(options.sizes[0], options.precisions, options.keep)
+        _export(options)
         return 0
-    table = Table(box=None)
-    for title in ("size", "params", "precision", "time", "files", "difference", "cosine", "memory"):
+    table = Table(
+        box=None, caption="answers: share of pictures with the same nearest label as in fp32", caption_justify="left"
+    )
+    for title in ("size", "params", "precision", "time", "files", "difference", "cosine", "answers", "memory"):
         table.add_column(title, justify="left" if title in {"size", "precision"} else "right")
+    passed_on = [*(f"--data={path}" for path in options.data), *(["--calibrate"] if options.calibrate else [])]
     for size in options.sizes:
         with tempfile.TemporaryDirectory(prefix="anyclass-sizes-") as folder:
             keep = ["--keep", str(options.keep or folder)]
-            command = [sys.executable, __file__, "--child", size, *keep, "--precisions", *options.precisions]
+            command = [
+                sys.executable,
+                __file__,
+                "--child",
+                size,
+                *keep,
+                *passed_on,
+                "--precisions",
+                *options.precisions,
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         for line in map(json.loads, done.stdout.splitlines()):
             table.add_row(
@@ -48,9 +63,10 @@ def main() -> int:
                 f"{line['bytes'] / 1e6:,.0f} MB",
                 f"{line['max_abs_difference']:.0e}",
                 f"{line['min_cosine']:.7f}",
+                "" if line["same_answers"] is None else f"{line['same_answers']:.1%}",
                 f"{line['peak'] / 2**30:.2f} GiB",
             )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 
 
@@ -63,7 +79,7 @@ class _Silent:
     measured = agreed = wrote
 
 
-def _export(name: str, precisions: list[str], folder: Path) -> None:
+def _export(options: argparse.Namespace) -> None:
     """Export one size in this process; a line of JSON for each precision."""
     import torch
 
@@ -73,10 +89,12 @@ def _export(name: str, precisions: list[str], folder: Path) -> None:
     from model_export.export import export_model
     from model_export.model_source import TEMPLATES, ModelSource, text_section
     from model_export.reduction import Reduced, reduce_bundle
+    from model_export.sampling import draw_sample
     from model_export.tokenizer_training import END_OF_TEXT, MIN_VOCAB_SIZE, train_tokenizer
     from service.manifest import ImageSection, Provenance, SigmoidScoring, SoftmaxScoring
 
-    size = named_size(name)
+    size = named_size(options.sizes[0])
+    folder: Path = options.keep
     tokenizer = train_tokenizer(["a photo of a cat"], MIN_VOCAB_SIZE)
     end = tokenizer.get_vocab()[END_OF_TEXT]
     config = size.config.model_copy(deep=True)
@@ -110,7 +128,8 @@ def _export(name: str, precisions: list[str], folder: Path) -> None:
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     exact = folder / f"{source.name}-fp32"
-    for precision in dict.fromkeys(["fp32", *precisions]):
+    sample = draw_sample(options.data, source.image) if options.data else None
+    for precision in dict.fromkeys(["fp32", *options.precisions]):
         out = folder / f"{source.name}-{precision}"
         shutil.rmtree(out, ignore_errors=True)
         started = time.monotonic()
@@ -119,7 +138,10 @@ def _export(name: str, precisions: list[str], folder: Path) -> None:
             del model, source.__dict__["model"]  # the lower precisions need no torch
         else:
             reduced: Reduced = "fp16" if precision == "fp16" else "int8"
-            manifest = reduce_bundle(exact, out, precision=reduced, listener=_Silent())
+            calibrate = options.calibrate and reduced == "int8"
+            manifest = reduce_bundle(
+                exact, out, precision=reduced, listener=_Silent(), sample=sample, calibrate=calibrate
+            )
         assert manifest.parity is not None  # noqa: S101 - tells the type checker; both measure it
         line = {
             "parameters": parameters,
@@ -128,6 +150,7 @@ def _export(name: str, precisions: list[str], folder: Path) -> None:
             "bytes": sum(entry.bytes for entry in manifest.files.values()),
             "max_abs_difference": manifest.parity.max_abs_difference,
             "min_cosine": manifest.parity.min_cosine,
+            "same_answers": None if manifest.agreement is None else manifest.agreement.top1,
             "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         print(json.dumps(line), flush=True)
