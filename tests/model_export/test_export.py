@@ -244,7 +244,7 @@ def test_a_graph_that_does_not_agree_is_not_written(tmp_path: Path) -> None:
     assert heard.reports[0].failed == tuple(f"images, batch {n}" for n in (1, 2, 7))
 
 
-@pytest.mark.parametrize("tower", ["residual_conv", "modified_resnet"])
+@pytest.mark.parametrize("tower", ["residual_conv", "whitening", "modified_resnet"])
 def test_folding_batch_norm_changes_no_vector(tmp_path: Path, tower: str) -> None:
     """Every batch norm whose gains are positive is folded, also across a max pool; the vectors stay."""
     run = load_training_run(write_tiny_run(tmp_path / "run", tower))

@@ -19,6 +19,15 @@ TOWERS: dict[str, dict[str, Any]] = {
     "vit": {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2},
     "modified_resnet": {"kind": "modified_resnet", "image_size": 64, "layers": [1, 1, 1, 1], "width": 8},
     "residual_conv": {"kind": "residual_conv", "image_size": 32, "stem_width": 8, "widths": [16, 24]},
+    # what the demo model has
+    "whitening": {
+        "kind": "residual_conv",
+        "image_size": 32,
+        "stem": "whitening",
+        "stem_width": 24,
+        "widths": [16, 24],
+        "mirror": True,
+    },
 }
 
 
