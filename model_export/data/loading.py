@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -112,18 +113,23 @@ def batches(
     Raises:
         DataError: a row cannot be read; raised here, also when a worker met it.
     """
-    data = DataLoader(
-        loader,
-        batch_size=None,
-        sampler=cast("Sampler[int]", _Plans(plan, first_step)),
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        pin_memory=pin_memory,
-        # A forked worker would inherit the parent's thread pools in an undefined state.
-        multiprocessing_context="spawn" if workers else None,
-    )
+    with warnings.catch_warnings():
+        # How many processes decode is the recipe's choice, on a machine with fewer processors too.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        stream = iter(
+            DataLoader(
+                loader,
+                batch_size=None,
+                sampler=cast("Sampler[int]", _Plans(plan, first_step)),
+                num_workers=workers,
+                prefetch_factor=2 if workers else None,
+                pin_memory=pin_memory,
+                # A forked worker would inherit the parent's thread pools in an undefined state.
+                multiprocessing_context="spawn" if workers else None,
+            )
+        )
     try:
-        yield from data
+        yield from stream
     except DataError as error:
         # The worker's traceback is of no use to someone whose file is broken; its last line names the row.
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("model_export.errors.DataError: ")) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -85,7 +86,7 @@ def train(
     prepared = prepare(recipe, run, own_tokenizer=first_step == 0 and start_from is None)
     if first_step == 0:
         shutil.copyfile(recipe_path, run / "recipe.toml")
-        _write_json(run / "config.json", _config(recipe, prepared.model_config))
+        _write_json(run / "config.json", _config(recipe, prepared.model_config, start_from))
     trainer = _Trainer.start(recipe, prepared, run, place)
     if checkpoint:
         trainer.model.load_state_dict(checkpoint["model"])
@@ -311,14 +312,18 @@ def _take_weights(source: Path, model: ClipModel) -> None:
         raise TrainingError(msg) from error
 
 
-def _config(recipe: Recipe, model: ClipConfig) -> dict[str, Any]:
+def _config(recipe: Recipe, model: ClipConfig, start_from: Path | None) -> dict[str, Any]:
     size = model.image.image_size
+    source = f"trained from {recipe.name}"
+    if start_from:
+        with (start_from / WEIGHTS).open("rb") as file:
+            source += f", beginning with the weights sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     return {
         "name": recipe.name,
         "model": model.model_dump(mode="json"),
         "image": {"height": size, "width": size, **recipe.input.model_dump(mode="json")},
         "templates": {name: list(templates) for name, templates in recipe.captions.template_sets.items()},
-        "provenance": {"source": f"trained from {recipe.name}", "licence": recipe.licence},
+        "provenance": {"source": source, "licence": recipe.licence},
     }
 
 

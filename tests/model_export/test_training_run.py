@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -183,6 +184,9 @@ def test_a_second_stage_begins_with_the_weights_and_the_tokenizer_of_the_first(t
     first = train(recipe(tmp_path, rows=80, epochs="1"), out=tmp_path / "first", device="cpu", console=quiet())
     path = recipe(tmp_path, epochs="1", lr="1e-12")
     second = train(path, out=tmp_path / "second", start_from=first, device="cpu", console=quiet())
+    weights = hashlib.sha256((first / "model.safetensors").read_bytes()).hexdigest()
+    source = json.loads((second / "config.json").read_text(encoding="utf-8"))["provenance"]["source"]
+    assert f"trained from colours, beginning with the weights sha256:{weights}" == source
 
     before, after = (load_file(run / "model.safetensors") for run in (first, second))
     assert all(torch.allclose(before[name], after[name]) for name in before if ".bn" not in name)
