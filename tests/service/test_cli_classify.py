@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +294,11 @@ def test_what_is_done_is_kept(folder: Path, tmp_path: Path, suffix: str) -> None
         return answer()
 
     with scripted(reply) as url:
-        started.append(subprocess.Popen([*command, "--url", url], stderr=subprocess.PIPE, text=True))
+        # A shell's background jobs, tests among them, ignore Ctrl-C, and hand that on.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        started.append(
+            subprocess.Popen([*command, "--url", url], stderr=subprocess.PIPE, text=True, preexec_fn=heed)  # noqa: PLW1509 - no threads run here yet that could hold a lock
+        )
         _, stderr = started[0].communicate(timeout=60)
     assert 130 == started[0].returncode
     error, summary = stderr.splitlines()
