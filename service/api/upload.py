@@ -2,16 +2,11 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-
+from service.api.form_reader import FormReader, utf8
 from service.api.problems import FieldErrors, quoted
-from service.errors import MalformedRequest, PayloadTooLarge
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from service.errors import PayloadTooLarge
 
 FILE: Final = "file"
 _MAX_FIELDS: Final = 16
@@ -27,54 +22,21 @@ class Upload:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-class _Reader:
-    """Collects what the parser calls back with; `pending` is the part of the file that nobody has taken yet."""
+class _Reader(FormReader):
+    """Collects fields; `pending` is the part of the file that nobody has taken yet."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.upload = Upload()
-        self.complete = False
         self.pending: list[bytes] = []
-        self._header_name = bytearray()
-        self._header_value = bytearray()
-        self._headers: dict[bytes, bytes] = {}
         self._field: str | None = None
         self._value = bytearray()
 
-    def callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self._part_begin,
-            "on_part_data": self._part_data,
-            "on_part_end": self._part_end,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_data,
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._headers_finished,
-            "on_end": self._end,
-        }
-
-    def _part_begin(self) -> None:
-        self._headers = {}
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def _header_data(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def _header_end(self) -> None:
-        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
-        self._header_name.clear()
-        self._header_value.clear()
-
-    def _headers_finished(self) -> None:
-        disposition, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        if disposition != b"form-data" or b"name" not in options:
-            raise MalformedRequest('A part of the form has no `Content-Disposition: form-data; name="…"`.')
-        name = _text(options[b"name"], "the name of a part")
+    def part_begins(self, name: str, options: dict[bytes, bytes]) -> None:
         if name == FILE:
             if self.upload.name is not None:
                 raise FieldErrors([(FILE, "is given more than once")])
-            self.upload.name = _text(options.get(b"filename", b""), FILE)[:_MAX_NAME_CHARS] or "upload.jsonl"
+            self.upload.name = utf8(options.get(b"filename", b""), FILE)[:_MAX_NAME_CHARS] or "upload.jsonl"
             self._field = None
             return
         if b"filename" in options:
@@ -86,7 +48,7 @@ class _Reader:
         self._field = name
         self._value.clear()
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
+    def part_data(self, data: bytes, start: int, end: int) -> None:
         if self._field is None:
             self.pending.append(data[start:end])
             return
@@ -94,12 +56,9 @@ class _Reader:
         if len(self._value) > _MAX_FIELD_BYTES:
             raise FieldErrors([(quoted(self._field), f"has more than {_MAX_FIELD_BYTES} bytes")])
 
-    def _part_end(self) -> None:
+    def part_ends(self) -> None:
         if self._field is not None:
-            self.upload.fields[self._field] = _text(self._value, self._field)
-
-    def _end(self) -> None:
-        self.complete = True
+            self.upload.fields[self._field] = utf8(self._value, self._field)
 
 
 async def read_upload(
@@ -110,28 +69,9 @@ async def read_upload(
     Raises `MalformedRequest` where it is not a form, `FieldErrors` for a part that must not be there, `PayloadTooLarge`
     for more parts than allowed, and what reading `body` and `write` raise.
     """
-    _, options = parse_options_header(content_type.encode("latin-1", "replace"))
-    boundary = options.get(b"boundary")
-    if not boundary:
-        raise MalformedRequest("The Content-Type multipart/form-data has no boundary; let your client set the header.")
     reader = _Reader()
-    try:
-        parser = MultipartParser(boundary, reader.callbacks())
-        async for chunk in body:
-            parser.write(chunk)
-            for part in reader.pending:
-                await write(part)
-            reader.pending.clear()
-        parser.finalize()
-    except FormParserError as exc:
-        raise MalformedRequest("The body is not valid multipart/form-data.") from exc
-    if not reader.complete:
-        raise MalformedRequest("The form ends before its closing boundary.")
+    async for _ in reader.chunks(body, content_type):
+        for part in reader.pending:
+            await write(part)
+        reader.pending.clear()
     return reader.upload
-
-
-def _text(data: bytes | bytearray, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise FieldErrors([(quoted(name), "must be text in UTF-8")]) from exc
