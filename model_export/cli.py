@@ -1,4 +1,4 @@
-"""``anyclass-export``: train, export, verify, evaluate.
+"""``anyclass-export``: train, average, export, verify, evaluate.
 
 Exit codes: 0 when all is well; 1 when a bundle fails a check, or images of an evaluation cannot be read; 2 when the
 input or the usage is wrong. Everything heavy is imported inside the commands, so that ``--help`` is quick, and
@@ -67,6 +67,30 @@ def train(
     from model_export.training.run import train as run_training
 
     run_training(recipe, out=out, data=data, start_from=start_from, resume=resume, device=device, console=Console())
+
+
+@app.command()
+def average(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two or more finished training runs that have a common beginning.")
+    ],
+    out: Annotated[Path, typer.Option(help="The run's folder.")],
+    *,
+    shares: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Of each run in the mean. [default: all alike]")
+    ] = None,
+) -> None:
+    """Write a run whose weights are the mean of several runs' weights."""
+    from model_export.training.averaging import average as write_mean
+
+    try:
+        numbers = [float(share) for share in shares.split(",")] if shares else []
+    except ValueError:
+        _stop(f"--shares {shares}: is not a list of numbers, as 1,1,2")
+    write_mean(runs, out, shares=numbers)
+    Console().print(
+        f"[green]wrote[/] {escape(str(out))}: the mean of {len(runs)} runs", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()

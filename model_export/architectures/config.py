@@ -92,11 +92,16 @@ class ResidualConvConfig(_Section):
     widths: tuple[PositiveInt, ...] = (128, 256, 320)
     mirror: bool = False
     """Encode a picture as the mean of itself and its mirror image; not while training, where flips do the same."""
+    shifts: tuple[tuple[int, int], ...] = ()
+    """Further views for the mean: the picture moved by whole pixels, ``(right, down)``, its border reflected."""
 
     @model_validator(mode="after")
     def _large_enough(self) -> ResidualConvConfig:
         if not self.widths or self.image_size < 2 ** len(self.widths):
             msg = f"image_size {self.image_size} cannot be halved {len(self.widths)} times"
+            raise ValueError(msg)
+        if any(abs(pixels) >= self.image_size for shift in self.shifts for pixels in shift):
+            msg = f"shifts move a picture by less than its size, {self.image_size} pixels"
             raise ValueError(msg)
         if self.stem == "whitening" and self.stem_width != WHITENED:
             msg = f"a whitening stem has stem_width {WHITENED}, not {self.stem_width}"

@@ -94,6 +94,7 @@ class ResidualConv(nn.Module):
     def __init__(self, config: ResidualConvConfig, embed_dim: int) -> None:
         super().__init__()
         self.mirror = config.mirror
+        self.shifts = config.shifts
         self.stem = WhiteningStem() if config.stem == "whitening" else LearnedStem(config.stem_width)
         widths = (config.stem_width, *config.widths)
         self.stages = nn.Sequential(*(ConvStage(a, b) for a, b in pairwise(widths)))
@@ -102,12 +103,22 @@ class ResidualConv(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels: float ``[batch, 3, h, w]`` to ``[batch, embed_dim]``."""
-        mirrored = self.mirror and not self.training
-        if mirrored:
-            # Side by side in the batch, so that each convolution runs once.
-            pixels = torch.stack((pixels, pixels.flip(3)), dim=1).flatten(0, 1)  # [2 b, 3, h, w]
-        x = self.stages(self.stem(pixels)).amax(dim=(2, 3))
-        if mirrored:
-            x = x.reshape(-1, 2, self.proj.in_features).mean(dim=1)  # [b, width]
+        views = [pixels] if self.training else self._views(pixels)
+        # Side by side in the batch, so that each convolution runs once.
+        several = torch.stack(views, dim=1).flatten(0, 1) if len(views) > 1 else pixels  # [views b, 3, h, w]
+        x = self.stages(self.stem(several)).amax(dim=(2, 3))
+        if len(views) > 1:
+            x = x.reshape(-1, len(views), self.proj.in_features).mean(dim=1)  # [b, width]
         out: Tensor = self.proj(x)
         return out
+
+    def _views(self, pixels: Tensor) -> list[Tensor]:
+        views = [pixels, *(_moved(pixels, right, down) for right, down in self.shifts)]
+        return [*views, *(view.flip(3) for view in views)] if self.mirror else views
+
+
+def _moved(pixels: Tensor, right: int, down: int) -> Tensor:
+    """Move a picture's content by whole pixels; what is reflected at the border fills the rest."""
+    height, width = pixels.shape[2:]
+    padded = functional.pad(pixels, (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)), mode="reflect")
+    return padded[:, :, max(-down, 0) :, max(-right, 0) :][:, :, :height, :width]

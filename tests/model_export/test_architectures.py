@@ -76,6 +76,35 @@ def test_a_mirroring_tower_sees_a_picture_and_its_mirror_image_alike() -> None:
         assert mirror is same
 
 
+def test_shifted_views_take_part_in_the_mean_and_only_outside_training() -> None:
+    """With `shifts` the vector is the mean of the picture's and of the moved pictures', mirrored too with `mirror`."""
+    pixels = torch.randn(3, 3, 16, 16)
+    padded = torch.nn.functional.pad(pixels, (2, 2, 1, 1), mode="reflect")
+    right_2_up_1, left_1 = padded[:, :, 2:18, :16], padded[:, :, 1:17, 3:19]
+    torch.manual_seed(0)
+    plain = build({"embed_dim": 24, "image": TOWERS["residual_conv"], "text": TEXT}).eval()
+    for mirror in (False, True):
+        tower = {**TOWERS["residual_conv"], "mirror": mirror, "shifts": [[2, -1], [-1, 0]]}
+        model = build({"embed_dim": 24, "image": tower, "text": TEXT}).eval()
+        model.load_state_dict(plain.state_dict())
+
+        views = [pixels, right_2_up_1, left_1]
+        if mirror:
+            views += [view.flip(3) for view in views]
+        torch.testing.assert_close(
+            model.encode_image(pixels), torch.stack([plain.encode_image(view) for view in views]).mean(dim=0)
+        )
+        torch.testing.assert_close(model.train().encode_image(pixels), plain.train().encode_image(pixels))
+        plain.eval()
+
+
+def test_a_shift_by_the_whole_picture_is_refused() -> None:
+    """Nothing would be left to look at."""
+    tower = {**TOWERS["residual_conv"], "shifts": [[0, -16]]}
+    with pytest.raises(ValueError, match="less than its size, 16 pixels"):
+        build({"embed_dim": 24, "image": tower, "text": TEXT})
+
+
 def test_a_whitening_stem_makes_the_directions_of_patches_independent_and_of_one_variance() -> None:
     """Before bias and activation twelve channels are uncorrelated with variance one; the others are their negatives."""
     torch.manual_seed(0)

@@ -115,3 +115,14 @@ def test_a_manifest_is_all_that_force_replaces(exported_fp16: Exported, tmp_path
     assert "is not a bundle" in error_of(anyclass_export("export", exported_fp16.run, tmp_path, "--force"))
     assert not (tmp_path / MANIFEST).exists()
     assert (tmp_path / "keep").read_text() == "precious"
+
+
+def test_averaging_writes_a_run_and_says_so(tmp_path: Path) -> None:
+    """One line on success; shares that are no numbers are one line and exit code 2."""
+    runs = [write_tiny_run(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+
+    done = anyclass_export("average", *runs, "--out", tmp_path / "mean", "--shares", "1,3")
+    assert (0, f"wrote {tmp_path / 'mean'}: the mean of 2 runs\n") == (done.returncode, done.stdout)
+
+    wrong = anyclass_export("average", *runs, "--out", tmp_path / "other", "--shares", "1,many")
+    assert error_of(wrong) == "error: --shares 1,many: is not a list of numbers, as 1,1,2"

@@ -27,6 +27,7 @@ TOWERS: dict[str, dict[str, Any]] = {
         "stem_width": 24,
         "widths": [16, 24],
         "mirror": True,
+        "shifts": [[1, 1], [-1, -1]],
     },
 }
 

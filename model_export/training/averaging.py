@@ -1,0 +1,101 @@
+"""The mean of several runs' weights, as a run of its own.
+
+Runs that began with the same weights (``--from``) mostly end in one basin, and the mean of their weights is often
+better than each of them: Wortsman et al. 2022, "Model soups", and, of a CLIP before and after fine-tuning, "Robust
+fine-tuning of zero-shot models".
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model_export.checkpoints.training_run import CARD, CONFIG, RECIPE, TOKENIZER, WEIGHTS, load_training_run
+from model_export.errors import TrainingError
+from model_export.model_source import ModelSource
+from model_export.training.files import replacing
+
+
+def average(runs: Sequence[Path], out: Path, *, shares: Sequence[float] = ()) -> Path:
+    """Write a run whose weights are the mean of several runs' weights.
+
+    Its configuration, tokenizer, recipe and card are the last run's; its provenance names the weights it is made of.
+    Counters (integer tensors) are the last run's too.
+
+    Args:
+        runs: two or more finished runs of one model, with one tokenizer, that have a common beginning: the mean of
+            runs that do not is as good as random weights.
+        out: the folder to write; it must not hold a run.
+        shares: of each run in the mean, divided by their sum; by default all alike.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SourceError: a run is not finished, or a file of it is not readable.
+        TrainingError: the runs do not fit together, the shares do not fit the runs, or the folder is taken.
+    """
+    if len(runs) < 2:
+        raise TrainingError("a mean needs two runs or more")
+    shares = shares or [1.0] * len(runs)
+    if len(shares) != len(runs):
+        raise TrainingError(f"{len(shares)} shares for {len(runs)} runs; give one for each run, in their order")
+    if any(not 0 < share < float("inf") for share in shares):
+        raise TrainingError("a share is a number above 0; leave the run out instead")
+    if (out / CONFIG).exists() or (out / WEIGHTS).exists():
+        raise TrainingError(f"{out}: holds a run; name another folder with --out")
+    sources = [load_training_run(run) for run in runs]
+    for run, source in zip(runs, sources, strict=True):
+        _check_fits(run, source, runs[-1], sources[-1])
+    weights = _mean([source.model.state_dict() for source in sources], shares)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (TOKENIZER, RECIPE, CARD):
+        if (runs[-1] / name).exists():
+            shutil.copyfile(runs[-1] / name, out / name)
+    with replacing(out / CONFIG) as partial:
+        partial.write_text(_config(runs[-1], sources, shares), encoding="utf-8")
+    with replacing(out / WEIGHTS) as partial:
+        save_file(weights, partial)
+    return out
+
+
+def _check_fits(run: Path, source: ModelSource, last: Path, last_source: ModelSource) -> None:
+    if source.tokenizer != last_source.tokenizer:
+        raise TrainingError(
+            f"{run / TOKENIZER}: is another tokenizer than that of {last}; ids would change their words"
+        )
+    if source.image != last_source.image:
+        raise TrainingError(f"{run / CONFIG}: prepares pictures in another way than {last}; a mean needs one way")
+    shapes, last_shapes = (
+        {name: tensor.shape for name, tensor in each.model.state_dict().items()} for each in (source, last_source)
+    )
+    if shapes != last_shapes:
+        raise TrainingError(f"{run / CONFIG}: is another model than that of {last}; a mean needs one model")
+
+
+def _mean(weights: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
+    total = sum(shares)
+    mean = {}
+    for name, last in weights[-1].items():
+        if last.is_floating_point():
+            terms = [each[name].double() * (share / total) for each, share in zip(weights, shares, strict=True)]
+            mean[name] = torch.stack(terms).sum(dim=0).to(last.dtype)
+        else:
+            mean[name] = last
+    return mean
+
+
+def _config(last: Path, sources: Sequence[ModelSource], shares: Sequence[float]) -> str:
+    config = json.loads((last / CONFIG).read_text(encoding="utf-8"))
+    parts = (
+        f"{share / sum(shares):.3g} of sha256:{source.provenance.source_sha256} ({source.provenance.source})"
+        for source, share in zip(sources, shares, strict=True)
+    )
+    config["provenance"]["source"] = "mean of weights: " + "; ".join(parts)
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
