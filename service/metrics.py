@@ -5,7 +5,8 @@ application's own, problems are those of one table, the rest are the words in th
 not grow with what clients send. Series whose labels are known beforehand are there, at 0, from the start: the first
 failure of a process is seen as a rise. Nothing is global: each `Metrics` has a registry of its own.
 
-Each gauge says how those of several processes (`--workers`) come together: never by a series for each process.
+Each gauge says how those of several processes (`--workers`) come together: never by a series for each process. Only
+what the operating system knows of a process has one, see `service.shared_metrics`.
 """
 
 from collections.abc import Mapping
@@ -20,8 +21,9 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     generate_latest,
-    multiprocess,
 )
+
+from service.shared_metrics import gather
 
 Kind: TypeAlias = Literal["image", "text"]
 Stage: TypeAlias = Literal["decode", "queue", "text", "image", "score"]
@@ -34,19 +36,15 @@ Broken: TypeAlias = Literal["non-finite", "out-of-memory", "device-lost", "worke
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
-SHARED_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names the folder in which processes share what they count. prometheus-client reads it itself, when
-it is first imported."""
-
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REDIS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """All metrics, in one registry; with `shared`, `render` tells of every process that counts in the same folder."""
+    """All metrics, in one registry; with `shared`, `render` tells of every process that counts in that folder."""
 
-    def __init__(self, registry: CollectorRegistry | None = None, *, shared: bool = False) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, *, shared: Path | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._shared = shared
         self._process: ProcessCollector | None = None
@@ -257,8 +255,11 @@ class Metrics:
                 self.inference_failures.labels(model, kind, broken)
 
     def watch_process(self) -> None:
-        """Add the `process_…` metrics of every Prometheus client: memory, CPU time, open files. Reads files."""
-        if self._process is None:
+        """Add the `process_…` metrics of every Prometheus client: memory, CPU time, open files. Reads files.
+
+        Those of processes that share a folder are in what `render` gathers.
+        """
+        if self._process is None and self._shared is None:
             self._process = ProcessCollector(registry=self.registry)
 
     def looked_up(self, layer: Layer, result: Lookup, count: int) -> None:
@@ -276,13 +277,4 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return everything in the Prometheus text format. Reads files where the process is watched."""
-        registry = self.registry
-        if self._shared:
-            registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
-
-
-def forget_process(folder: Path, pid: int) -> None:
-    """A process that shared `folder` is gone: what it counted stays, what it was just doing does not."""
-    multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+        return generate_latest(self.registry if self._shared is None else gather(self._shared))

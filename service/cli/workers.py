@@ -33,8 +33,8 @@ from service.cli.server import EXIT_CUT_SHORT, EXIT_OK, GRACE_S
 from service.cli.worker import LEAVE, STOP, Worker
 from service.cpus import available_cpus
 from service.errors import ConfigurationError
-from service.metrics import SHARED_FOLDER, forget_process
 from service.settings import Settings
+from service.shared_metrics import VARIABLE, forget_process, remember_process
 
 _SHORTEST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
@@ -103,11 +103,11 @@ class Supervisor:
         try:
             with self._waking_up() as news:
                 for number in range(self._settings.workers):
-                    self._start(number)
+                    self._start(number, folder)
                 while self._workers or not self._stopping:
                     self._watch(news, folder)
         finally:
-            os.environ.pop(SHARED_FOLDER, None)
+            os.environ.pop(VARIABLE, None)
             shutil.rmtree(folder, ignore_errors=True)
         _log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
@@ -132,19 +132,21 @@ class Supervisor:
         now = time.monotonic()
         for number in [number for number, due in self._due.items() if due <= now]:
             del self._due[number]
-            self._start(number)
+            self._start(number, folder)
         if now >= self._patience_until:
             for worker in self._workers.values():
                 _log.error("a worker does not end; it is killed", worker=worker.number, pid=worker.process.pid)
                 worker.process.kill()
             self._patience_until = float("inf")
 
-    def _start(self, number: int) -> None:
+    def _start(self, number: int, folder: Path) -> None:
         ours, theirs = get_context("spawn").Pipe()
         process = get_context("spawn").Process(
-            target=_work, args=(number, self._settings, self._listener, theirs), name=f"anyclass-{number}"
+            target=_work, args=(number, self._settings, self._listener, theirs, folder), name=f"anyclass-{number}"
         )
         process.start()
+        if process.pid is not None:
+            remember_process(folder, process.pid, number)
         theirs.close()  # so that our end tells when the process is gone, and theirs when we are
         self._workers[number] = _Worker(number, process, ours)
 
@@ -230,7 +232,7 @@ def _shared_folder() -> Path:
     except OSError as exc:
         raise ConfigurationError(f"Several workers need a temporary directory for their metrics: {exc}") from exc
     # prometheus-client reads it when it is first imported, in the processes that are started from here.
-    os.environ[SHARED_FOLDER] = str(folder)
+    os.environ[VARIABLE] = str(folder)
     return folder
 
 
@@ -241,7 +243,7 @@ def _as_exit_code(code: int) -> int:
     return EXIT_CUT_SHORT if code < 0 else code
 
 
-def _work(number: int, settings: Settings, listener: socket.socket, orders: Connection) -> None:
+def _work(number: int, settings: Settings, listener: socket.socket, orders: Connection, folder: Path) -> None:
     """One of the processes, from its start to its end."""
     # An interrupt at the terminal reaches every process; the first one gives the orders.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -250,7 +252,7 @@ def _work(number: int, settings: Settings, listener: socket.socket, orders: Conn
     from service.metrics import Metrics
 
     logs.configure(settings.log_level, settings.log_format, worker=number)
-    server = Worker(create_app(settings, metrics=Metrics(shared=True)), settings, orders)
+    server = Worker(create_app(settings, metrics=Metrics(shared=folder)), settings, orders)
     code = server.run_on(listener)
     if server.force_exit:
         # Threads that are still busy would be waited for at a regular exit.

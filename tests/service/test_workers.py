@@ -83,6 +83,15 @@ def who_answered(server: HttpServer) -> set[int]:
     return {line["worker"] for line in server.logs() if line["event"] == "request"}
 
 
+def of_each_process(server: HttpServer, name: str) -> dict[str, float]:
+    """A `process_…` figure by worker; each number of a worker is there once."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    assert [{"worker"}] * len(samples) == [set(sample.labels) for sample in samples]
+    assert len({sample.labels["worker"] for sample in samples}) == len(samples)
+    return {sample.labels["worker"]: sample.value for sample in samples}
+
+
 def alive(pid: int) -> bool:
     """Whether the process has not ended."""
     with contextlib.suppress(OSError):
@@ -117,10 +126,40 @@ def test_every_process_answers_and_metrics_tell_of_all(server: HttpServer) -> No
         assert not any("pid" in sample.labels for family in families.values() for sample in family.samples)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+        "process_start_time_seconds",
+        "process_open_fds",
+        "process_max_fds",
+    ],
+)
+def test_metrics_tell_what_each_process_takes(server: HttpServer, name: str) -> None:
+    """Memory, CPU time, start and open files of every process are there, whichever of them is asked."""
+    for _ in range(4):
+        figures = of_each_process(server, name)
+        assert {"0", "1"} == set(figures)
+        assert min(figures.values()) > 0
+
+
+def test_what_a_process_takes_is_its_own(server: HttpServer) -> None:
+    """The start time under a number is that of the process which has the number in the log."""
+    boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    began = {
+        str(number): int(boot.split()[1])
+        + int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        for number, pid in pids(server)
+    }
+    assert began == of_each_process(server, "process_start_time_seconds")
+
+
 def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, tmp_path: Path) -> None:
-    """Its number comes up again, and no request on a new connection fails meanwhile."""
+    """Its number comes up again, with a later start in the metrics; no request on a new connection fails meanwhile."""
     with http_server(bundle, tmp_path, env=TWO) as server:
         until(lambda: len(pids(server)) == 2)
+        before = of_each_process(server, "process_start_time_seconds")
         (number, pid), _ = pids(server)
         os.kill(pid, signal.SIGKILL)
         until(lambda: not alive(pid))
@@ -133,6 +172,9 @@ def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, t
         assert number == pids(server)[-1][0]
         (line,) = [line for line in server.logs() if line["level"] == "error"]
         assert ("a worker ended; it is started anew", number, -9) == (line["event"], line["worker"], line["exit_code"])
+        after = of_each_process(server, "process_start_time_seconds")
+        assert set(before) == set(after)
+        assert {str(number)} == {worker for worker, start in after.items() if start > before[worker]}
         assert 0 == server.stop()
 
 
