@@ -1,6 +1,5 @@
 """What labels cost, over HTTP: many cached ones, new ones, and those that wait in Redis for a fresh process."""
 
-import re
 import shutil
 import socket
 import time
@@ -17,7 +16,6 @@ from tests.bench.summary import median
 MANY: Final = 1_000
 FEW: Final = 2
 _TOP: Final = 5
-_STAGE: Final = re.compile(rb"(\w+);dur=([\d.]+)")
 _PATIENCE_S: Final = 60.0
 
 
@@ -106,7 +104,7 @@ def _stages(server: Server, request: bytes) -> dict[str, float]:
         raise Unavailable(f"{server.name} answered {answer[:300]!r}")
     head = answer.partition(b"\r\n\r\n")[0]
     timing = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"server-timing:"))
-    return {stage.decode(): float(milliseconds) / 1_000 for stage, milliseconds in _STAGE.findall(timing)}
+    return wire.stages(timing.decode())
 
 
 def _redis(port: int, command: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """How long single requests take while a batch runs, and while none does.
 
-    python tests/bench/lanes.py --url http://127.0.0.1:8000 --image examples/cat.jpg
+    python -m tests.bench.lanes --url http://127.0.0.1:8000 --image examples/cat.jpg
 
 Single requests are sent at an even rate, whether or not earlier ones are answered, so that a stall shows in each
 request that meets it. First with nothing else, then while tars of the same picture are classified one after the other.
@@ -94,18 +94,20 @@ def shown(latencies: Sequence[float], refused: int) -> dict[str, float]:
     }
 
 
-async def measure(url: str, image: bytes, *, rate: float, seconds: float, batch_images: int, at_once: int) -> None:
-    """Measure, and print one line of JSON for each condition."""
+async def measure(
+    url: str, image: bytes, *, rate: float, seconds: float, batch_images: int, at_once: int
+) -> dict[str, dict[str, float]]:
+    """Measure single requests `alone`, then `beside` batches, of which it says the images a second and the errors."""
     archive = archive_of(image, batch_images)
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as client:
         await singles(client, image, rate, min(2.0, seconds))
-        print(json.dumps({"batches": 0, **shown(*await singles(client, image, rate, seconds))}))  # noqa: T201
+        alone = shown(*await singles(client, image, rate, seconds))
         done = Batches()
         running = [asyncio.create_task(batches(client, archive, done)) for _ in range(at_once)]
         await asyncio.sleep(1)
         images, began = done.images, time.perf_counter()
-        figures = shown(*await singles(client, image, rate, seconds))
+        beside = shown(*await singles(client, image, rate, seconds))
         per_s = (done.images - images) / (time.perf_counter() - began)
         for task in running:
             failed = task.done()
@@ -113,9 +115,7 @@ async def measure(url: str, image: bytes, *, rate: float, seconds: float, batch_
             if failed:
                 task.result()
         await asyncio.gather(*running, return_exceptions=True)
-        print(  # noqa: T201
-            json.dumps({"batches": at_once, **figures, "batch_images_per_s": round(per_s, 1), "errors": done.errors})
-        )
+    return {"alone": alone, "beside": {**beside, "batch_images_per_s": round(per_s, 1), "errors": done.errors}}
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1, help="batch requests at the same time")
     options = parser.parse_args()
     image = options.image.read_bytes()
-    asyncio.run(
+    found = asyncio.run(
         measure(
             options.url,
             image,
@@ -139,6 +139,7 @@ def main() -> None:
             at_once=options.batches,
         )
     )
+    print(json.dumps(found))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -31,8 +31,12 @@ def tables(results: dict[str, Any]) -> Iterator[Cells]:
         yield from _serve(serve)
     if limit := suites.get("limit"):
         yield _encoders(limit, results)
+    if lanes := suites.get("lanes"):
+        yield _lanes(lanes)
     if labels := suites.get("labels"):
         yield _labels(labels)
+    if overhead := suites.get("overhead"):
+        yield _overhead(overhead)
     if decode := suites.get("decode"):
         yield _decode(decode)
     if start := suites.get("start"):
@@ -162,6 +166,20 @@ def _encoders(limit: dict[str, Any], results: dict[str, Any]) -> Cells:
     return "Image encoder and the matrix limit", heads, cells
 
 
+def _lanes(lanes: dict[str, Any]) -> Cells:
+    cells = []
+    for name, found in lanes.items():
+        for way in ("alone", "beside"):
+            runs = [run[way] for run in found["runs"]]
+            p50, p99, images = (
+                median(run.get(figure) for run in runs) for figure in ("p50_ms", "p99_ms", "batch_images_per_s")
+            )
+            shown = [_number(found["rate_rps"], ".1f"), *(_number(figure, ".1f") for figure in (p50, p99, images))]
+            cells.append([f"{name}, {'no batch' if way == 'alone' else 'one batch'}", *shown])
+    heads = ("single requests", "offered/s", "p50, ms", "p99, ms", "images of the batch/s")
+    return "Single requests beside a batch request", heads, cells
+
+
 def _labels(labels: dict[str, Any]) -> Cells:
     cells = []
     for name, run in labels["cached"].items():
@@ -175,6 +193,21 @@ def _labels(labels: dict[str, Any]) -> Cells:
     if redis := labels["redis"]:
         cells.append(["1,000 from Redis, fresh process", _ms(redis["median_s"]), ""])
     return "Labels", ("labels", "ms", ""), cells
+
+
+def _overhead(overhead: dict[str, Any]) -> Cells:
+    cells = [
+        [
+            form,
+            *(
+                _number(1_000 * (median(run[part]) or 0.0), ".2f")
+                for part in ("cpu_s", "decode_s", "encode_s", "rest_s")
+            ),
+        ]
+        for form, run in overhead.items()
+    ]
+    heads = ("form", "processor time, ms", "decode, ms", "encode, ms", "the rest, ms")
+    return "A request of 64×48 pixels to a model that computes next to nothing", heads, cells
 
 
 def _decode(decode: dict[str, Any]) -> Cells:

@@ -20,12 +20,13 @@ from rich.console import Console
 from tests.bench import busy, machine, models, plots, report
 from tests.bench.environments import Unavailable
 from tests.bench.labelling import labelling
+from tests.bench.overhead import overhead
 from tests.bench.peers import PEERS, Peer
 from tests.bench.places import IMAGES, PAGE, RESULTS, ROOT, WORK
-from tests.bench.serving import Effort, memory, serving, starting
+from tests.bench.serving import Effort, beside_a_batch, memory, serving, starting
 from tests.bench.subjects import GPU_ENVIRONMENT, Subject, chosen_peers, json_of
 
-PARTS: Final = ("limit", "serve", "labels", "decode", "start", "memory")
+PARTS: Final = ("limit", "serve", "lanes", "labels", "overhead", "decode", "start", "memory")
 FULL: Final = Effort(rounds=3, seconds=6.0, minutes=1.5)
 QUICK: Final = Effort(rounds=1, seconds=0.5, minutes=0.05)
 _WIDTH: Final = 160
@@ -68,7 +69,9 @@ def measure(
     runs: dict[str, Callable[[], dict[str, Any]]] = {
         "limit": lambda: _limit(subjects, effort, gpu=options.gpu),
         "serve": lambda: serving(subjects, peers, effort, say),
+        "lanes": lambda: {subject.name: beside_a_batch(subject, effort) for subject in subjects},
         "labels": lambda: labelling(subjects[0], light, effort),
+        "overhead": lambda: overhead(effort),
         "decode": lambda: json_of([sys.executable, "-m", "tests.bench.decoding", str(effort.seconds)]),
         "start": lambda: {subject.name: starting(subject, effort) for subject in everyone},
         "memory": lambda: {subject.name: memory(subject, effort) for subject in subjects},

@@ -1,17 +1,20 @@
 """The service, the bare loop and the peers under load, in turns, so that whatever disturbs the machine disturbs all."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
+from tests.bench import pictures
 from tests.bench.busy import GpuWatch
 from tests.bench.environments import Unavailable
 from tests.bench.load import Plan
 from tests.bench.peers import Peer
+from tests.bench.places import WORK
 from tests.bench.server import MemoryWatch, Server
-from tests.bench.subjects import Subject, Target, load, of_peer, of_subject, versions
+from tests.bench.subjects import Subject, Target, json_of, load, of_peer, of_subject, versions
 from tests.bench.summary import median
 
 CLIENTS: Final = (1, 8, 32)
@@ -21,6 +24,8 @@ _MOST_CONNECTIONS: Final = 256
 _OPEN_TIMES: Final = 2
 """An open loop lasts so many times longer: it has to meet what is rare."""
 _AWAKENING_S: Final = 0.3
+_SHARE_OF_SINGLES: Final = 0.4
+"""Load of the single requests beside a batch, as a share of what one after the other would fill."""
 
 Say = Callable[[str], None]
 
@@ -141,6 +146,19 @@ def serving(subjects: Sequence[Subject], peers: Sequence[Peer], effort: Effort, 
     }
     about = {peer.name: {"what": peer.what, "versions": versions(peer)} for peer in peers if peer.name in measured}
     return {"targets": measured, "bare": rounds.bare, "peers": about, "skipped": rounds.skipped}
+
+
+def beside_a_batch(subject: Subject, effort: Effort) -> dict[str, Any]:
+    """Latency of single requests alone and beside a batch request; at half of what the bare loop does one by one."""
+    one = subject.bare(effort.seconds, "single")["single"]["median_s"]
+    picture = WORK / "lanes.jpg"
+    picture.write_bytes(pictures.jpegs(1)[0])
+    rate, seconds = f"{_SHARE_OF_SINGLES / one:.2f}", str(max(1.0, 3 * effort.seconds))
+    with subject.start() as server:
+        command = [sys.executable, "-m", "tests.bench.lanes", "--url", f"http://127.0.0.1:{server.port}"]
+        command += ["--image", str(picture), "--rate", rate, "--seconds", seconds]
+        runs = [json_of(command) for _ in range(effort.rounds)]
+    return {"rate_rps": float(rate), "runs": runs}
 
 
 def memory(subject: Subject, effort: Effort) -> dict[str, Any]:

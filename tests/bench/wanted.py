@@ -48,6 +48,7 @@ def rows(results: dict[str, Any]) -> list[Row]:
         _at_least("1,000 new labels, over the padded fp32 way", 25, "×", _cold(suites)),
         _at_most("1,000 cached labels instead of 2, more a request", 1, " ms", _cached(suites)),
         _at_most("1,000 labels from Redis into a fresh process", 10, " ms", _redis(suites)),
+        _at_most("processor time of a request but for decoding and encoding", 1.5, " ms", _overhead(suites)),
         _at_least("decoding 12 megapixels, the fast way over the reference", 3.5, "×", _decode(suites)),
         _at_most("start to ready, demo", 2, " s", _start(suites, "anyclass demo")),
         _at_most("start to ready, ViT-B/32", 6, " s", _start(suites, "anyclass vit-b-32")),
@@ -113,6 +114,11 @@ def _cached(suites: Suites) -> float | None:
 def _redis(suites: Suites) -> float | None:
     found = suites.get("labels", {}).get("redis")
     return 1_000 * found["median_s"] if found else None
+
+
+def _overhead(suites: Suites) -> float | None:
+    found = suites.get("overhead")
+    return 1_000 * max(run["median_s"] for run in found.values()) if found else None
 
 
 def _decode(suites: Suites) -> float | None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from urllib.parse import urlencode
 from tests.bench.places import REQUESTS
 
 _JSON: Final = "application/json"
+_STAGE: Final = re.compile(r"(\w+);dur=([\d.]+)")
 
 
 def post(path: str, content_type: str, body: bytes) -> bytes:
@@ -40,6 +42,11 @@ def litserve_predict(picture: bytes, labels: Sequence[str]) -> bytes:
     """LitServe's way: JSON to /predict."""
     content = {"image": base64.b64encode(picture).decode(), "labels": labels}
     return post("/predict", _JSON, json.dumps(content).encode())
+
+
+def stages(server_timing: str) -> dict[str, float]:
+    """Return the seconds of each stage that a `Server-Timing` header names."""
+    return {stage: float(milliseconds) / 1_000 for stage, milliseconds in _STAGE.findall(server_timing)}
 
 
 def write(name: str, requests: Sequence[bytes]) -> list[str]:

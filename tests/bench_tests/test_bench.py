@@ -103,6 +103,7 @@ def test_every_wanted_figure_is_found_in_a_whole_run() -> None:
             "cold": {"labels_ps": 1_200.0, "padded_fp32_tps": 40.0},
             "redis": {"median_s": 0.008},
         },
+        "overhead": {"JSON": {"median_s": 0.0009}, "form": {"median_s": 0.001}},
         "decode": {"4032x3024": {"exact": 0.16, "fast": 0.04}},
         "start": {"anyclass demo fp16-stored auto": {"median_s": 1.5}, NAME: {"median_s": 5.0}},
         "memory": {NAME: {"peak_bytes": 1.4 * gib, "late_growth_bytes": 0}},
@@ -281,3 +282,28 @@ def test_a_quick_run_on_the_demo_model(tmp_path: Path) -> None:
     assert f"| {name} | 32 | " in page.read_text()
     assert (page.parent / "images/bench-capacity.png").read_bytes().startswith(b"\x89PNG")
     assert found["gpu"]
+
+
+def test_a_quick_run_of_lanes_and_overhead(tmp_path: Path) -> None:
+    """Single requests are answered beside a batch too, and the parts of a request's processor time add up."""
+    command = [sys.executable, "-m", "tests.bench.run", "--providers", "cpu", "--models", "demo", "--peers", "none"]
+    command += ["--quick", "--only", "lanes,overhead", "--seconds", "0.3", "--out", str(tmp_path / "results.json")]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "BENCH_WORK": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert 0 == done.returncode, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {} == found["skipped"]
+    [lanes] = found["suites"]["lanes"].values()
+    [run] = lanes["runs"]
+    assert run["alone"]["answered"] > 0
+    assert run["beside"]["answered"] > 0
+    assert run["beside"]["batch_images_per_s"] > 0
+    assert 0 == run["beside"]["errors"]
+    assert {"picture as the body", "JSON", "form"} == set(found["suites"]["overhead"])
+    for form in found["suites"]["overhead"].values():
+        [cpu, decode, encode, rest] = (form[part][0] for part in ("cpu_s", "decode_s", "encode_s", "rest_s"))
+        assert pytest.approx(cpu) == decode + encode + rest
+        assert cpu > rest > 0
+    for title in ("Single requests beside a batch request", "to a model that computes next to nothing"):
+        assert title in done.stdout
