@@ -29,7 +29,7 @@ Send: TypeAlias = Callable[[httpx.Client], httpx.Response]
 
 
 def overhead(effort: Effort) -> dict[str, Any]:
-    """Seconds a request of each form, in turns: lists `cpu_s`, `decode_s`, `encode_s` and `rest_s`, and its `median_s`."""
+    """Seconds a request of each form, in turns: lists `cpu_s`, `decode_s`, `encode_s`, `rest_s`; the last's median."""
     found: dict[str, dict[str, list[float]]] = {}
     with TemporaryDirectory() as folder:
         bundle = Path(folder) / "tiny"
