@@ -17,11 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 
 from service.metrics import Metrics
+from service.redis_connections import connection_pool
 from service.redis_text_cache import Breaker, given_up
 from service.settings import Settings
 
@@ -148,15 +147,7 @@ class RedisLimiter:
         self._timeout_s = timeout_s
         self._link = Breaker(retry_s)
         self._local = LocalLimiter(limit)
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            timeout=None,
-            protocol=2,
-            driver_info=None,  # see redis_text_cache.py
-            retry=Retry(NoBackoff(), 0),
-            **({} if password is None else {"password": password}),
-        )
+        self._pool = connection_pool(url, password=password, most=max_connections)
         self._client: Redis = Redis(connection_pool=self._pool)
         self._script = self._client.register_script(_SCRIPT)
 

@@ -13,13 +13,12 @@ from typing import Final, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.metrics import Failure, Metrics, Operation
+from service.redis_connections import connection_pool
 
 T = TypeVar("T")
 Vector: TypeAlias = npt.NDArray[np.float32]
@@ -105,16 +104,7 @@ class RedisTextCache:
         self._ttl_s = ttl_s
         self._link = Breaker(retry_s)
         self._writes = Breaker(retry_s)  # a full or read-only Redis still answers reads
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            timeout=None,  # the time limit around each command counts the wait for a connection too
-            protocol=2,
-            decode_responses=False,
-            driver_info=None,  # else every new connection reads the package's metadata from disk, on the event loop
-            retry=Retry(NoBackoff(), 0),
-            **({} if password is None else {"password": password}),
-        )
+        self._pool = connection_pool(url, password=password, most=max_connections)
         self._client: Redis = Redis(connection_pool=self._pool)
         metrics.cache_up.set(1)
 

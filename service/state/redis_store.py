@@ -8,12 +8,11 @@ import logging
 from collections.abc import Awaitable
 from typing import Any, Final, TypeVar, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from service.errors import ConfigurationError, StateUnavailable
+from service.redis_connections import connection_pool
 from service.state.framing import corrupt, new_version, seal, unseal
 from service.state.protocol import Entry, check_key, check_prefix
 
@@ -63,16 +62,7 @@ class RedisStateStore:
         """
         self._timeout_s = timeout_s
         self._trusted = False
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=None,  # the time limit around each command counts the wait for a connection too
-            protocol=2,
-            decode_responses=False,
-            driver_info=None,  # else every new connection reads the package's metadata from disk, on the event loop
-            retry=Retry(NoBackoff(), 0),
-            **({} if password is None else {"password": password}),
-        )
+        self._pool = connection_pool(url, password=password, most=_CONNECTIONS)
         self._client: Redis = Redis(connection_pool=self._pool)
         self._put_script = self._client.register_script(_PUT)
         self._delete_script = self._client.register_script(_DELETE)

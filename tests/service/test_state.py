@@ -9,7 +9,6 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from service.errors import ConfigurationError, StateCorrupt, StateUnavailable
 from service.settings import Settings
 from service.state import DirectoryStateStore, RedisStateStore, StateStore, open_state
 from tests.support.redis_server import RedisServer, running_redis
+from tests.support.state_stores import KINDS, state_stores
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE_S = 60.0
@@ -28,17 +28,10 @@ RACERS = 3
 TURNS = 20
 
 
-@pytest.fixture(params=["directory", "redis"])
+@pytest.fixture(params=KINDS)
 async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[[], StateStore]]:
-    """Makes stores of one kind on the same content, as replicas have them."""
-    async with AsyncExitStack() as stack:
-        redis = stack.enter_context(running_redis(tmp_path)) if request.param == "redis" else None
-
-        def make() -> StateStore:
-            store: StateStore = RedisStateStore(redis.url) if redis else DirectoryStateStore(tmp_path / "state")
-            stack.push_async_callback(store.close)
-            return store
-
+    """Makes state stores of one kind on the same content, as replicas have them."""
+    async with state_stores(request.param, tmp_path) as make:
         yield make
 
 

@@ -1,0 +1,25 @@
+"""State stores of both kinds, several on the same content."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from service.state import DirectoryStateStore, RedisStateStore, StateStore
+from tests.support.redis_server import running_redis
+
+KINDS: Final = ("directory", "redis")
+
+
+@asynccontextmanager
+async def state_stores(kind: str, folder: Path) -> AsyncIterator[Callable[[], StateStore]]:
+    """Give what makes stores of one kind on the same content, as replicas have them; the end closes all."""
+    async with AsyncExitStack() as stack:
+        redis = stack.enter_context(running_redis(folder)) if kind == "redis" else None
+
+        def make() -> StateStore:
+            store: StateStore = RedisStateStore(redis.url) if redis else DirectoryStateStore(folder / "state")
+            stack.push_async_callback(store.close)
+            return store
+
+        yield make
