@@ -158,7 +158,7 @@ class Conflict(AnyclassError):
 
 
 class StateFull(AnyclassError):
-    """As much of one kind is kept already as may be."""
+    """As much of one kind is kept already as may be, by number or by bytes."""
 
 
 class StateUnavailable(AnyclassError):

@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     keep_files_s: Annotated[int, Field(ge=3_600)] = 30 * 24 * 3600
     max_active_jobs: PositiveInt = 1_000
     max_file_bytes: PositiveInt = 200 * 2**20
+    max_total_file_bytes: PositiveInt = 10 * 2**30
     max_job_lines: PositiveInt = 50_000
     upload_timeout_s: PositiveFloat = 600.0
 

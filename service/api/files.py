@@ -28,7 +28,7 @@ from service.api.parsing import MULTIPART, media_type, refuse_query
 from service.api.problems import BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
 from service.api.services import services_of
 from service.api.upload import FILE, Upload, read_upload
-from service.errors import Conflict, MalformedRequest, PayloadTooLarge, UnknownObject
+from service.errors import Conflict, MalformedRequest, PayloadTooLarge, StateFull, UnknownObject
 from service.jobs.records import FILE_PREFIX, is_id
 
 _FORM_BYTES: Final = 65_536
@@ -114,6 +114,10 @@ router = APIRouter(tags=["Batch jobs"])
             PayloadTooLarge,
             BodyTimeout,
             Conflict("This Idempotency-Key was used for another request; take a new one."),
+            StateFull(
+                "The files kept here may have 10737418240 bytes together, and this one has no room among them; "
+                "delete files that are no longer needed, or have ANYCLASS_MAX_TOTAL_FILE_BYTES raised."
+            ),
             *answers.STORED,
         ),
     },
@@ -127,9 +131,10 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
     if (kind := media_type(request)) != MULTIPART:
         raise UnsupportedMediaType(f"A file is sent as multipart/form-data, not as {quoted(kind or 'nothing', 100)}.")
     limit = settings.max_file_bytes + _FORM_BYTES
-    bodies.check_declared_length(request.headers.get("content-length"), limit)
+    declared = request.headers.get("content-length")
+    bodies.check_declared_length(declared, limit)
     body = bodies.chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
-    writer = desk.begin_file()
+    writer = await desk.begin_file(max(0, int((declared or "0")[:20]) - _FORM_BYTES))
     try:
         upload = await read_upload(body, request.headers["content-type"], writer.write)
         name, keep_s = _checked(upload, settings.keep_files_s)

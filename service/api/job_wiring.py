@@ -9,7 +9,12 @@ from service.state import StateStore
 def open_jobs(services: Services, state: StateStore) -> tuple[JobDesk, JobRunner]:
     """The desk, and a runner that is yet to be started."""
     settings = services.settings
-    desk = JobDesk(state, max_file_bytes=settings.max_file_bytes, max_active=settings.max_active_jobs)
+    desk = JobDesk(
+        state,
+        max_file_bytes=settings.max_file_bytes,
+        max_total_file_bytes=settings.max_total_file_bytes,
+        max_active=settings.max_active_jobs,
+    )
     limits = Limits(max_lines=settings.max_job_lines, max_line_bytes=settings.max_body_bytes)
     runner = JobRunner(
         desk.jobs,

@@ -155,9 +155,11 @@ def headers_of(error: errors.AnyclassError) -> dict[str, str]:
             return {"x-should-retry": "false"}
         case errors.NotReady() | errors.StateUnavailable():
             return {"retry-after": str(math.ceil(READINESS_RETRY_S))}
-        case errors.PayloadTooLarge() | BodyTimeout():
-            # The rest of the body may still be on its way, and nobody is going to read it.
-            return {"connection": "close"}
+        case errors.PayloadTooLarge() | errors.StateFull() | BodyTimeout():
+            # The rest of the body may still be on its way, and nobody is going to read it. What is full stays so until
+            # something is deleted: OpenAI's clients would send the file twice more.
+            again = {"x-should-retry": "false"} if isinstance(error, errors.StateFull) else {}
+            return {"connection": "close", **again}
         case _:
             return {}
 

@@ -10,6 +10,7 @@ from service.errors import Conflict, Overloaded, UnknownObject
 from service.jobs import ledger
 from service.jobs.files import FileStore, FileWriter
 from service.jobs.records import FILE_PREFIX, JOB_PREFIX, FileRecord, Job, Purpose, new_id
+from service.jobs.room import Room
 from service.jobs.store import JobStore
 from service.state import StateStore
 
@@ -39,6 +40,7 @@ class JobDesk:
         state: StateStore,
         *,
         max_file_bytes: int,
+        max_total_file_bytes: int,
         max_active: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -46,20 +48,30 @@ class JobDesk:
         self.jobs = JobStore(state)
         self.on_news: Callable[[], None] = lambda: None
         self._max_file_bytes = max_file_bytes
+        self._room = Room(state, max_total_file_bytes)
         self._max_active = max_active
         self._clock = clock
 
-    def begin_file(self) -> FileWriter:
-        """Begin to take in a file of `max_file_bytes` at most; end it with `add_file` or `FileWriter.discard`."""
-        return self.files.writer(self._max_file_bytes)
+    async def begin_file(self, at_least: int = 0) -> FileWriter:
+        """Begin to take in a file of `max_file_bytes` at most; end it with `add_file` or `FileWriter.discard`.
+
+        Raises StateFull where all files have so many bytes already that there is no room for `at_least` more.
+        """
+        await self._room.ensure(at_least)
+        return self.files.writer(self._max_file_bytes, self._room)
 
     async def add_file(
         self, writer: FileWriter, *, name: str, purpose: Purpose, keep_s: float, idempotency: Idempotency | None = None
     ) -> FileRecord:
-        """Keep a file. Raises Conflict for an idempotency key that was used for another."""
+        """Keep a file.
+
+        Raises Conflict for an idempotency key that was used for another, and StateFull where other processes have taken
+        the room meanwhile; the key is not used up then.
+        """
         now = self._clock()
         file_id = new_id(FILE_PREFIX, now)
         await writer.close()
+        await self._room.ensure()
         if idempotency is not None:
             fingerprint = _digest(writer.digest, name, purpose, str(keep_s))
             file_id = await self.jobs.reserve(

@@ -6,12 +6,23 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from service.errors import PayloadTooLarge, StateCorrupt
-from service.jobs.records import FILE_PREFIX, FileRecord, Purpose, dump, is_id, made_at, new_id, newest_first, parse
+from service.jobs.records import (
+    FILE_PREFIX,
+    FILE_RECORDS,
+    FileRecord,
+    Purpose,
+    dump,
+    is_id,
+    made_at,
+    new_id,
+    newest_first,
+    parse,
+)
+from service.jobs.room import Room
 from service.state import StateStore
 
 PIECE_BYTES: Final = 2**20
 
-_RECORDS: Final = "files/record/"
 _DATA: Final = "files/data/"
 _ALL: Final = 1_000_000
 _ABANDONED_S: Final = 24 * 3600.0
@@ -27,16 +38,19 @@ class FileWriter:
         kept: whether a file may hold the content already, so that it must not be discarded.
     """
 
-    def __init__(self, state: StateStore, max_bytes: int | None) -> None:
-        """`max_bytes` None: no limit, for what the service itself writes."""
+    def __init__(self, state: StateStore, max_bytes: int | None, room: Room | None) -> None:
+        """`max_bytes` and `room` None: no limit, for what the service itself writes."""
         self.data = new_id(FILE_PREFIX, time.time())
         self.bytes = 0
         self.kept = False
         self._state = state
         self._max_bytes = max_bytes
+        self._room = room
         self._buffer = bytearray()
         self._pieces = 0
         self._digest = hashlib.sha256()
+        if room is not None:
+            room.enter(self)
 
     @property
     def digest(self) -> str:
@@ -44,10 +58,12 @@ class FileWriter:
         return self._digest.hexdigest()
 
     async def write(self, content: bytes) -> None:
-        """Add to the end. Raises PayloadTooLarge and StateUnavailable."""
+        """Add to the end. Raises PayloadTooLarge, StateFull and StateUnavailable."""
         self.bytes += len(content)
         if self._max_bytes is not None and self.bytes > self._max_bytes:
             raise PayloadTooLarge(f"The file is larger than {self._max_bytes} bytes, the limit of this server.")
+        if self._room is not None:
+            await self._room.ensure_still()
         self._digest.update(content)
         self._buffer += content
         while len(self._buffer) >= PIECE_BYTES:
@@ -60,8 +76,18 @@ class FileWriter:
 
     async def discard(self) -> None:
         """Remove the content, unless it is kept."""
-        if not self.kept:
-            await self._state.delete_blobs(f"{_DATA}{self.data}/")
+        try:
+            if not self.kept:
+                await self._state.delete_blobs(f"{_DATA}{self.data}/")
+        finally:
+            if self._room is not None:
+                self._room.leave(self)
+
+    def became(self, record: FileRecord) -> None:
+        """It is the content of a file now, or there was that file already."""
+        if self._room is not None:
+            self._room.keep(_key(record.id), record.data, record.bytes)
+            self._room.leave(self)
 
     async def _flush(self) -> None:
         piece = bytes(self._buffer[:PIECE_BYTES])
@@ -76,9 +102,9 @@ class FileStore:
     def __init__(self, state: StateStore) -> None:
         self._state = state
 
-    def writer(self, max_bytes: int | None = None) -> FileWriter:
+    def writer(self, max_bytes: int | None = None, room: Room | None = None) -> FileWriter:
         """Begin a file."""
-        return FileWriter(self._state, max_bytes)
+        return FileWriter(self._state, max_bytes, room)
 
     async def add(
         self, writer: FileWriter, *, file_id: str, name: str, purpose: Purpose, now: float, keep_s: float
@@ -102,7 +128,9 @@ class FileStore:
                 if there.data != writer.data:
                     writer.kept = False
                     await writer.discard()
+                writer.became(there)
                 return there
+        writer.became(record)
         return record
 
     async def get(self, file_id: str) -> FileRecord | None:
@@ -116,7 +144,7 @@ class FileStore:
         self, *, after: str | None, limit: int, ascending: bool = False, purpose: str | None = None
     ) -> tuple[list[FileRecord], bool]:
         """Up to `limit` files that follow `after`, the newest first unless `ascending`, and whether there are more."""
-        keys = await self._state.keys(_RECORDS, limit=_ALL)
+        keys = await self._state.keys(FILE_RECORDS, limit=_ALL)
         if ascending:
             keys.reverse()
         if after is not None:
@@ -159,7 +187,7 @@ class FileStore:
     async def sweep(self, now: float, in_use: frozenset[str]) -> None:
         """Delete files that have expired and are not `in_use`, and what broken uploads left."""
         known = set()
-        for key in await self._state.keys(_RECORDS, limit=_ALL):
+        for key in await self._state.keys(FILE_RECORDS, limit=_ALL):
             entry = await self._state.get(key)
             if entry is None:
                 continue
@@ -173,7 +201,7 @@ class FileStore:
 
 
 def _key(file_id: str) -> str:
-    return _RECORDS + newest_first(file_id)
+    return FILE_RECORDS + newest_first(file_id)
 
 
 def _piece(data: str, number: int) -> str:

@@ -13,6 +13,8 @@ R = TypeVar("R", bound=BaseModel)
 
 FILE_PREFIX: Final = "file-"
 JOB_PREFIX: Final = "batch_"
+FILE_RECORDS: Final = "files/record/"
+"""Where the records of files are in the state store."""
 
 Purpose = Literal["batch", "batch_output"]
 Unit = int | Literal["validate", "finalise"]

@@ -325,6 +325,35 @@ def test_uploads_that_are_refused(client: OpenAI, server: HttpServer) -> None:
     assert kept == len(client.files.list().data)
 
 
+def test_all_files_together_have_a_limit(tmp_path: Path) -> None:
+    """More is refused with 507 and what to do, by its length or on the way; it leaves nothing. A batch still ends."""
+    state = tmp_path / "state"
+    env = {"ANYCLASS_STATE_URL": str(state), "ANYCLASS_MAX_TOTAL_FILE_BYTES": "3000000"}
+
+    def content() -> list[Path]:
+        return [path for path in (state / "state-v1/blobs/files").rglob("*") if path.is_file()]
+
+    with (
+        http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="none") as client,
+    ):
+        file = client.files.create(file=jsonl(line(1)), purpose="batch")
+        filling = client.files.create(file=("big.jsonl", b"x" * (3_000_000 - file.bytes)), purpose="batch")
+        kept = content()
+        for size in (4_000_000, 1_000):  # the first by its Content-Length, the second by what has come
+            with pytest.raises(InternalServerError, match="delete files that are no longer needed") as caught:
+                client.files.create(file=("more.jsonl", b"x" * size), purpose="batch")
+            assert (507, "state_full") == (caught.value.status_code, code_of(caught.value))
+        assert kept == content()
+        # The client did not try again by itself, as it does after most errors of a server.
+        assert 4 == len([each for each in server.logs() if each["event"] == "request" and each["path"] == "/v1/files"])
+        batch = client.batches.create(input_file_id=file.id, endpoint=CLASSIFY, completion_window="24h")
+        batch = ended(client, batch)
+        assert 1 == len(lines_of(client, batch.output_file_id))
+        client.files.delete(filling.id)
+        assert client.files.create(file=("more.jsonl", b"x" * 1_000), purpose="batch").id
+
+
 def test_an_idempotency_key_makes_one_object(client: OpenAI) -> None:
     """The same request again gives the same file and the same batch; another request with the key is refused."""
     key = {"Idempotency-Key": f"key {time.time()}"}

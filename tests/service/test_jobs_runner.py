@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service import logs
-from service.errors import DeadlineExceeded, InvalidImage, LabelSetComputing, NotReady, Overloaded
+from service.errors import DeadlineExceeded, InvalidImage, LabelSetComputing, NotReady, Overloaded, StateFull
 from service.jobs import Job, Status
 from service.jobs.validation import CHUNK_LINES
 from service.state import DirectoryStateStore, RedisStateStore, StateStore
@@ -353,3 +353,18 @@ async def test_news_before_the_end_holds_nothing_up(office: Office) -> None:
         job = await office.job(["a"])
         await asyncio.sleep(0.05)
     assert Status.VALIDATING == (await office.desk.job(job.id)).status
+
+
+async def test_results_are_never_refused(make_state: Callable[[], StateStore]) -> None:
+    """A job that was accepted gets its output where there is no room for a file any more; the output counts then."""
+    office = Office(make_state(), max_total_file_bytes=100)
+    job = await office.job([f"word{number}" for number in range(10)])
+    async with working(office):
+        job = await ended(office, job)
+    output = await office.desk.file(job.output_id)
+    assert (Status.COMPLETED, 10) == (job.status, len(await office.content(output.id)))
+    await office.desk.delete_file(job.input_file_id)
+    with pytest.raises(StateFull):
+        await office.desk.begin_file()
+    await office.desk.delete_file(output.id)
+    await office.file(bytes(100))

@@ -1,35 +1,27 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.errors import Conflict, Overloaded, PayloadTooLarge, StateCorrupt, UnknownObject
+from service.errors import Conflict, Overloaded, PayloadTooLarge, StateCorrupt, StateFull, UnknownObject
 from service.jobs import FileStore, Idempotency, JobStore, ledger
 from service.jobs.files import PIECE_BYTES
 from service.jobs.ledger import Claim, Plan
 from service.jobs.records import FILE_PREFIX, new_id
 from service.jobs.store import LineResult
-from service.state import DirectoryStateStore, RedisStateStore, StateStore
+from service.state import StateStore
 from tests.support.job_parts import ENDPOINT, Clock, Office
-from tests.support.redis_server import running_redis
+from tests.support.state_stores import KINDS, state_stores
 
 LEASE_S = 30.0
 
 
-@pytest.fixture(params=["directory", "redis"])
+@pytest.fixture(params=KINDS)
 async def make_state(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[[], StateStore]]:
     """Makes state stores of one kind on the same content, as replicas have them."""
-    async with AsyncExitStack() as stack:
-        redis = stack.enter_context(running_redis(tmp_path)) if request.param == "redis" else None
-
-        def make() -> StateStore:
-            store: StateStore = RedisStateStore(redis.url) if redis else DirectoryStateStore(tmp_path / "state")
-            stack.push_async_callback(store.close)
-            return store
-
+    async with state_stores(request.param, tmp_path) as make:
         yield make
 
 
@@ -75,13 +67,84 @@ async def test_a_file_is_read_as_it_was_written(office: Office, make_state: Call
 
 async def test_a_file_that_is_too_large_is_refused_on_the_way(office: Office) -> None:
     """What has come so far is removed."""
-    writer = office.desk.begin_file()
+    writer = await office.desk.begin_file()
     for _ in range(3):
         await writer.write(bytes(PIECE_BYTES))
     with pytest.raises(PayloadTooLarge):
         await writer.write(b"x")
     await writer.discard()
     assert [] == await office.desk.files._state.blob_keys("files/data/")
+
+
+async def refused(office: Office, content: bytes) -> None:
+    """Send a file for which there is no room: nothing of it is left."""
+    before = await office.desk.files._state.blob_keys("files/data/")
+    writer = await office.desk.begin_file()
+
+    async def send() -> None:
+        for start in range(0, len(content), 1_000):
+            await writer.write(content[start : start + 1_000])
+
+    with pytest.raises(StateFull, match="delete files that are no longer needed, or have ANYCLASS_MAX_TOTAL_FILE_"):
+        await send()
+    await writer.discard()
+    assert before == await office.desk.files._state.blob_keys("files/data/")
+
+
+async def test_all_files_together_have_a_limit(make_state: Callable[[], StateStore]) -> None:
+    """It is refused on the way, and at once where the client says how much comes. Room that is made is there again."""
+    office = Office(make_state(), max_total_file_bytes=10_000)
+    first = await office.file(bytes(6_000))
+    await refused(office, bytes(4_001))
+    with pytest.raises(StateFull):
+        await office.desk.begin_file(4_001)
+    await office.file(bytes(4_000))
+    await refused(office, b"x")
+    await office.desk.delete_file(first.id)
+    await office.file(bytes(6_000))
+
+
+async def test_files_that_come_in_at_once_share_the_room(make_state: Callable[[], StateStore]) -> None:
+    """Two that fit one by one do not fit together; the other goes on when one is refused."""
+    office = Office(make_state(), max_total_file_bytes=10_000)
+    one, two = await office.desk.begin_file(6_000), await office.desk.begin_file(6_000)
+    await one.write(bytes(5_000))
+    await two.write(bytes(5_000))
+    with pytest.raises(StateFull):
+        await one.write(bytes(1_000))
+    await one.discard()
+    await two.write(bytes(1_000))
+    await office.desk.add_file(two, name="two", purpose="batch", keep_s=9e5)
+    await refused(office, bytes(4_001))
+
+
+async def test_files_of_all_replicas_count(make_state: Callable[[], StateStore]) -> None:
+    """Those that are kept, whoever took them in; the last look is when a file is complete."""
+    offices = [Office(make_state(), max_total_file_bytes=10_000) for _ in range(2)]
+    writers = [await office.desk.begin_file() for office in offices]
+    for writer in writers:
+        await writer.write(bytes(6_000))
+    key = Idempotency("key")
+    asked: dict[str, Any] = {"name": "in", "purpose": "batch", "keep_s": 9e5}
+    kept = await offices[0].desk.add_file(writers[0], **asked)
+    with pytest.raises(StateFull):
+        await offices[1].desk.add_file(writers[1], **asked, idempotency=key)
+    await writers[1].discard()
+    await refused(offices[1], bytes(5_000))
+    await offices[0].desk.delete_file(kept.id)
+    other = await offices[1].desk.begin_file()
+    await other.write(b"another request may have the key now")
+    await offices[1].desk.add_file(other, **asked, idempotency=key)
+
+
+async def test_a_damaged_record_keeps_nobody_from_sending(office: Office, state: StateStore) -> None:
+    """Its size cannot be known, so it does not count."""
+    record = await office.file(b"content")
+    [key] = await state.keys("files/record/", limit=9)
+    entry = await state.get(key)
+    assert entry is not None
+    assert await state.put(key, b"{", expected=entry.version)
+    assert record.id != (await Office(state, max_total_file_bytes=7).file(b"content")).id
 
 
 async def test_files_are_listed_in_pages(office: Office) -> None:
@@ -126,7 +189,7 @@ async def test_a_file_that_a_job_reads_is_not_deleted(office: Office) -> None:
 async def test_content_of_a_broken_upload_is_swept_away_a_day_later(office: Office) -> None:
     """Not before: it may still be coming in. What belongs to a file stays."""
     kept = await office.file(b"kept")
-    writer = office.desk.begin_file()
+    writer = await office.desk.begin_file()
     await writer.write(b"lost")
     await writer.close()
     files, began = office.desk.files, int(writer.data[5:17], 16) / 1000
@@ -206,7 +269,7 @@ async def test_the_same_idempotency_key_gives_the_same_object(office: Office) ->
     """Of the same client, for the same request, for a day; another request with it is refused."""
 
     async def send(content: bytes, key: Idempotency) -> str:
-        writer = office.desk.begin_file()
+        writer = await office.desk.begin_file()
         await writer.write(content)
         record = await office.desk.add_file(writer, name="in", purpose="batch", keep_s=9e5, idempotency=key)
         assert content == b"".join([piece async for piece in office.desk.files.read(record)])

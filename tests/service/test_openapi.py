@@ -115,6 +115,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
         "ANYCLASS_STATE_URL": (folder / "state").as_uri(),
         "ANYCLASS_MAX_BODY_BYTES": str(MAX_BODY),
         "ANYCLASS_MAX_FILE_BYTES": str(MAX_BODY),
+        "ANYCLASS_MAX_TOTAL_FILE_BYTES": "1000",
         "ANYCLASS_MAX_LABEL_SETS": "2",
         "ANYCLASS_JOB_WORKERS": "0",
     }
@@ -166,6 +167,7 @@ ODD: dict[tuple[str, int], dict[str, Any]] = {
     ("cancel_batch", 400): {"path": {"batch_id": "x" * 101}},
     ("classify_batch", 406): {"headers": {"accept": "text/html"}, "json": {"images": ["AAAA"], "labels": ["a"]}},
     ("delete_file", 409): {},
+    ("create_file", 507): {"files": {"file": b"x" * 1_000}, "data": {"purpose": "batch"}},
     ("create_file", 413): {"files": {"file": b"x" * 90_000}, "data": {"purpose": "batch"}},
 }
 """Requests for the answers that not every route has, by operation and status."""

@@ -70,12 +70,24 @@ class Office:
     """One replica: a desk and a runner on a store."""
 
     def __init__(
-        self, state: StateStore, clock: Clock | None = None, *, workers: int = 2, lease_s: float = 30.0
+        self,
+        state: StateStore,
+        clock: Clock | None = None,
+        *,
+        workers: int = 2,
+        lease_s: float = 30.0,
+        max_total_file_bytes: int = 2**30,
     ) -> None:
         self.clock = clock or Clock()
         self.words = Words()
         self.metrics = Metrics()
-        self.desk = JobDesk(state, max_file_bytes=3 * 2**20, max_active=3, clock=self.clock)
+        self.desk = JobDesk(
+            state,
+            max_file_bytes=3 * 2**20,
+            max_total_file_bytes=max_total_file_bytes,
+            max_active=3,
+            clock=self.clock,
+        )
         self.work = JobWork(self.desk.jobs, self.desk.files, self.words, Limits(max_lines=10_000, max_line_bytes=1_000))
         self.stopping = False
         self.runner = JobRunner(
@@ -93,7 +105,7 @@ class Office:
 
     async def file(self, content: bytes, *, keep_s: float = 100_000.0) -> FileRecord:
         """Take in a file."""
-        writer = self.desk.begin_file()
+        writer = await self.desk.begin_file()
         await writer.write(content)
         return await self.desk.add_file(writer, name="in.jsonl", purpose="batch", keep_s=keep_s)
 
