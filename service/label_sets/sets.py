@@ -1,7 +1,6 @@
 """The use cases of label sets: write, look at, delete, and use in a classification."""
 
 import asyncio
-import logging
 import time
 from typing import Final
 
@@ -9,6 +8,7 @@ from service.batching import Lane, Vectors
 from service.errors import InvalidTemplates, StateCorrupt, StateFull, StateUnavailable, VersionMismatch
 from service.label_sets.computing import Computations, compute_block, templates_of, vectors_id
 from service.label_sets.definition import NAME, Definition
+from service.label_sets.leftovers import Leftovers
 from service.label_sets.loading import Loader
 from service.label_sets.records import BLOCK, Head, LabelSetRecords, StoredHead, new_version
 from service.label_sets.serving import ReadySet
@@ -19,8 +19,6 @@ from service.metrics import Metrics
 from service.models import Model, ModelRegistry
 from service.settings import Settings
 from service.state import StateStore
-
-_LOG: Final = logging.getLogger(__name__)
 
 _ANY: Final = Condition()
 _WRITE_ATTEMPTS: Final = 5
@@ -43,6 +41,7 @@ class LabelSets:
         self._max_sets = settings.max_label_sets
         self._inline_prompts = settings.label_set_inline_prompts
         self._records = LabelSetRecords(store)
+        self._leftovers = Leftovers(self._records)
         self._computations = Computations(self._records, label_vectors, metrics)
         self._loader = Loader(
             self._records,
@@ -65,6 +64,7 @@ class LabelSets:
             await asyncio.gather(self._upkeep, return_exceptions=True)
         await self._loader.close()
         await self._computations.close()
+        await self._leftovers.close()
 
     async def resolve(self, name: str, model: Model, *, lane: Lane = Lane.INTERACTIVE) -> ReadySet:
         """The set as `model` serves it; see `Loader.resolve`."""
@@ -152,7 +152,12 @@ class LabelSets:
         for _ in range(_WRITE_ATTEMPTS):
             stored = await self._existing(name)
             condition.check(stored.head.version)
-            if await self._records.delete_head(name, expected=stored.token):
+            try:
+                deleted = await self._records.delete_head(name, expected=stored.token)
+            except BaseException:
+                self._leftovers.drop_unless_current(name, stored.head.version)  # it may be deleted all the same
+                raise
+            if deleted:
                 self._loader.forget(name)
                 await self._drop(name, stored.head.version)
                 return
@@ -175,12 +180,26 @@ class LabelSets:
     async def _write(
         self, name: str, head: Head, content: bytes, computed: dict[str, list[Vectors]], stored: StoredHead | None
     ) -> bool:
-        await self._records.write_definition(name, head.version, content)
-        for model in self._models:
-            which = vectors_id(name, head, model)
-            for block, vectors in enumerate(computed.get(model.name, ())):
-                await self._records.write_block(which, block, vectors)
-        return await self._records.write_head(name, head, expected=stored.token if stored else None)
+        """Write all of a version, its head last; whether nobody else has changed the set meanwhile.
+
+        Where that fails or is cancelled, what was written is deleted.
+        """
+        try:
+            await self._records.write_definition(name, head.version, content)
+            for model in self._models:
+                which = vectors_id(name, head, model)
+                for block, vectors in enumerate(computed.get(model.name, ())):
+                    await self._records.write_block(which, block, vectors)
+        except BaseException:
+            self._leftovers.drop(name, head.version)
+            raise
+        try:
+            return await self._records.write_head(name, head, expected=stored.token if stored else None)
+        except BaseException:
+            # The head may be written all the same, or may yet be.
+            versions = [head.version, *([stored.head.version] if stored else [])]
+            self._leftovers.drop_unless_current(name, *versions)
+            raise
 
     async def _status(self, name: str, head: Head) -> LabelSetStatus:
         models, waits = [], []
@@ -209,8 +228,10 @@ class LabelSets:
         return stored
 
     async def _drop(self, name: str, version: str) -> None:
-        """Delete a version's content; what cannot be deleted now is found by the next start."""
+        """Delete the content of a version that no head names any more; what cannot be deleted now is deleted later."""
         try:
             await self._records.drop(name, version)
-        except StateUnavailable:
-            _LOG.info("the content of an old label set could not be deleted yet")
+        except BaseException as exc:
+            self._leftovers.drop(name, version)
+            if not isinstance(exc, StateUnavailable):
+                raise

@@ -13,7 +13,7 @@ _LOG: Final = logging.getLogger(__name__)
 _PAGE: Final = 100
 _PAUSE_S: Final = 10.0
 _ABANDONED_S: Final = 3_600
-"""Content without a head that is this old has no writer any more: it failed or was killed."""
+"""Content without a head that is this old has no writer any more: it was killed before it could delete it."""
 
 
 class Upkeep:
