@@ -92,8 +92,8 @@ class ResidualConvConfig(_Section):
     widths: tuple[PositiveInt, ...] = (128, 256, 320)
     mirror: bool = False
     """Encode a picture as the mean of itself and its mirror image; not while training, where flips do the same."""
-    shifts: tuple[tuple[int, int], ...] = ()
-    """Further views for the mean: the picture moved by whole pixels, ``(right, down)``, its border reflected."""
+    shifts: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((0, 0),)
+    """Where the pictures of that mean are: moved by whole pixels, ``(right, down)``, the border reflected."""
 
     @model_validator(mode="after")
     def _large_enough(self) -> ResidualConvConfig:

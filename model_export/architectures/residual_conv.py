@@ -105,7 +105,7 @@ class ResidualConv(nn.Module):
         """Encode normalised pixels: float ``[batch, 3, h, w]`` to ``[batch, embed_dim]``."""
         views = [pixels] if self.training else self._views(pixels)
         # Side by side in the batch, so that each convolution runs once.
-        several = torch.stack(views, dim=1).flatten(0, 1) if len(views) > 1 else pixels  # [views b, 3, h, w]
+        several = torch.stack(views, dim=1).flatten(0, 1) if len(views) > 1 else views[0]  # [views b, 3, h, w]
         x = self.stages(self.stem(several)).amax(dim=(2, 3))
         if len(views) > 1:
             x = x.reshape(-1, len(views), self.proj.in_features).mean(dim=1)  # [b, width]
@@ -113,12 +113,14 @@ class ResidualConv(nn.Module):
         return out
 
     def _views(self, pixels: Tensor) -> list[Tensor]:
-        views = [pixels, *(_moved(pixels, right, down) for right, down in self.shifts)]
+        views = [_moved(pixels, right, down) for right, down in self.shifts]
         return [*views, *(view.flip(3) for view in views)] if self.mirror else views
 
 
 def _moved(pixels: Tensor, right: int, down: int) -> Tensor:
     """Move a picture's content by whole pixels; what is reflected at the border fills the rest."""
+    if right == down == 0:
+        return pixels
     height, width = pixels.shape[2:]
     padded = functional.pad(pixels, (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)), mode="reflect")
     return padded[:, :, max(-down, 0) :, max(-right, 0) :][:, :, :height, :width]

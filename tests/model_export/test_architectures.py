@@ -77,14 +77,14 @@ def test_a_mirroring_tower_sees_a_picture_and_its_mirror_image_alike() -> None:
 
 
 def test_shifted_views_take_part_in_the_mean_and_only_outside_training() -> None:
-    """With `shifts` the vector is the mean of the picture's and of the moved pictures', mirrored too with `mirror`."""
+    """With `shifts` the vector is the mean of the pictures' moved so; with `mirror`, of their mirror images too."""
     pixels = torch.randn(3, 3, 16, 16)
     padded = torch.nn.functional.pad(pixels, (2, 2, 1, 1), mode="reflect")
     right_2_up_1, left_1 = padded[:, :, 2:18, :16], padded[:, :, 1:17, 3:19]
     torch.manual_seed(0)
     plain = build({"embed_dim": 24, "image": TOWERS["residual_conv"], "text": TEXT}).eval()
     for mirror in (False, True):
-        tower = {**TOWERS["residual_conv"], "mirror": mirror, "shifts": [[2, -1], [-1, 0]]}
+        tower = {**TOWERS["residual_conv"], "mirror": mirror, "shifts": [[0, 0], [2, -1], [-1, 0]]}
         model = build({"embed_dim": 24, "image": tower, "text": TEXT}).eval()
         model.load_state_dict(plain.state_dict())
 
