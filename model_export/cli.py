@@ -5,6 +5,7 @@ input or the usage is wrong. Everything heavy is imported inside the commands, s
 ``verify`` and ``evaluate`` need no torch.
 """
 
+import os
 import sys
 import time
 from enum import StrEnum
@@ -21,6 +22,10 @@ from service.errors import AnyclassError
 FAILED = 1
 WRONG_INPUT = 2
 PACKAGE_MISSING = 3
+
+INSTALLS = "ANYCLASS_EXPORT_INSTALLS"
+"""A variable that `scripts/model.sh` sets: it installs a package that is missing and tries again. Nothing is wrong then,
+and only the exit code tells it."""
 
 _EXTRAS = {"verify": "convert", "evaluate": "evaluate"}
 """What brings the packages of a command; all others need ``train``."""
@@ -308,6 +313,8 @@ def main() -> None:
     except ModuleNotFoundError as exc:
         if exc.name and exc.name.partition(".")[0] in {"model_export", "service"}:
             raise
+        if os.environ.get(INSTALLS):
+            raise SystemExit(PACKAGE_MISSING) from None
         extra = _EXTRAS.get(sys.argv[1] if len(sys.argv) > 1 else "", "train")
         _stop(
             f"{exc.name} is not installed; this command needs the extra: pip install 'anyclass[{extra},cpu]'",

@@ -9,6 +9,8 @@ venv=${2:-.venv}
 export_venv=.venv-export
 package_missing=3 # what anyclass-export exits with then
 
+convert() { "$export_venv/bin/anyclass-export" export "$source" "$bundle" --force >&2; }
+
 if [ -f "$model/manifest.json" ]; then
     printf '%s\n' "$model"
     exit 0
@@ -26,12 +28,17 @@ if [ "$state" != ready ]; then
     fi
     scripts/venv.sh "$export_venv" "$extras"
     status=0
-    "$export_venv/bin/anyclass-export" export "$source" "$bundle" --force >&2 || status=$?
+    if [ "$extras" = cpu,convert ]; then
+        # That PyTorch is missing is no error here: with the variable, only the exit code tells it.
+        ANYCLASS_EXPORT_INSTALLS=1 convert || status=$?
+    else
+        convert || status=$?
+    fi
     if [ "$status" = "$package_missing" ] && [ "$extras" = cpu,convert ]; then
         say "these are weights, not ONNX graphs: PyTorch is needed, for this conversion only"
         scripts/venv.sh "$export_venv" cpu,convert,train
         status=0
-        "$export_venv/bin/anyclass-export" export "$source" "$bundle" --force >&2 || status=$?
+        convert || status=$?
     fi
     if [ "$status" != 0 ]; then
         die "$model was not converted (why: above). If it needs an option, convert it yourself:" \

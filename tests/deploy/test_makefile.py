@@ -33,8 +33,13 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 
 def make(*arguments: str, **variables: str) -> str:
     """Output of make, which prints what it would run and runs nothing where `-n` is given."""
+    return made(*arguments, **variables).stdout
+
+
+def made(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run make, which succeeds."""
     environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "HOST", "PORT"}}
-    result = subprocess.run(
+    return subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=ROOT,
         env=environment | variables,
@@ -42,7 +47,6 @@ def make(*arguments: str, **variables: str) -> str:
         text=True,
         check=True,
     )
-    return result.stdout
 
 
 def stub(path: Path, commands: str) -> None:
@@ -76,6 +80,13 @@ def converting_project(folder: Path) -> None:
         'echo "$@" >>conversions; echo exporting; mkdir -p "$(dirname "$3")"\n'
         f'cp -r {shlex.quote(str(DEMO_BUNDLE))} "$3"',
     )
+
+
+LACKING = (
+    f"exec {shlex.quote(sys.executable)} -c "
+    f'"import sys; sys.modules[\'torch\'] = None; from model_export.cli import main; main()" "$@"'
+)
+"""A command of a shell script: the real exporter, as where there is no PyTorch."""
 
 
 @pytest.fixture
@@ -144,21 +155,31 @@ def test_run_converts_a_model_once(tmp_path: Path) -> None:
 
 
 def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> None:
-    """A conversion that lacks a package is tried again with PyTorch; where that is there, it is tried once."""
+    """A conversion that lacks a package is tried again with PyTorch, without a word of an error; with it, once."""
     converting_project(tmp_path)
     exporter = tmp_path / ".venv-export/bin/anyclass-export"
     exporter.rename(tmp_path / "with-torch")
-    stub(exporter, f'test -d .venv-export/lib/python3/site-packages/torch || exit 3; exec {tmp_path}/with-torch "$@"')
+    torch = ".venv-export/lib/python3/site-packages/torch"
+    stub(exporter, f'test -d {torch} && exec {tmp_path}/with-torch "$@"\n{LACKING}')
     stub(
         tmp_path / "scripts/venv.sh",
         'echo "$@" >>environments; case $2 in *train) mkdir -p "$1/lib/python3/site-packages/torch" ;; esac',
     )
+    makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
+    said = []
     for run in ("one", "two"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "model.safetensors").write_bytes(run.encode())
-        make(
-            "-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run", f"MODEL={run}", XDG_CACHE_HOME=str(tmp_path / "c")
-        )
+        done = made(*makefile, f"MODEL={run}", XDG_CACHE_HOME=str(tmp_path / "c"))
+        said.append([line.partition(" to ")[0] for line in done.stderr.splitlines()])
+    assert [
+        [
+            "anyclass: one is not a bundle yet: converting it",
+            "anyclass: these are weights, not ONNX graphs: PyTorch is needed, for this conversion only",
+            "exporting",
+        ],
+        ["anyclass: two is not a bundle yet: converting it", "exporting"],
+    ] == said
     environments = (tmp_path / "environments").read_text().splitlines()
     first = [".venv cpu", ".venv-export cpu,convert", ".venv-export cpu,convert,train"]
     assert [*first, ".venv cpu", ".venv-export cpu,convert,train"] == environments

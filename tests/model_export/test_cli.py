@@ -109,6 +109,20 @@ def test_a_missing_package_names_the_extra(
     assert f"pip install 'anyclass[{extra}]'" in error_of(done, code)
 
 
+def test_who_installs_a_missing_package_is_told_by_the_exit_code_alone(exported_fp16: Exported, tmp_path: Path) -> None:
+    """`make run` tries without torch first: that it is missing is no error there, so none is printed."""
+    command = ["export", str(exported_fp16.run), str(tmp_path / "out")]
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['anyclass-export', *sys.argv[1:]]; "
+        "from model_export.cli import main; main()"
+    )
+    environment = os.environ | {"ANYCLASS_EXPORT_INSTALLS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (3, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
 def test_a_manifest_is_all_that_force_replaces(exported_fp16: Exported, tmp_path: Path) -> None:
     """--force on a folder that is no bundle is refused before anything is computed."""
     (tmp_path / "keep").write_text("precious")
