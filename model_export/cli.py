@@ -24,8 +24,8 @@ WRONG_INPUT = 2
 PACKAGE_MISSING = 3
 
 INSTALLS = "ANYCLASS_EXPORT_INSTALLS"
-"""A variable that `scripts/model.sh` sets: it installs a package that is missing and tries again. Nothing is wrong then,
-and only the exit code tells it."""
+"""A variable that `scripts/model.sh` sets, because it installs a package that is missing and tries again: nothing is
+wrong then, and only the exit code tells it."""
 
 _EXTRAS = {"verify": "convert", "evaluate": "evaluate"}
 """What brings the packages of a command; all others need ``train``."""
