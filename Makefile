@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types layers tests fuzz format train-demo export-demo export-sizes verify-demo wheel \
+.PHONY: help run dev test check lint types layers tests fuzz format train-demo export-demo export-sizes verify-demo wheel \
         bench bench-gpu bench-engines bench-export constraints k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
@@ -129,6 +129,9 @@ bench-gpu: dev redis ## What bench measures, on a GPU: CUDA and TensorRT, ViT-B/
 
 # --- upkeep ---
 
+dev: ## Make .venv-dev, with all that both commands and the tests need (docs/install.md)
+	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,dev
+
 wheel: dev ## Build the wheel into dist/
 	@$(DEV)python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
@@ -141,9 +144,7 @@ clean: ## Remove the environments and everything that tools leave behind
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Not listed: what other targets need.
-.PHONY: dev redis prometheus clients
-dev:
-	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,dev
+.PHONY: redis prometheus clients
 redis:
 	@scripts/redis.sh
 prometheus:

@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from model_export.errors import ModelExportError, ParityError
 from service.errors import AnyclassError
+from service.extras import how_to_add
 
 FAILED = 1
 WRONG_INPUT = 2
@@ -315,11 +316,9 @@ def main() -> None:
             raise
         if os.environ.get(INSTALLS):
             raise SystemExit(PACKAGE_MISSING) from None
-        extra = _EXTRAS.get(sys.argv[1] if len(sys.argv) > 1 else "", "train")
-        _stop(
-            f"{exc.name} is not installed; this command needs the extra: pip install 'anyclass[{extra},cpu]'",
-            PACKAGE_MISSING,
-        )
+        command = sys.argv[1] if len(sys.argv) > 1 else ""
+        extra = "train" if exc.name == "torch" else _EXTRAS.get(command, "train")
+        _stop(f"{exc.name} is not installed; this needs the extra {extra}: {how_to_add(extra)}", PACKAGE_MISSING)
     except KeyboardInterrupt:
         _stop("stopped", 130)
 

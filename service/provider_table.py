@@ -118,7 +118,7 @@ class Row:
 
     Attributes:
         ort_name: what its runtime calls it.
-        install: how to get it.
+        source: what brings it.
         options: its options for a session.
         partners: rows that take the nodes this provider leaves, before the CPU does.
         needs_cuda: whether a CUDA device must be there.
@@ -129,7 +129,7 @@ class Row:
     """
 
     ort_name: str
-    install: str
+    source: str
     options: Callable[[Plan], dict[str, str]] = _no_options
     partners: tuple[str, ...] = ()
     needs_cuda: bool = False
@@ -140,11 +140,11 @@ class Row:
 
 
 TABLE: Final[Mapping[str, Row]] = {
-    "cpu": Row("CPUExecutionProvider", "pip install 'anyclass[cpu]'", trusted=True),
-    "cuda": Row("CUDAExecutionProvider", "pip install 'anyclass[gpu]'", _cuda, needs_cuda=True, binds=True),
+    "cpu": Row("CPUExecutionProvider", "the extra cpu", trusted=True),
+    "cuda": Row("CUDAExecutionProvider", "the extra gpu, in place of cpu", _cuda, needs_cuda=True, binds=True),
     "tensorrt": Row(
         "TensorrtExecutionProvider",
-        "pip install 'anyclass[gpu]' tensorrt",
+        "the extra gpu, in place of cpu, and the package tensorrt",
         _tensorrt,
         partners=("cuda",),
         needs_cuda=True,
@@ -153,7 +153,7 @@ TABLE: Final[Mapping[str, Row]] = {
     ),
     "openvino": Row(
         "OpenVINO",
-        "pip install 'anyclass[cpu]', on Linux or Windows on x86-64",
+        "the extra cpu, on Linux or Windows on x86-64",
         _openvino,
         runtime="openvino",
     ),

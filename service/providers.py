@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from service.cpus import Cpu, available_cpus, this_cpu
 from service.errors import ConfigurationError, ProviderUnavailable
+from service.extras import PAGE
 from service.openvino_session import OpenVinoSession
 from service.provider_table import TABLE, Compute, DeviceLimits, InputRange, Plan
 
@@ -43,6 +44,7 @@ _PROBE: Final = (
 )
 _LOG_ERRORS_ONLY: Final = 3
 _NO_LIMITS: Final = DeviceLimits()
+_NOT_BUILT_IN: Final = "this onnxruntime was built without it"
 
 
 class Tensor(Protocol):
@@ -119,18 +121,18 @@ def _best(compute: ComputeChoice, cpu: Cpu) -> ResolvedProvider:
     if compute == "bf16":
         chosen = resolve("openvino", compute="bf16", cpu=cpu)
         return replace(chosen, reason="auto: only openvino computes in bf16")
-    try:
-        return _resolve_row("cuda", "auto: CUDA is there")
-    except ProviderUnavailable as exc:
-        no_cuda = exc.detail
+    cuda = _try_row("cuda", "auto: CUDA works")
+    if not isinstance(cuda, str):
+        return cuda
+    # That an installation for CPUs has no CUDA is no news; that one for GPUs has none is.
+    no_cuda = "no CUDA" if cuda == _NOT_BUILT_IN else f"no CUDA ({cuda})"
     if compute == "fp32":
-        return _resolve_row("cpu", f"auto: {no_cuda} OpenVINO is no faster in fp32.")
+        return _resolve_row("cpu", f"auto: OpenVINO is no faster in fp32; {no_cuda}")
     if not cpu.has_fast_bf16:
-        return _resolve_row("cpu", f"auto: {no_cuda} OpenVINO is no faster on this CPU, which is not fast in bf16.")
-    try:
-        chosen = _resolve_row("openvino", f"auto: {no_cuda} OpenVINO is faster on this CPU, in bf16.", "bf16")
-    except ProviderUnavailable as exc:
-        return _resolve_row("cpu", f"auto: {no_cuda} {exc.detail}")
+        return _resolve_row("cpu", f"auto: OpenVINO is no faster on this CPU, which is not fast in bf16; {no_cuda}")
+    chosen = _try_row("openvino", f"auto: OpenVINO in bf16 is fastest on this CPU; {no_cuda}", "bf16")
+    if isinstance(chosen, str):
+        return _resolve_row("cpu", f"auto: OpenVINO in bf16 would be faster, but {chosen}; {no_cuda}")
     return replace(chosen, second=_resolve_row("cpu", "auto"))
 
 
@@ -195,13 +197,23 @@ def input_name(model: Path) -> str:
 
 
 def _resolve_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvider:
+    found = _try_row(name, reason, compute)
+    if isinstance(found, str):
+        raise ProviderUnavailable(
+            f"Provider {name} is not there: {found}. It comes with {TABLE[name].source}: see {PAGE}."
+        )
+    return found
+
+
+def _try_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvider | str:
+    """The provider, or why it is not there. Raises ProviderUnavailable where there is no onnxruntime at all."""
     row = TABLE[name]
     ort = _onnxruntime()
     if row.runtime == "onnxruntime" and row.ort_name not in ort.get_available_providers():
-        raise _unavailable(name, "this onnxruntime was built without it")
+        return _NOT_BUILT_IN
     if row.needs_cuda:
         if not _cuda_devices():
-            raise _unavailable(name, "the driver shows no CUDA device")
+            return "the driver shows no CUDA device"
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from their pip packages, which are not on the loader's path
     provider = ResolvedProvider(name, row.ort_name, reason, compute)
@@ -209,16 +221,12 @@ def _resolve_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedP
         session = open_session(_PROBE, provider, threads=1)
         session.run(None, {"x": np.zeros(1, np.float32)})
     except ProviderUnavailable:
-        raise _unavailable(name, "its libraries could not be loaded") from None
-    except ImportError as exc:
-        raise _unavailable(name, f"the package {row.runtime} is not installed") from exc
-    except Exception as exc:  # the runtimes' exceptions share no base of their own
-        raise _unavailable(name, f"a trial run failed: {exc}") from exc
+        return "its libraries could not be loaded"
+    except ImportError:
+        return f"the package {row.runtime} is not installed"
+    except Exception as exc:  # noqa: BLE001 - the runtimes' exceptions share no base of their own
+        return f"a trial run failed: {exc}"
     return provider
-
-
-def _unavailable(name: str, why: str) -> ProviderUnavailable:
-    return ProviderUnavailable(f"Provider {name} is not there: {why}. To install it: {TABLE[name].install}.")
 
 
 def _make_folder(path: Path) -> None:
@@ -235,7 +243,7 @@ def _onnxruntime() -> ModuleType:
         ort = import_module("onnxruntime")
     except ImportError as exc:
         raise ProviderUnavailable(
-            "onnxruntime is not installed. Install exactly one: pip install 'anyclass[cpu]' or 'anyclass[gpu]'"
+            f"onnxruntime is not installed. It comes with the extra cpu, or for NVIDIA GPUs gpu: see {PAGE}."
         ) from exc
     ort.set_default_logger_severity(_LOG_ERRORS_ONLY)
     return ort

@@ -11,6 +11,7 @@ from model_export.errors import DataError
 from model_export.training.files import replacing
 from model_export.zero_shot.figures import Figures, confusion_matrix
 from model_export.zero_shot.run import Evaluation
+from service.extras import how_to_add
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +41,7 @@ def check_plot(path: Path) -> None:
     try:
         import_module("matplotlib.backends.backend_agg")
     except ImportError as exc:
-        raise DataError(
-            f"--plot needs matplotlib, and {exc.name} is not installed: pip install 'anyclass[evaluate]'"
-        ) from exc
+        raise DataError(f"--plot needs matplotlib, and {exc.name} is not installed: {how_to_add('evaluate')}") from exc
 
 
 def write_plot(path: Path, evaluation: Evaluation) -> None:

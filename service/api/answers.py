@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from service import errors
 from service.api import examples, problems
 from service.api.error_forms import Form, form_of
-from service.api.problems import BodyTimeout, FieldErrors, NotAcceptable, UnsupportedMediaType
+from service.api.problems import BodiesFull, BodyTimeout, FieldErrors, NotAcceptable, UnsupportedMediaType
 from service.images import FORMATS
 
 Refusal: TypeAlias = errors.AnyclassError | type[errors.AnyclassError]
@@ -61,12 +61,13 @@ _SAMPLES: Final[Mapping[type[errors.AnyclassError], errors.AnyclassError]] = {
         errors.DeviceOutOfMemory("The device has too little memory at the moment."),
         errors.DeviceLost("The device has failed; the process must be started anew."),
         errors.BundleError("manifest.json: the file is missing"),
-        errors.ProviderUnavailable("The provider cuda is not there; install anyclass[gpu]."),
+        errors.ProviderUnavailable("The provider cuda is not there; it comes with the extra gpu."),
         errors.ConfigurationError("ANYCLASS_API_KEYS and ANYCLASS_API_KEYS_FILE are both set."),
         FieldErrors([("labels[3]", "must be a string")]),
         UnsupportedMediaType("This route does not read the Content-Type text/plain; send application/json."),
         NotAcceptable("This route answers with application/json or application/x-ndjson; accept one of them."),
         BodyTimeout("The request body did not arrive within 30 s."),
+        BodiesFull("Too many bytes of requests are in memory here; try again later.", 2.0),
     )
 }
 """One of each, for the examples."""
@@ -78,6 +79,7 @@ READING: Final = (
     UnsupportedMediaType,
     errors.PayloadTooLarge,
     BodyTimeout,
+    BodiesFull,
 )
 """A body is read."""
 LABELLING: Final = (

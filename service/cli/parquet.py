@@ -7,6 +7,7 @@ from typing import IO, Any, Final
 from service.cli.inputs import InputError
 from service.cli.outcomes import Outcome
 from service.cli.results import COLUMNS, rows
+from service.extras import how_to_add
 
 _GROUP_ROWS: Final = 65_536
 """Rows that are held in memory and written together."""
@@ -21,7 +22,9 @@ class ParquetSink:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError as exc:
-            raise InputError("Parquet needs pyarrow, which is not installed: pip install 'anyclass[parquet]'") from exc
+            raise InputError(
+                f"Parquet needs pyarrow, of the extra parquet, which is not installed: {how_to_add('parquet')}"
+            ) from exc
         self._arrow: Any = pa
         self._parquet: Any = pq
         types = (pa.string(), pa.int32(), pa.string(), pa.float32(), *[pa.string()] * 2)
