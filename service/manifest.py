@@ -263,6 +263,11 @@ def load_bundle(path: Path, *, verify_digests: bool = True) -> Bundle:
     Sizes, places and revisions are checked always; `verify_digests=False` leaves out the one check that reads
     every byte. Raises BundleError, naming the file that is at fault.
     """
+    if not (path / MANIFEST).exists():
+        raise BundleError(
+            f"{path}: is not a bundle (it has no {MANIFEST}); to make one of a hub id, a checkpoint or a training run: "
+            f"make run MODEL={path}, or anyclass-export export (docs/export.md)"
+        )
     manifest = _read_manifest(path / MANIFEST)
     root = path.resolve()
     for name, entry in manifest.files.items():

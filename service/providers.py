@@ -130,10 +130,10 @@ def _best(compute: ComputeChoice, cpu: Cpu) -> ResolvedProvider:
         return _resolve_row("cpu", f"auto: OpenVINO is no faster in fp32; {no_cuda}")
     if not cpu.has_fast_bf16:
         return _resolve_row("cpu", f"auto: OpenVINO is no faster on this CPU, which is not fast in bf16; {no_cuda}")
-    chosen = _try_row("openvino", f"auto: OpenVINO in bf16 is fastest on this CPU; {no_cuda}", "bf16")
-    if isinstance(chosen, str):
-        return _resolve_row("cpu", f"auto: OpenVINO in bf16 would be faster, but {chosen}; {no_cuda}")
-    return replace(chosen, second=_resolve_row("cpu", "auto"))
+    openvino = _try_row("openvino", f"auto: OpenVINO in bf16 is fastest on this CPU; {no_cuda}", "bf16")
+    if isinstance(openvino, str):
+        return _resolve_row("cpu", f"auto: OpenVINO in bf16 would be faster, but {openvino}; {no_cuda}")
+    return replace(openvino, second=_resolve_row("cpu", "auto"))
 
 
 def open_session(

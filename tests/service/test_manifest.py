@@ -100,7 +100,7 @@ def test_text_revision_follows_what_decides_a_texts_vector(path: Path) -> None:
     assert manifest.text_revision != _build(manifest, text=longer).text_revision
 
 
-@pytest.mark.parametrize("name", [MANIFEST, IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, TEMPLATES])
+@pytest.mark.parametrize("name", [IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, TEMPLATES])
 def test_a_missing_file_is_named(path: Path, name: str) -> None:
     """The operator sees which one to look for."""
     (path / name).unlink()
@@ -231,12 +231,21 @@ def test_unusable_templates_are_refused(path: Path, sets: Any) -> None:
 
 
 def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
-    """So is a file where a directory should be."""
-    with pytest.raises(BundleError, match="is not there"):
-        load_bundle(tmp_path / "nowhere")
+    """So are a file where a directory should be and a folder without a manifest; it says how a bundle is made."""
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(BundleError, match="cannot be read"):
-        load_bundle(tmp_path / "file")
+    (tmp_path / "folder").mkdir()
+    for name in ("nowhere", "file", "folder"):
+        path = tmp_path / name
+        said = (
+            f"{path}: is not a bundle (it has no manifest.json); to make one of a hub id, a checkpoint or a training "
+        )
+        with pytest.raises(
+            BundleError, match=re.escape(f"{said}run: make run MODEL={path}, or anyclass-export export")
+        ):
+            load_bundle(path)
+    (tmp_path / "folder" / MANIFEST).mkdir()
+    with pytest.raises(BundleError, match=r"manifest\.json: cannot be read"):
+        load_bundle(tmp_path / "folder")
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
