@@ -138,8 +138,7 @@ async def _start(
     services.ready_classifier = classifier
     services.job_desk, runner = open_jobs(services, store)
     undo.push_async_callback(runner.close)
-    services.lifecycle.loaded()
-    runner.start()
+    # Before anybody is told of the end of the start: what a terminal then shows is not to be torn apart.
     for info in registry.describe():
         _log.info(
             "model loaded",
@@ -149,6 +148,8 @@ async def _start(
             because=info.provider_reason,
             precision=info.precision,
         )
+    services.lifecycle.loaded()
+    runner.start()
 
 
 async def _given_up(starting: asyncio.Task[None]) -> None:

@@ -7,13 +7,16 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from service.cli import batches, label_sets
 from service.cli.classify_command import EXAMPLES, EXIT_CODES, classify
 from service.cli.options import FAILED, ProviderChoice, examples, fail, settings_of
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 app = typer.Typer(
     name="anyclass",
@@ -86,7 +89,7 @@ def serve(
     if settings.workers > 1:
         supervisor = Supervisor(settings, listener)
         if greets:
-            supervisor.when_ready = lambda model, seconds: _welcome(url, model, seconds)
+            supervisor.when_ready = lambda model, seconds: _welcome(url, model, seconds, settings)
         raise typer.Exit(supervisor.run())
 
     from service.app import create_app
@@ -94,7 +97,7 @@ def serve(
     application = create_app(settings)
     services = application.state.services
     if greets:
-        services.lifecycle.when_ready(lambda seconds: _welcome(url, services.models.default, seconds))
+        services.lifecycle.when_ready(lambda seconds: _welcome(url, services.models.default, seconds, settings))
     server = Server(application, settings)
     code = server.run_on(listener)
     if server.force_exit:
@@ -121,10 +124,11 @@ def main() -> None:
     app()
 
 
-def _welcome(url: str, model: str, seconds: float) -> None:
+def _welcome(url: str, model: str, seconds: float, settings: "Settings") -> None:
     from service.api.version import VERSION
     from service.cli import terminal
 
     folders = [Path.cwd() / "examples", Path(__file__).parents[2] / "examples"]
     photo = terminal.example_photo(folders)
-    typer.echo(terminal.welcome(url, version=VERSION, model=model, seconds=seconds, photo=photo))
+    keyed = settings.api_keys is not None or settings.api_keys_file is not None
+    typer.echo(terminal.welcome(url, version=VERSION, model=model, seconds=seconds, photo=photo, keyed=keyed))

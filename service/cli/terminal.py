@@ -97,12 +97,13 @@ def example_photo(folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def welcome(url: str, *, version: str, model: str, seconds: float, photo: Path | None) -> str:
-    """A few lines of what to try, for whoever has just started the service."""
+def welcome(url: str, *, version: str, model: str, seconds: float, photo: Path | None, keyed: bool) -> str:
+    """A few lines of what to try, for whoever has just started the service; `keyed`: it wants an API key."""
     image = shown_path(photo) if photo is not None else "photo.jpg"
+    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
     return (
         f"\nanyclass {version} serves the model '{model}', ready in {seconds:.1f} s.\n\n"
-        f"  try      curl -s -F image=@{image} -F 'labels={EXAMPLE_LABELS}' {url}/v1/classify\n"
+        f"  try      curl -s{key} -F image=@{image} -F 'labels={EXAMPLE_LABELS}' {url}/v1/classify\n"
         f"  docs     {url}/docs\n"
         f"  metrics  {url}/metrics\n\n"
         "Ctrl-C stops it.\n"

@@ -266,14 +266,35 @@ def test_the_welcome_names_what_to_try(tmp_path: Path, monkeypatch: pytest.Monke
     photo = example_photo([tmp_path / "nowhere", tmp_path / "examples"])
     assert photo is not None
     assert "'examples/my cat.jpg'" == shown_path(photo)
-    text = welcome("http://127.0.0.1:8000", version="1", model="demo", seconds=0.5, photo=photo)
+    text = welcome("http://127.0.0.1:8000", version="1", model="demo", seconds=0.5, photo=photo, keyed=False)
+    assert "Authorization" not in text
     assert "-F image=@'examples/my cat.jpg'" in text
     assert "http://127.0.0.1:8000/docs" in text
     assert "http://127.0.0.1:8000/metrics" in text
-    assert "photo.jpg" in welcome("http://x", version="1", model="demo", seconds=0.5, photo=None)
+    assert "photo.jpg" in welcome("http://x", version="1", model="demo", seconds=0.5, photo=None, keyed=False)
     assert example_photo([tmp_path / "nowhere"]) is None
     (tmp_path / "examples" / "rocket.jpg").write_bytes(b"")
     assert tmp_path / "examples" / "rocket.jpg" == example_photo([tmp_path / "examples"])
+
+
+def test_the_welcome_is_the_end_of_the_start(folder: Path) -> None:
+    """What is logged of the model comes before it; where keys are set, what there is to try has one."""
+    command = [sys.executable, "-m", "service", "serve", "--welcome", "--port", "0", "--model", str(folder / "bundle")]
+    env = {**os.environ, "ANYCLASS_API_KEYS": "me:a-key-of-thirty-two-characters-or-more"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, env=env
+    ) as process:
+        assert process.stdout is not None
+        before = ""
+        for line in process.stdout:
+            before += line
+            if "Ctrl-C" in line:
+                break
+        process.terminate()
+        after = process.stdout.read()
+    assert '"model loaded"' in before
+    assert 'curl -s -H "Authorization: Bearer $KEY" -F image=@' in before
+    assert "model loaded" not in after
 
 
 def test_the_example_photos_are_found() -> None:
