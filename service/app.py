@@ -21,6 +21,7 @@ from service.api import (
     operations,
 )
 from service.api.auth import AccessControl, open_access
+from service.api.body_room import BodyRoom
 from service.api.docs_page import add_docs
 from service.api.document import describe, operation_id
 from service.api.handlers import add_handlers
@@ -103,7 +104,15 @@ def create_app(
     add_handlers(app)
     describe(app)
     app.add_middleware(AccessControl, services=services)
-    app.add_middleware(RequestContext, metrics=services.metrics, lifecycle=services.lifecycle)
+    # Never less than one body, or that one would never get in.
+    bodies = BodyRoom(max(settings.max_total_body_bytes, settings.max_body_bytes), services.metrics)
+    app.add_middleware(
+        RequestContext,
+        metrics=services.metrics,
+        lifecycle=services.lifecycle,
+        bodies=bodies,
+        stall_timeout_s=settings.request_timeout_s,
+    )
     return app
 
 

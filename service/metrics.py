@@ -93,6 +93,15 @@ class Metrics:
         )
 
         # What a classification is made of
+        self.body_bytes = Gauge(
+            "anyclass_body_bytes",
+            "Bytes of request bodies in memory, those that are still arriving included.",
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self.bodies_refused = Counter(
+            "anyclass_bodies_refused", "Bodies refused because too many bytes of others were in memory.", registry=own
+        )
         self.images = Counter(
             "anyclass_images",
             "Images classified or embedded, or failed with an error class.",

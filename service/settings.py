@@ -83,6 +83,7 @@ class Settings(BaseSettings):
 
     # Limits on what a client may send
     max_body_bytes: PositiveInt = 20 * 2**20
+    max_total_body_bytes: PositiveInt = 256 * 2**20
     max_pixels: PositiveInt = 50_000_000
     max_labels: PositiveInt = 10_000
     max_label_sets: PositiveInt = 1_000

@@ -36,7 +36,7 @@ AT_ONCE: Final = 4
 """Archives in work at the same time; each may take `max_archive_bytes` of disk."""
 
 _SLOWEST_BYTES_PER_S: Final = 2**14
-_IN_WORK_BYTES: Final = 2**26
+_IN_WORK_BYTES: Final = 2**24
 """Bytes of images that wait for their results; one image may always."""
 _RETRY_S: Final = 10.0
 

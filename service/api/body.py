@@ -1,6 +1,7 @@
 """Reading a request body without trusting what it says about itself."""
 
 import asyncio
+import io
 import math
 from collections.abc import AsyncIterator
 from typing import Final
@@ -8,20 +9,25 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from service.api.body_room import HeldBody
 from service.api.problems import BodyTimeout
 from service.errors import MalformedRequest, PayloadTooLarge
 
 _MIB: Final = 2**20
 
 
-def check_declared_length(content_length: str | None, limit: int) -> None:
-    """Refuse by the Content-Length header alone, before a byte is read; what it promises is not believed."""
+def check_declared_length(content_length: str | None, limit: int) -> int:
+    """Refuse by the Content-Length header alone, before a byte is read; what it promises is not believed.
+
+    Returns the length, 0 where there is none.
+    """
     if content_length is None:
-        return
+        return 0
     if not (content_length.isascii() and content_length.isdigit()):
         raise MalformedRequest("Content-Length is not a number.")
-    if int(content_length[:20]) > limit:
+    if (declared := int(content_length[:20])) > limit:
         raise too_large(limit)
+    return declared
 
 
 def too_large(limit: int) -> PayloadTooLarge:
@@ -60,7 +66,15 @@ async def chunks(
 
 async def read(body: AsyncIterator[bytes]) -> bytes:
     """The whole body."""
-    whole = bytearray()
+    # Hands out what it has collected, where a bytearray would be copied.
+    whole = io.BytesIO()
     async for chunk in body:
-        whole += chunk
-    return bytes(whole)
+        whole.write(chunk)
+    return whole.getvalue()
+
+
+async def counted(body: AsyncIterator[bytes], held: HeldBody) -> AsyncIterator[bytes]:
+    """The body as it arrives, as long as there is room for it. Raises `BodiesFull`."""
+    async for chunk in body:
+        held.add(len(chunk))
+        yield chunk

@@ -1,5 +1,6 @@
 """Around every request: its id, its time, its line in the log, its metrics, and the last answer when all else fails."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -10,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.body_room import BodyRoom
 from service.api.error_forms import render_error
 from service.api.lifecycle import Lifecycle
 from service.api.problems import INTERNAL, INTERNAL_DETAIL, problem
@@ -31,12 +33,20 @@ _log = structlog.stdlib.get_logger("service.access")
 
 
 class RequestContext:
-    """Pure ASGI middleware. `scope["state"]` carries ``request_id`` and ``started`` (`time.perf_counter`, seconds)."""
+    """Pure ASGI middleware.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    `scope["state"]` carries ``request_id``, ``started`` (`time.perf_counter`, seconds) and ``held_body`` (`HeldBody`).
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, lifecycle: Lifecycle, bodies: BodyRoom, stall_timeout_s: float
+    ) -> None:
+        """A client that holds room in `bodies` and takes nothing of its answer for `stall_timeout_s` is given up."""
         self.app = app
         self._metrics = metrics
         self._lifecycle = lifecycle
+        self._bodies = bodies
+        self._stall_timeout_s = stall_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
@@ -48,6 +58,7 @@ class RequestContext:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["started"] = started
+        held = state["held_body"] = self._bodies.hold()
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -59,7 +70,11 @@ class RequestContext:
                 if self._lifecycle.stopping:
                     # So that clients that keep their connection open take the next request elsewhere.
                     headers["connection"] = "close"
-            await send(message)
+            try:
+                async with asyncio.timeout(self._stall_timeout_s if held.held_bytes else None):
+                    await send(message)
+            except TimeoutError as exc:
+                raise ClientDisconnect from exc
 
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -77,6 +92,7 @@ class RequestContext:
             state["problem"] = INTERNAL.slug
             await render_error(scope["path"], body)(scope, receive, send_with_id)
         finally:
+            held.release()
             self._metrics.http_in_flight.dec()
             self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
 

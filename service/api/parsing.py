@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from service.api import body as bodies
+from service.api.body_room import HeldBody
 from service.api.fields import ClassifyRequest, Options, from_text, parse_json_object, validated
 from service.api.image_text import image_source
 from service.api.multipart import read_form
@@ -98,10 +99,14 @@ def media_type(request: Request) -> str:
 
 
 def body_of(request: Request, settings: Settings) -> AsyncIterator[bytes]:
-    """The body as it arrives, within the limits. Raises `MalformedRequest` and `PayloadTooLarge`, as `body.chunks`."""
+    """The body as it arrives, within the limits of one request and of all together.
+
+    Raises `MalformedRequest`, `PayloadTooLarge` and `BodiesFull`, as `body.chunks` and `body.counted` do.
+    """
     limit = settings.max_body_bytes
-    bodies.check_declared_length(request.headers.get("content-length"), limit)
-    return bodies.chunks(request.receive, limit=limit, timeout_s=settings.request_timeout_s)
+    held: HeldBody = request.state.held_body
+    held.expect(bodies.check_declared_length(request.headers.get("content-length"), limit))
+    return bodies.counted(bodies.chunks(request.receive, limit=limit, timeout_s=settings.request_timeout_s), held)
 
 
 async def _batch_form(request: Request, body: AsyncIterator[bytes], settings: Settings) -> ClassifyRequest:

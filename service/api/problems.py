@@ -47,6 +47,10 @@ class BodyTimeout(errors.AnyclassError):
     """The client sent its request too slowly."""
 
 
+class BodiesFull(errors.Overloaded):
+    """The bodies of all requests together have as many bytes as may be in memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A row of the table: what never changes about a problem."""
@@ -102,6 +106,7 @@ KINDS: Final[dict[type[errors.AnyclassError], Kind]] = {
     UnsupportedMediaType: Kind("unsupported-media-type", "The request's content type is not supported", 415),
     NotAcceptable: Kind("not-acceptable", "None of the accepted content types can be given", 406),
     BodyTimeout: Kind("request-timeout", "The request came too slowly", 408),
+    BodiesFull: Kind("overloaded", "Too much work is waiting", 429),
 }
 
 INTERNAL: Final = KINDS[errors.AnyclassError]
@@ -145,13 +150,16 @@ def headers_of(error: errors.AnyclassError) -> dict[str, str]:
     """HTTP headers that belong to `error`."""
     match error:
         case errors.Overloaded() | errors.RateLimited() | errors.LabelSetComputing():
-            return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+            # The rest of the body may still be on its way, see below.
+            closing = {"connection": "close"} if isinstance(error, BodiesFull) else {}
+            return {"retry-after": str(max(1, math.ceil(error.retry_after_s))), **closing}
         case errors.Unauthorized():
             reason = ', error="invalid_token"' if error.presented else ""
             # The body is not read: whoever has no key does not get to send one.
             return {"www-authenticate": f'Bearer realm="anyclass"{reason}', "connection": "close"}
-        case errors.Conflict():
-            # OpenAI's clients take a 409 for a lock that is soon free, and send the request again.
+        case errors.Conflict() | errors.StateUnavailable(lasting=True):
+            # OpenAI's clients take a 409 for a lock that is soon free, and a 503 for a server that is soon back, and
+            # send the request again.
             return {"x-should-retry": "false"}
         case errors.NotReady() | errors.StateUnavailable():
             return {"retry-after": str(math.ceil(READINESS_RETRY_S))}

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
+from service.api.body_room import BodyRoom
 from service.api.fields import ClassifyRequest
 from service.api.image_text import decode_image_text
 from service.api.parsing import parse_batch, parse_single
@@ -21,6 +22,7 @@ from service.errors import (
     PayloadTooLarge,
     TooManyLabels,
 )
+from service.metrics import Metrics
 from service.settings import Settings
 
 IMAGE = b"\x89PNG\r\n\x1a\n--not really\r\n--b\xff"
@@ -48,6 +50,7 @@ def request_of(
         "method": "POST",
         "path": "/v1/classify",
         "query_string": query.encode(),
+        "state": {"held_body": BodyRoom(2**20, Metrics()).hold()},
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in given_headers.items()],
     }
     return Request(scope, receive)
