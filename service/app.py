@@ -31,7 +31,7 @@ from service.api.services import Services
 from service.api.version import VERSION
 from service.api_keys import ApiKeys
 from service.classifier import Classifier
-from service.metrics import Metrics
+from service.metrics import NO_STATE, Metrics
 from service.models import ModelRegistry
 from service.settings import Settings
 from service.state import StateStore, open_state
@@ -131,7 +131,8 @@ async def _start(
         undo.push_async_callback(cache.close)
         store = state or open_state(services.settings)
         undo.push_async_callback(store.close)
-        await store.check()
+        if not await store.check():
+            services.metrics.state_up.set(NO_STATE)
         registry = models
         if registry is None:
             registry = await asyncio.to_thread(ModelRegistry.load, services.settings, services.metrics)

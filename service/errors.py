@@ -162,7 +162,15 @@ class StateFull(AnyclassError):
 
 
 class StateUnavailable(AnyclassError):
-    """The durable state cannot be read or written at the moment."""
+    """The durable state cannot be read or written at the moment.
+
+    Attributes:
+        lasting: whether it never could since the start, so that trying again is of no use.
+    """
+
+    def __init__(self, detail: str, *, lasting: bool = False) -> None:
+        super().__init__(detail)
+        self.lasting = lasting
 
 
 class StateCorrupt(AnyclassError):

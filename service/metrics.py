@@ -35,6 +35,8 @@ Dropped: TypeAlias = Literal["cancelled", "overdue"]
 Broken: TypeAlias = Literal["non-finite", "out-of-memory", "device-lost", "worker", "error"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+NO_STATE: Final = -1
+"""Of `state_up`: no store was asked for, and the one that takes its place cannot be used."""
 
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REDIS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
@@ -169,7 +171,7 @@ class Metrics:
         # Durable state: batch jobs and label sets
         self.state_up = Gauge(
             "anyclass_state_up",
-            "0 while the state store does not answer the keeper of jobs, else 1.",
+            "0 while the state store does not answer the keeper of jobs, -1 where there is none, else 1.",
             registry=own,
             multiprocess_mode="livemin",
         )

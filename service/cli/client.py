@@ -20,6 +20,8 @@ _OF_ITS_OWN: Final = ("internal", "inference-failed", "non-finite-output")
 """Failures of the service at one image, after which others may well be answered."""
 _BUSY: Final = (429, 502, 503, 504)
 """Too busy, starting, stopping, or a proxy that finds no service for the moment."""
+_NOTICED_S: Final = 3.0
+"""A wait from which on people wonder what goes on."""
 _COMPUTING: Final = "label-set-computing"
 _PROBLEM: Final = "urn:anyclass:problem:"
 _NOT_THE_REQUEST: Final = (408, 409, 412, 429)
@@ -49,10 +51,23 @@ class RemoteError(Exception):
 class Service:
     """A service at a base URL such as ``http://127.0.0.1:8000``. Use as an async context manager, once."""
 
-    def __init__(self, url: str, *, api_key: str | None = None, in_flight: int = 1, retry_for_s: float = 60.0) -> None:
-        """Raises `RemoteError` for what is not a URL, or cannot be a key."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        in_flight: int = 1,
+        retry_for_s: float = 60.0,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`tell` gets a sentence, once, when the service keeps refusing and is asked again.
+
+        Raises `RemoteError` for what is not a URL, or cannot be a key.
+        """
         self.url = url.rstrip("/")
         self._retry_for_s = retry_for_s
+        self._tell = tell
+        self._told = False
         self._turns = Turns(in_flight, patience_s=retry_for_s)
         headers = {"user-agent": f"anyclass/{VERSION}"}
         if api_key:
@@ -114,6 +129,7 @@ class Service:
                     raise self._unreachable(exc) from exc
                 if not self._turns.refused(None):
                     raise self._unreachable(exc) from exc
+                self._say_that_it_waits(str(self._unreachable(exc)))
                 continue
             except BaseException:
                 self._turns.dropped()
@@ -125,6 +141,7 @@ class Service:
                 return answer
             if not self._turns.refused(retry_after_s(answer.headers)):
                 raise self._given_up(answer)
+            self._say_that_it_waits(str(_refusal(answer)))
 
     async def json(self, method: str, path: str, members: Sequence[str], **request: Any) -> dict[str, Any]:  # noqa: ANN401 - as `send`
         """As `send`, and the JSON object of the answer, which has these `members` at least."""
@@ -143,6 +160,12 @@ class Service:
             raise self._unreachable(exc) from exc
         finally:
             await answer.aclose()
+
+    def _say_that_it_waits(self, why: str) -> None:
+        """Once, and not for a pause that nobody notices."""
+        if not self._told and self._turns.stalled_s >= _NOTICED_S:
+            self._told = True
+            self._tell(f"{why} Asking again for {self._retry_for_s:g} s at most (--retry-for).")
 
     def _unreachable(self, error: httpx.TransportError) -> RemoteError:
         match error:
@@ -187,6 +210,8 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _is_busy(answer: httpx.Response) -> bool:
+    if answer.headers.get("x-should-retry") == "false":
+        return False
     return answer.status_code in _BUSY or _problem(answer)[1] == _COMPUTING
 
 

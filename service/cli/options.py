@@ -85,6 +85,13 @@ def say(reason: str) -> None:
     sys.stderr.write(f"Error: {printable(reason)}\n")
 
 
+def note(text: str) -> None:
+    """Write one line that is no error to standard error."""
+    from service.cli.terminal import printable
+
+    sys.stderr.write(printable(text) + "\n")
+
+
 def fail(message: str, code: int = BAD_USAGE) -> NoReturn:
     """End the command with one line on standard error."""
     say(message)
@@ -106,7 +113,7 @@ def service_at(url: str, api_key: str | None, *, in_flight: int = 1, retry_for_s
     from service.cli.client import RemoteError, Service
 
     try:
-        return Service(url, api_key=api_key, in_flight=in_flight, retry_for_s=retry_for_s)
+        return Service(url, api_key=api_key, in_flight=in_flight, retry_for_s=retry_for_s, tell=note)
     except RemoteError as exc:
         fail(str(exc), exc.exit_code)
 

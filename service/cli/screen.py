@@ -37,9 +37,10 @@ class Screen:
                 _Failed(),
                 console=console,
                 transient=True,
-                # What is printed goes through this class, so that a redirected stream stays one.
+                # What is printed goes through this class, so that a redirected stream stays one. On a terminal what
+                # others say to standard error is put above the bar.
                 redirect_stdout=False,
-                redirect_stderr=False,
+                redirect_stderr=sys.stderr.isatty(),
             )
             self._task = self._progress.add_task("", total=None, failed=0)
 

@@ -44,6 +44,11 @@ class Turns:
         """How many requests may be under way now."""
         return max(1, int(self._allowed))
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds from the first of the refusals in a row to the next attempt; 0 after an answer."""
+        return 0.0 if self._refused_since is None else max(0.0, self._not_before - self._refused_since)
+
     async def take(self, place: int) -> None:
         """Wait for a turn; whoever has the lowest `place` is next. It ends with `answered`, `refused` or `dropped`."""
         turn = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from service.jobs.ledger import Claim
 from service.jobs.records import ACTIVE, ENDED, Job, LineFault, Status
 from service.jobs.store import JobStore, count_by_status
 from service.jobs.work import JobWork, Patience
-from service.metrics import Metrics
+from service.metrics import NO_STATE, Metrics
 
 _POLL_S: Final = 1.0
 """How often is looked for jobs that another process took in."""
@@ -230,8 +230,8 @@ class JobRunner:
                     now = self._clock()
                     await self._jobs.sweep(now, self._keep_s)
                     await self._files.sweep(now, frozenset(job.input_file_id for job in active))
-            except StateUnavailable:
-                self._metrics.state_up.set(0)
+            except StateUnavailable as exc:
+                self._metrics.state_up.set(NO_STATE if exc.lasting else 0)
             except AnyclassError as exc:
                 _log.error("what has expired cannot be deleted", reason=exc.detail)
             except Exception:  # noqa: BLE001 - the same

@@ -47,20 +47,30 @@ class DirectoryStateStore:
         self._blobs = self._root / "blobs"
         self._locks = self._root / "locks"
         self._asked_for = asked_for
+        self._missing = False
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="anyclass-state")
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         """See `StateStore`. Also removes what killed writers left, a day later.
 
         Nothing is made in the user's data folder before there is something to keep.
         """
         if not self._asked_for:
-            return await self._aside(self._tidy)
+            self._missing = not await self._aside(self._could_keep)
+            if self._missing:
+                _LOG.warning(
+                    "no state store: the user's data folder cannot be written to; label sets and batch jobs"
+                    " answer 503 until ANYCLASS_STATE_URL names a place that can be"
+                )
+            else:
+                await self._aside(self._tidy)
+            return not self._missing
         try:
             await self._aside(self._prove_writable)
             await self._aside(self._tidy)
         except StateUnavailable as exc:
             raise ConfigurationError("The state directory cannot be written to; see ANYCLASS_STATE_URL.") from exc
+        return True
 
     async def get(self, key: str) -> Entry | None:
         """See `StateStore`."""
@@ -109,7 +119,7 @@ class DirectoryStateStore:
 
     async def _aside(self, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._unless_missing, work)
         except AnyclassError:
             raise
         except (OSError, filelock.Timeout, RuntimeError) as exc:  # RuntimeError: the threads have been shut down
@@ -117,6 +127,27 @@ class DirectoryStateStore:
             hint = "" if self._asked_for else "; set ANYCLASS_STATE_URL to a place that can be written to"
             _LOG.warning("the state directory failed: %s%s", type(exc).__name__, hint)
             raise StateUnavailable("The state store cannot be used at the moment; try again later.") from exc
+
+    def _unless_missing(self, work: Callable[[], T]) -> T:
+        """Do `work`, if there is a place for it; where there was none, look again: somebody may have made one."""
+        if self._missing:
+            if not self._could_keep():
+                raise StateUnavailable(
+                    "This server has no usable state store; its operator sets ANYCLASS_STATE_URL.", lasting=True
+                )
+            self._missing = False
+        return work()
+
+    def _could_keep(self) -> bool:
+        """Whether something could be written. Makes no folder."""
+        try:
+            if self._root.exists():
+                self._prove_writable()
+                return True
+            nearest = next(folder for folder in self._root.parents if folder.exists())
+        except OSError:
+            return False
+        return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
     def _prove_writable(self) -> None:
         probe = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"

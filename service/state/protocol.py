@@ -27,12 +27,15 @@ class StateStore(Protocol):
     A method that writes has made its change durable when it returns. Where it raises it has changed nothing, but for a
     connection that breaks in its middle: then either may be true. All methods raise
 
-    * StateUnavailable: the store cannot be reached, is full, or does not allow it;
+    * StateUnavailable: the store cannot be reached, is full, or does not allow it; `lasting` where `check` was False;
     * StateCorrupt: what is stored under the key was not written by a store; the detail names the key.
     """
 
-    async def check(self) -> None:
-        """Raise ConfigurationError for a store that cannot keep its promise; log where that cannot be seen."""
+    async def check(self) -> bool:
+        """Whether there is a store at all; False where none was asked for and what takes its place cannot be used.
+
+        Raises ConfigurationError for a store that cannot keep its promise; logs where that cannot be seen.
+        """
         ...
 
     async def get(self, key: str) -> Entry | None:

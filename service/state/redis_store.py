@@ -67,12 +67,13 @@ class RedisStateStore:
         self._put_script = self._client.register_script(_PUT)
         self._delete_script = self._client.register_script(_DELETE)
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         """See `StateStore`. A Redis that is away is no reason not to start; it is checked when it is back."""
         try:
             await self._look_at_policy()
         except StateUnavailable:
-            _LOG.warning("the state store does not answer; label sets cannot be used until it does")
+            _LOG.warning("the state store does not answer; label sets and batch jobs cannot be used until it does")
+        return True
 
     async def get(self, key: str) -> Entry | None:
         """See `StateStore`."""

@@ -25,6 +25,7 @@ from openai import (
 from openai.types import Batch
 from PIL import Image
 
+from tests.support.commands import anyclass
 from tests.support.http_server import HttpServer, http_server
 from tests.support.redis_server import running_redis
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -414,6 +415,38 @@ def test_a_state_store_that_is_away(tmp_path: Path) -> None:
             assert 200 == httpx.get(f"{server.url}/readyz").status_code
             redis.thaw()
             assert "completed" == ended(client, client.batches.retrieve(batch.id)).status
+
+
+def test_a_server_without_a_state_store(tmp_path: Path) -> None:
+    """It says so once at the start and in its metrics; whoever needs the store hears it at once, and classifies."""
+    (tmp_path / "blocked").write_text("not a folder")
+    env = {"XDG_DATA_HOME": str(tmp_path / "blocked")}
+    with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server, client_of(server) as client:
+        with pytest.raises(InternalServerError) as caught:
+            begin(client.with_options(max_retries=5), line(1))
+        set_path = f"{server.url}/v1/label-sets/colours"
+        answers: list[Any] = [
+            caught.value.response,
+            httpx.put(set_path, json={"labels": ["red"]}),
+            httpx.get(set_path),
+            httpx.get(f"{server.url}/v1/label-sets"),
+            httpx.get(f"{server.url}/v1/batches"),
+        ]
+        for answer in answers:
+            assert 503 == answer.status_code
+            assert "no usable state store; its operator sets ANYCLASS_STATE_URL" in answer.text
+            assert ("false", None) == (answer.headers["x-should-retry"], answer.headers.get("retry-after"))
+        put = anyclass("label-sets", "put", "colours", "--labels", "red", "--url", server.url)
+        assert (1, "Error: This server has no usable state store; its operator sets ANYCLASS_STATE_URL.\n") == (
+            put.returncode,
+            put.stderr,
+        )
+        assert 200 == httpx.post(f"{server.url}/v1/classify", json=line(1)["body"]).status_code
+        assert "\nanyclass_state_up -1.0\n" in httpx.get(f"{server.url}/metrics").text
+        uploads = [each for each in server.logs() if each.get("path") == "/v1/files"]
+        warnings = [each["event"] for each in server.logs() if each["level"] == "warning"]
+    assert 1 == len(uploads)
+    assert [True] == ["ANYCLASS_STATE_URL" in warning for warning in warnings if "state" in warning]
 
 
 def test_nothing_of_a_file_is_logged(client: OpenAI, server: HttpServer) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,19 @@ def test_patience_ends() -> None:
     with scripted(lambda number: (200, {}, status)) as url:
         result = anyclass("label-sets", "wait", "x", "--url", url, "--timeout", 0.3)
     assert (1, True) == (result.returncode, "has not ended within 0.3 s" in result.stderr)
+
+
+def test_a_wait_for_a_busy_service_is_told() -> None:
+    """One line says what is waited for and for how long; nobody sits before a silent terminal."""
+    problem = {"type": "urn:anyclass:problem:state-unavailable", "detail": "The state store is away."}
+    replies = {0: (503, {"retry-after": "3"}, problem), 1: (503, {"retry-after": "0"}, problem)}
+    page: dict[str, Any] = {"label_sets": [], "next": None}
+    with scripted(lambda number: replies.get(number, (200, {}, page))) as url:
+        result = anyclass("label-sets", "list", "--json", "--url", url)
+    assert (0, "The state store is away. Asking again for 60 s at most (--retry-for).\n") == (
+        result.returncode,
+        result.stderr,
+    )
 
 
 def test_another_kind_of_server() -> None:

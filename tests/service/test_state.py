@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -321,17 +322,35 @@ async def test_a_directory_that_cannot_be_written_to(tmp_path: Path, caplog: pyt
     with pytest.raises(ConfigurationError):
         await named.check()
     caplog.clear()
-    await default.check()
-    assert [] == caplog.records
-    assert await default.get("a") is None
-    assert [] == await default.keys("", limit=5)
-    with pytest.raises(StateUnavailable):
-        await default.put("a", b"", expected=None)
-    assert any("set ANYCLASS_STATE_URL" in record.getMessage() for record in caplog.records)
+    assert not await default.check()
+    for use in (default.get("a"), default.keys("", limit=5), default.put("a", b"", expected=None)):
+        with pytest.raises(StateUnavailable, match="its operator sets ANYCLASS_STATE_URL") as caught:
+            await use
+        assert caught.value.lasting
+    assert [True] == ["ANYCLASS_STATE_URL" in record.getMessage() for record in caplog.records]
     await named.close()
     await default.close()
     with pytest.raises(StateUnavailable):
         await default.get("a")
+
+
+async def test_a_directory_that_can_be_written_to_after_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A start without a place for the state is not the end of it: the next use looks again."""
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    store = DirectoryStateStore(blocked / "anyclass", asked_for=False)
+    assert not await store.check()
+    blocked.unlink()
+    assert await store.put("a", b"1", expected=None) is not None
+    assert await store.check()
+    shutil.rmtree(tmp_path / "file")
+    blocked.write_text("not a folder")
+    caplog.clear()
+    with pytest.raises(StateUnavailable) as caught:
+        await store.put("a", b"2", expected=None)
+    assert not caught.value.lasting
+    assert any("set ANYCLASS_STATE_URL" in record.getMessage() for record in caplog.records)
+    await store.close()
 
 
 async def test_which_store_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
