@@ -59,10 +59,10 @@ class Activation(StrEnum):
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
-    out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/NAME]")] = None,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    out: Annotated[Path | None, typer.Option(help="The run's folder. \\[default: runs/NAME]")] = None,
     *,
-    data: Annotated[Path | None, typer.Option(help="The folder of the data files. [default: the recipe's]")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder of the data files. \\[default: the recipe's]")] = None,
     start_from: Annotated[
         Path | None, typer.Option("--from", help="Begin with the weights and the tokenizer of this finished run.")
     ] = None,
@@ -78,12 +78,13 @@ def train(
 @app.command()
 def average(
     runs: Annotated[
-        list[Path], typer.Argument(help="Two or more finished training runs that have a common beginning.")
+        list[Path],
+        typer.Argument(metavar="RUN", help="Two or more finished training runs that have a common beginning."),
     ],
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     *,
     shares: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Of each run in the mean. [default: all alike]")
+        str | None, typer.Option(metavar="N,N", help="Of each run in the mean. \\[default: all alike]")
     ] = None,
 ) -> None:
     """Write a run whose weights are the mean of several runs' weights."""
@@ -104,10 +105,11 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A hub id (OWNER/NAME[@REVISION]), a checkpoint's file or folder, or a training run."
+            metavar="SOURCE",
+            help="A hub id (OWNER/NAME\\[@REVISION]), a checkpoint's file or folder, or a training run.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The bundle to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to write.")],
     *,
     precision: Annotated[
         Numbers,
@@ -122,7 +124,7 @@ def export(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json, or a BPE vocabulary, for weights that carry none.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The bundle's name. [default: follows from the source]")] = None,
+    name: Annotated[str | None, typer.Option(help="The bundle's name. \\[default: follows from the source]")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights, for the manifest.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Labelled pictures on which fp16 or int8 is compared with fp32.")
@@ -180,7 +182,7 @@ def export(
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
     run: Annotated[
         Path | None,
         typer.Option(help="Compare with torch again, from this source, not with the bundle's probes."),
@@ -217,7 +219,7 @@ def verify(
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
     data: Annotated[
         list[str],
         typer.Option(

@@ -22,7 +22,7 @@ from service.manifest import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from model_export.architectures.layers import Activation
+    from model_export.architectures.activations import Activation
     from model_export.architectures.towers import TwoTowers
 
 MIN_TEXT_LENGTH = 2

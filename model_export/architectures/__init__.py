@@ -1,16 +1,21 @@
-"""Model architectures: the modules, and :func:`build`, which makes one from its configuration."""
+"""Model architectures: their configurations, and :func:`build`, which makes a module from one.
+
+Configurations need no torch, so it is imported only to build.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from model_export.architectures.clip import ClipModel
 from model_export.architectures.config import ClipConfig
-from model_export.architectures.siglip import SiglipModel
 from model_export.architectures.siglip_config import SiglipConfig
 
-__all__ = ["ClipConfig", "ClipModel", "SiglipConfig", "SiglipModel", "build"]
+if TYPE_CHECKING:
+    from model_export.architectures.clip import ClipModel
+    from model_export.architectures.siglip import SiglipModel
+
+__all__ = ["ClipConfig", "SiglipConfig", "build"]
 
 
 @overload
@@ -31,6 +36,9 @@ def build(config: ClipConfig | SiglipConfig | Mapping[str, Any]) -> ClipModel | 
     Raises:
         pydantic.ValidationError: the configuration has an unknown key, or values that do not fit together.
     """
+    from model_export.architectures.clip import ClipModel
+    from model_export.architectures.siglip import SiglipModel
+
     if isinstance(config, SiglipConfig):
         return SiglipModel(config)
     return ClipModel(config if isinstance(config, ClipConfig) else ClipConfig.model_validate(config))

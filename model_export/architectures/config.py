@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from model_export.architectures.layers import Activation
+from model_export.architectures.activations import Activation
 
 
 class _Section(BaseModel):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+from model_export.architectures.activations import Activation
 
 LAYER_NORM_EPS: Final = 1e-5
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from model_export.architectures.activations import Activation
 from model_export.architectures.config import (
     ClipConfig,
     ImageTowerConfig,
@@ -23,7 +24,6 @@ from model_export.architectures.config import (
     TextTransformerConfig,
     VisionTransformerConfig,
 )
-from model_export.architectures.layers import Activation
 from model_export.architectures.siglip_config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.errors import SourceError
 

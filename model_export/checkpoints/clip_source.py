@@ -10,9 +10,11 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from model_export.architectures import ClipConfig, ClipModel, SiglipConfig, SiglipModel
+from model_export.architectures import ClipConfig, SiglipConfig
+from model_export.architectures.activations import Activation
+from model_export.architectures.clip import ClipModel
 from model_export.architectures.config import VisionTransformerConfig
-from model_export.architectures.layers import Activation
+from model_export.architectures.siglip import SiglipModel
 from model_export.architectures.sizes import named_size
 from model_export.checkpoints.clip_keys import KeyTable
 from model_export.checkpoints.naming import bundle_aliases, bundle_name

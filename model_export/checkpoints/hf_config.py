@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
+from model_export.architectures.activations import Activation
 from model_export.architectures.config import ClipConfig, TextTransformerConfig, VisionTransformerConfig
-from model_export.architectures.layers import LAYER_NORM_EPS, Activation
+from model_export.architectures.layers import LAYER_NORM_EPS
 from model_export.architectures.siglip_config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.checkpoints.json_files import checked
 from model_export.errors import SourceError

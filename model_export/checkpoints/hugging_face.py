@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from model_export.architectures import ClipModel
+from model_export.architectures.clip import ClipModel
 from model_export.architectures.siglip import SiglipModel
 from model_export.checkpoints import hf_keys
 from model_export.checkpoints.clip_keys import KeyTable

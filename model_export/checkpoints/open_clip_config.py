@@ -6,6 +6,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from model_export.architectures.activations import Activation
 from model_export.architectures.config import (
     ClipConfig,
     ImageTowerConfig,
@@ -13,7 +14,6 @@ from model_export.architectures.config import (
     TextTransformerConfig,
     VisionTransformerConfig,
 )
-from model_export.architectures.layers import Activation
 from model_export.architectures.siglip_config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.checkpoints.clip_source import PAD_ID
 from model_export.checkpoints.json_files import checked

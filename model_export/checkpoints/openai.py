@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model_export.architectures import ClipConfig
+from model_export.architectures.activations import Activation
 from model_export.architectures.config import ModifiedResNetConfig, TextTransformerConfig, VisionTransformerConfig
-from model_export.architectures.layers import Activation
 from model_export.architectures.sizes import SIZES
 from model_export.checkpoints.clip_keys import CLIP
 from model_export.checkpoints.clip_source import PAD_ID, Found, clip_image_section, clip_source, named_config

@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from model_export.architectures.activations import Activation
 from model_export.architectures.config import ImageTowerConfig, ResidualConvConfig
-from model_export.architectures.layers import Activation
 from model_export.data.parquet import Columns
 from model_export.errors import RecipeError
 

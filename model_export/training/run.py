@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from model_export.architectures import ClipConfig, ClipModel, build
+from model_export.architectures import ClipConfig, build
+from model_export.architectures.clip import ClipModel
 from model_export.architectures.config import VisionTransformerConfig
 from model_export.architectures.residual_conv import ResidualConv, WhiteningStem
 from model_export.data.loading import Batch, batches

@@ -45,6 +45,17 @@ def test_help_names_the_commands_without_loading_torch() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
+def test_help_calls_what_it_takes_by_one_name() -> None:
+    """In capitals in the usage and in the text; what is in brackets is shown, and not taken for a style."""
+    usages = {"train": "{RECIPE}", "average": "{RUN}...", "export": "{SOURCE} {OUT}", "verify": "{BUNDLE}"}
+    for command, arguments in usages.items():
+        shown = anyclass_export(command, "--help").stdout
+        assert f" {command} [OPTIONS] {arguments} " in shown
+    shown = " ".join(anyclass_export("export", "--help").stdout.replace("│", " ").split())
+    assert "A hub id (OWNER/NAME[@REVISION])" in shown
+    assert "[default: follows from the source]" in shown
+
+
 def test_export_then_verify(tmp_path: Path) -> None:
     """The whole way: a run becomes a bundle, both commands show what they measured, and a second export asks."""
     run, out = write_tiny_run(tmp_path / "run"), tmp_path / "bundle"

@@ -12,7 +12,8 @@ import transformers
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model_export.architectures import SiglipConfig, SiglipModel, build
+from model_export.architectures import SiglipConfig, build
+from model_export.architectures.siglip import SiglipModel
 from model_export.encoders import ImageEncoder, TextEncoder
 from model_export.onnx_export import IDS, PIXELS, export_image_encoder, export_text_encoder
 from service.manifest import TextSection

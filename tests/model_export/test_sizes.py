@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -132,6 +134,17 @@ def test_list_shows_every_size_in_80_columns() -> None:
     assert "RN50x64 RN 3,15,36,10×128 + 12×1024 623.3M 1024 448 73.9" in rows
     assert "ViT-SO400M-14-SigLIP-384 ViT 27×1152 + 27×1152 878.0M 1152 384 83.1" in rows
     assert "…" not in done.stdout
+
+
+def test_list_needs_no_torch() -> None:
+    """It is a table of names, which an environment that only serves can show."""
+    program = (
+        "import sys; sys.modules.update(torch=None, onnx=None, safetensors=None); "
+        "sys.argv = ['anyclass-export', 'list']; from model_export.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "ViT-B-32" in done.stdout
 
 
 def test_list_is_json_for_programs() -> None:

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 
-from model_export.architectures import ClipModel, build
+from model_export.architectures import build
+from model_export.architectures.clip import ClipModel
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TEMPLATES = {"default": ["a photo of a {}.", "a {}."], "none": ["{}"]}
