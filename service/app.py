@@ -129,6 +129,7 @@ async def _start(
         await open_access(services, undo)
         cache = text_cache or open_text_cache(services.settings, services.metrics)
         undo.push_async_callback(cache.close)
+        await cache.check()
         store = state or open_state(services.settings)
         undo.push_async_callback(store.close)
         if not await store.check():

@@ -20,7 +20,7 @@ from typing import Final, Protocol, cast
 from redis.asyncio import Redis
 
 from service.metrics import Metrics
-from service.redis_connections import connection_pool
+from service.redis_connections import connection_pool, diagnose
 from service.redis_text_cache import Breaker, given_up
 from service.settings import Settings
 
@@ -169,7 +169,8 @@ class RedisLimiter:
             self._link.failed()
             given_up.set(True)
             if was_closed and not self._link.closed:
-                _LOG.warning("Redis does not answer in time; each process limits the rate by itself until it does")
+                what = diagnose(exc)[1]
+                _LOG.warning("Redis %s; each process limits the rate by itself until it answers", what)
             self._metrics.rate_limit_fallbacks.inc()
             return local
         self._link.succeeded()

@@ -1,8 +1,12 @@
-"""Connections to a Redis, as the text cache, the rate limits and the state use them."""
+"""Connections to a Redis, as the text cache, the rate limits and the state use them, and what is wrong with one."""
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.metrics import Failure
 
 
 def connection_pool(url: str, *, password: str | None, most: int) -> BlockingConnectionPool:
@@ -23,3 +27,21 @@ def connection_pool(url: str, *, password: str | None, most: int) -> BlockingCon
         retry=Retry(NoBackoff(), 0),
         **({} if password is None else {"password": password}),
     )
+
+
+def diagnose(error: Exception) -> tuple[Failure, str]:
+    """The kind of a failure as the metrics have it, and what Redis does, as the end of a sentence for the log.
+
+    Never the error's own text: it may quote keys, or an address with credentials.
+    """
+    match error:
+        case TimeoutError() | RedisTimeoutError():
+            return "timeout", "does not answer in time"
+        case AuthenticationError() | AuthorizationError():  # redis-py takes them for troubles of the connection
+            return "refused", "refuses the password"
+        case BusyLoadingError():
+            return "refused", "is still loading its data"
+        case ResponseError():
+            return "refused", f"answers with an error ({type(error).__name__})"
+        case _:
+            return "connection", "cannot be reached"

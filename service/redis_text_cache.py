@@ -9,16 +9,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Final, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.metrics import Failure, Metrics, Operation
-from service.redis_connections import connection_pool
+from service.metrics import Metrics, Operation
+from service.redis_connections import connection_pool, diagnose
 
 T = TypeVar("T")
 Vector: TypeAlias = npt.NDArray[np.float32]
@@ -29,6 +29,8 @@ _CHUNK: Final = 1_000
 """Keys in one command: enough to make the round trip cheap, few enough not to hold up Redis' other clients."""
 
 _FAILURES_TO_OPEN: Final = 3
+_CHECK_S: Final = 1.0
+"""The most that a look at Redis may hold up the start."""
 _WRITE_PATIENCE: Final = 10
 """Nobody waits for a write, so it may take so many times longer than a read."""
 
@@ -67,9 +69,9 @@ class Breaker:
         """Close."""
         self._failures = 0
 
-    def failed(self) -> None:
-        """Count a failure; enough of them open."""
-        self._failures += 1
+    def failed(self, *, at_once: bool = False) -> None:
+        """Count a failure; enough of them, or one with `at_once`, open."""
+        self._failures += _FAILURES_TO_OPEN if at_once else 1
         if not self.closed:
             self._next_attempt = self._clock() + self._retry_s
 
@@ -107,6 +109,16 @@ class RedisTextCache:
         self._pool = connection_pool(url, password=password, most=max_connections)
         self._client: Redis = Redis(connection_pool=self._pool)
         metrics.cache_up.set(1)
+
+    async def check(self) -> None:
+        """See `TextCache`. A Redis that is away is left alone from the start, and tried again every `retry_s`."""
+        try:
+            async with asyncio.timeout(_CHECK_S):
+                await self._client.ping()
+        except ResponseError:
+            pass  # it answers, if only that this user may not ask
+        except Exception as exc:  # noqa: BLE001 - nothing that a cache does may stop the start
+            self._turn(partial(self._link.failed, at_once=True), diagnose(exc)[1])
 
     async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vector | None]:
         """See `TextCache`. Stops at the first failure, so only one time limit can be lost."""
@@ -161,39 +173,35 @@ class RedisTextCache:
 
     async def _guard(self, operation: Operation, timeout_s: float, command: Awaitable[T]) -> T | None:
         """Await a command; None, counted, for whatever goes wrong. A connection cut off in its middle is closed."""
-        reason: Failure
-        error: Exception
         began = time.perf_counter()
         try:
             async with asyncio.timeout(timeout_s):
                 result = await command
-        except (TimeoutError, RedisTimeoutError) as exc:
-            reason, error = "timeout", exc
-        except ResponseError as exc:
-            reason, error = "refused", exc
         except Exception as exc:  # noqa: BLE001 - nothing that a cache does may fail a request
-            reason, error = "connection", exc
+            error = exc
         else:
             self._turn(self._link.succeeded)
             return result
         finally:
             self._metrics.cache_seconds.labels(operation).observe(time.perf_counter() - began)
+        reason, what = diagnose(error)
         self._metrics.cache_failed(operation, reason)
         # The kind of error only: a message may quote keys or an address with credentials.
         _LOG.debug("text cache %s failed: %s", operation, type(error).__name__)
-        if operation == "write" and reason == "refused":
+        if operation == "write" and isinstance(error, ResponseError):
             self._writes.failed()
             self._turn(self._link.succeeded)  # it did answer
         else:
-            self._turn(self._link.failed)
+            self._turn(self._link.failed, what)
         return None
 
-    def _turn(self, event: Callable[[], None]) -> None:
+    def _turn(self, event: Callable[[], None], what: str = "") -> None:
+        """Let `event` happen to the link; where that opens it, `what` Redis does is in the log."""
         before = self._link.closed
         event()
         after = self._link.closed
         if before and not after:
-            _LOG.warning("Redis does not answer in time; class vectors are computed without it until it does")
+            _LOG.warning("Redis %s; class vectors are computed without it until it answers", what)
         elif after and not before:
             _LOG.info("Redis answers again")
         self._metrics.cache_up.set(after)

@@ -24,6 +24,10 @@ Matrix: TypeAlias = npt.NDArray[np.float32]
 class TextCache(Protocol):
     """A store of class vectors. Its methods never raise on account of the store."""
 
+    async def check(self) -> None:
+        """Look at the store at the start, for the log and the metrics to say how it stands."""
+        ...
+
     async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vector | None]:
         """Look up all keys; None for what is not there or is not float32 `[dim]` and finite. Not to be changed."""
         ...
@@ -44,6 +48,9 @@ class MemoryTextCache:
         self._max_entries = max_entries
         self._metrics = metrics
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
+
+    async def check(self) -> None:
+        """See `TextCache`. There is nothing to look at."""
 
     async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vector | None]:
         """See `TextCache`. Does not give the event loop away."""
@@ -82,6 +89,11 @@ class LayeredTextCache:
     def __init__(self, near: TextCache, far: TextCache) -> None:
         self._near = near
         self._far = far
+
+    async def check(self) -> None:
+        """Look at both."""
+        await self._near.check()
+        await self._far.check()
 
     async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vector | None]:
         """See `TextCache`; asks the far cache only for what is not near, all at once."""
@@ -135,7 +147,7 @@ class MatrixCache:
 def open_text_cache(settings: Settings, metrics: Metrics) -> TextCache:
     """Make the cache that the settings ask for: memory, with Redis behind it where there is a `redis_url`.
 
-    Connects lazily: a Redis that is away does not delay the start.
+    Nothing is connected yet, and a Redis that is away is no reason not to start: `TextCache.check` only tells.
     """
     memory = MemoryTextCache(settings.cache_max_entries, metrics)
     if settings.redis_url is None:

@@ -271,8 +271,66 @@ async def test_a_wrong_password_is_a_miss_and_told_nowhere(tmp_path: Path, caplo
         told = caplog.text + repr(wrong) + repr(right) + str(vars(wrong))
         await wrong.close()
         await right.close()
-    assert "Redis does not answer" in caplog.text
+    assert "Redis refuses the password" in caplog.text
     assert "s3cret" not in told
+
+
+@pytest.mark.parametrize(
+    ("trouble", "what", "reason"),
+    [
+        ("frozen", "does not answer in time", "timeout"),
+        ("gone", "cannot be reached", "connection"),
+        ("password", "refuses the password", "refused"),
+    ],
+)
+async def test_what_is_wrong_with_redis_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str, what: str, reason: str
+) -> None:
+    """In one line and in the metrics, before any request; then it is left alone, and used when it is well again."""
+    metrics = Metrics()
+    password = "other" if trouble == "password" else None
+    with running_redis(tmp_path, password=password) as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        cache = RedisTextCache(url, metrics, password="mine" if password else None, timeout_s=2.0, retry_s=0.5)
+        if trouble == "frozen":
+            server.freeze()
+        elif trouble == "gone":
+            server.kill()
+        await cache.check()
+        assert [f"Redis {what}; class vectors are computed without it until it answers"] == caplog.messages
+        assert 0 == count(metrics, "anyclass_text_cache_up")
+        assert [None] == await cache.get_many(["k"], dim=DIM)
+        assert 1 == count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped")
+        await asyncio.sleep(0.6)
+        assert [None] == await cache.get_many(["k"], dim=DIM)
+        assert 1 == count(metrics, "anyclass_text_cache_failures_total", operation="read", reason=reason)
+        if trouble == "frozen":
+            server.thaw()
+        elif trouble == "gone":
+            server.start()
+        else:
+            server.command("CONFIG", "SET", "requirepass", "mine")
+            server.password = "mine"
+        await until(lambda: stored(cache, {"k": vector()}))
+        assert 1 == count(metrics, "anyclass_text_cache_up")
+        await cache.close()
+
+
+async def test_a_redis_that_is_well_says_nothing_at_the_start(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does one whose user may not PING."""
+    caplog.set_level(logging.INFO)
+    redis.command("ACL", "SETUSER", "default", "-ping")
+    for _ in range(2):
+        metrics = Metrics()
+        cache = RedisTextCache(redis.url, metrics, timeout_s=2.0)
+        await cache.check()
+        assert 1 == count(metrics, "anyclass_text_cache_up")
+        assert await stored(cache, {"k": vector()})
+        await cache.close()
+        redis.command("ACL", "SETUSER", "default", "+ping")
+    assert [] == caplog.messages
 
 
 async def test_settings_choose_the_cache(redis: RedisServer) -> None:
@@ -284,6 +342,7 @@ async def test_settings_choose_the_cache(redis: RedisServer) -> None:
     assert lists(await cache.get_many(["k"], dim=DIM)) == [[3] * 4]
     await cache.close()
     nowhere = open_text_cache(Settings(redis_url=SecretStr("redis://127.0.0.1:1/0")), Metrics())
+    await nowhere.check()
     assert await nowhere.get_many(["k"], dim=DIM) == [None]
     await nowhere.close()
 
