@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from service.api.archive_body import AT_ONCE
 from service.settings import Settings
 from tests.deploy.test_dockerfile import environment, final
 
@@ -175,6 +176,16 @@ def test_there_is_time_to_drain(overlay: str) -> None:
     drain = float(settings_map(overlay)["ANYCLASS_DRAIN_TIMEOUT_S"])
     assert delay >= 5
     assert pod(overlay, "anyclass")["terminationGracePeriodSeconds"] >= delay + drain + 5
+
+
+@EVERY_OVERLAY
+def test_archives_fit_into_the_temporary_files(overlay: str) -> None:
+    """As many archives as there may be at once, with room to spare: a pod that takes more is evicted."""
+    (limit,) = [
+        volume["emptyDir"]["sizeLimit"] for volume in pod(overlay, "anyclass")["volumes"] if volume["name"] == "tmp"
+    ]
+    mebibytes = int(limit.removesuffix("Mi"))
+    assert mebibytes * 2**20 > AT_ONCE * int(settings_map(overlay)["ANYCLASS_MAX_ARCHIVE_BYTES"])
 
 
 def settings_map(overlay: str) -> dict[str, str]:
