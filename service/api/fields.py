@@ -11,11 +11,13 @@ from pydantic_core import PydanticCustomError
 
 from service.api.problems import FieldErrors, quoted
 from service.classifier import ImageSource, LabelQuery, ScoringOptions
-from service.errors import AnyclassError, MalformedRequest, TooManyLabels
+from service.errors import AnyclassError, MalformedRequest, PayloadTooLarge, TooManyLabels
 from service.settings import Settings
 
 _MAX_ERRORS_SHOWN: Final = 20
 _MAX_NAME_CHARS: Final = 256
+_MAX_VALUES: Final = 2**21
+"""Values in JSON; commas and brackets inside strings are taken for some."""
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 
@@ -135,12 +137,14 @@ def from_text(fields: Mapping[str, list[str]]) -> dict[str, Any]:
     return typed
 
 
-def parse_json_object(body: bytes | str) -> dict[str, Any]:
+def parse_json_object(body: bytes | str, *, numbers: bool = False) -> dict[str, Any]:
     """A JSON object (RFC 8259), strictly: UTF-8, no repeated names, no NaN and no infinity.
 
-    Raises `MalformedRequest`, and `FieldErrors` for a name that is repeated.
+    With `numbers` it may be an array of millions of them.
+
+    Raises `MalformedRequest`, `FieldErrors` for a name that is repeated, and `PayloadTooLarge` for too many values.
     """
-    value = _parse_json(body)
+    value = _parse_json(body, numbers=numbers)
     if not isinstance(value, dict):
         raise MalformedRequest("The body must be a JSON object.")
     return value
@@ -154,9 +158,12 @@ def parse_json_list(name: str, text: str) -> list[Any]:
         raise FieldErrors([(name, "begins like a JSON list and is not a valid one")]) from exc
 
 
-def _parse_json(body: bytes | str) -> Any:  # noqa: ANN401 - any JSON value
+def _parse_json(body: bytes | str, *, numbers: bool = False) -> Any:  # noqa: ANN401 - any JSON value
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
+        # Before any of it is made: a list without anything in it is 3 bytes of JSON and 64 bytes of memory.
+        if text.count("[") + text.count("{") + (0 if numbers else text.count(",")) > _MAX_VALUES:
+            raise PayloadTooLarge(f"The JSON has more than {_MAX_VALUES} values, the limit of this server.")
         return json.loads(text, object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
     except UnicodeDecodeError as exc:
         raise MalformedRequest("The body is not valid JSON: it must be in UTF-8.") from exc

@@ -99,7 +99,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
     condition = condition_of(request)
     content = await bodies.read(body_of(request, settings))
     # Up to 100,000 labels: too many to look at on the event loop.
-    definition = await asyncio.to_thread(_definition, content, settings)
+    definition = await services.parsed(content, lambda: _definition(content, settings))
 
     async def write() -> tuple[LabelSetStatus, bool]:
         try:

@@ -139,7 +139,7 @@ async def _infer(request: Request, chosen: Model) -> Response:
     header_length = request.headers.get(HEADER_LENGTH)
     body = await bodies.read(body_of(request, settings))
     limits = Limits(settings.max_batch_images, settings.max_embed_texts, chosen.manifest.image)
-    inferred = await asyncio.to_thread(read_infer, body, header_length, limits, services.image_fetcher)
+    inferred = await services.parsed(body, lambda: read_infer(body, header_length, limits, services.image_fetcher))
     wanted = _wanted(inferred)
     parameters = inferred.request.parameters
     check_scoring(chosen.manifest.scoring, parameters.scoring, parameters.temperature)

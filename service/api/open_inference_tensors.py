@@ -63,7 +63,7 @@ def read_infer(body: bytes, header_length: str | None, limits: Limits, fetcher: 
         InvalidImage: an image in JSON is not base64, or one is a URL and there is no fetcher.
     """
     end = _json_length(header_length, len(body))
-    request = checked(InferRequest, parse_json_object(body[:end]))
+    request = checked(InferRequest, parse_json_object(body[:end], numbers=True))
     rest = memoryview(body)[end:]
     inputs: dict[str, Any] = {}
     for index, tensor in enumerate(request.inputs):

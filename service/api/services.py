@@ -1,7 +1,9 @@
 """What the routes work with, held by the application and handed to each of them."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Final, TypeVar, cast
 
 from starlette.requests import Request
 
@@ -16,6 +18,10 @@ from service.metrics import Metrics
 from service.models import ModelRegistry
 from service.rate_limit import Limiter
 from service.settings import Settings
+
+T = TypeVar("T")
+
+_LARGE_BYTES: Final = 2**20
 
 
 @dataclass(slots=True)
@@ -36,6 +42,7 @@ class Services:
     job_desk: JobDesk | None = None
     registry: ModelRegistry | None = None
     ready_classifier: Classifier | None = None
+    _large: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def models(self) -> ModelRegistry:
@@ -65,6 +72,13 @@ class Services:
         if self.job_desk is None:
             raise NotReady("The service is stopping.")
         return self.job_desk
+
+    async def parsed(self, body: bytes, parse: Callable[[], T]) -> T:
+        """What `parse` makes of `body`, in a thread; large bodies one by one: JSON takes many times its bytes."""
+        if len(body) < _LARGE_BYTES:
+            return await asyncio.to_thread(parse)
+        async with self._large:
+            return await asyncio.to_thread(parse)
 
 
 def services_of(request: Request) -> Services:

@@ -1,5 +1,6 @@
 import base64
 import json
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
 from service.api.body_room import BodyRoom
-from service.api.fields import ClassifyRequest
+from service.api.fields import ClassifyRequest, parse_json_object
 from service.api.image_text import decode_image_text
 from service.api.parsing import parse_batch, parse_single
 from service.api.problems import BodyTimeout, FieldErrors, UnsupportedMediaType
@@ -505,3 +506,25 @@ async def test_any_bytes_are_parsed_or_refused(body: bytes, content_type: str, f
     except AnyclassError as exc:
         refused = exc.detail
         assert refused
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'"ab"'])
+def test_json_of_millions_of_values_is_refused_before_it_takes_memory(value: bytes) -> None:
+    """Each takes 50 bytes of memory and more; a body within the limit of bytes would take twenty times its size."""
+    body = b'{"labels": [' + (value + b",") * 2**21 + value + b"]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge):
+            parse_json_object(body)
+        # The body as text; that is all.
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+def test_pixels_in_json_may_be_millions_of_numbers() -> None:
+    """Where arrays of numbers are sent they are not counted; what is nested in them is."""
+    body = b'{"data": [' + b"0," * 2**21 + b"0]}"
+    assert 2**21 + 1 == len(parse_json_object(body, numbers=True)["data"])
+    with pytest.raises(PayloadTooLarge):
+        parse_json_object(b'{"data": [' + b"[]," * 2**21 + b"0]}", numbers=True)

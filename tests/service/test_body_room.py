@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,9 @@ from service.api.body_room import BodyRoom
 from service.api.lifecycle import Lifecycle
 from service.api.middleware import RequestContext
 from service.api.problems import BodiesFull
+from service.api.services import Services
 from service.metrics import Metrics
+from service.settings import Settings
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -115,6 +118,29 @@ async def test_who_takes_nothing_of_the_answer_is_given_up() -> None:
     context = RequestContext(app, metrics=Metrics(), lifecycle=Lifecycle(), bodies=room, stall_timeout_s=0.01)
     await context({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
     assert 0 == room.held_bytes
+
+
+async def test_large_bodies_are_parsed_one_at_a_time() -> None:
+    """JSON takes many times its bytes while it is parsed; small bodies do not wait for a large one."""
+    services = Services(settings=Settings(), metrics=Metrics())
+    begun: list[str] = []
+    first_begun, first_may_end = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.append("first")
+        first_begun.set()
+        first_may_end.wait(PATIENCE_S)
+
+    tasks = [
+        asyncio.create_task(services.parsed(bytes(MIB), first)),
+        asyncio.create_task(services.parsed(bytes(MIB), lambda: begun.append("second"))),
+    ]
+    await asyncio.to_thread(first_begun.wait, PATIENCE_S)
+    await services.parsed(bytes(10), lambda: begun.append("small"))
+    assert ["first", "small"] == begun
+    first_may_end.set()
+    await asyncio.gather(*tasks)
+    assert ["first", "small", "second"] == begun
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["length known", "chunked"])
