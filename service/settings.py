@@ -3,15 +3,25 @@
 Each setting is documented in ``docs/settings.md``; a test holds the two together.
 """
 
+import difflib
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "ANYCLASS_"
+
+_CLIENTS_KEY: Final = f"{ENV_PREFIX}API_KEY"
+_OF_OTHERS: Final = re.compile(rf"{ENV_PREFIX}(URL|API_KEY|EXPORT_\w+|FUZZ_\w+)")
+"""Variables of the commands that ask a service, of `anyclass-export`, and of the tests."""
+_LINK: Final = re.compile(rf"{ENV_PREFIX}(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
+_SERVICE_HOST: Final = "_SERVICE_HOST"
+_ALIKE: Final = 0.8
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
@@ -182,6 +192,30 @@ class Settings(BaseSettings):
 def variable(setting: str) -> str:
     """Name of the environment variable of `setting` (``max_batch`` -> ``ANYCLASS_MAX_BATCH``)."""
     return ENV_PREFIX + setting.upper()
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables ``ANYCLASS_*`` that are no setting, each with the setting that is meant, where one is alike.
+
+    Those of the project's other commands are none, nor are the addresses that Kubernetes and Docker put in for services
+    named `anyclass` or `anyclass-…`. A client's key counts where the service has none: it may have been meant for it.
+    """
+    known = {variable(name).removeprefix(ENV_PREFIX): variable(name) for name in Settings.model_fields}
+    # pydantic-settings takes names of any case, and an empty variable for none.
+    names = {name.upper() for name, value in environ.items() if value and name.upper().startswith(ENV_PREFIX)}
+    services = tuple(name.removesuffix(_SERVICE_HOST) for name in names if name.endswith(_SERVICE_HOST))
+    injected = {f"{service}_PORT" for service in services}
+    prefixes = tuple(f"{service}_{what}_" for service in services for what in ("SERVICE", "PORT"))
+    keyed = not names.isdisjoint({variable("api_keys"), variable("api_keys_file")})
+    unknown: dict[str, str | None] = {}
+    for name in sorted(names - set(known.values()) - injected):
+        if name.startswith(prefixes) or _LINK.fullmatch(name):
+            continue
+        if _OF_OTHERS.fullmatch(name) and (keyed or name != _CLIENTS_KEY):
+            continue
+        alike = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), known, n=1, cutoff=_ALIKE)
+        unknown[name] = known[alike[0]] if alike else None
+    return unknown
 
 
 def problems(error: ValidationError) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli import batches, label_sets
-from service.cli.classify_command import EXAMPLES, EXIT_CODES, classify
+from service.cli.classify_command import EXAMPLES, EXIT_CODES, HELP, classify
 from service.cli.options import FAILED, ProviderChoice, examples, fail, settings_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="anyclass",
-    help="Classify any image against any labels.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -28,7 +27,23 @@ app = typer.Typer(
 )
 
 
-app.command(epilog=examples(*EXAMPLES) + "\n\n" + EXIT_CODES)(classify)
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's signature
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Classify any image against any labels."""
+
+
+app.command(help=HELP, epilog=examples(*EXAMPLES) + "\n\n" + EXIT_CODES)(classify)
 app.add_typer(label_sets.app, name="label-sets")
 app.add_typer(batches.app, name="batches")
 
@@ -70,6 +85,7 @@ def serve(
     if "log_format" not in settings.model_fields_set and sys.stderr.isatty():
         settings = settings.model_copy(update={"log_format": "console"})
     logs.configure(settings.log_level, settings.log_format)
+    _warn_of_unknown_variables()
 
     from service.cli.server import Server, bind, url_of
     from service.cli.workers import Supervisor, check
@@ -122,6 +138,16 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     app()
+
+
+def _warn_of_unknown_variables() -> None:
+    """A misspelt setting is not set; the one line that says so is all that tells."""
+    from service import logs
+    from service.settings import unknown_variables
+
+    for name, meant in unknown_variables(os.environ).items():
+        what = f"{name} is no setting of the service and does nothing"
+        logs.get_logger("service.cli").warning(what + (f"; is {meant} meant?" if meant else ""))
 
 
 def _welcome(url: str, model: str, seconds: float, settings: "Settings") -> None:

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.settings import Settings, problems, variable
+from service.settings import Settings, problems, unknown_variables, variable
+from tests.support.http_server import http_server
+from tests.support.tiny_bundle import write_tiny_bundle
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -69,3 +71,53 @@ def test_passwords_are_not_shown() -> None:
     """Neither by `repr` nor by `str`."""
     settings = Settings(redis_url=SecretStr("redis://:s3cret@cache/0"), redis_password=SecretStr("s3cret"))
     assert "s3cret" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+def test_a_misspelt_variable_is_found() -> None:
+    """With the setting that is meant; what is like none is named all the same, and what is empty is not set."""
+    environ = {"ANYCLASS_REDIS_UR": "x", "ANYCLASS_FOO": "1", "anyclass_max_bach": "1", "ANYCLASS_BAR": "", "PATH": "x"}
+    assert {
+        "ANYCLASS_FOO": None,
+        "ANYCLASS_MAX_BACH": "ANYCLASS_MAX_BATCH",
+        "ANYCLASS_REDIS_UR": "ANYCLASS_REDIS_URL",
+    } == unknown_variables(environ)
+
+
+def test_settings_of_any_case_and_variables_of_others_are_not_unknown() -> None:
+    """Those of the client commands, the exporter and the tests, and all of what Kubernetes and Docker inject."""
+    injected = {
+        f"ANYCLASS{service}_{name}"
+        for service in ("", "_REDIS", "_STATE_REDIS")
+        for name in (
+            "SERVICE_HOST",
+            "SERVICE_PORT",
+            "SERVICE_PORT_HTTP",
+            "PORT",
+            "PORT_8000_TCP",
+            "PORT_8000_TCP_PROTO",
+            "PORT_8000_TCP_PORT",
+            "PORT_8000_TCP_ADDR",
+        )
+    }
+    others = {"ANYCLASS_URL", "ANYCLASS_EXPORT_INSTALLS", "ANYCLASS_FUZZ_KNOWN", "anyclass_workers"}
+    known = {variable(name) for name in Settings.model_fields}
+    assert {} == unknown_variables(dict.fromkeys(injected | others | known, "x"))
+    assert {} == unknown_variables({"ANYCLASS_PORT_8000_TCP": "tcp://10.0.0.1:8000"})
+    assert {"ANYCLASS_REDIS_PORT": None} == unknown_variables({"ANYCLASS_REDIS_PORT": "6379"})
+
+
+def test_a_clients_key_is_not_taken_for_the_services() -> None:
+    """It protects nothing; where the service has keys, the variable is a client's on the same machine."""
+    client = {"ANYCLASS_API_KEY": "k"}
+    assert {"ANYCLASS_API_KEY": "ANYCLASS_API_KEYS"} == unknown_variables(client)
+    assert {} == unknown_variables({**client, "ANYCLASS_API_KEYS": "k"})
+    assert {} == unknown_variables({**client, "ANYCLASS_API_KEYS_FILE": "/keys"})
+
+
+def test_the_service_warns_of_a_misspelt_setting(tmp_path: Path) -> None:
+    """Once, whatever the number of workers, and never with the value."""
+    env = {"ANYCLASS_REDIS_UR": "redis://:s3cret@cache", "ANYCLASS_WORKERS": "2"}
+    with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server:
+        warnings = [line["event"] for line in server.logs() if line["level"] == "warning"]
+        assert "s3cret" not in server.raw_log()
+    assert ["ANYCLASS_REDIS_UR is no setting of the service and does nothing; is ANYCLASS_REDIS_URL meant?"] == warnings
