@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from model_export.errors import SourceError
+from model_export.recognition import check_layout
 from service.errors import BundleError
 from service.manifest import MANIFEST, load_bundle
 
@@ -53,12 +54,13 @@ def locate(model: str, cache: Path) -> Place:
         cache: the folder of bundles.
 
     Raises:
-        SourceError: it is none of these, or the hub refuses it.
+        SourceError: it is none of these, in no layout that is read, or the hub refuses it.
     """
     path = Path(model).expanduser()
     if path.exists():
         if (path / MANIFEST).is_file():
             return Place(model, path, ready=True)
+        check_layout(path)
         path = path.absolute()
         return _place(str(path), cache / f"{_slug(path.name)}-{_state(path)}")
     from model_export.hub import hub_id  # what is on the disk does without the hub's client

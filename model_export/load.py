@@ -9,22 +9,22 @@ from model_export.checkpoints import hugging_face, open_clip, openai, training_r
 from model_export.checkpoints.tensors import SUFFIXES, read_tensors
 from model_export.errors import SourceError
 from model_export.model_source import ModelSource, SourceOptions
+from model_export.recognition import unknown_layout
 
 
 @dataclass(frozen=True)
 class Layout:
     """One way in which weights are published: how it is recognised, and its reader."""
 
-    name: str
     recognises: Callable[[Path], bool]
     load: Callable[[Path, SourceOptions], ModelSource]
 
 
 LAYOUTS: Final = (
-    Layout("a training run of this program", training_run.recognises, training_run.load),
-    Layout("a Hugging Face folder (config.json, model.safetensors)", hugging_face.recognises, hugging_face.load),
-    Layout("an open_clip folder or file (open_clip_config.json)", open_clip.recognises, open_clip.load),
-    Layout("an OpenAI archive or state dict", openai.recognises, openai.load),
+    Layout(training_run.recognises, training_run.load),
+    Layout(hugging_face.recognises, hugging_face.load),
+    Layout(open_clip.recognises, open_clip.load),
+    Layout(openai.recognises, openai.load),
 )
 """Tried in this order: the first that recognises a path reads it."""
 
@@ -42,5 +42,4 @@ def load_model(path: Path, options: SourceOptions) -> ModelSource:
             return layout.load(path, options)
     if path.is_file() and path.suffix in SUFFIXES:
         read_tensors(path)  # a file that is cut short, damaged or wants to run code has no names to know it by
-    known = "; ".join(layout.name for layout in LAYOUTS)
-    raise SourceError(f"{path}: is in no layout that is read here: {known}")
+    raise unknown_layout(path)

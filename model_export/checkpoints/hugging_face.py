@@ -38,20 +38,12 @@ from model_export.checkpoints.tokenizers import (
 )
 from model_export.errors import SourceError
 from model_export.model_source import TEMPLATES, ModelSource, SourceOptions, load_weights, text_section
+from model_export.recognition import HF_CONFIG, HF_INDEX, HF_WEIGHTS, is_hugging_face
 from model_export.tokenizer_training import END_OF_TEXT
 from service.manifest import FileEntry, Provenance, SigmoidScoring, SoftmaxScoring
 
-CONFIG: Final = "config.json"
-WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
-"""The safest first."""
-INDEX: Final = ".index.json"
-"""Behind the name of weights that are split over several files."""
-
 _LARGEST_LOGARITHM: Final = 50
 """CLIP holds its scale at 100, whose logarithm is 4.6."""
-
-_LARGEST_CONFIG: Final = 1 << 20
-"""Bytes of a ``config.json`` in which `recognises` looks for the model's type."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +63,7 @@ class Weights:
 
 def recognises(path: Path) -> bool:
     """Whether this is a folder with weights and a ``config.json`` that names a ``model_type``."""
-    try:
-        with (path / CONFIG).open("rb") as stream:
-            told = b'"model_type"' in stream.read(_LARGEST_CONFIG)
-    except OSError:
-        return False
-    return told and any((path / f"{name}{suffix}").exists() for name in WEIGHTS for suffix in ("", INDEX))
+    return is_hugging_face(path)
 
 
 def load(path: Path, options: SourceOptions) -> ModelSource:
@@ -87,8 +74,8 @@ def load(path: Path, options: SourceOptions) -> ModelSource:
             exported; it names the file.
     """
     if not path.is_dir():
-        raise SourceError(f"{path}: is not a folder with a {CONFIG}")
-    config = path / CONFIG
+        raise SourceError(f"{path}: is not a folder with a {HF_CONFIG}")
+    config = path / HF_CONFIG
     fields = read_object(config, hint="is this the folder of a Hugging Face model?")
     model_type = str(fields.get("model_type"))
     if model_type not in _READERS:
@@ -99,13 +86,15 @@ def load(path: Path, options: SourceOptions) -> ModelSource:
 
 
 def _load_clip(path: Path, fields: Mapping[str, Any], options: SourceOptions) -> ModelSource:
-    said = read_clip(fields, path / CONFIG)
+    said = read_clip(fields, path / HF_CONFIG)
     image = image_section(path, model_type="clip", image_size=said.vision_config.image_size)
     tokenizer = open_tokenizer(_tokenizer_path(path, options), vocab_size=said.text_config.vocab_size)
-    config = clip_config(said, path / CONFIG, end_of_text_id=_end_of_text_id(said.text_config.eos_token_id, tokenizer))
+    config = clip_config(
+        said, path / HF_CONFIG, end_of_text_id=_end_of_text_id(said.text_config.eos_token_id, tokenizer)
+    )
     text = config.text
     content = tokenizer.to_json(vocab_size=text.vocab_size, end_of_text_id=text.end_of_text_id)
-    _check_activation(options, {text.activation, getattr(config.image, "activation", None)}, path / CONFIG)
+    _check_activation(options, {text.activation, getattr(config.image, "activation", None)}, path / HF_CONFIG)
     with torch.device("meta"):
         wanted = ClipModel(config).state_dict()
     weights = _read_weights(path, hf_keys.CLIP, wanted)
@@ -127,15 +116,15 @@ def _load_clip(path: Path, fields: Mapping[str, Any], options: SourceOptions) ->
 
 
 def _load_siglip(path: Path, fields: Mapping[str, Any], options: SourceOptions) -> ModelSource:
-    said = read_siglip(fields, path / CONFIG)
+    said = read_siglip(fields, path / HF_CONFIG)
     image = image_section(path, model_type="siglip", image_size=said.vision_config.image_size)
     tokenizer = read_siglip_tokenizer(
         path,
         tokenizer=_tokenizer_path(path, options) if options.tokenizer else None,
         vocab_size=said.text_config.vocab_size,
     )
-    config = siglip_config(said, path / CONFIG, pad_id=tokenizer.pad_id)
-    _check_activation(options, {config.activation}, path / CONFIG)
+    config = siglip_config(said, path / HF_CONFIG, pad_id=tokenizer.pad_id)
+    _check_activation(options, {config.activation}, path / HF_CONFIG)
     with torch.device("meta"):
         wanted = SiglipModel(config).state_dict()
     weights = _read_weights(path, hf_keys.SIGLIP, wanted)
@@ -191,17 +180,17 @@ def _check_activation(options: SourceOptions, said: set[object], config: Path) -
 
 def _read_weights(folder: Path, table: KeyTable, wanted: Mapping[str, Tensor]) -> Weights:
     """Read the weights of a folder, one file or several, and rename them."""
-    for name in WEIGHTS:
+    for name in HF_WEIGHTS:
         if (folder / name).exists():
             path = folder / name
             tensors, sha256 = read_tensors(path), FileEntry.of(path).sha256
             break
-        if (folder / f"{name}{INDEX}").exists():
-            path = folder / f"{name}{INDEX}"
+        if (folder / f"{name}{HF_INDEX}").exists():
+            path = folder / f"{name}{HF_INDEX}"
             tensors, sha256 = _read_shards(path)
             break
     else:
-        raise SourceError(f"{folder}: holds no weights ({' or '.join(WEIGHTS)}, or an index of several files)")
+        raise SourceError(f"{folder}: holds no weights ({' or '.join(HF_WEIGHTS)}, or an index of several files)")
     return Weights(hf_keys.convert(table, tensors, wanted, path), path, sha256)
 
 

@@ -25,11 +25,11 @@ from model_export.checkpoints.json_files import read_object
 from model_export.checkpoints.open_clip_config import clip_config, image_section, siglip_config
 from model_export.checkpoints.open_clip_schema import OpenClip, OpenSiglip, model_config
 from model_export.checkpoints.open_clip_tokenizer import read_canonical_tokenizer
-from model_export.checkpoints.openai import OPEN_CLIP_CONFIG
 from model_export.checkpoints.siglip_tokenizer import SiglipTokenizer
 from model_export.checkpoints.tensors import SUFFIXES, peek_names, read_tensors
 from model_export.errors import SourceError
 from model_export.model_source import ModelSource, SourceOptions
+from model_export.recognition import OPEN_CLIP_CONFIG, is_open_clip
 from service.manifest import ImageSection
 
 WEIGHTS: Final = (
@@ -63,7 +63,7 @@ class _Place:
 def recognises(path: Path) -> bool:
     """Tell open_clip's weights by the configuration beside them, or by names that only open_clip uses."""
     folder = path if path.is_dir() else path.parent
-    if (folder / OPEN_CLIP_CONFIG).is_file():
+    if is_open_clip(folder):
         return path.is_dir() or path.suffix in SUFFIXES
     if not path.is_file():
         return False

@@ -22,8 +22,8 @@ from model_export.checkpoints.clip_source import PAD_ID, Found, clip_image_secti
 from model_export.checkpoints.tensors import is_script_archive, peek_names, read_tensors
 from model_export.errors import SourceError
 from model_export.model_source import ModelSource, SourceOptions
+from model_export.recognition import is_open_clip
 
-OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
 """Where this stands beside the weights, they are open_clip's."""
 
 HEAD_WIDTH: Final = 64
@@ -43,7 +43,7 @@ _ARCHIVE_NAMES: Final = frozenset({"visual", "token_embedding", "text_projection
 
 def recognises(path: Path) -> bool:
     """Tell a file with OpenAI's names, that is not open_clip's by the configuration beside it."""
-    if not path.is_file() or (path.parent / OPEN_CLIP_CONFIG).exists():
+    if not path.is_file() or is_open_clip(path.parent):
         return False
     names = _ARCHIVE_NAMES if is_script_archive(path) else _STATE_DICT_NAMES
     return names <= peek_names(path)

@@ -7,7 +7,6 @@ torch before 1.6, read with ``weights_only=True`` too.
 
 import json
 from collections.abc import Callable, Mapping
-from enum import Enum, auto
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -21,23 +20,13 @@ from model_export.checkpoints.inert_pickle import instructions
 from model_export.checkpoints.script_archive import read_script_archive
 from model_export.checkpoints.zip_records import MAX_PICKLE, ZipRecords
 from model_export.errors import SourceError
+from model_export.recognition import Kind, kind_of
 
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
 """Of the files in which weights are published, the safest first."""
 
 WRAPPERS: Final = ("module.", "_orig_mod.")
 """What ``DistributedDataParallel`` and ``torch.compile`` put before every name."""
-
-_MAX_HEADER: Final = 100 << 20
-"""Bytes of a safetensors header, as the format limits it."""
-
-
-class Kind(Enum):
-    """What a weights file is, by its first bytes."""
-
-    SAFETENSORS = auto()
-    ZIP = auto()
-    PICKLE = auto()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -54,28 +43,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if kind is None:
         raise SourceError(f"{path}: is no weights file, neither safetensors nor torch's; {_advice(path)}")
     return _unwrapped(_READERS[kind](path), path)
-
-
-def kind_of(path: Path) -> Kind | None:
-    """Tell what a weights file is, or None for any other file.
-
-    Raises:
-        SourceError: the file is not there or cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(9)
-    except FileNotFoundError as exc:
-        raise SourceError(f"{path}: is not there") from exc
-    except OSError as exc:
-        raise SourceError(f"{path}: cannot be read ({exc.strerror})") from exc
-    if start.startswith(b"PK\x03\x04"):
-        return Kind.ZIP
-    if start.startswith(b"\x80\x02"):
-        return Kind.PICKLE
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_HEADER:
-        return Kind.SAFETENSORS
-    return None
 
 
 def is_script_archive(path: Path) -> bool:

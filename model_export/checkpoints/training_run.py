@@ -22,6 +22,7 @@ from model_export.model_source import (
     read,
     text_section,
 )
+from model_export.recognition import RECIPE, is_training_run
 from service.manifest import (
     DEFAULT_TEMPLATES,
     Alias,
@@ -35,7 +36,6 @@ from service.manifest import (
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
-RECIPE = "recipe.toml"
 CARD = "card.md"
 
 _HINT = "is this a finished training run?"
@@ -80,7 +80,7 @@ class RunConfig(_Section):
 
 def recognises(path: Path) -> bool:
     """Tell a training run from other folders: only it holds its recipe."""
-    return (path / RECIPE).is_file()
+    return is_training_run(path)
 
 
 def load(path: Path, options: SourceOptions) -> ModelSource:

@@ -9,11 +9,10 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from model_export.checkpoints.preprocessing import ModelType
 from model_export.errors import SourceError
+from model_export.recognition import ONNX_FOLDER, ONNX_TOWERS
 from service.manifest import Precision
 
-GRAPHS: Final = "onnx"
-IMAGE_GRAPH: Final = "vision_model"
-TEXT_GRAPH: Final = "text_model"
+IMAGE_GRAPH, TEXT_GRAPH = ONNX_TOWERS
 FULL_GRAPH: Final = "model"
 
 PIXEL_VALUES: Final = "pixel_values"
@@ -139,7 +138,7 @@ def variants(folder: Path) -> list[str]:
 
 def graph_path(folder: Path, graph: str, variant: str) -> Path:
     """Say where a variant of a graph is."""
-    return folder / GRAPHS / f"{graph}{VARIANTS[variant].suffix}.onnx"
+    return folder / ONNX_FOLDER / f"{graph}{VARIANTS[variant].suffix}.onnx"
 
 
 def image_encoder(model: ModelProto, path: Path, family: Family, *, height: int, width: int) -> Encoder:

@@ -19,7 +19,6 @@ from model_export.onnx_source import layout
 from model_export.onnx_source.graph_files import data_files, read_graph
 from model_export.onnx_source.layout import (
     FAMILIES,
-    GRAPHS,
     IMAGE_GRAPH,
     TEXT_GRAPH,
     VARIANTS,
@@ -27,6 +26,7 @@ from model_export.onnx_source.layout import (
     Family,
 )
 from model_export.onnx_source.scoring import read_scoring
+from model_export.recognition import has_onnx_towers
 from model_export.tokenizer_training import END_OF_TEXT
 from service.manifest import (
     FileEntry,
@@ -120,7 +120,7 @@ class _Config(_Section):
 
 def recognises(folder: Path) -> bool:
     """Tell from names alone whether a folder holds both encoders as ONNX graphs, in whatever variant."""
-    return all(any((folder / GRAPHS).glob(f"{graph}*.onnx")) for graph in (IMAGE_GRAPH, TEXT_GRAPH))
+    return has_onnx_towers(folder)
 
 
 def load(folder: Path, options: OnnxOptions | None = None, variant: str = "fp32") -> OnnxSource:

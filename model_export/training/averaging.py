@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_export.checkpoints.training_run import CARD, CONFIG, RECIPE, TOKENIZER, WEIGHTS, load_training_run
+from model_export.checkpoints.training_run import CARD, CONFIG, TOKENIZER, WEIGHTS, load_training_run
 from model_export.errors import TrainingError
 from model_export.model_source import ModelSource
+from model_export.recognition import RECIPE
 from model_export.training.files import replacing
 
 

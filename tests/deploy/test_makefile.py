@@ -82,6 +82,13 @@ def converting_project(folder: Path) -> None:
     )
 
 
+def checkpoint(folder: Path) -> None:
+    """A folder that looks like a Hugging Face checkpoint."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+    (folder / "model.safetensors").write_bytes(folder.name.encode())
+
+
 LACKING = (
     f"exec {shlex.quote(sys.executable)} -c "
     f'"import sys; sys.modules[\'torch\'] = None; from model_export.cli import main; main()" "$@"'
@@ -143,8 +150,7 @@ def test_run_passes_its_variables_on_unchanged(tmp_path: Path, name: str, *, on_
 def test_run_converts_a_model_once(tmp_path: Path) -> None:
     """A checkpoint is converted in an environment of its own, into the user's cache, and from then on only served."""
     converting_project(tmp_path)
-    (tmp_path / "my run").mkdir()
-    (tmp_path / "my run/model.safetensors").write_bytes(b"weights")
+    checkpoint(tmp_path / "my run")
     arguments = ("-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run", "MODEL=my run")
     outputs = [make(*arguments, XDG_CACHE_HOME=str(tmp_path / "cache")) for _ in range(2)]
     [bundle] = (tmp_path / "cache/anyclass/bundles").iterdir()
@@ -168,8 +174,7 @@ def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> 
     makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
     said = []
     for run in ("one", "two"):
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "model.safetensors").write_bytes(run.encode())
+        checkpoint(tmp_path / run)
         done = made(*makefile, f"MODEL={run}", XDG_CACHE_HOME=str(tmp_path / "c"))
         said.append([line.partition(" to ")[0] for line in done.stderr.splitlines()])
     assert [
@@ -190,19 +195,23 @@ def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> 
     ("model", "said"),
     [
         ("./nowhere", "./nowhere: is neither a bundle, a checkpoint's file or folder, a training run, nor a hub id"),
+        ("photos", "photos: is in no layout that is read here"),
         ("broken", "broken was not converted (why: above)"),
     ],
 )
 def test_run_serves_nothing_where_the_model_fails(tmp_path: Path, model: str, said: str) -> None:
     """What is no model, and what cannot be converted, ends make with a sentence; no other model is served for it."""
     converting_project(tmp_path)
-    (tmp_path / "broken").mkdir()
-    stub(tmp_path / ".venv-export/bin/anyclass-export", "echo 'error: broken: is in no layout' >&2; exit 2")
+    checkpoint(tmp_path / "broken")
+    (tmp_path / "photos").mkdir()
+    stub(tmp_path / ".venv-export/bin/anyclass-export", "echo 'error: broken: lacks a tensor' >&2; exit 2")
     with pytest.raises(subprocess.CalledProcessError) as caught:
         make("-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run", f"MODEL={model}", XDG_CACHE_HOME=str(tmp_path))
     assert said in caught.value.stderr
     assert "" == caught.value.stdout
     assert not (tmp_path / "anyclass").exists()
+    environments = (tmp_path / "environments").read_text().splitlines()
+    assert [".venv cpu", *([".venv-export cpu,convert"] if model == "broken" else [])] == environments
 
 
 def test_run_keeps_a_shell_s_own_host_out(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Where `make run MODEL=…` finds a source's bundle, and when it is converted again."""
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from service.manifest import DEMO_BUNDLE
 from tests.support.hub_server import Hub, hub_client
 
 MODEL = "Acme/Tiny-CLIP"
+HEADER = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file without tensors."""
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 2000}
 
 
@@ -100,6 +105,48 @@ def test_what_is_nothing_is_said(hub: Hub, tmp_path: Path, model: str, said: str
         locate(model, tmp_path)
 
 
+def test_what_no_reader_knows_is_said(tmp_path: Path) -> None:
+    """Before anything is installed for it: a folder of photos, a photo, weights without a configuration."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cup.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/model.safetensors").write_bytes(HEADER)
+    for name in ("photos", "photos/cup.jpg", "bare"):
+        path = str(tmp_path / name)
+        with pytest.raises(SourceError, match=f"^{re.escape(path)}: is in no layout that is read here: a training run"):
+            locate(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("recipe.toml",),
+        ("config.json", "pytorch_model.bin"),
+        ("config.json", "model.safetensors.index.json"),
+        ("open_clip_config.json",),
+        ("onnx/vision_model_fp16.onnx", "onnx/text_model_fp16.onnx"),
+    ],
+)
+def test_each_layout_is_taken(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """By the names of its files, whatever else is in the folder."""
+    for name in names:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(b'{"model_type": "clip"}')
+    assert not locate(str(tmp_path / "source"), tmp_path).ready
+
+
+def test_neither_torch_nor_onnx_is_needed(tmp_path: Path) -> None:
+    """The environment that serves asks, and has none of what a conversion needs."""
+    (tmp_path / "recipe.toml").write_bytes(b"")
+    program = (
+        "import sys; sys.modules.update(torch=None, onnx=None, safetensors=None, huggingface_hub=None); "
+        "from model_export.bundle_cache import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert ["missing", str(tmp_path)] == done.stdout.splitlines()[:2]
+
+
 def test_without_hub_and_cache_it_is_said(hub: Hub, tmp_path: Path) -> None:
     """A tag that was never asked for cannot be the latest conversion."""
     hub.add(MODEL, FILES)
@@ -114,9 +161,9 @@ def test_a_checkpoint_that_changes_is_converted_again(tmp_path: Path) -> None:
     run = tmp_path / "My run!"
     (run / "tensorboard").mkdir(parents=True)
     weights = run / "model.safetensors"
-    weights.write_bytes(b"w")
-    (run / "config.json").write_bytes(b"{}")
-    for source in (run, weights):
+    weights.write_bytes(HEADER)
+    (run / "config.json").write_bytes(b'{"model_type": "clip"}')
+    for growth, source in enumerate((run, weights), start=1):
         place = locate(str(source), tmp_path)
         stem, _, digest = place.path.name.rpartition("-")
         assert ({run: "my-run", weights: "model.safetensors"}[source], 12) == (stem, len(digest))
@@ -124,13 +171,13 @@ def test_a_checkpoint_that_changes_is_converted_again(tmp_path: Path) -> None:
         ready = convert(place)
         (run / "tensorboard/events").write_text(digest)  # is not read
         assert ready == locate(str(source), tmp_path)
-        weights.write_bytes(b"w" * len(digest))
+        weights.write_bytes(HEADER + b"w" * growth)
         assert not locate(str(source), tmp_path).ready
 
 
 def test_a_bundle_of_another_schema_is_converted_again(tmp_path: Path) -> None:
     """What this version would not serve is not ready."""
-    (tmp_path / "weights.pt").write_bytes(b"w")
+    (tmp_path / "weights.pt").write_bytes(HEADER)
     place = convert(locate(str(tmp_path / "weights.pt"), tmp_path))
     manifest = place.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 0'))

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model_export.checkpoints.tensors import Kind, is_script_archive, kind_of, peek_names, read_tensors
+from model_export.checkpoints.tensors import is_script_archive, peek_names, read_tensors
 from model_export.errors import SourceError
+from model_export.recognition import Kind, kind_of
 
 Weights = dict[str, Tensor]
 
