@@ -19,7 +19,7 @@ import httpcore
 import httpx
 
 from service.errors import ImageNotFetched, PayloadTooLarge
-from service.metrics import Metrics
+from service.metrics import Fetch, Metrics
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -196,7 +196,7 @@ class ImageFetcher:
             ImageNotFetched: the URL may not be fetched, or nothing usable came.
             PayloadTooLarge: more bytes than an image may have.
         """
-        outcome = "cancelled"
+        outcome: Fetch = "cancelled"
         try:
             async with asyncio.timeout(self._timeout_s):
                 data = await self._follow(url)

@@ -20,6 +20,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
@@ -32,6 +33,7 @@ Lookup: TypeAlias = Literal["hit", "miss", "invalid"]
 Operation: TypeAlias = Literal["read", "write"]
 Failure: TypeAlias = Literal["timeout", "connection", "refused", "skipped"]
 Dropped: TypeAlias = Literal["cancelled", "overdue"]
+Fetch: TypeAlias = Literal["ok", "failed", "too large", "cancelled"]
 Broken: TypeAlias = Literal["non-finite", "out-of-memory", "device-lost", "worker", "error"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -41,6 +43,10 @@ NO_STATE: Final = -1
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REDIS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+# Or each counter and histogram has a second series with the time of its making, which nobody asks for. It is a switch
+# of the library for the whole process; with `--workers` there are none anyway.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -237,6 +243,8 @@ class Metrics:
             self.dropped.labels(kind, dropped)
         for refused in ("key", "rate"):
             self.access_refused.labels(refused)
+        for fetched in get_args(Fetch):
+            self.image_fetches.labels(fetched)
         for outcome in ("completed", "failed"):
             self.job_lines.labels(outcome)
         for result in ("hit", "miss"):

@@ -75,6 +75,7 @@ def test_the_first_failure_is_a_rise() -> None:
         for kind, reason in product(KINDS, get_args(module.Broken))
     }
     counters |= {("anyclass_overloaded_total", f'kind="{kind}",model="tiny"') for kind in KINDS}
+    counters |= {("anyclass_image_fetches_total", f'outcome="{outcome}"') for outcome in get_args(module.Fetch)}
     counters |= {("anyclass_access_refused_total", f'reason="{reason}"') for reason in ("key", "rate")}
     counters |= {
         ("anyclass_text_cache_failures_total", f'operation="{operation}",reason="{reason}"')
@@ -82,6 +83,12 @@ def test_the_first_failure_is_a_rise() -> None:
     }
     found = values(loaded(Metrics()))
     assert dict.fromkeys(counters, 0.0) == {key: found.get(key) for key in counters}
+
+
+def test_no_series_is_there_that_no_page_explains() -> None:
+    """The library's own series of when each was made are left out: they would double their number."""
+    metrics = loaded(Metrics())
+    assert [] == [name for name, _ in values(metrics) if name.endswith("_created")]
 
 
 def test_where_there_is_no_redis_and_no_job_nothing_is_down() -> None:
