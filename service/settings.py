@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.wording import worded
+
 ENV_PREFIX = "ANYCLASS_"
 
 _CLIENTS_KEY: Final = f"{ENV_PREFIX}API_KEY"
@@ -221,6 +223,6 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
 def problems(error: ValidationError) -> list[str]:
     """One line for each refused setting, naming its variable and never showing its value."""
     return [
-        f"{variable('.'.join(str(part) for part in entry['loc']))}: {entry['msg']}"
-        for entry in error.errors(include_url=False, include_input=False, include_context=False)
+        f"{variable('.'.join(str(part) for part in entry['loc']))}: {worded(entry)}"
+        for entry in error.errors(include_url=False, include_input=False)
     ]

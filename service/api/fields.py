@@ -13,6 +13,7 @@ from service.api.problems import FieldErrors, quoted
 from service.classifier import ImageSource, LabelQuery, ScoringOptions
 from service.errors import AnyclassError, MalformedRequest, PayloadTooLarge, TooManyLabels
 from service.settings import Settings
+from service.wording import worded
 
 _MAX_ERRORS_SHOWN: Final = 20
 _MAX_NAME_CHARS: Final = 256
@@ -212,22 +213,8 @@ def _scalar_from_text(name: str, value: str) -> object:
 
 def field_errors(exc: ValidationError) -> Iterable[tuple[str, str]]:
     """Name and fault of each field that `exc` tells of, for `FieldErrors`."""
-    for entry in exc.errors(include_url=False, include_input=False, include_context=True)[:_MAX_ERRORS_SHOWN]:
-        name = _path(entry["loc"]) or entry["type"]
-        match entry["type"]:
-            case "string_type":
-                message = "must be a string"
-            case "list_type":
-                message = "must be a list"
-            case "int_type" | "int_from_float":
-                message = "must be a whole number"
-            case "float_type":
-                message = "must be a number"
-            case "finite_number":
-                message = "must be a finite number"
-            case _:
-                message = entry["msg"][:1].lower() + entry["msg"][1:]
-        yield quoted(name), message
+    for entry in exc.errors(include_url=False, include_input=False)[:_MAX_ERRORS_SHOWN]:
+        yield quoted(_path(entry["loc"]) or entry["type"]), worded(entry)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -12,6 +12,7 @@ from starlette.routing import Match, Mount
 from service.api import problems
 from service.api.error_forms import render_error
 from service.errors import AnyclassError
+from service.wording import worded
 
 _SERVER_ERROR: Final = 500
 _READING: Final = ("GET", "HEAD")
@@ -78,5 +79,5 @@ def _allowed(request: Request) -> str:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
-    fields = [(".".join(str(part) for part in entry["loc"][1:]), str(entry["msg"])) for entry in error.errors()]
+    fields = [(".".join(str(part) for part in entry["loc"][1:]), worded(entry)) for entry in error.errors()]
     return await _service_error(request, problems.FieldErrors(fields))

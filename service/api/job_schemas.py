@@ -1,9 +1,11 @@
 """Files and batches as OpenAI's clients read them."""
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Header, Path, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from service.api import examples
 from service.api.problems import FieldErrors
@@ -15,6 +17,7 @@ BATCHES_PAGE: Final = 20
 MAX_BATCHES_PAGE: Final = 100
 SHORTEST_KEEP_S: Final = 3_600
 LONGEST_KEEP_S: Final = 30 * 24 * 3_600
+_WINDOW: Final = "([1-9]|[1-9][0-9]|1[0-5][0-9]|16[0-8])h"
 _MAX_PAIRS: Final = 16
 _MAX_KEY_CHARS: Final = 255
 
@@ -147,6 +150,12 @@ class ExpiresAfter(BaseModel):
     seconds: Annotated[int, Field(ge=SHORTEST_KEEP_S, le=LONGEST_KEEP_S)]
 
 
+def _whole_hours(window: str) -> str:
+    if not re.fullmatch(_WINDOW, window):
+        raise PydanticCustomError("completion_window", "must be whole hours from 1h to 168h, such as 24h")
+    return window
+
+
 class BatchRequest(BaseModel):
     """The fields of OpenAI's request."""
 
@@ -166,8 +175,9 @@ class BatchRequest(BaseModel):
     ]
     completion_window: Annotated[
         str,
+        AfterValidator(_whole_hours),
         Field(
-            pattern=r"^([1-9]|[1-9][0-9]|1[0-5][0-9]|16[0-8])h$",
+            json_schema_extra={"pattern": f"^{_WINDOW}$"},
             description="When the batch expires: whole hours, `1h` to `168h`.",
             examples=["24h"],
         ),

@@ -1,0 +1,49 @@
+"""What is wrong with a value, in the words of this service: what it must be. Never what it is: it may be a secret."""
+
+from typing import Final
+
+from pydantic_core import ErrorDetails
+
+_WORDS: Final = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "string_type": "must be a string",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "path_type": "must be a path",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number, and a smaller one",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+}
+"""By the type of pydantic's error; in braces what its context has."""
+
+
+def worded(entry: ErrorDetails) -> str:
+    """The fault as the end of a sentence that begins with the value's name; `entry` is to have its context."""
+    kind, context = entry["type"], entry.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "too_short" and context["min_length"] == 1:
+        return "must not be empty"
+    if kind in _WORDS:
+        return _WORDS[kind].format(**context)
+    # The words of a check of our own, or of a kind that no model here has yet.
+    return entry["msg"][:1].lower() + entry["msg"][1:]
