@@ -21,6 +21,21 @@ _OPENAI_CODES: Final = {
     "overloaded": "rate_limit_exceeded",
     "unauthorized": "invalid_api_key",
 }
+_OPENAI_ONLY: Final = (
+    "/v1/assistants",
+    "/v1/audio",
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/conversations",
+    "/v1/fine_tuning",
+    "/v1/images",
+    "/v1/moderations",
+    "/v1/responses",
+    "/v1/threads",
+    "/v1/uploads",
+    "/v1/vector_stores",
+    "/v1/videos",
+)
 _SERVER_ERROR: Final = 500
 _HUGGING_FACE_STATUSES: Final = {"deadline-exceeded": 504}
 """Hugging Face's JavaScript client sends a request again at once on 503: to wait is right only for a start."""
@@ -63,6 +78,8 @@ _PREFIXES: Final[Mapping[str, Form]] = {
     "/v1/files": _openai,
     "/v1/batches": _openai,
     "/v1/models/": _openai,
+    # What OpenAI's clients ask for and is not here: they show a message only where it has their form.
+    **dict.fromkeys(_OPENAI_ONLY, _openai),
     "/models": _hugging_face,
     "/v2": _open_inference,
 }

@@ -200,6 +200,14 @@ def test_every_error_has_openais_form(
     assert answer.headers["x-request-id"]
 
 
+def test_what_is_not_here_is_told_in_openais_form(client: openai.OpenAI) -> None:
+    """The most usual call of these clients names the path that there is not."""
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a cat?"}])
+    assert ("not_found", "invalid_request_error") == (caught.value.code, caught.value.type)
+    assert "There is no /v1/chat/completions here" in caught.value.message
+
+
 def test_the_documented_examples_work(plain: httpx.Client) -> None:
     """What /docs proposes to send is answered as documented."""
     for example in EXAMPLES.values():
