@@ -23,6 +23,7 @@ from service.settings import Settings
 from service.tokenizer import Tokenizer
 
 _BACKGROUND_BATCHES: Final = 2
+_SHOWN_CHARS: Final = 100
 """Background images being decoded or waiting, in batches: one to run and one to follow it."""
 
 
@@ -232,10 +233,12 @@ class ModelRegistry:
         return all(batcher.healthy for batcher in self._batchers)
 
     def get(self, name: str | None = None) -> Model:
-        """Find a model by name or alias. Raises UnknownModel, which does not quote the name."""
-        model = self._models[0] if name is None else self._by_name.get(name)
+        """Find a model by name or alias. Raises UnknownModel, which quotes the name's beginning, escaped."""
+        if name is None:
+            return self._models[0]
+        model = self._by_name.get(name)
         if model is None:
-            raise UnknownModel(f"There is no such model; served are {', '.join(self.names)}.")
+            raise UnknownModel(f"There is no model {name[:_SHOWN_CHARS]!r} here; served are {', '.join(self.names)}.")
         return model
 
     def describe(self) -> list[ModelInfo]:

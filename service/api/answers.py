@@ -39,7 +39,7 @@ _SAMPLES: Final[Mapping[type[errors.AnyclassError], errors.AnyclassError]] = {
         errors.PayloadTooLarge("The request body is larger than 20 MiB, the limit of this server."),
         errors.TooManyLabels("The request has 10001 labels; 10000 may be sent at once here."),
         errors.MalformedRequest("The body is not valid JSON: Expecting value at line 1, column 1."),
-        errors.UnknownModel("There is no such model; served are demo."),
+        errors.UnknownModel("There is no model 'clip' here; served are demo."),
         errors.UnknownLabelSet("There is no label set of that name; GET /v1/label-sets lists those there are."),
         errors.LabelSetComputing("The label set is being computed: 1200 of 5000 labels are done.", 4.0),
         errors.LabelSetFailed("The label set cannot be computed with model demo; its status says why."),

@@ -21,7 +21,7 @@ from service.metrics import Metrics
 HEADER: Final = "x-request-id"
 CLIENT_GONE: Final = 499
 """The status in logs and metrics of a request whose client did not wait for the answer (nginx's number)."""
-_GONE_SLUG: Final = "client-gone"
+GONE_SLUG: Final = "client-gone"
 """What stands in the metrics in the place of a problem's name for such a request."""
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -105,7 +105,7 @@ class RequestContext:
         log = _log.debug if route in _QUIET_ROUTES and status != INTERNAL.status else _log.info
         problem_slug = scope["state"].get("problem")
         if problem_slug or status == CLIENT_GONE:
-            self._metrics.http_problems.labels(protocol, problem_slug or _GONE_SLUG).inc()
+            self._metrics.http_problems.labels(protocol, problem_slug or GONE_SLUG).inc()
         # The path only: the query string holds labels.
         log(
             "request",

@@ -133,12 +133,17 @@ async def _form_files(
     part = parts[0]
     form = await read_form(body, request.headers["content-type"], max_fields=_max_fields(settings), max_files=max_files)
     if strangers := [name for name in form.files if name not in parts]:
-        raise FieldErrors([(quoted(name), f"is a file; only `{part}` may be one") for name in strangers])
+        raise FieldErrors([(quoted(name), f"is a file; only {_either(parts)} may be one") for name in strangers])
     if part in form.fields:
         raise FieldErrors([(part, f"must be sent as a file (with curl: -F {part}=@photo.jpg, mind the @)")])
     if not form.files:
-        raise FieldErrors([(part, "is missing; send the picture as a file part of that name")])
+        archive = f", or a tar, tar.gz or zip of pictures as the part `{ARCHIVE}`" if ARCHIVE in parts else ""
+        raise FieldErrors([(part, f"is missing; send the picture as a file part of that name{archive}")])
     return validated(from_text(form.fields), settings), form.files
+
+
+def _either(parts: Sequence[str]) -> str:
+    return " or ".join(f"`{part}`" for part in parts)
 
 
 def _query_fields(request: Request, settings: Settings) -> dict[str, list[str]]:

@@ -244,6 +244,15 @@ def test_batch_as_lines(client: httpx.Client) -> None:
     assert [(0, True), (1, False), (2, True)] == [(each.index, bool(each.predictions)) for each in results]
 
 
+def test_accept_matters_only_where_there_is_a_choice(client: httpx.Client) -> None:
+    """A route with one kind of answer gives it, whatever is accepted (RFC 9110, section 12.5.1, allows that)."""
+    headers = {"accept": "text/xml"}
+    single = client.post("/v1/classify", json={"image": RED_64, "labels": ["red"]}, headers=headers)
+    batch = client.post("/v1/classify/batch", json={"images": [RED_64], "labels": ["red"]}, headers=headers)
+    assert (200, "application/json") == (single.status_code, single.headers["content-type"])
+    assert 406 == batch.status_code
+
+
 @pytest.mark.parametrize(
     ("accept", "kind"),
     [

@@ -528,3 +528,20 @@ def test_pixels_in_json_may_be_millions_of_numbers() -> None:
     assert 2**21 + 1 == len(parse_json_object(body, numbers=True)["data"])
     with pytest.raises(PayloadTooLarge):
         parse_json_object(b'{"data": [' + b"[]," * 2**21 + b"0]}", numbers=True)
+
+
+async def test_a_comma_is_part_of_a_label() -> None:
+    """A value by itself is one label, in a form and in a query; only a JSON list or a repeated field has several."""
+    as_fields = await parse_single(as_form(FILE, ("labels", "cat, sleeping", None)), SETTINGS)
+    in_query = await parse_single(as_raw([("labels", "cat, sleeping")]), SETTINGS)
+    assert ("cat, sleeping",) == as_fields.query.labels == in_query.query.labels
+
+
+async def test_a_batch_without_pictures_names_both_ways_to_send_them() -> None:
+    """Files, or an archive of them; for one picture there is no archive."""
+    with pytest.raises(FieldErrors, match=r"^image: is missing; .* as the part `archive`$"):
+        await parse_batch(as_form(("labels", "a", None)), SETTINGS)
+    with pytest.raises(FieldErrors, match=r"^image: is missing; send the picture as a file part of that name$"):
+        await parse_single(as_form(("labels", "a", None)), SETTINGS)
+    with pytest.raises(FieldErrors, match="only `image` or `archive` may be one"):
+        await parse_batch(as_form(("picture", IMAGE, "a.png"), ("labels", "a", None)), SETTINGS)

@@ -9,6 +9,7 @@ import pytest
 import service
 from service import errors
 from service.api import problems
+from service.api.middleware import CLIENT_GONE, GONE_SLUG
 
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -39,6 +40,13 @@ def test_every_problem_is_documented() -> None:
     text = DOCS.read_text("utf-8")
     missing = [kind.slug for kind in kinds if f"| `{kind.slug}` | {kind.status} |" not in text]
     assert [] == missing
+
+
+def test_the_status_of_a_client_that_left_is_documented() -> None:
+    """It is in no answer, but in the log and, by its name, in the metrics."""
+    text = DOCS.read_text("utf-8")
+    assert f"status {CLIENT_GONE}" in text
+    assert f"`{GONE_SLUG}`" in text
 
 
 def test_one_slug_has_one_meaning() -> None:
