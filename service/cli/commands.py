@@ -3,20 +3,24 @@
 Exit codes: 0, 1 when something failed, 2 for bad usage or input, 130 for Ctrl-C.
 """
 
+import errno
 import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from service.cli import batches, label_sets
 from service.cli.classify_command import EXAMPLES, EXIT_CODES, HELP, classify
-from service.cli.options import FAILED, ProviderChoice, examples, fail, settings_of
+from service.cli.options import ANOTHER_PORT, FAILED, ProviderChoice, examples, fail, settings_of
 
 if TYPE_CHECKING:
     from service.settings import Settings
+
+_ANOTHER_HOST: Final = "choose an address of this machine with --host (make run HOST=…)"
+_OF_THE_PORT: Final = (errno.EADDRINUSE, errno.EACCES)
 
 app = typer.Typer(
     name="anyclass",
@@ -98,7 +102,8 @@ def serve(
     try:
         listener = bind(settings.host, settings.port)
     except OSError as exc:
-        fail(f"cannot listen on {settings.host}, port {settings.port}: {exc.strerror or exc}", FAILED)
+        remedy = ANOTHER_PORT if exc.errno in _OF_THE_PORT else _ANOTHER_HOST
+        fail(f"cannot listen on {settings.host}, port {settings.port}: {exc.strerror or exc}; {remedy}", FAILED)
     url = url_of(listener)
     logs.get_logger("service.cli").info("listening", url=url, pid=os.getpid())
     greets = welcome if welcome is not None else sys.stdout.isatty()

@@ -42,6 +42,7 @@ class Format(StrEnum):
 
 LOCAL_URL: Final = "http://127.0.0.1:8000"
 RETRY_FOR_S: Final = 60.0
+ANOTHER_PORT: Final = "choose another with --port (make run PORT=…), 0 for a free one"
 WHERE: Final = "Where"
 
 UrlOption = Annotated[
@@ -105,7 +106,15 @@ def settings_of(**given: Any) -> "Settings":  # noqa: ANN401 - each setting has 
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as exc:
-        fail("\n       ".join(problems(exc)))
+        *others, last = problems(exc)
+        for problem in others:
+            say(_with_remedy(problem))
+        fail(_with_remedy(last))
+
+
+def _with_remedy(problem: str) -> str:
+    """The port is the setting that people change first, and not by its variable."""
+    return f"{problem}; {ANOTHER_PORT}" if problem.startswith("ANYCLASS_PORT:") else problem
 
 
 def service_at(url: str, api_key: str | None, *, in_flight: int = 1, retry_for_s: float = RETRY_FOR_S) -> "Service":

@@ -189,6 +189,11 @@ def test_serve_refuses_bad_settings() -> None:
     """The variable at fault is named."""
     result = serve(ANYCLASS_PORT="many")
     assert (2, True) == (result.returncode, result.stderr.startswith("Error: ANYCLASS_PORT"))
+    assert "choose another with --port (make run PORT=…)" in result.stderr
+    several = serve(ANYCLASS_PORT="70000", ANYCLASS_WORKERS="0")
+    assert ["Error: ANYCLASS_PORT: must be at most 65535", "Error: ANYCLASS_WORKERS: must be at least 1"] == [
+        line.partition(";")[0] for line in several.stderr.splitlines()
+    ]
 
 
 def test_serve_says_when_the_port_is_taken(folder: Path) -> None:
@@ -197,6 +202,9 @@ def test_serve_says_when_the_port_is_taken(folder: Path) -> None:
         result = serve("--port", taken.getsockname()[1], "--model", folder / "bundle")
     assert 1 == result.returncode
     assert "cannot listen on 127.0.0.1" in result.stderr
+    assert "choose another with --port (make run PORT=…)" in result.stderr
+    elsewhere = serve("--host", "192.0.2.1")
+    assert (1, True) == (elsewhere.returncode, "with --host (make run HOST=…)" in elsewhere.stderr)
     assert "Traceback" not in result.stderr
 
 
