@@ -143,6 +143,13 @@ def test_pods_are_bounded_and_watched(overlay: str, name: str) -> None:
 
 
 @EVERY_OVERLAY
+def test_threads_are_those_that_the_pod_asks_for(overlay: str) -> None:
+    """The request for CPUs is what computes: inference on CPUs, decoding beside a GPU."""
+    works = "ANYCLASS_THREADS" if overlay.startswith("cpu") else "ANYCLASS_DECODE_THREADS"
+    assert container(overlay, "anyclass")["resources"]["requests"]["cpu"] == settings_map(overlay)[works]
+
+
+@EVERY_OVERLAY
 def test_probes_ask_the_right_questions(overlay: str) -> None:
     """Liveness never depends on readiness; the start waits for a warm model."""
     main = container(overlay, "anyclass")
