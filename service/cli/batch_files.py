@@ -21,7 +21,10 @@ _DEFAULT_ENDPOINT: Final = "/v1/classify"
 
 
 async def endpoint_of(file: Path) -> str:
-    """The route that the first line of a file names; that of classification where it names none."""
+    """The route that the first line of a file names; that of classification where it names none.
+
+    Raises `InputError` for a file that cannot be read, or whose first line is no request at all.
+    """
     return await asyncio.to_thread(_endpoint, file)
 
 
@@ -126,14 +129,19 @@ def _around(name: str, boundary: str) -> tuple[bytes, bytes]:
 
 def _endpoint(file: Path) -> str:
     try:
-        for line in _first_lines(file):
-            try:
-                return str(json.loads(line)["url"])
-            except (ValueError, KeyError, TypeError):
-                return _DEFAULT_ENDPOINT  # the service says what is wrong with the line
+        line = next(_first_lines(file), b"")
     except OSError as exc:
         raise InputError(f"cannot read {file}: {exc.strerror or exc}") from exc
-    return _DEFAULT_ENDPOINT
+    if len(line) == _FIRST_LINE_BYTES:
+        return _DEFAULT_ENDPOINT  # only a part of a line, which the service reads as a whole
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        request = None
+    if not isinstance(request, dict):
+        raise InputError(f"{file} is no file of requests: its first line is not a JSON object; see docs/batch-jobs.md")
+    # What else is wrong with a request the service says, of this line and of all others.
+    return str(request.get("url", _DEFAULT_ENDPOINT))
 
 
 def _first_lines(file: Path) -> Iterator[bytes]:

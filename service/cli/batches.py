@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from service.cli.client import Service
 
 _MAX_PAGE: Final = 100
+_SHOWN_FAULTS: Final = 5
+"""Of an input file; a file of another kind has one in each of its lines."""
 
 app = typer.Typer(
     help="Batch jobs: files of requests that a service answers in the background.",
@@ -51,8 +53,8 @@ ErrorsOption = Annotated[
 @app.command(
     epilog=examples(
         "anyclass batches create requests.jsonl",
-        "anyclass batches create requests.jsonl --wait --output answers.jsonl --errors errors.jsonl",
-        "anyclass batches create texts.jsonl --endpoint /v1/embeddings --window 2h --metadata run=tuesday",
+        "anyclass batches create requests.jsonl --wait --output answers.jsonl",
+        "anyclass batches create texts.jsonl --endpoint /v1/embeddings --window 2h",
     )
 )
 def create(
@@ -95,9 +97,14 @@ def create(
 
     async def work() -> int:
         async with service:
-            chosen = endpoint or await endpoint_of(file)
+            named = await endpoint_of(file)
             batch = await start(
-                service, file, endpoint=chosen, window=window, metadata=pairs, idempotency_key=idempotency_key
+                service,
+                file,
+                endpoint=endpoint or named,
+                window=window,
+                metadata=pairs,
+                idempotency_key=idempotency_key,
             )
             if not wait:
                 print_batch(batch, as_json=as_json, short=True)
@@ -206,7 +213,7 @@ def cancel(
 @app.command(
     epilog=examples(
         "anyclass batches download batch_0199… > answers.jsonl",
-        "anyclass batches download batch_0199… --output answers.jsonl --errors errors.jsonl",
+        "anyclass batches download batch_0199… -o answers.jsonl --errors errors.jsonl",
     )
 )
 def download(
@@ -258,9 +265,12 @@ async def _wait(
     # Where the answers go to the standard output nothing else does.
     if Path("-") not in (output, errors):
         print_batch(batch, as_json=as_json, short=True)
-    for fault in (batch["errors"] or {"data": []})["data"]:
+    faults = (batch["errors"] or {"data": []})["data"]
+    for fault in faults[:_SHOWN_FAULTS]:
         line = "" if fault["line"] is None else f"line {fault['line']}: "
         say(f"{line}{fault['message']}")
+    if len(faults) > _SHOWN_FAULTS:
+        say(f"and {len(faults) - _SHOWN_FAULTS} more; see all of them: anyclass batches status {batch['id']}")
     if batch["status"] == "failed":
         return BAD_USAGE
     return OK if batch["status"] == "completed" and not batch["request_counts"]["failed"] else FAILED

@@ -36,10 +36,15 @@ class ScoringChoice(StrEnum):
 
 EXAMPLES: Final = (
     "anyclass classify photo.jpg --labels cat,dog,rocket",
-    "anyclass classify photos/ --labels-file labels.txt --top-k 3 --output results.csv",
-    "anyclass classify 'photos/**/*.png' --labels cat,dog --format jsonl | jq .predictions",
+    "anyclass classify photos/ --labels-file labels.txt --output results.csv",
+    "anyclass classify 'photos/*.png' --labels cat,dog --json | jq .predictions",
     "anyclass classify photo.jpg --labels cat,dog --templates 'a drawing of a {}.'",
-    "anyclass classify photos/ --label-set animals --url http://127.0.0.1:8000 --output results.parquet",
+    "anyclass classify photos/ --label-set animals --url http://127.0.0.1:8000",
+)
+HELP: Final = (
+    "Classify image files against labels: in this process, or with --url by a running service.\n\n"
+    "Results come in the order of the images. An image that cannot be classified fails no other: "
+    "the reason is on standard error, and in CSV, JSON and Parquet too."
 )
 EXIT_CODES: Final = (
     "[bold]Exit codes[/bold]\n\n0: every image was classified; 1: some were not, or something failed; "
@@ -164,11 +169,7 @@ def classify(
         ),
     ] = True,
 ) -> None:
-    """Classify image files against labels: in this process, or with --url by a running service.
-
-    Results come in the order of the images. An image that cannot be classified fails no other: the reason is on
-    standard error, and in CSV, JSON and Parquet too.
-    """
+    """As `HELP` says, in which each paragraph is one line: a line of a docstring would be one on the terminal too."""
     from service.classifier import LabelQuery, ScoringOptions
     from service.cli.classify import Job, run_here, run_remote
     from service.cli.inputs import InputError, images_of, labels_of, templates_of

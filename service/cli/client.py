@@ -23,6 +23,7 @@ _BUSY: Final = (429, 502, 503, 504)
 _NOTICED_S: Final = 3.0
 """A wait from which on people wonder what goes on."""
 _COMPUTING: Final = "label-set-computing"
+_UNKNOWN_SET: Final = "unknown-label-set"
 _PROBLEM: Final = "urn:anyclass:problem:"
 _NOT_THE_REQUEST: Final = (408, 409, 412, 429)
 """Client errors that say how things stand, not that the request is wrong."""
@@ -74,6 +75,8 @@ class Service:
             if not _KEY.fullmatch(api_key):
                 raise RemoteError("An API key has printable ASCII characters only, and no spaces.", exit_code=2)
             headers["authorization"] = f"Bearer {api_key}"
+        if not self.url.lower().startswith(("http://", "https://")):
+            raise RemoteError(f"{url} is not a URL of a service; it begins with http:// or https://.", exit_code=2)
         try:
             self._http = httpx.AsyncClient(
                 base_url=self.url,
@@ -82,7 +85,7 @@ class Service:
                 limits=httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight),
             )
         except httpx.InvalidURL as exc:
-            raise RemoteError(f"{self.url} is not a URL of a service.") from exc
+            raise RemoteError(f"{self.url} is not a URL of a service.", exit_code=2) from exc
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -124,7 +127,7 @@ class Service:
                     await answer.aread()
             except httpx.TransportError as exc:
                 # A service that has answered before may be starting anew; one that never has is not there.
-                if not self._turns.ever_answered or isinstance(exc, httpx.UnsupportedProtocol):
+                if not self._turns.ever_answered:
                     self._turns.dropped()
                     raise self._unreachable(exc) from exc
                 if not self._turns.refused(None):
@@ -169,8 +172,6 @@ class Service:
 
     def _unreachable(self, error: httpx.TransportError) -> RemoteError:
         match error:
-            case httpx.UnsupportedProtocol():
-                return RemoteError(f"{self.url} is not a URL of a service; it begins with http:// or https://.")
             case httpx.ConnectTimeout() | httpx.ConnectError():
                 return RemoteError(
                     f"No service answers at {self.url}: {str(error) or 'it does not take the connection'}"
@@ -239,6 +240,9 @@ def _refusal(answer: httpx.Response) -> RemoteError:
         return RemoteError(f"The server answered {status}; it does not look like this service.", status=code)
     if code == _UNAUTHORIZED:
         detail += " For this command: --api-key, or the variable ANYCLASS_API_KEY."
+    elif kind == _UNKNOWN_SET:
+        # What the service says names its own route.
+        detail = "There is no label set of that name; anyclass label-sets list shows those there are."
     about_image = kind in _ABOUT_THE_IMAGE or kind in _OF_ITS_OWN
     wrong = answer.is_client_error and not about_image and code not in _NOT_THE_REQUEST
     return RemoteError(detail, image_at_fault=about_image, exit_code=2 if wrong else 1, status=code)

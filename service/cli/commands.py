@@ -40,7 +40,7 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's signature
 @app.callback()
 def options(
     *,
-    version: Annotated[  # noqa: ARG001 - its callback does it
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:

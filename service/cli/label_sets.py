@@ -110,7 +110,7 @@ def show(
 @app.command(
     epilog=examples(
         "anyclass label-sets put animals animals.txt",
-        "anyclass label-sets put animals --labels cat,dog --templates 'a photo of a {}, a type of pet.'",
+        "anyclass label-sets put pets --labels cat,dog --templates 'a pet, a {}.'",
         "anyclass label-sets put animals animals.json --wait",
         "anyclass label-sets put animals animals.txt --if-match 0199a2b4c6d8",
     )

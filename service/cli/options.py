@@ -75,8 +75,8 @@ TimeoutOption = Annotated[
 
 
 def examples(*commands: str) -> str:
-    """The end of a help text."""
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(commands)
+    """The end of a help text: a line each, which a terminal of 80 columns must not break, so that it can be copied."""
+    return "[bold]Examples[/bold]\n\n" + "\n".join(commands)
 
 
 def say(reason: str) -> None:

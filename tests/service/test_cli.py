@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from service.api.version import VERSION
 from service.classifier import Classification, Prediction
 from service.cli import app
 from service.cli.terminal import bar, example_photo, heading, predictions_table, printable, shown_path, welcome
@@ -41,9 +42,9 @@ def server(folder: Path) -> Iterator[HttpServer]:
         yield running
 
 
-def run(*arguments: object, stdin: str = "") -> Result:
+def run(*arguments: object, stdin: str = "", **env: str) -> Result:
     """Run the command in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, env=env)
 
 
 @pytest.fixture(params=["here", "remote"])
@@ -132,13 +133,18 @@ def test_a_bundle_that_is_not_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
-    [("http://127.0.0.1:1", "No service answers"), ("nonsense", "not a URL"), ("http://[::", "not a URL")],
+    ("url", "code", "words"),
+    [
+        ("http://127.0.0.1:1", 1, "No service answers"),
+        ("nonsense", 2, "not a URL"),
+        ("127.0.0.1:8000", 2, "127.0.0.1:8000 is not a URL of a service; it begins with http:// or https://."),
+        ("http://[::", 2, "not a URL"),
+    ],
 )
-def test_a_service_that_is_not_there(folder: Path, url: str, words: str) -> None:
+def test_a_service_that_is_not_there(folder: Path, url: str, code: int, words: str) -> None:
     """One line says so, however many images there are."""
     result = run("classify", folder / "red.png", folder / "green.png", "--labels", "a", "--url", url)
-    assert (1, "") == (result.exit_code, result.stdout)
+    assert (code, "") == (result.exit_code, result.stdout)
     assert 1 == len(result.stderr.splitlines())
     assert words in result.stderr
 
@@ -164,10 +170,36 @@ def test_help(arguments: list[str]) -> None:
     assert arguments == ["--help"] or "Examples" in result.stdout
 
 
-def test_version() -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("classify",),
+        ("serve",),
+        *(("label-sets", name) for name in ("list", "show", "put", "wait", "delete")),
+        *(("batches", name) for name in ("create", "list", "status", "wait", "cancel", "download")),
+    ],
+)
+def test_examples_can_be_copied(command: tuple[str, ...]) -> None:
+    """In 80 columns each is one whole line, one below the other; paragraphs are broken by the terminal alone."""
+    result = run(*command, "--help", COLUMNS="80")
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    examples = lines[lines.index("Examples") + 2 :]
+    examples = examples[: examples.index("")]
+    assert examples
+    assert [line for line in examples if not line.startswith(f"anyclass {' '.join(command)}")] == []
+
+
+def test_help_is_broken_by_the_terminal_alone() -> None:
+    """A paragraph fills its lines, whatever their width."""
+    shown = run("classify", "--help", COLUMNS="80").stdout
+    assert "\n fails no other: the reason is on standard error, and in CSV, JSON and Parquet" in shown
+
+
+@pytest.mark.parametrize("argument", ["version", "--version"])
+def test_version(argument: str) -> None:
     """One line."""
-    result = run("version")
-    assert (0, 1) == (result.exit_code, len(result.stdout.splitlines()))
+    result = run(argument)
+    assert (0, f"{VERSION}\n", "") == (result.exit_code, result.stdout, result.stderr)
 
 
 def serve(*arguments: object, **env: str) -> "subprocess.CompletedProcess[str]":

@@ -120,6 +120,33 @@ def test_a_file_that_is_no_file_of_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("url")
+def test_many_faults_are_counted(tmp_path: Path) -> None:
+    """Five of them are shown; a file of another kind has one in each of its lines."""
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"custom_id": "a"}\n' + "nonsense\n" * 10)
+    result = anyclass("batches", "create", file, "--wait")
+    batch, *faults = result.stderr.splitlines()
+    assert (2, 6) == (result.returncode, len(faults))
+    assert f"Error: and 6 more; see all of them: anyclass batches status {batch}" == faults[-1]
+    assert "line 11: " in anyclass("batches", "status", batch).stdout
+
+
+@pytest.mark.parametrize("content", ["# A text\n", "[1]\n", "", "\n \n", "\x80"])
+@pytest.mark.parametrize("options", [(), ("--endpoint", "/v1/embeddings")])
+@pytest.mark.usefixtures("url")
+def test_a_file_of_another_kind_is_not_sent(tmp_path: Path, content: str, options: tuple[str, ...]) -> None:
+    """Its first line tells."""
+    file = tmp_path / "README.md"
+    file.write_text(content, "latin-1")
+    before = anyclass("batches", "list", "--json").stdout
+    result = anyclass("batches", "create", file, *options)
+    assert (2, "") == (result.returncode, result.stdout)
+    said = f"{file} is no file of requests: its first line is not a JSON object; see docs/batch-jobs.md"
+    assert f"Error: {said}\n" == result.stderr
+    assert before == anyclass("batches", "list", "--json").stdout
+
+
+@pytest.mark.usefixtures("url")
 def test_what_makes_no_sense(tmp_path: Path, requests: Path) -> None:
     """Exit code 2 and one line."""
     for arguments, words in (

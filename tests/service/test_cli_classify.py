@@ -333,7 +333,7 @@ def test_label_sets_are_the_services(folder: Path, server: HttpServer) -> None:
         (["--label-set", "colours"], "give --url"),
         (["--label-set", "colours", *LABELS, *remote], "brings its own labels"),
         (["--label-set", "colours", "--templates", "a {}", *remote], "brings its own labels"),
-        (["--label-set", "nothing", *remote], "no label set of that name"),
+        (["--label-set", "nothing", *remote], "no label set of that name; anyclass label-sets list shows"),
     ):
         result = anyclass("classify", image, *arguments)
         assert (2, "", True) == (result.returncode, result.stdout, words in result.stderr)
