@@ -132,13 +132,16 @@ async def test_a_lost_script_is_loaded_again(redis: RedisServer) -> None:
         assert 0 == limiter._metrics.rate_limit_fallbacks._value.get()
 
 
-async def test_without_redis_each_process_limits_by_itself(redis: RedisServer) -> None:
+async def test_without_redis_each_process_limits_by_itself(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """No request fails, the limit still holds, and whoever had used up the burst does not get another."""
     async with shared(redis, RateLimit(0.01, 3)) as limiter:
         assert 2 == await passed(limiter, "a", 2)
         redis.kill()
         assert 1 == await passed(limiter, "a", 5)
         assert 3 == await passed(limiter, "b", 5)
+        assert ["Redis cannot be reached; each process limits the rate by itself until it answers"] == caplog.messages
         redis.start()
         await until(lambda: _asked_redis(limiter))
 
