@@ -42,7 +42,7 @@ def test_it_is_whole_small_and_knows_its_origin() -> None:
     assert str(ROOT) not in (DEMO_BUNDLE / "manifest.json").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["cup", "rocket"])
+@pytest.mark.parametrize("name", ["cat", "cup", "rocket"])
 def test_it_names_the_example_photos(server: HttpServer, name: str) -> None:
     """Of ten labels the right one comes first."""
     with (EXAMPLES / f"{name}.jpg").open("rb") as image:
