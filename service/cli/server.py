@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from service.api import problems
 from service.api.lifecycle import Lifecycle
 from service.api.middleware import HEADER, request_id_of
-from service.cli.lingering import LingeringProtocol
+from service.cli.bounds import BoundedProtocol
 from service.errors import AnyclassError
 from service.settings import Settings
 
@@ -41,7 +41,7 @@ _BACKLOG: Final = 2048
 _log = structlog.stdlib.get_logger("service.server")
 
 
-class ProblemHttpProtocol(LingeringProtocol):
+class ProblemHttpProtocol(BoundedProtocol):
     """Answers what is not even HTTP with a problem, as everything else."""
 
     def send_400_response(self, msg: str) -> None:
