@@ -99,8 +99,6 @@ class Metrics:
         self.http_in_flight = Gauge(
             "anyclass_http_requests_in_flight", "Requests being answered.", registry=own, multiprocess_mode="livesum"
         )
-
-        # What a classification is made of
         self.body_bytes = Gauge(
             "anyclass_body_bytes",
             "Bytes of request bodies in memory, those that are still arriving included.",
@@ -110,6 +108,8 @@ class Metrics:
         self.bodies_refused = Counter(
             "anyclass_bodies_refused", "Bodies refused because too many bytes of others were in memory.", registry=own
         )
+
+        # What a classification is made of
         self.images = Counter(
             "anyclass_images",
             "Images classified or embedded, or failed with an error class.",
