@@ -11,12 +11,13 @@ from typing import Final
 
 from model_export import onnx_source
 from model_export.bundle import check_destination
-from model_export.errors import ExportError
+from model_export.errors import ExportError, SourceError
 from model_export.hub import fetch, hub_id
 from model_export.hub_files import FULL_PRECISION
 from model_export.model_source import SourceOptions
 from model_export.narration import Narrator
 from model_export.onnx_source import OnnxOptions
+from model_export.recognition import NOTHING_THERE
 from service.manifest import Manifest, Precision, load_bundle
 
 REDUCED: Final = ("fp16", "int8")
@@ -101,7 +102,10 @@ def _at_hand(wanted: Conversion, narrator: Narrator) -> tuple[Path, SourceOption
     """Return where the source's files are, downloaded where it is a hub id, and what is known of it."""
     hub = hub_id(wanted.source)
     if hub is None:
-        return Path(wanted.source).expanduser(), wanted.options
+        path = Path(wanted.source).expanduser()
+        if not path.exists():  # said here, where torch is not needed yet
+            raise SourceError(f"{path}: {NOTHING_THERE}")
+        return path, wanted.options
     fetched = fetch(
         hub.model_id,
         revision=hub.revision,

@@ -9,7 +9,7 @@ from model_export.checkpoints import hugging_face, open_clip, openai, training_r
 from model_export.checkpoints.tensors import SUFFIXES, read_tensors
 from model_export.errors import SourceError
 from model_export.model_source import ModelSource, SourceOptions
-from model_export.recognition import unknown_layout
+from model_export.recognition import NOTHING_THERE, unknown_layout
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def load_model(path: Path, options: SourceOptions) -> ModelSource:
         SourceError: nothing is there, no reader knows it, it is no sound weights file, or its reader refuses it.
     """
     if not path.exists():
-        raise SourceError(f"{path}: is neither a file or folder nor a hub id such as openai/clip-vit-base-patch32")
+        raise SourceError(f"{path}: {NOTHING_THERE}")
     for layout in LAYOUTS:
         if layout.recognises(path):
             return layout.load(path, options)

@@ -19,6 +19,9 @@ OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
 ONNX_FOLDER: Final = "onnx"
 ONNX_TOWERS: Final = ("vision_model", "text_model")
 
+NOTHING_THERE: Final = "is neither a file or folder nor a hub id such as openai/clip-vit-base-patch32"
+"""What is wrong with a source that does not exist."""
+
 _LARGEST_CONFIG: Final = 1 << 20
 """Bytes of a ``config.json`` in which the model's type is looked for."""
 

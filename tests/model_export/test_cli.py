@@ -124,6 +124,17 @@ def test_a_missing_package_names_the_extra(
     assert "docs/install.md" in said
 
 
+def test_a_source_that_is_not_there_needs_no_torch(tmp_path: Path) -> None:
+    """Nobody is told to install what would not help."""
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['anyclass-export', *sys.argv[1:]]; "
+        "from model_export.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "export", "./nope", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "error: nope: is neither a file or folder nor a hub id" in error_of(done, 2)
+
+
 def test_who_installs_a_missing_package_is_told_by_the_exit_code_alone(exported_fp16: Exported, tmp_path: Path) -> None:
     """`make run` tries without torch first: that it is missing is no error there, so none is printed."""
     command = ["export", str(exported_fp16.run), str(tmp_path / "out")]
