@@ -9,12 +9,8 @@ from service.batch_choice import Lane, Rules
 from service.batch_run import Work
 from service.latency_model import WINDOW, LatencyModel
 
-_SLACK: Final = 0.05
-"""Throughput that background batches may lose to be shorter."""
-
-_SHORTEST_BATCH: Final = 16
-"""They are no smaller than this part of the limit, whatever the model says: two of 32 images, on a CPU whose batches
-cost little by themselves, and an interactive request waits for at most two such batches."""
+_SLACK: Final = 0.2
+"""Throughput that background batches may lose to be shorter while interactive requests come: see docs/batching.md."""
 
 _RECENT_S: Final = 10.0
 """Where no interactive work came for so long, background batches need not be short."""
@@ -55,7 +51,7 @@ class Pace:
             return Rules(limit, spare=_SPARE_AT_FIRST, sizes=work.sizes)
         background = limit
         if work.length is None and self._clock() - self._interactive_at < _RECENT_S:
-            background = max(model.fit.enough(limit, _SLACK), limit // _SHORTEST_BATCH, 1)
+            background = max(model.fit.enough(limit, _SLACK), 1)
         return Rules(limit, spare=model.fit.spare_units(), background_limit=background, sizes=work.sizes)
 
     def observe(self, work: Work, rows: int, units: float, seconds: float) -> None:
