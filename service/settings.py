@@ -145,6 +145,7 @@ class Settings(BaseSettings):
     # Time
     request_timeout_s: PositiveFloat = 30.0
     drain_timeout_s: PositiveFloat = 25.0
+    keep_alive_s: PositiveFloat = 75.0
 
     # Logs
     log_level: LogLevel = "info"

@@ -80,6 +80,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 backlog=_BACKLOG,
+                timeout_keep_alive=math.ceil(settings.keep_alive_s),
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
             )
         )

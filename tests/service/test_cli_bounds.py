@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
+import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -118,3 +121,20 @@ async def test_who_does_not_say_what_it_wants_is_hung_up_on(begin: bytes) -> Non
             assert b"" == await reader.read()
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("env", "idle_s", "open_after"), [({"ANYCLASS_KEEP_ALIVE_S": "1"}, 3.0, False), ({}, 6.0, True)]
+)
+def test_a_connection_without_requests_stays_open_as_long_as_is_set(
+    tmp_path: Path, env: dict[str, str], idle_s: float, open_after: bool
+) -> None:
+    """By default longer than proxies keep theirs: uvicorn's five seconds are 502 now and then behind a proxy."""
+    with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        connection.request("GET", "/livez")
+        connection.getresponse().read()
+        assert connection.sock is not None
+        readable, _, _ = select.select([connection.sock], [], [], idle_s)
+        assert open_after is (readable == [])
+        connection.close()
