@@ -22,32 +22,25 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _capacity(serve: dict[str, Any], folder: Path) -> Path:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _empty(4)
     for name, target in serve["targets"].items():
         clients = list(map(int, target["closed"]))
         rates = [median(run["rate_rps"] for run in runs) or 0.0 for runs in target["closed"].values()]
         axes.plot(clients, rates, marker="o", label=name, color=_colour(serve, name))
     for name, runs in serve["bare"].items():
         loop = median(run["loop"]["rate_ips"] for run in runs) or 0.0
-        axes.axhline(loop, linestyle=":", color=_OWN, label=f"bare loop of {name}")
+        axes.axhline(loop, linestyle=":", color=_colour(serve, name), label=f"bare loop of {name}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(clients, map(str, clients))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("clients, each with one request under way")
     axes.set_ylabel("requests/s")
-    axes.spines[["top", "right"]].set_visible(False)
     _legend(figure)
     return _saved(figure, folder / "bench-capacity.png")
 
 
 def _latency(serve: dict[str, Any], folder: Path) -> Path:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _empty(4)
     quantiles = ("p50", "p90", "p95", "p99")
     for name, target in serve["targets"].items():
         for (share, runs), style in zip(target["open"].items(), ("-", "--", ":"), strict=False):
@@ -58,16 +51,12 @@ def _latency(serve: dict[str, Any], folder: Path) -> Path:
                 axes.plot(quantiles, milliseconds, style, marker="o", label=label, color=_colour(serve, name))
     axes.set_yscale("log")
     axes.set_ylabel("latency from the intended moment, ms")
-    axes.spines[["top", "right"]].set_visible(False)
     _legend(figure)
     return _saved(figure, folder / "bench-latency.png")
 
 
 def _memory(memory: dict[str, Any], folder: Path) -> Path:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 2.4), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _empty(2.4)
     for number, (name, run) in enumerate(memory.items()):
         seconds, used = zip(*run["samples"], strict=True)
         colour = (_OWN, *_OTHERS)[number % 5]
@@ -75,9 +64,18 @@ def _memory(memory: dict[str, Any], folder: Path) -> Path:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds under the load of 32 clients")
     axes.set_ylabel("resident, GiB")
-    axes.spines[["top", "right"]].set_visible(False)
     _legend(figure)
     return _saved(figure, folder / "bench-memory.png")
+
+
+def _empty(height: float) -> tuple[Any, Any]:
+    """A figure and its axes; `height` in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, height), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def _colour(serve: dict[str, Any], name: str) -> str:
