@@ -35,10 +35,10 @@ def test_the_page_works_as_written(tmp_path: Path) -> None:
             assert "Error" not in done.stderr
             outputs.append(done.stdout)
     table, service, sets, batches = outputs
-    assert re.search(r"examples/rocket\.jpg  demo\n rocket +9\d\.\d%", table)
+    assert re.search(r"examples/cat\.jpg  demo\n cat +9\d\.\d%", table)
     assert '{"image": "examples/cup.jpg", "model": "demo"' in table
     assert 4 == len((tmp_path / "results.csv").read_text().splitlines())
-    assert re.search(r"examples/rocket\.jpg  demo\n rocket +9\d\.\d%", service)
+    assert re.search(r"examples/cat\.jpg  demo\n cat +9\d\.\d%", service)
     assert "things is deleted." in sets
     assert re.search(r"batch_\w+  completed, 3 of 3 answered, 0 failed", batches)
     assert 3 == len((tmp_path / "answers.jsonl").read_text().splitlines())
