@@ -1,6 +1,6 @@
 """Every benchmark in one run: results to build/bench/results.json, tables and plots to docs/benchmarks.md.
 
-make bench                                      # everything, about 20 minutes
+make bench                                      # everything, 20 to 30 minutes
 make bench BENCH_ARGS="--only serve,labels"     # parts
 make bench BENCH_ARGS="--quick"                 # everything once, briefly; the page stays as it is
 make bench-gpu                                  # on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
