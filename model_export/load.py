@@ -9,7 +9,7 @@ from model_export.checkpoints import hugging_face, open_clip, openai, training_r
 from model_export.checkpoints.tensors import SUFFIXES, read_tensors
 from model_export.errors import SourceError
 from model_export.model_source import ModelSource, SourceOptions
-from model_export.recognition import NOTHING_THERE, unknown_layout
+from model_export.recognition import NOTHING_THERE, is_hugging_face, is_training_run, unknown_layout
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Layout:
 
 
 LAYOUTS: Final = (
-    Layout(training_run.recognises, training_run.load),
-    Layout(hugging_face.recognises, hugging_face.load),
+    Layout(is_training_run, training_run.load),
+    Layout(is_hugging_face, hugging_face.load),
     Layout(open_clip.recognises, open_clip.load),
     Layout(openai.recognises, openai.load),
 )

@@ -16,6 +16,7 @@ HF_WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 HF_INDEX: Final = ".index.json"
 """Behind the name of weights that are split over several files."""
 OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
+"""Where this stands beside weights with OpenAI's names, they are open_clip's."""
 ONNX_FOLDER: Final = "onnx"
 ONNX_TOWERS: Final = ("vision_model", "text_model")
 

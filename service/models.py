@@ -23,8 +23,10 @@ from service.settings import Settings
 from service.tokenizer import Tokenizer
 
 _BACKGROUND_BATCHES: Final = 2
-_SHOWN_CHARS: Final = 100
 """Background images being decoded or waiting, in batches: one to run and one to follow it."""
+
+_SHOWN_CHARS: Final = 100
+"""Of a model's name that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

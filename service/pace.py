@@ -51,7 +51,7 @@ class Pace:
             return Rules(limit, spare=_SPARE_AT_FIRST, sizes=work.sizes)
         background = limit
         if work.length is None and self._clock() - self._interactive_at < _RECENT_S:
-            background = max(model.fit.enough(limit, _SLACK), 1)
+            background = model.fit.enough(limit, _SLACK)
         return Rules(limit, spare=model.fit.spare_units(), background_limit=background, sizes=work.sizes)
 
     def observe(self, work: Work, rows: int, units: float, seconds: float) -> None:

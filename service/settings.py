@@ -203,7 +203,7 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     Those of the project's other commands are none, nor are the addresses that Kubernetes and Docker put in for services
     named `anyclass` or `anyclass-…`. A client's key counts where the service has none: it may have been meant for it.
     """
-    known = {variable(name).removeprefix(ENV_PREFIX): variable(name) for name in Settings.model_fields}
+    known = {name.upper(): variable(name) for name in Settings.model_fields}
     # pydantic-settings takes names of any case, and an empty variable for none.
     names = {name.upper() for name, value in environ.items() if value and name.upper().startswith(ENV_PREFIX)}
     services = tuple(name.removesuffix(_SERVICE_HOST) for name in names if name.endswith(_SERVICE_HOST))

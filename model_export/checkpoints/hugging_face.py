@@ -38,7 +38,7 @@ from model_export.checkpoints.tokenizers import (
 )
 from model_export.errors import SourceError
 from model_export.model_source import TEMPLATES, ModelSource, SourceOptions, load_weights, text_section
-from model_export.recognition import HF_CONFIG, HF_INDEX, HF_WEIGHTS, is_hugging_face
+from model_export.recognition import HF_CONFIG, HF_INDEX, HF_WEIGHTS
 from model_export.tokenizer_training import END_OF_TEXT
 from service.manifest import FileEntry, Provenance, SigmoidScoring, SoftmaxScoring
 
@@ -59,11 +59,6 @@ class Weights:
     tensors: dict[str, Tensor]
     path: Path
     sha256: str
-
-
-def recognises(path: Path) -> bool:
-    """Whether this is a folder with weights and a ``config.json`` that names a ``model_type``."""
-    return is_hugging_face(path)
 
 
 def load(path: Path, options: SourceOptions) -> ModelSource:

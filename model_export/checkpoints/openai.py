@@ -24,8 +24,6 @@ from model_export.errors import SourceError
 from model_export.model_source import ModelSource, SourceOptions
 from model_export.recognition import is_open_clip
 
-"""Where this stands beside the weights, they are open_clip's."""
-
 HEAD_WIDTH: Final = 64
 """Channels of one attention head in every model that OpenAI published."""
 

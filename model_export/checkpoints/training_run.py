@@ -22,7 +22,7 @@ from model_export.model_source import (
     read,
     text_section,
 )
-from model_export.recognition import RECIPE, is_training_run
+from model_export.recognition import RECIPE
 from service.manifest import (
     DEFAULT_TEMPLATES,
     Alias,
@@ -76,11 +76,6 @@ class RunConfig(_Section):
                 msg = f"templates.{name}: every template needs exactly one {{}}"
                 raise ValueError(msg)
         return self
-
-
-def recognises(path: Path) -> bool:
-    """Tell a training run from other folders: only it holds its recipe."""
-    return is_training_run(path)
 
 
 def load(path: Path, options: SourceOptions) -> ModelSource:

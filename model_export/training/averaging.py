@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,7 +21,7 @@ from model_export.checkpoints.training_run import CARD, CONFIG, TOKENIZER, WEIGH
 from model_export.errors import TrainingError
 from model_export.model_source import ModelSource
 from model_export.recognition import RECIPE
-from model_export.training.files import replacing
+from model_export.training.files import replacing, write_json
 
 
 def average(runs: Sequence[Path], out: Path, *, shares: Sequence[float] = ()) -> Path:
@@ -59,8 +60,7 @@ def average(runs: Sequence[Path], out: Path, *, shares: Sequence[float] = ()) ->
     for name in (TOKENIZER, RECIPE, CARD):
         if (runs[-1] / name).exists():
             shutil.copyfile(runs[-1] / name, out / name)
-    with replacing(out / CONFIG) as partial:
-        partial.write_text(_config(runs[-1], sources, shares), encoding="utf-8")
+    write_json(out / CONFIG, _config(runs[-1], sources, shares))
     with replacing(out / WEIGHTS) as partial:
         save_file(weights, partial)
     return out
@@ -92,11 +92,11 @@ def _mean(weights: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict
     return mean
 
 
-def _config(last: Path, sources: Sequence[ModelSource], shares: Sequence[float]) -> str:
-    config = json.loads((last / CONFIG).read_text(encoding="utf-8"))
+def _config(last: Path, sources: Sequence[ModelSource], shares: Sequence[float]) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((last / CONFIG).read_text(encoding="utf-8"))
     parts = (
         f"{share / sum(shares):.3g} of sha256:{source.provenance.source_sha256} ({source.provenance.source})"
         for source, share in zip(sources, shares, strict=True)
     )
     config["provenance"]["source"] = "mean of weights: " + "; ".join(parts)
-    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+    return config

@@ -12,6 +12,7 @@ import tokenizers
 
 from model_export.architectures import ClipConfig
 from model_export.architectures.config import TextTransformerConfig
+from model_export.checkpoints.training_run import TOKENIZER
 from model_export.data.augment import Augmentation
 from model_export.data.captions import Captioner, all_captions
 from model_export.data.loading import BatchLoader, open_image
@@ -27,8 +28,6 @@ from service.errors import PromptTooLong
 from service.images import preprocess
 from service.manifest import ImageSection
 from service.tokenizer import Tokenizer
-
-TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import shutil
 import time
@@ -23,20 +21,22 @@ from model_export.architectures import ClipConfig, build
 from model_export.architectures.clip import ClipModel
 from model_export.architectures.config import VisionTransformerConfig
 from model_export.architectures.residual_conv import ResidualConv, WhiteningStem
+from model_export.checkpoints.training_run import CONFIG, TOKENIZER, WEIGHTS
 from model_export.data.loading import Batch, batches
 from model_export.encoders import ImageEncoder, TextEncoder
 from model_export.errors import TrainingError
 from model_export.evaluation import zero_shot
+from model_export.recognition import RECIPE
 from model_export.training import checkpoints
-from model_export.training.files import replacing
+from model_export.training.files import replacing, write_json
 from model_export.training.objective import contrastive_loss, same_meaning
 from model_export.training.optimizer import Optimizer, learning_rate
-from model_export.training.preparation import TOKENIZER, Prepared, prepare
+from model_export.training.preparation import Prepared, prepare
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest, read_recipe
+from service.manifest import FileEntry
 
 CHECKPOINTS = "checkpoints"
-WEIGHTS = "model.safetensors"
 _WHITENING_BATCHES = 8
 
 
@@ -86,8 +86,8 @@ def train(
         _take_tokenizer(start_from, run)
     prepared = prepare(recipe, run, own_tokenizer=first_step == 0 and start_from is None)
     if first_step == 0:
-        shutil.copyfile(recipe_path, run / "recipe.toml")
-        _write_json(run / "config.json", _config(recipe, prepared.model_config, start_from))
+        shutil.copyfile(recipe_path, run / RECIPE)
+        write_json(run / CONFIG, _config(recipe, prepared.model_config, start_from))
     trainer = _Trainer.start(recipe, prepared, run, place)
     if checkpoint:
         trainer.model.load_state_dict(checkpoint["model"])
@@ -292,7 +292,7 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
         msg = f"{run}: holds an unfinished run; continue it with --resume, or name another folder with --out"
         raise TrainingError(msg)
     if checkpoint and checkpoint["recipe_digest"] != digest(recipe):
-        msg = f"{run}: was started from another recipe than this; resume with {run / 'recipe.toml'}"
+        msg = f"{run}: was started from another recipe than this; resume with {run / RECIPE}"
         raise TrainingError(msg)
     run.mkdir(parents=True, exist_ok=True)
     return checkpoint
@@ -309,7 +309,7 @@ def _take_weights(source: Path, model: ClipModel) -> None:
     try:
         model.load_state_dict(load_file(source / WEIGHTS))
     except (SafetensorError, OSError, RuntimeError) as error:
-        msg = f"{source / WEIGHTS}: not weights of the recipe's model; use the [model] of {source / 'recipe.toml'}"
+        msg = f"{source / WEIGHTS}: not weights of the recipe's model; use the [model] of {source / RECIPE}"
         raise TrainingError(msg) from error
 
 
@@ -317,8 +317,7 @@ def _config(recipe: Recipe, model: ClipConfig, start_from: Path | None) -> dict[
     size = model.image.image_size
     source = f"trained from {recipe.name}"
     if start_from:
-        with (start_from / WEIGHTS).open("rb") as file:
-            source += f", beginning with the weights sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        source += f", beginning with the weights sha256:{FileEntry.of(start_from / WEIGHTS).sha256}"
     return {
         "name": recipe.name,
         "model": model.model_dump(mode="json"),
@@ -326,11 +325,6 @@ def _config(recipe: Recipe, model: ClipConfig, start_from: Path | None) -> dict[
         "templates": {name: list(templates) for name, templates in recipe.captions.template_sets.items()},
         "provenance": {"source": source, "licence": recipe.licence},
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _millions(module: nn.Module) -> str:

@@ -131,10 +131,9 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
     if (kind := media_type(request)) != MULTIPART:
         raise UnsupportedMediaType(f"A file is sent as multipart/form-data, not as {quoted(kind or 'nothing', 100)}.")
     limit = settings.max_file_bytes + _FORM_BYTES
-    declared = request.headers.get("content-length")
-    bodies.check_declared_length(declared, limit)
+    declared = bodies.check_declared_length(request.headers.get("content-length"), limit)
     body = bodies.chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
-    writer = await desk.begin_file(max(0, int((declared or "0")[:20]) - _FORM_BYTES))
+    writer = await desk.begin_file(max(0, declared - _FORM_BYTES))
     try:
         upload = await read_upload(body, request.headers["content-type"], writer.write)
         name, keep_s = _checked(upload, settings.keep_files_s)

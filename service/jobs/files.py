@@ -7,6 +7,7 @@ from typing import Final
 
 from service.errors import PayloadTooLarge, StateCorrupt
 from service.jobs.records import (
+    ALL,
     FILE_PREFIX,
     FILE_RECORDS,
     FileRecord,
@@ -24,7 +25,6 @@ from service.state import StateStore
 PIECE_BYTES: Final = 2**20
 
 _DATA: Final = "files/data/"
-_ALL: Final = 1_000_000
 _ABANDONED_S: Final = 24 * 3600.0
 """Content without a record is of an upload that is going on; one this old was broken off."""
 
@@ -144,7 +144,7 @@ class FileStore:
         self, *, after: str | None, limit: int, ascending: bool = False, purpose: str | None = None
     ) -> tuple[list[FileRecord], bool]:
         """Up to `limit` files that follow `after`, the newest first unless `ascending`, and whether there are more."""
-        keys = await self._state.keys(FILE_RECORDS, limit=_ALL)
+        keys = await self._state.keys(FILE_RECORDS, limit=ALL)
         if ascending:
             keys.reverse()
         if after is not None:
@@ -187,7 +187,7 @@ class FileStore:
     async def sweep(self, now: float, in_use: frozenset[str]) -> None:
         """Delete files that have expired and are not `in_use`, and what broken uploads left."""
         known = set()
-        for key in await self._state.keys(FILE_RECORDS, limit=_ALL):
+        for key in await self._state.keys(FILE_RECORDS, limit=ALL):
             entry = await self._state.get(key)
             if entry is None:
                 continue

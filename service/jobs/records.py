@@ -13,6 +13,8 @@ R = TypeVar("R", bound=BaseModel)
 
 FILE_PREFIX: Final = "file-"
 JOB_PREFIX: Final = "batch_"
+ALL: Final = 1_000_000
+"""As the limit of a look at keys: every one of them."""
 FILE_RECORDS: Final = "files/record/"
 """Where the records of files are in the state store."""
 

@@ -5,13 +5,11 @@ process that receives it. Only what clients send is ever refused: the results of
 """
 
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Protocol
 
 from service.errors import StateCorrupt, StateFull
-from service.jobs.records import FILE_RECORDS, FileRecord, parse
+from service.jobs.records import ALL, FILE_RECORDS, FileRecord, parse
 from service.state import StateStore
-
-_ALL: Final = 1_000_000
 
 
 class Arriving(Protocol):
@@ -62,7 +60,7 @@ class Room:
     async def _look(self) -> None:
         """See which files there are now. Raises StateUnavailable."""
         before = set(self._kept)
-        there = await self._state.keys(FILE_RECORDS, limit=_ALL)
+        there = await self._state.keys(FILE_RECORDS, limit=ALL)
         for key in before.difference(there):
             data, size = self._kept.pop(key, ("", 0))
             self._kept_bytes -= size

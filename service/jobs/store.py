@@ -18,6 +18,7 @@ from service.errors import Conflict, StateCorrupt, StateUnavailable
 from service.jobs import ledger
 from service.jobs.ledger import Claim
 from service.jobs.records import (
+    ALL,
     JOB_PREFIX,
     Job,
     Reservation,
@@ -33,7 +34,6 @@ _RECORDS: Final = "jobs/record/"
 _ACTIVE: Final = "jobs/active/"
 _RESULTS: Final = "jobs/results/"
 _RESERVED: Final = "jobs/reserved/"
-_ALL: Final = 1_000_000
 _ATTEMPTS: Final = 200
 _LONGEST_PAUSE_S: Final = 0.05
 _ORPHANED_S: Final = 60.0
@@ -99,7 +99,7 @@ class JobStore:
 
     async def claim(self, now: float, lease_s: float) -> Claim | None:
         """Lease a unit of the oldest job that has one to give."""
-        for name in await self._state.keys(_ACTIVE, limit=_ALL):
+        for name in await self._state.keys(_ACTIVE, limit=ALL):
             job_id = JOB_PREFIX + name.removeprefix(_ACTIVE)
             try:
                 job = await self.get(job_id)
@@ -188,7 +188,7 @@ class JobStore:
     async def active(self) -> list[Job]:
         """All jobs that have not ended, the oldest first."""
         found: list[Job] = []
-        for name in await self._state.keys(_ACTIVE, limit=_ALL):
+        for name in await self._state.keys(_ACTIVE, limit=ALL):
             with suppress(StateCorrupt):  # `claim` tells of it
                 job = await self.get(JOB_PREFIX + name.removeprefix(_ACTIVE))
                 if job is not None and job.active:
@@ -200,7 +200,7 @@ class JobStore:
 
         A job that has not ended and is not marked as such is marked again.
         """
-        for key in await self._state.keys(_RECORDS, limit=_ALL):
+        for key in await self._state.keys(_RECORDS, limit=ALL):
             entry = await self._state.get(key)
             job = None if entry is None else parse(Job, key, entry.value)
             if entry is not None and job is not None and not job.active and job.expires_at + keep_s < now:
@@ -209,7 +209,7 @@ class JobStore:
             if job is not None and job.active:
                 # Its mark was taken for one without a job by a process that looked just before the record was written.
                 await self._state.put(_ACTIVE + _hex(job.id), b"", expected=None)
-        for key in await self._state.keys(_RESERVED, limit=_ALL):
+        for key in await self._state.keys(_RESERVED, limit=ALL):
             entry = await self._state.get(key)
             if entry is not None and parse(Reservation, key, entry.value).until < now:
                 await self._state.delete(key, expected=entry.version)

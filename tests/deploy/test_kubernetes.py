@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,10 +63,15 @@ def kustomize(folder: Path) -> tuple[Document, ...]:
 
 
 def one(overlay: str, kind: str, name: str) -> Document:
-    """The document of that kind whose name starts so (a generated name ends with a hash)."""
+    """The document of an overlay, as `single`."""
+    return single(render(overlay), kind, name)
+
+
+def single(documents: Iterable[Document], kind: str, name: str) -> Document:
+    """The one document of that kind and name; a generated name ends with a hash."""
     (found,) = [
         document
-        for document in render(overlay)
+        for document in documents
         if document["kind"] == kind and re.fullmatch(rf"{name}(-[a-z0-9]{{10}})?", document["metadata"]["name"])
     ]
     return found

@@ -14,7 +14,7 @@ import yaml
 
 from service.settings import Settings
 from service.state import RedisStateStore
-from tests.deploy.test_kubernetes import ROOT, VERSIONS, Document, kustomize, pod, why_not_rendered
+from tests.deploy.test_kubernetes import ROOT, VERSIONS, Document, kustomize, pod, single, why_not_rendered
 from tests.support.redis_server import running_redis
 
 PAGE = (ROOT / "docs/deploy.md").read_text("utf-8")
@@ -65,13 +65,8 @@ def render(variant: str) -> tuple[Document, ...]:
 
 
 def one(variant: str, kind: str, name: str) -> Document:
-    """The document of that kind and name; a generated name ends with a hash."""
-    (found,) = [
-        each
-        for each in render(variant)
-        if each["kind"] == kind and re.fullmatch(rf"{name}(-[a-z0-9]{{10}})?", each["metadata"]["name"])
-    ]
-    return found
+    """The document of a variant, as `single`."""
+    return single(render(variant), kind, name)
 
 
 def container(variant: str, kind: str, name: str) -> Document:

@@ -20,10 +20,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from model_export.checkpoints.hf_config import read_clip, read_siglip
-from model_export.checkpoints.hugging_face import load, recognises
+from model_export.checkpoints.hugging_face import load
 from model_export.errors import SourceError
 from model_export.export import export_model
 from model_export.model_source import ModelSource, SourceOptions
+from model_export.recognition import is_hugging_face
 from service.class_vectors import logits
 from service.engine import OnnxEngine
 from service.images import decode
@@ -272,7 +273,7 @@ def test_weights_saved_by_torch_are_the_same(clip: Path, pristine_clip: Path) ->
     expected = load(pristine_clip, SourceOptions())
     weights = load_file(clip / "model.safetensors")
     as_pickles(clip)
-    assert recognises(clip)
+    assert is_hugging_face(clip)
     assert same_weights(expected, load(clip, SourceOptions()))
 
     (clip / "pytorch_model.bin.index.json").unlink()
@@ -526,16 +527,16 @@ def test_what_is_no_such_folder_is_refused(clip: Path, tmp_path: Path) -> None:
 
 def test_only_folders_with_weights_and_a_models_type_are_recognised(clip: Path, siglip: Path, tmp_path: Path) -> None:
     """A training run has a config.json too, but no model_type; a folder of graphs has no weights."""
-    assert recognises(clip)
-    assert recognises(siglip)
+    assert is_hugging_face(clip)
+    assert is_hugging_face(siglip)
     as_shards(clip)
-    assert recognises(clip)
-    assert not recognises(clip / "config.json")
-    assert not recognises(tmp_path)
+    assert is_hugging_face(clip)
+    assert not is_hugging_face(clip / "config.json")
+    assert not is_hugging_face(tmp_path)
     (siglip / "model.safetensors").unlink()
-    assert not recognises(siglip)
+    assert not is_hugging_face(siglip)
     (clip / "config.json").write_text('{"name": "a run"}')
-    assert not recognises(clip)
+    assert not is_hugging_face(clip)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -43,6 +43,7 @@ from service.text_cache import MemoryTextCache
 from tests.support.classifying import picture, until
 from tests.support.fake_engine import FakeEngine
 from tests.support.redis_server import running_redis
+from tests.support.state_stores import KINDS, state_stores
 from tests.support.tiny_bundle import write_tiny_bundle
 
 T = TypeVar("T")
@@ -115,16 +116,11 @@ async def replica(
             await state.close()
 
 
-@pytest.fixture(params=["directory", "redis"])
+@pytest.fixture(params=KINDS)
 async def shared(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StateStore]:
     """A state that replicas share; each process has connections of its own, which makes no difference here."""
-    with ExitStack() as stack:
-        if request.param == "redis":
-            store: StateStore = RedisStateStore(stack.enter_context(running_redis(tmp_path)).url)
-        else:
-            store = DirectoryStateStore(tmp_path / "state")
-        yield store
-        await store.close()
+    async with state_stores(request.param, tmp_path) as make:
+        yield make()
 
 
 def many(count: int) -> list[str]:
