@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from model_export.errors import ModelExportError, ParityError
 from service.errors import AnyclassError
-from service.extras import how_to_add
+from service.installation import how_to_add
 
 FAILED = 1
 WRONG_INPUT = 2
@@ -145,9 +145,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is at OUT.")] = False,
 ) -> None:
     """Export a model to a bundle, and measure it against the model before it gets its name."""
-    from model_export.conversion import Conversion, convert
-    from model_export.model_source import SourceOptions
-    from model_export.narration import Narrator, size
+    from model_export.checkpoints.model_source import SourceOptions
+    from model_export.export.console import Narrator, size
+    from model_export.export.convert import Conversion, convert
 
     started = time.monotonic()
     narrator = Narrator(Console())
@@ -190,8 +190,8 @@ def verify(
     provider: Annotated[str, typer.Option(help="The execution provider to run the graphs on.")] = "cpu",
 ) -> None:
     """Check a bundle: digests, batch sizes, text lengths, unit lengths, parity with torch."""
-    from model_export.narration import show
-    from model_export.verify import verify_bundle
+    from model_export.bundles.verification import verify_bundle
+    from model_export.export.console import show
 
     if not bundle.is_dir():
         _stop(f"{bundle}: is not a folder")
@@ -199,9 +199,9 @@ def verify(
     if run is None:
         report = verify_bundle(bundle, provider=provider)
     else:
-        from model_export.export import reference_probes
-        from model_export.load import load_model
-        from model_export.model_source import SourceOptions
+        from model_export.checkpoints.load import load_model
+        from model_export.checkpoints.model_source import SourceOptions
+        from model_export.export.from_weights import reference_probes
 
         source = load_model(run, SourceOptions())
         report = verify_bundle(bundle, provider=provider, reference=lambda opened: reference_probes(source, opened))
@@ -251,11 +251,11 @@ def evaluate(
     label_column: Annotated[str, typer.Option(help="Of Parquet files: the classes.")] = "label",
 ) -> None:
     """Measure a bundle's zero-shot accuracy on labelled images, and compare template sets."""
-    from model_export.zero_shot.data import Columns
-    from model_export.zero_shot.plot import check_plot, write_plot
-    from model_export.zero_shot.report import Bars, check_output, show, write_json
-    from model_export.zero_shot.run import Request
-    from model_export.zero_shot.run import evaluate as measure
+    from model_export.evaluation.data.sources import Columns
+    from model_export.evaluation.plot import check_plot, write_plot
+    from model_export.evaluation.report import Bars, check_output, show, write_json
+    from model_export.evaluation.run import Request
+    from model_export.evaluation.run import evaluate as measure
 
     if plot:
         check_plot(plot)
@@ -289,7 +289,7 @@ def list_sizes(
     *, as_json: Annotated[bool, typer.Option("--json", help="For programs: with aliases and configurations.")] = False
 ) -> None:
     """Show every known size: towers, parameters, joint space, input, published accuracy."""
-    from model_export.listing import sizes_json, sizes_table
+    from model_export.architectures.listing import sizes_json, sizes_table
 
     if as_json:
         typer.echo(sizes_json())

@@ -36,13 +36,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from model_export.architectures import ClipConfig
 from model_export.architectures.config import VisionTransformerConfig
 from model_export.architectures.sizes import named_size
-from model_export.conversion import Conversion, convert
-from model_export.model_source import SourceOptions
-from model_export.narration import Narrator
-from model_export.tokenizer_training import END_OF_TEXT, MIN_VOCAB_SIZE, train_tokenizer
+from model_export.checkpoints.model_source import SourceOptions
+from model_export.export.console import Narrator
+from model_export.export.convert import Conversion, convert
+from model_export.training.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, train_tokenizer
 from service.errors import AnyclassError
-from service.manifest import IMAGE_ENCODER, TEXT_ENCODER
-from service.providers import open_session, resolve
+from service.model.engine.providers import open_session, resolve
+from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 
 BUNDLE: Final = "bundle"
 PLAIN: Final = {"transformers, dynamo": True, "transformers, TorchScript": False}

@@ -20,10 +20,10 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from service.engine import OnnxEngine
 from service.errors import ConfigurationError, ProviderUnavailable
-from service.manifest import Bundle, load_bundle
-from service.providers import resolve
+from service.model.engine.engine import OnnxEngine
+from service.model.engine.providers import resolve
+from service.model.manifest import Bundle, load_bundle
 
 _TOLERANCE = 1e-5
 

@@ -24,10 +24,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from service.engine import OnnxEngine
-from service.images import DEFAULT_LIMITS, Pixels, Undecoded, decode, open_rgb
-from service.manifest import DEMO_BUNDLE, ImageSection, load_bundle
-from service.resizing import covering_size
+from service.images.decoding import DEFAULT_LIMITS, Pixels, Undecoded, decode, open_rgb
+from service.model.engine.engine import OnnxEngine
+from service.model.manifest import DEMO_BUNDLE, ImageSection, load_bundle
+from service.model.resizing import covering_size
 
 SIZES = ((640, 480), (1920, 1080), (4032, 3024))
 ENCODINGS = ((60, "4:2:0"), (80, "4:2:0"), (95, "4:4:4"))  # quality and subsampling

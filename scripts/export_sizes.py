@@ -86,12 +86,12 @@ def _export(options: argparse.Namespace) -> None:
     from model_export.architectures import build
     from model_export.architectures.siglip_config import SiglipConfig
     from model_export.architectures.sizes import named_size
-    from model_export.export import export_model
-    from model_export.model_source import TEMPLATES, ModelSource, text_section
-    from model_export.reduction import Reduced, reduce_bundle
-    from model_export.sampling import draw_sample
-    from model_export.tokenizer_training import END_OF_TEXT, MIN_VOCAB_SIZE, train_tokenizer
-    from service.manifest import ImageSection, Provenance, SigmoidScoring, SoftmaxScoring
+    from model_export.checkpoints.model_source import TEMPLATES, ModelSource, text_section
+    from model_export.export.from_weights import export_model
+    from model_export.export.reduce import Reduced, reduce_bundle
+    from model_export.export.sampling import draw_sample
+    from model_export.training.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, train_tokenizer
+    from service.model.manifest import ImageSection, Provenance, SigmoidScoring, SoftmaxScoring
 
     size = named_size(options.sizes[0])
     folder: Path = options.keep

@@ -16,7 +16,7 @@ if [ -f "$model/manifest.json" ]; then
     exit 0
 fi
 
-found=$("$venv/bin/python" -m model_export.bundle_cache "$model") || exit 1
+found=$("$venv/bin/python" -m model_export.export.bundle_cache "$model") || exit 1
 { read -r state && read -r source && read -r bundle; } <<<"$found"
 
 if [ "$state" != ready ]; then

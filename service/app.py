@@ -9,33 +9,26 @@ import structlog
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from service.api import (
-    batches,
-    classify,
-    classify_batch,
-    embeddings,
-    files,
-    huggingface,
-    label_sets,
-    open_inference,
-    operations,
-)
-from service.api.auth import AccessControl, open_access
-from service.api.body_room import BodyRoom
-from service.api.docs_page import add_docs
-from service.api.document import describe, operation_id
-from service.api.handlers import add_handlers
+from service.api.access.api_keys import ApiKeys
+from service.api.documentation.docs_page import add_docs
+from service.api.documentation.document import describe, operation_id
+from service.api.huggingface import routes as huggingface
 from service.api.job_wiring import open_jobs
-from service.api.middleware import RequestContext
+from service.api.middleware.access_control import AccessControl, open_access
+from service.api.middleware.request_context import RequestContext
+from service.api.native import classify, classify_batch, label_sets, operations
+from service.api.open_inference import routes as open_inference
+from service.api.openai import batches, embeddings, files
+from service.api.problems.handlers import add_handlers
+from service.api.request.memory_budget import BodyRoom
 from service.api.services import Services
 from service.api.version import VERSION
-from service.api_keys import ApiKeys
-from service.classifier import Classifier
-from service.metrics import NO_STATE, Metrics
-from service.models import ModelRegistry
+from service.classification.classifier import Classifier
+from service.inference.served_model import ModelRegistry
+from service.labels.cache import TextCache, open_text_cache
+from service.monitoring.metrics import NO_STATE, Metrics
 from service.settings import Settings
 from service.state import StateStore, open_state
-from service.text_cache import TextCache, open_text_cache
 
 _log = structlog.stdlib.get_logger("service.app")
 

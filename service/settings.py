@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.wording import worded
+from service.validation_messages import worded
 
 ENV_PREFIX = "ANYCLASS_"
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Final
 
+from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
-from model_export.model_source import SourceOptions
 
 _LONGEST: Final = 128
 

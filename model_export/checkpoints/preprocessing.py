@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model_export.checkpoints.json_files import checked, read_object
 from model_export.errors import SourceError
-from service.manifest import ImageSection, Rgb
+from service.model.manifest import ImageSection, Rgb
 
 PREPROCESSOR: Final = "preprocessor_config.json"
 PROCESSOR: Final = "processor_config.json"

@@ -15,6 +15,7 @@ from typing import Final
 
 from tokenizers import Regex, Tokenizer, normalizers, processors
 
+from model_export.checkpoints.model_source import SAMPLE_TEXT
 from model_export.checkpoints.tokenizers import (
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -23,7 +24,6 @@ from model_export.checkpoints.tokenizers import (
     open_tokenizer_json,
 )
 from model_export.errors import SourceError
-from model_export.model_source import SAMPLE_TEXT
 
 _PUNCTUATION: Final = r"[!-/:-@\[-`{-~]"
 """Python's ``string.punctuation``."""

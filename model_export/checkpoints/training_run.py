@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model_export.architectures import ClipConfig, build
-from model_export.errors import SourceError
-from model_export.model_source import (
+from model_export.checkpoints.layouts import RECIPE
+from model_export.checkpoints.model_source import (
     ModelSource,
     SourceOptions,
     check_tokenizer,
@@ -22,16 +22,8 @@ from model_export.model_source import (
     read,
     text_section,
 )
-from model_export.recognition import RECIPE
-from service.manifest import (
-    DEFAULT_TEMPLATES,
-    Alias,
-    FileEntry,
-    ImageSection,
-    Provenance,
-    Slug,
-    SoftmaxScoring,
-)
+from model_export.errors import SourceError
+from service.model.manifest import DEFAULT_TEMPLATES, Alias, FileEntry, ImageSection, Provenance, Slug, SoftmaxScoring
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"

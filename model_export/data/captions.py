@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.prompts import fill
+from service.model.prompts import fill
 
 
 @dataclass(frozen=True)

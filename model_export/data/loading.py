@@ -19,7 +19,7 @@ from model_export.data.parquet import PairReader
 from model_export.data.plan import BatchPlan, TrainingPlan
 from model_export.errors import DataError
 from service.errors import AnyclassError
-from service.images import ImageLimits, open_rgb
+from service.images.decoding import ImageLimits, open_rgb
 
 Encode = Callable[[list[str]], np.ndarray]
 

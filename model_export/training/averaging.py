@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model_export.checkpoints.layouts import RECIPE
+from model_export.checkpoints.model_source import ModelSource
 from model_export.checkpoints.training_run import CARD, CONFIG, TOKENIZER, WEIGHTS, load_training_run
 from model_export.errors import TrainingError
-from model_export.model_source import ModelSource
-from model_export.recognition import RECIPE
-from model_export.training.files import replacing, write_json
+from model_export.files import replacing, write_json
 
 
 def average(runs: Sequence[Path], out: Path, *, shares: Sequence[float] = ()) -> Path:

@@ -10,7 +10,7 @@ from typing import Any, TypedDict, cast
 import torch
 
 from model_export.errors import TrainingError
-from model_export.training.files import replacing
+from model_export.files import replacing
 
 PATTERN = "step-*.pt"
 KEEP = 2

@@ -12,6 +12,7 @@ import tokenizers
 
 from model_export.architectures import ClipConfig
 from model_export.architectures.config import TextTransformerConfig
+from model_export.checkpoints.model_source import text_section
 from model_export.checkpoints.training_run import TOKENIZER
 from model_export.data.augment import Augmentation
 from model_export.data.captions import Captioner, all_captions
@@ -19,15 +20,14 @@ from model_export.data.loading import BatchLoader, open_image
 from model_export.data.parquet import PairReader
 from model_export.data.plan import Phase, TrainingPlan, is_validation
 from model_export.errors import DataError, RecipeError
-from model_export.evaluation import LabelledImages
-from model_export.model_source import text_section
-from model_export.tokenizer_training import END_OF_TEXT, train_tokenizer
-from model_export.training.files import replacing
+from model_export.files import replacing
 from model_export.training.recipe import Recipe
+from model_export.training.tokenizer import END_OF_TEXT, train_tokenizer
+from model_export.training.validation import LabelledImages
 from service.errors import PromptTooLong
-from service.images import preprocess
-from service.manifest import ImageSection
-from service.tokenizer import Tokenizer
+from service.images.decoding import preprocess
+from service.model.manifest import ImageSection
+from service.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,21 @@ from torch import nn
 from model_export.architectures import ClipConfig, build
 from model_export.architectures.clip import ClipModel
 from model_export.architectures.config import VisionTransformerConfig
+from model_export.architectures.encoders import ImageEncoder, TextEncoder
 from model_export.architectures.residual_conv import ResidualConv, WhiteningStem
+from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.training_run import CONFIG, TOKENIZER, WEIGHTS
 from model_export.data.loading import Batch, batches
-from model_export.encoders import ImageEncoder, TextEncoder
 from model_export.errors import TrainingError
-from model_export.evaluation import zero_shot
-from model_export.recognition import RECIPE
+from model_export.files import replacing, write_json
 from model_export.training import checkpoints
-from model_export.training.files import replacing, write_json
 from model_export.training.objective import contrastive_loss, same_meaning
 from model_export.training.optimizer import Optimizer, learning_rate
 from model_export.training.preparation import Prepared, prepare
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest, read_recipe
-from service.manifest import FileEntry
+from model_export.training.validation import zero_shot
+from service.model.manifest import FileEntry
 
 CHECKPOINTS = "checkpoints"
 _WHITENING_BATCHES = 8

@@ -1,6 +1,6 @@
 """The parts of batch jobs, put together."""
 
-from service.api.job_lines import JobLines
+from service.api.openai.batch_lines import JobLines
 from service.api.services import Services
 from service.jobs import JobDesk, JobRunner, JobWork, Limits
 from service.state import StateStore

@@ -7,16 +7,16 @@ from typing import Final, TypeVar, cast
 
 from starlette.requests import Request
 
+from service.api.access.api_keys import ApiKeys
+from service.api.access.rate_limit import Limiter
 from service.api.lifecycle import Lifecycle
-from service.api_keys import ApiKeys
-from service.classifier import Classifier
-from service.embedder import Embedder
+from service.classification.classifier import Classifier
+from service.classification.embedder import Embedder
 from service.errors import NotReady
-from service.image_urls import ImageFetcher
+from service.images.fetching import ImageFetcher
+from service.inference.served_model import ModelRegistry
 from service.jobs import JobDesk
-from service.metrics import Metrics
-from service.models import ModelRegistry
-from service.rate_limit import Limiter
+from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
 T = TypeVar("T")

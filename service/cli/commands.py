@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from service.cli import batches, label_sets
-from service.cli.classify_command import EXAMPLES, EXIT_CODES, HELP, classify
+from service.cli import label_sets
+from service.cli.batches import command as batches
+from service.cli.classify.command import EXAMPLES, EXIT_CODES, HELP, classify
 from service.cli.options import ANOTHER_PORT, FAILED, ProviderChoice, examples, fail, settings_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def serve(
     ] = None,
 ) -> None:
     """Start the HTTP service. Every setting can also be given as a variable ANYCLASS_…; see docs/settings.md."""
-    from service import logs
+    from service.monitoring import logs
 
     given: dict[str, Any] = {"host": host, "port": port, "workers": workers}
     given["provider"] = provider.value if provider else None
@@ -91,8 +92,8 @@ def serve(
     logs.configure(settings.log_level, settings.log_format)
     _warn_of_unknown_variables()
 
-    from service.cli.server import Server, bind, url_of
-    from service.cli.workers import Supervisor, check
+    from service.cli.serve.server import Server, bind, url_of
+    from service.cli.serve.supervisor import Supervisor, check
     from service.errors import ConfigurationError
 
     try:
@@ -147,7 +148,7 @@ def main() -> None:
 
 def _warn_of_unknown_variables() -> None:
     """A misspelt setting is not set; the one line that says so is all that tells."""
-    from service import logs
+    from service.monitoring import logs
     from service.settings import unknown_variables
 
     for name, meant in unknown_variables(os.environ).items():
@@ -157,7 +158,7 @@ def _warn_of_unknown_variables() -> None:
 
 def _welcome(url: str, model: str, seconds: float, settings: "Settings") -> None:
     from service.api.version import VERSION
-    from service.cli import terminal
+    from service.cli.console import rendering as terminal
 
     folders = [Path.cwd() / "examples", Path(__file__).parents[2] / "examples"]
     photo = terminal.example_photo(folders)

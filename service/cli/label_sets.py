@@ -26,8 +26,8 @@ from service.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from service.cli.client import Service
-    from service.cli.waiting import Standing
+    from service.cli.remote.client import Service
+    from service.cli.remote.polling import Standing
 
 _PAGE: Final = 1_000
 _LISTED: Final = ("label_sets", "next")
@@ -227,7 +227,7 @@ def _condition(version: str | None) -> dict[str, str]:
 
 
 async def _ended(service: "Service", name: str, timeout_s: float | None) -> dict[str, Any]:
-    from service.cli.waiting import wait_for
+    from service.cli.remote.polling import wait_for
 
     return await wait_for(
         lambda: service.json("GET", _path(name), _MEMBERS), _standing, noun="labels", timeout_s=timeout_s
@@ -235,7 +235,7 @@ async def _ended(service: "Service", name: str, timeout_s: float | None) -> dict
 
 
 def _standing(status: dict[str, Any]) -> "Standing":
-    from service.cli.waiting import Standing
+    from service.cli.remote.polling import Standing
 
     progress = status["progress"]
     return Standing(status["status"] != "computing", f"computing {status['name']}", progress["done"], progress["total"])
@@ -258,7 +258,7 @@ def _print_result(status: dict[str, Any]) -> int:
 
 
 def _print_status(status: dict[str, Any]) -> None:
-    from service.cli.terminal import print_fields
+    from service.cli.console.rendering import print_fields
 
     progress, templates = status["progress"], status["templates"]
     fields = {
@@ -277,7 +277,7 @@ def _print_status(status: dict[str, Any]) -> None:
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:
-    from service.cli.terminal import print_table
+    from service.cli.console.rendering import print_table
 
     if not found:
         say_none = "There are no label sets. Write one: anyclass label-sets put NAME FILE\n"

@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 if TYPE_CHECKING:
-    from service.cli.client import Service
+    from service.cli.remote.client import Service
     from service.settings import Settings
 
 OK: Final = 0
@@ -81,14 +81,14 @@ def examples(*commands: str) -> str:
 
 def say(reason: str) -> None:
     """Write one error to standard error."""
-    from service.cli.terminal import printable
+    from service.cli.console.rendering import printable
 
     sys.stderr.write(f"Error: {printable(reason)}\n")
 
 
 def note(text: str) -> None:
     """Write one line that is no error to standard error."""
-    from service.cli.terminal import printable
+    from service.cli.console.rendering import printable
 
     sys.stderr.write(printable(text) + "\n")
 
@@ -119,7 +119,7 @@ def _with_remedy(problem: str) -> str:
 
 def service_at(url: str, api_key: str | None, *, in_flight: int = 1, retry_for_s: float = RETRY_FOR_S) -> "Service":
     """A service, not yet asked anything; ends the command where its URL or the key cannot be used."""
-    from service.cli.client import RemoteError, Service
+    from service.cli.remote.client import RemoteError, Service
 
     try:
         return Service(url, api_key=api_key, in_flight=in_flight, retry_for_s=retry_for_s, tell=note)
@@ -129,8 +129,8 @@ def service_at(url: str, api_key: str | None, *, in_flight: int = 1, retry_for_s
 
 def finish(work: Coroutine[Any, Any, int]) -> NoReturn:
     """Run what a command does with a service, and end the command with the exit code that it gives."""
-    from service.cli.client import RemoteError
     from service.cli.inputs import InputError
+    from service.cli.remote.client import RemoteError
 
     try:
         code = asyncio.run(work)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from service.errors import PayloadTooLarge, StateCorrupt
+from service.jobs.quota import Room
 from service.jobs.records import (
     ALL,
     FILE_PREFIX,
@@ -19,7 +20,6 @@ from service.jobs.records import (
     newest_first,
     parse,
 )
-from service.jobs.room import Room
 from service.state import StateStore
 
 PIECE_BYTES: Final = 2**20

@@ -9,13 +9,13 @@ from typing import Any, Final
 import structlog
 
 from service.errors import AnyclassError, StateUnavailable
-from service.jobs import ledger
+from service.jobs import transitions as ledger
 from service.jobs.files import FileStore
-from service.jobs.ledger import Claim
 from service.jobs.records import ACTIVE, ENDED, Job, LineFault, Status
 from service.jobs.store import JobStore, count_by_status
+from service.jobs.transitions import Claim
 from service.jobs.work import JobWork, Patience
-from service.metrics import NO_STATE, Metrics
+from service.monitoring.metrics import NO_STATE, Metrics
 
 _POLL_S: Final = 1.0
 """How often is looked for jobs that another process took in."""

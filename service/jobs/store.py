@@ -15,8 +15,7 @@ from typing import Final
 import structlog
 
 from service.errors import Conflict, StateCorrupt, StateUnavailable
-from service.jobs import ledger
-from service.jobs.ledger import Claim
+from service.jobs import transitions as ledger
 from service.jobs.records import (
     ALL,
     JOB_PREFIX,
@@ -28,6 +27,7 @@ from service.jobs.records import (
     newest_first,
     parse,
 )
+from service.jobs.transitions import Claim
 from service.state import StateStore
 
 _RECORDS: Final = "jobs/record/"

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from service.errors import InvalidLine
-from service.jobs.ledger import Plan
-from service.jobs.lines import LineHandler
+from service.jobs.line_handler import LineHandler
 from service.jobs.records import LineFault
+from service.jobs.transitions import Plan
 
 CHUNK_LINES: Final = 32
 """Lines that are answered together, and whose results are written together."""

@@ -25,10 +25,10 @@ from service.errors import (
     StateUnavailable,
 )
 from service.jobs.files import FileStore, FileWriter
-from service.jobs.ledger import Plan
-from service.jobs.lines import Answer, LineHandler, LineRequest
+from service.jobs.line_handler import Answer, LineHandler, LineRequest
 from service.jobs.records import Job, LineFault, Status
 from service.jobs.store import JobStore, LineResult
+from service.jobs.transitions import Plan
 from service.jobs.validation import LineSplitter, Validation
 
 _SUCCESS: Final = range(200, 300)

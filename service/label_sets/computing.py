@@ -16,9 +16,6 @@ from typing import Final
 
 import numpy as np
 
-from service.batching import Lane, Vectors
-from service.cache_keys import vector_identity
-from service.class_vectors import class_vectors
 from service.errors import (
     AnyclassError,
     InferenceFailed,
@@ -29,12 +26,15 @@ from service.errors import (
     StateCorrupt,
     StateUnavailable,
 )
+from service.inference.batcher import Lane, Vectors
+from service.inference.served_model import Model
 from service.label_sets.definition import Definition
-from service.label_sets.records import BLOCK, Head, LabelSetRecords, VectorsId
-from service.label_vectors import LabelVectors
-from service.metrics import Metrics
-from service.models import Model
-from service.prompts import prompts_for
+from service.label_sets.storage import BLOCK, Head, LabelSetRecords, VectorsId
+from service.labels.cache_keys import vector_identity
+from service.labels.vectors import LabelVectors
+from service.model.prompts import prompts_for
+from service.model.scoring import class_vectors
+from service.monitoring.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
 

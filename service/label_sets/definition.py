@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service.errors import InvalidLabels, TooManyLabels
-from service.prompts import check_set_name, normalise_label, normalise_labels, validate_templates
+from service.model.prompts import check_set_name, normalise_label, normalise_labels, validate_templates
 from service.settings import Settings
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")

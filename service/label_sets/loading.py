@@ -5,16 +5,16 @@ from typing import Final
 
 import numpy as np
 
-from service.batching import Lane
 from service.errors import LabelSetComputing, LabelSetFailed, StateCorrupt
+from service.inference.batcher import Lane
+from service.inference.served_model import Model
 from service.label_sets.computing import Computations, compute_block, templates_of, vectors_id
 from service.label_sets.definition import NAME
-from service.label_sets.records import Head, LabelSetRecords, VectorsId
-from service.label_sets.serving import Heads, ReadySet, ReadySets, ready_set
+from service.label_sets.ready_sets import Heads, ReadySet, ReadySets, ready_set
 from service.label_sets.status import unknown
-from service.label_vectors import LabelVectors
-from service.metrics import Metrics
-from service.models import Model
+from service.label_sets.storage import Head, LabelSetRecords, VectorsId
+from service.labels.vectors import LabelVectors
+from service.monitoring.metrics import Metrics
 
 _ATTEMPTS: Final = 5
 _REPLACED_RETRY_S: Final = 1.0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service.errors import UnknownLabelSet, VersionMismatch
-from service.label_sets.records import Head
+from service.label_sets.storage import Head
 
 State = Literal["computing", "ready", "failed"]
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from service.errors import AnyclassError, StateUnavailable
-from service.label_sets.records import Head, LabelSetRecords, age_s
+from service.label_sets.storage import Head, LabelSetRecords, age_s
 
 _LOG: Final = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from service.errors import ConfigurationError, StateUnavailable
-from service.redis_connections import connection_pool
+from service.redis_client import connection_pool
 from service.state.framing import corrupt, new_version, seal, unseal
 from service.state.protocol import Entry, check_key, check_prefix
 

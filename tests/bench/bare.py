@@ -22,12 +22,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.images import decode
-from service.metrics import Metrics
-from service.models import ModelRegistry
-from service.providers import available_cpus
+from service.images.decoding import decode
+from service.inference.served_model import ModelRegistry
+from service.model.engine.providers import available_cpus
+from service.model.tokenizer import Tokenizer
+from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.tokenizer import Tokenizer
 from tests.bench import pictures, words
 
 Pixels = npt.NDArray[np.uint8]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final, get_args
 
 from service.errors import InvalidImage, UnsupportedImageFormat
-from service.images import FORMATS, ImageLimits, Preprocessing, decode
-from service.manifest import ImageSection
+from service.images.decoding import FORMATS, ImageLimits, Preprocessing, decode
+from service.model.manifest import ImageSection
 from tests.support.damaged import damaged
 
 _MOST_GROWTH_MIB: Final = 32

@@ -12,8 +12,8 @@ import sys
 import time
 from typing import Final
 
-from service.images import Preprocessing, decode
-from service.manifest import ImageSection
+from service.images.decoding import Preprocessing, decode
+from service.model.manifest import ImageSection
 from tests.bench import pictures
 
 SIZES: Final = (pictures.USUAL, (1_920, 1_080), pictures.TWELVE_MEGAPIXELS)

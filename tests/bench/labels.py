@@ -22,17 +22,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.api.fields import parse_json_object, validated
-from service.batching import Vectors
-from service.cache_keys import class_vector_keys, vector_identity
-from service.classifier import Classifier, LabelQuery, ScoringOptions
-from service.engine import OnnxEngine
-from service.manifest import Bundle, load_bundle
-from service.metrics import Metrics
-from service.models import Model, ModelRegistry
-from service.redis_text_cache import RedisTextCache
+from service.api.request.fields import parse_json_object, validated
+from service.classification.classifier import Classifier, LabelQuery, ScoringOptions
+from service.inference.batcher import Vectors
+from service.inference.served_model import Model, ModelRegistry
+from service.labels.cache import open_text_cache
+from service.labels.cache_keys import class_vector_keys, vector_identity
+from service.labels.redis_cache import RedisTextCache
+from service.model.engine.engine import OnnxEngine
+from service.model.manifest import Bundle, load_bundle
+from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.text_cache import open_text_cache
 from tests.support.redis_server import running_redis
 
 MANY: Final = 1_000

@@ -68,7 +68,7 @@ def hugging_face_folder(name: str) -> Path:
 def bundle(name: str, precision: str = "fp32") -> Path:
     """Return the model as a bundle of this precision, made if it is not there yet; `demo` is the one that ships."""
     if name == DEMO:
-        from service.manifest import DEMO_BUNDLE
+        from service.model.manifest import DEMO_BUNDLE
 
         return DEMO_BUNDLE
     folder = MODELS / f"{name}-{precision}-bundle"
@@ -88,7 +88,7 @@ def _write_source(name: str, folder: Path) -> None:
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    from model_export.tokenizer_training import END_OF_TEXT, START_OF_TEXT
+    from model_export.training.tokenizer import END_OF_TEXT, START_OF_TEXT
 
     size = SIZES[name]
     vocabulary, merges = _vocabulary()
@@ -131,7 +131,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Entries by number and merges; the special ones have the highest numbers, as CLIP's own."""
     from tokenizers import pre_tokenizers
 
-    from model_export.tokenizer_training import END_OF_TEXT, START_OF_TEXT, train_tokenizer
+    from model_export.training.tokenizer import END_OF_TEXT, START_OF_TEXT, train_tokenizer
     from tests.bench.words import CORPUS
 
     content = json.loads(train_tokenizer(list(CORPUS), _LEARNT).to_str())["model"]

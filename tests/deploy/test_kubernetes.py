@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.api.archive_body import AT_ONCE
+from service.api.request.archive import AT_ONCE
 from service.settings import Settings
 from tests.deploy.test_dockerfile import environment, final
 

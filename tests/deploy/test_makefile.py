@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.manifest import DEMO_BUNDLE
+from service.model.manifest import DEMO_BUNDLE
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -4,7 +4,7 @@ from typing import Final
 
 import pytest
 
-from service.api.archive_body import AT_ONCE
+from service.api.request.archive import AT_ONCE
 from service.settings import ENV_PREFIX, Settings
 from tests.deploy.test_kubernetes import container, one, why_not_rendered
 

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.metrics import Metrics
+from service.monitoring.metrics import Metrics
 from tests.deploy.test_kubernetes import why_not_rendered
 from tests.support.monitoring import DASHBOARD, PAGE, ROOT, alert_rules, alerts, expressions, panels
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from service.api.examples import FILE_LINES
+from service.api.documentation.examples import FILE_LINES
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 

@@ -8,9 +8,9 @@ import torch
 from tests.support.tiny_run import TOWERS, write_tiny_run
 
 if TYPE_CHECKING:
-    from model_export.graphs import Graph
-    from model_export.verify import Report
-    from service.manifest import Agreement, Precision
+    from model_export.bundles.verification import Report
+    from model_export.graphs.graph_files import Graph
+    from service.model.manifest import Agreement, Precision
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,7 +51,7 @@ class Exported:
 
 def _export(root: Path, tower: str, precision: "Precision") -> Exported:
     from model_export.checkpoints.training_run import load_training_run
-    from model_export.export import export_model
+    from model_export.export.from_weights import export_model
 
     run, heard = write_tiny_run(root / "run", tower), Heard()
     export_model(load_training_run(run), root / "bundle", precision=precision, listener=heard)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.manifest import IMAGE_ENCODER, MANIFEST
+from service.model.manifest import IMAGE_ENCODER, MANIFEST
 from tests.model_export.conftest import Exported
 from tests.support.tiny_run import write_tiny_run
 

@@ -16,14 +16,14 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from service import logs
 from service.app import create_app
 from service.errors import BundleError, NonFiniteOutput
-from service.manifest import load_bundle
-from service.metrics import Metrics
-from service.models import ModelRegistry
+from service.inference.served_model import ModelRegistry
+from service.labels.cache import MemoryTextCache
+from service.model.manifest import load_bundle
+from service.monitoring import logs
+from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.text_cache import MemoryTextCache
 from tests.support.tiny_bundle import DIM, write_tiny_bundle
 
 PATIENCE_S = 30.0

@@ -10,13 +10,13 @@ from typing import Any
 
 from PIL import Image
 
-from service.classifier import Classification, Classifier, LabelQuery, ScoringOptions
-from service.engine import Engine, OnnxEngine
-from service.manifest import load_bundle
-from service.metrics import Metrics
-from service.models import ModelRegistry
+from service.classification.classifier import Classification, Classifier, LabelQuery, ScoringOptions
+from service.inference.served_model import ModelRegistry
+from service.labels.cache import TextCache, open_text_cache
+from service.model.engine.engine import Engine, OnnxEngine
+from service.model.manifest import load_bundle
+from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.text_cache import TextCache, open_text_cache
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_bundle import write_tiny_bundle
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from service.errors import AnyclassError, InvalidLine
 from service.jobs import Answer, FileRecord, Job, JobDesk, JobRunner, JobWork, Limits, LineRequest
-from service.metrics import Metrics
+from service.monitoring.metrics import Metrics
 from service.state import StateStore
 
 ENDPOINT = "/v1/words"

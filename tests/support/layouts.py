@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model_export.architectures import ClipConfig
 from model_export.checkpoints import openai
-from model_export.model_source import TEMPLATES, SourceOptions
+from model_export.checkpoints.model_source import TEMPLATES, SourceOptions
 from tests.support.clip_files import open_clip_config, write_archive, write_open_clip
 from tests.support.reference_clip import ReferenceClip, reference, write_vocabulary
 

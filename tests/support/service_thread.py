@@ -12,9 +12,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.manifest import load_bundle
-from service.metrics import Metrics
-from service.models import Model, ModelRegistry
+from service.inference.served_model import Model, ModelRegistry
+from service.model.manifest import load_bundle
+from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_bundle import write_tiny_bundle

@@ -16,7 +16,7 @@ import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from service.manifest import (
+from service.model.manifest import (
     IMAGE_ENCODER,
     MANIFEST,
     TEMPLATES,

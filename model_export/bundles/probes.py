@@ -1,0 +1,144 @@
+"""Probes: inputs that any bundle can make for itself, and the vectors that torch gave for them at export.
+
+They are a file of the bundle, so that the bundle can be verified alone: on another machine, provider or
+runtime, without torch and without the weights it was exported from.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from model_export.errors import ExportError
+from service.errors import PromptTooLong
+from service.model.manifest import DEFAULT_TEMPLATES, Bundle
+from service.model.probes import IMAGES, PROBES, probe_pictures
+from service.model.prompts import fill
+from service.model.tokenizer import Tokenizer
+
+LABELS: Final = (
+    "cat",
+    "motorcycle",
+    "rocket",
+    "cup of tea",
+    "very old oak tree in the rain",
+    "Zürich, 1848",
+    "犬",
+)
+MIN_LENGTH: Final = 2
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the encoders are asked.
+
+    Attributes:
+        pixels: uint8 ``[images, height, width, 3]``.
+        ids: int64 ``[texts, context]``, padded.
+        lengths: int64 ``[texts]``, the tokens of each text; every length from 2 to the context is there.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    ids: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Inputs and the reference's unit vectors, float32 ``[images, dim]`` and ``[texts, dim]``."""
+
+    inputs: Inputs
+    image_vectors: Vectors
+    text_vectors: Vectors
+
+
+def probe_inputs(bundle: Bundle) -> Inputs:
+    """Make the inputs for a bundle: patterns from fine noise to large areas, and real prompts of every length."""
+    section = bundle.manifest.image
+    rows = list(_texts(bundle))
+    ids = np.full((len(rows), bundle.manifest.text.max_length), bundle.manifest.text.pad_id, dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    return Inputs(probe_pictures(section.height, section.width), ids, lengths)
+
+
+def fitting_labels(bundle: Bundle, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return those of `LABELS` whose prompts a bundle's context can hold under its default templates.
+
+    Raises:
+        ExportError: there is none.
+    """
+    fitting = []
+    for label in LABELS:
+        try:
+            tokenizer.tokenize([fill(template, label) for template in bundle.templates[DEFAULT_TEMPLATES]])
+        except PromptTooLong:
+            continue
+        fitting.append(label)
+    if not fitting:
+        context = bundle.manifest.text.max_length
+        raise ExportError(f"the context of {context} tokens is too short for every prompt of the templates")
+    return tuple(fitting)
+
+
+def save_probes(probes: Probes, path: Path) -> None:
+    """Write everything but the pixels, which are made again from their size alone."""
+    arrays = {
+        "ids": probes.inputs.ids,
+        "image_vectors": probes.image_vectors,
+        "lengths": probes.inputs.lengths,
+        "text_vectors": probes.text_vectors,
+    }
+    # Not save_file: it leaves a file that only its owner may read.
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def load_probes(bundle: Bundle) -> Probes:
+    """Read a bundle's probes.
+
+    Raises:
+        ExportError: the bundle has none, or they do not fit its manifest.
+    """
+    path = bundle.path / PROBES
+    if PROBES not in bundle.manifest.files:
+        raise ExportError(f"{path}: is not part of this bundle; name the training run with --run")
+    try:
+        arrays = load_file(path)
+        inputs = Inputs(
+            probe_pictures(bundle.manifest.image.height, bundle.manifest.image.width), arrays["ids"], arrays["lengths"]
+        )
+        probes = Probes(inputs, arrays["image_vectors"], arrays["text_vectors"])
+    except (SafetensorError, OSError, KeyError) as exc:
+        raise ExportError(f"{path}: cannot be read ({exc})") from exc
+    texts, dim = len(inputs.lengths), bundle.manifest.dim
+    if (
+        probes.image_vectors.shape != (IMAGES, dim)
+        or probes.text_vectors.shape != (texts, dim)
+        or inputs.ids.shape != (texts, bundle.manifest.text.max_length)
+        or not texts
+    ):
+        raise ExportError(f"{path}: holds vectors or ids of another shape than the manifest says")
+    return probes
+
+
+def _texts(bundle: Bundle) -> Iterator[list[int]]:
+    """Yield real prompts as token ids, then one text of each length up to the context."""
+    tokenizer = Tokenizer.from_bundle(bundle)
+    end, context = bundle.manifest.text.end_of_text_id, bundle.manifest.text.max_length
+    prompts = []
+    for label in fitting_labels(bundle, tokenizer):
+        ids = tokenizer.encode([fill(bundle.templates[DEFAULT_TEMPLATES][0], label)])[0].tolist()
+        prompts.append(ids[: ids.index(end) + 1])
+    yield from prompts
+    words = [token for prompt in prompts for token in prompt[1:-1]]
+    for length in range(MIN_LENGTH, context + 1):
+        yield [prompts[0][0], *islice(cycle(words), length - 2), end]

@@ -1,0 +1,1 @@
+"""Reader of open_clip repositories and checkpoints."""

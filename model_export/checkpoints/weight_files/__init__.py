@@ -1,0 +1,1 @@
+"""Files of weights to tensors, without running their code."""

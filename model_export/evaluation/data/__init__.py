@@ -1,0 +1,1 @@
+"""Labelled images: folders, Parquet, WebDataset."""

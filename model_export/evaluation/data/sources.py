@@ -1,0 +1,86 @@
+"""Paths → sources: what a path holds is told from the path."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from model_export.errors import DataError
+from model_export.evaluation.data.folder import FolderSource
+from model_export.evaluation.data.samples import Source
+from model_export.evaluation.data.webdataset import TarSource
+
+_RANGE: Final = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
+_MOST_SHARDS: Final = 100_000
+_PARQUET: Final = (".parquet",)
+_TAR: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of Parquet files: encoded picture, and class."""
+
+    image: str = "image"
+    label: str = "label"
+
+
+def open_data(paths: Sequence[str], columns: Columns | None = None) -> list[Source]:
+    """Open every path, in order; nothing but labels is read yet.
+
+    Args:
+        paths: Parquet files, tar files (a pattern such as ``{000..009}.tar`` stands for several), image folders, or
+            folders of Parquet or tar files.
+        columns: of Parquet files.
+
+    Raises:
+        DataError: a path is not there, is of no known kind, or its labels cannot be read.
+    """
+    columns = columns or Columns()
+    files = [file for pattern in paths for path in expand(pattern) for file in _shards(path)]
+    # All names are looked at before the first file is read: a wrong one shows at once.
+    return [_open(file, columns) for file in files]
+
+
+def expand(pattern: str) -> list[Path]:
+    """Write out ``{000..009}``, as a shell would; a path that is there is taken as it is.
+
+    Raises:
+        DataError: the range is empty or endless.
+    """
+    found = _RANGE.search(pattern)
+    if found is None or Path(pattern).exists():
+        return [Path(pattern)]
+    first, last = (int(bound) for bound in found.groups())
+    if not 0 <= last - first < _MOST_SHARDS:
+        raise DataError(f"{pattern}: {found[0]} must count upwards, to {_MOST_SHARDS:,} files at most")
+    width = len(found[1])
+    names = (f"{pattern[: found.start()]}{i:0{width}d}{pattern[found.end() :]}" for i in range(first, last + 1))
+    return [path for name in names for path in expand(name)]
+
+
+def _shards(path: Path) -> list[Path]:
+    """Return the path itself, or the files of a folder that holds Parquet or tar files and no folders."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file():
+        if not path.name.lower().endswith(_PARQUET + _TAR):
+            raise DataError(f"{path}: not a Parquet file, a tar file or a folder, going by its name")
+        return [path]
+    files = [file for file in sorted(path.iterdir()) if file.is_file()]
+    if any(file.is_dir() and not file.name.startswith(".") for file in path.iterdir()):
+        return [path]
+    for kind in (_PARQUET, _TAR):
+        if shards := [file for file in files if file.name.lower().endswith(kind)]:
+            return shards
+    raise DataError(f"{path}: holds no sub-folders of images, one for each class, and no Parquet or tar files")
+
+
+def _open(path: Path, columns: Columns) -> Source:
+    if path.is_dir():
+        return FolderSource(path)
+    if path.name.lower().endswith(_TAR):
+        return TarSource(path)
+    from model_export.evaluation.data.parquet import ParquetSource  # pyarrow comes with an extra
+
+    return ParquetSource(path, image=columns.image, label=columns.label)

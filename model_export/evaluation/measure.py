@@ -1,0 +1,163 @@
+"""Images → answers: decoded in a few threads, encoded in batches, ranked under every template set at once.
+
+Only a batch or two of images is ever in memory; of each image that is done, three numbers for each set.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from model_export.errors import DataError
+from model_export.evaluation.classes import Targets
+from model_export.evaluation.data.samples import Rows, Sample, Source
+from model_export.evaluation.figures import Answers, answers
+from service.errors import AnyclassError
+from service.images.decoding import decode
+from service.model.engine.engine import Engine
+from service.model.engine.providers import available_cpus
+from service.model.manifest import ImageSection
+from service.model.scoring import cosines
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Vectors: TypeAlias = npt.NDArray[np.float32]
+
+_MOST_THREADS: Final = 8
+_BROKEN_NAMED: Final = 100
+
+
+class Broken(NamedTuple):
+    """An image that could not be read, and why."""
+
+    where: str
+    reason: str
+
+
+class Measurement:
+    """Collects answers to images.
+
+    Attributes:
+        broken: the first hundred images that could not be read.
+        broken_count: how many there were in all.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        image: ImageSection,
+        matrices: Mapping[str, Vectors],
+        columns: Sequence[int],
+        batch_size: int,
+    ) -> None:
+        """Prepare one.
+
+        Args:
+            engine: encodes images.
+            image: how they are prepared.
+            matrices: of each template set the vectors of all names, float32 ``[names, dim]``.
+            columns: for each class the row of its name: classes of one name score the same, to the bit.
+            batch_size: images at a time.
+        """
+        self._engine = engine
+        self._image = image
+        self._matrices = matrices
+        self._columns = list(columns)
+        self._batch_size = batch_size
+        self._parts: dict[str, list[Answers]] = {title: [] for title in matrices}
+        self.broken: list[Broken] = []
+        self.broken_count = 0
+
+    def run(
+        self,
+        sources: Sequence[Source],
+        chosen: Sequence[Rows],
+        targets: Sequence[Targets],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Measure the chosen rows of each source, whose classes are in ``targets``; ``advance`` is told of images done.
+
+        Raises:
+            DataError: a source is damaged, or not one of its images can be read.
+            InferenceFailed: the model could not be run.
+        """
+        pixels: list[Pixels] = []
+        right: list[int] = []
+        with closing(self._decoded(_wanted(sources, chosen, targets))) as stream:
+            for outcome, target in stream:
+                if isinstance(outcome, Broken):
+                    self._note(outcome)
+                    advance(1)
+                    continue
+                pixels.append(outcome)
+                right.append(target)
+                if len(pixels) == self._batch_size:
+                    self._score(np.stack(pixels), np.array(right, np.int64))
+                    advance(len(pixels))
+                    pixels, right = [], []
+        if pixels:
+            self._score(np.stack(pixels), np.array(right, np.int64))
+            advance(len(pixels))
+        if not any(self._parts.values()):
+            where, reason = self.broken[0]
+            raise DataError(f"not one of the {self.broken_count:,} images can be read; the first is {where}: {reason}")
+
+    def answers(self) -> dict[str, Answers]:
+        """Return the answers of each template set, over all images that could be read."""
+        return {
+            title: Answers(
+                targets=np.concatenate([part.targets for part in parts]),
+                taken_for=np.concatenate([part.taken_for for part in parts]),
+                ranks=np.concatenate([part.ranks for part in parts]),
+            )
+            for title, parts in self._parts.items()
+        }
+
+    def _score(self, pixels: Pixels, targets: Targets) -> None:
+        vectors = self._engine.encode_images(pixels)
+        for title, matrix in self._matrices.items():
+            self._parts[title].append(answers(cosines(vectors, matrix)[:, self._columns], targets))
+
+    def _note(self, broken: Broken) -> None:
+        self.broken_count += 1
+        if len(self.broken) < _BROKEN_NAMED:
+            self.broken.append(broken)
+
+    def _decoded(self, samples: Iterator[tuple[Sample, int]]) -> Generator[tuple[Pixels | Broken, int], None, None]:
+        """Decode in threads, in order; the next batch is decoded while this one is on the device."""
+        pending: deque[tuple[Future[Pixels | Broken], int]] = deque()
+        threads = min(_MOST_THREADS, available_cpus())
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            try:
+                for sample, target in samples:
+                    pending.append((pool.submit(_decode, sample, self._image), target))
+                    if len(pending) > self._batch_size:
+                        future, wanted = pending.popleft()
+                        yield future.result(), wanted
+                while pending:
+                    future, wanted = pending.popleft()
+                    yield future.result(), wanted
+            finally:
+                for future, _ in pending:
+                    future.cancel()
+
+
+def _wanted(
+    sources: Sequence[Source], chosen: Sequence[Rows], targets: Sequence[Targets]
+) -> Iterator[tuple[Sample, int]]:
+    for source, rows, classes in zip(sources, chosen, targets, strict=True):
+        if len(rows):
+            for sample in source.samples(rows):
+                yield sample, int(classes[sample.row])
+
+
+def _decode(sample: Sample, section: ImageSection) -> Pixels | Broken:
+    try:
+        return decode(sample.read(), section)
+    except AnyclassError as exc:
+        return Broken(sample.where, exc.detail)
+    except OSError as exc:
+        return Broken(sample.where, f"It cannot be read ({exc.strerror or type(exc).__name__}).")

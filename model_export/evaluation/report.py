@@ -1,0 +1,214 @@
+"""An evaluation for people, as tables and a progress bar, and for programs, as JSON."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from model_export.errors import DataError
+from model_export.evaluation.data.samples import printable
+from model_export.evaluation.figures import Figures
+from model_export.evaluation.run import Evaluation
+from model_export.files import replacing
+
+_BROKEN_SHOWN: Final = 20
+_CONFUSIONS_KEPT: Final = 1_000
+
+
+class Bars:
+    """A bar with a rate for each part of the work, on a terminal only; gone when the work is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, what: str, total: int) -> Callable[[int], None]:
+        """Start a bar, and return what moves it on."""
+        task = self._progress.add_task(what, total=total)
+        return lambda count: self._progress.advance(task, count)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s", style="progress.data.speed")
+
+
+def show(console: Console, evaluation: Evaluation, *, rows: int) -> None:
+    """Print the comparison of template sets, and classes and confusions of the first set, at most ``rows`` of each."""
+    manifest = evaluation.manifest
+    console.print(
+        Text.assemble(
+            (manifest.name, "bold"),
+            f" {manifest.revision[:12]} ({manifest.precision}, {evaluation.provider}): {evaluation.images:,} images, "
+            f"{len(evaluation.classes):,} classes, {evaluation.images / max(evaluation.seconds, 1e-9):,.0f} images/s",
+        ),
+        soft_wrap=True,
+    )
+    for remark in evaluation.remarks:
+        console.print(Text(f"note: {remark}", "yellow"), soft_wrap=True)
+    console.print(_comparison(evaluation))
+    title, found = next(iter(evaluation.figures.items()))
+    measured = int(np.count_nonzero(found.class_images))
+    console.print(_heading(f"classes, weakest first, set {title!r}", rows, measured), soft_wrap=True)
+    console.print(_weakest(found, evaluation.classes, rows))
+    if pairs := len(found.confusions):
+        console.print(_heading(f"confusions, most frequent first, set {title!r}", rows, pairs), soft_wrap=True)
+        console.print(_confused(found, evaluation.classes, rows))
+    if count := evaluation.broken_count:
+        said = "1 image could not be read and is" if count == 1 else f"{count:,} images could not be read and are"
+        console.print(Text(f"{said} not counted:", "red"), soft_wrap=True)
+        for where, reason in evaluation.broken[:_BROKEN_SHOWN]:
+            console.print(Text(f"  {where}: {reason}"), soft_wrap=True)
+        if count > _BROKEN_SHOWN:
+            console.print(f"  and {count - _BROKEN_SHOWN:,} more", highlight=False)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that could not be written once everything is computed.
+
+    Raises:
+        DataError: it is a folder, or its own folder is not there or not to be written to.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"{path}: cannot be written; its folder is not there, or not yours to write to")
+
+
+def write_json(path: Path, evaluation: Evaluation) -> None:
+    """Write everything that was measured; figures are shares, 0 to 1."""
+    with replacing(path) as partial:
+        partial.write_text(
+            json.dumps(_fields(evaluation), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
+        )
+
+
+def _comparison(evaluation: Evaluation) -> Table:
+    table = Table()
+    table.add_column("set")
+    for heading in ("templates", "top-1", "top-5", "mean per class"):
+        table.add_column(heading, justify="right")
+    best = max(found.top1 for found in evaluation.figures.values())
+    for title, found in evaluation.figures.items():
+        style = "bold green" if found.top1 == best and len(evaluation.figures) > 1 else ""
+        table.add_row(
+            Text(printable(title)),
+            f"{len(evaluation.template_sets[title]):,}",
+            f"{found.top1:.2%}",
+            f"{found.top5:.2%}",
+            f"{found.mean_per_class:.2%}",
+            style=style,
+        )
+    return table
+
+
+def _weakest(found: Figures, classes: tuple[str, ...], rows: int) -> Table:
+    order = [index for index in np.argsort(found.class_top1, kind="stable").tolist() if found.class_images[index]]
+    table = Table()
+    table.add_column("class", overflow="fold")
+    for heading in ("images", "top-1", "top-5"):
+        table.add_column(heading, justify="right")
+    for index in order[:rows]:
+        table.add_row(
+            Text(classes[index]),
+            f"{found.class_images[index]:,}",
+            f"{found.class_top1[index]:.1%}",
+            f"{found.class_top5[index]:.1%}",
+        )
+    return table
+
+
+def _confused(found: Figures, classes: tuple[str, ...], rows: int) -> Table:
+    table = Table()
+    table.add_column("true", overflow="fold")
+    table.add_column("taken for", overflow="fold")
+    table.add_column("images", justify="right")
+    table.add_column("share of the class", justify="right")
+    for true, taken_for, images, share in found.confusions[:rows]:
+        table.add_row(Text(classes[true]), Text(classes[taken_for]), f"{images:,}", f"{share:.1%}")
+    return table
+
+
+def _heading(what: str, rows: int, total: int) -> Text:
+    return Text(f"\n{what}" if total <= rows else f"\n{what} ({rows} of {total:,})", "italic")
+
+
+def _fields(evaluation: Evaluation) -> dict[str, Any]:
+    request, manifest = evaluation.request, evaluation.manifest
+    return {
+        "bundle": {"name": manifest.name, "revision": manifest.revision, "precision": manifest.precision},
+        "provider": evaluation.provider,
+        "data": list(request.data),
+        "every": request.every,
+        "limit": request.limit,
+        "images": evaluation.images,
+        "images_per_second": round(evaluation.images / max(evaluation.seconds, 1e-9), 1),
+        "classes": list(evaluation.classes),
+        "remarks": list(evaluation.remarks),
+        "template_sets": {
+            title: {"templates": list(evaluation.template_sets[title]), **_figures(found, evaluation.classes)}
+            for title, found in evaluation.figures.items()
+        },
+        "broken": {
+            "count": evaluation.broken_count,
+            "first": [{"image": where, "reason": reason} for where, reason in evaluation.broken],
+        },
+    }
+
+
+def _figures(found: Figures, classes: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "top1": found.top1,
+        "top5": found.top5,
+        "mean_per_class": found.mean_per_class,
+        "per_class": [
+            {"class": name, "images": int(images), "top1": _share(top1), "top5": _share(top5)}
+            for name, images, top1, top5 in zip(
+                classes, found.class_images, found.class_top1, found.class_top5, strict=True
+            )
+        ],
+        "confusions": [
+            {"true": classes[true], "taken_for": classes[taken_for], "images": images, "share": share}
+            for true, taken_for, images, share in found.confusions[:_CONFUSIONS_KEPT]
+        ],
+    }
+
+
+def _share(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

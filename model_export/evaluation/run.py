@@ -1,0 +1,130 @@
+"""An evaluation from end to end: everything that can be wrong is looked at first, then texts, then images."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from model_export.errors import DataError
+from model_export.evaluation.class_files import ClassFile, read_class_file
+from model_export.evaluation.class_matrices import check_prompts, class_matrices
+from model_export.evaluation.classes import find_classes
+from model_export.evaluation.data.samples import choose_rows
+from model_export.evaluation.data.sources import Columns, open_data
+from model_export.evaluation.figures import Figures, figures
+from model_export.evaluation.measure import Broken, Measurement
+from model_export.evaluation.open_clip_metadata import OPENAI_IMAGENET, imagenet_class_names, metadata_file
+from model_export.evaluation.templates import choose_templates
+from service.model.engine.engine import OnnxEngine
+from service.model.engine.providers import resolve
+from service.model.manifest import Manifest, load_bundle
+from service.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure, and on what; each field is an option of ``anyclass-export evaluate``."""
+
+    bundle: Path
+    data: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+    classes: str | None = None
+    provider: str = "cpu"
+    every: int = 1
+    limit: int | None = None
+    batch_size: int = 64
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        request: what was asked for.
+        manifest: of the bundle.
+        provider: where it ran.
+        classes: what it chose from.
+        template_sets: in the order asked for.
+        figures: of each template set, over the images that could be read.
+        broken: the first hundred images that could not be read.
+        broken_count: how many there were in all.
+        remarks: for people.
+        seconds: for images, with their decoding.
+    """
+
+    request: Request
+    manifest: Manifest
+    provider: str
+    classes: tuple[str, ...]
+    template_sets: dict[str, tuple[str, ...]]
+    figures: dict[str, Figures]
+    broken: tuple[Broken, ...]
+    broken_count: int
+    remarks: tuple[str, ...]
+    seconds: float
+
+    @property
+    def images(self) -> int:
+        """Images that could be read."""
+        return next(iter(self.figures.values())).images
+
+
+class Progress(Protocol):
+    """Shows how far an evaluation is."""
+
+    def begin(self, what: str, total: int) -> Callable[[int], None]:
+        """Start a bar, and return what moves it on."""
+
+
+def evaluate(request: Request, progress: Progress) -> Evaluation:
+    """Measure a bundle's zero-shot accuracy under each template set; every image is encoded once.
+
+    Raises:
+        DataError: data, classes or templates are not what they should be, or not one image can be read.
+        BundleError: the bundle is damaged.
+        ProviderUnavailable, ConfigurationError: the provider is not there, or does not fit the bundle.
+        InferenceFailed: the model could not be run.
+    """
+    bundle = load_bundle(request.bundle)
+    provider = resolve(request.provider, compute="fp32")  # the bundle is measured, not what bf16 costs it
+    sets = choose_templates(request.templates, bundle.templates)
+    given = None if request.classes is None else _given_classes(request.classes)
+    sources = open_data(request.data, request.columns)
+    classes = find_classes(sources, given)
+    chosen = choose_rows([len(source.labels) for source in sources], every=request.every, limit=request.limit)
+    total = sum(map(len, chosen))
+    if not total:
+        raise DataError(f"the data have no {request.every}th row, and --every {request.every} takes only these")
+    names = {name: index for index, name in enumerate(dict.fromkeys(classes.names))}
+    tokenizer = Tokenizer.from_bundle(bundle)
+    check_prompts(tokenizer, list(names), sets)
+    with closing(OnnxEngine.load(bundle, provider)) as engine:
+        advance = progress.begin("class vectors", len(names))
+        matrices = class_matrices(engine, tokenizer, list(names), sets, batch_size=request.batch_size, advance=advance)
+        columns = [names[name] for name in classes.names]
+        measurement = Measurement(engine, bundle.manifest.image, matrices, columns, request.batch_size)
+        started = time.monotonic()
+        measurement.run(sources, chosen, classes.targets, progress.begin("images", total))
+        seconds = time.monotonic() - started
+    return Evaluation(
+        request=request,
+        manifest=bundle.manifest,
+        provider=provider.name,
+        classes=classes.names,
+        template_sets=sets,
+        figures={title: figures(given, len(classes.names)) for title, given in measurement.answers().items()},
+        broken=tuple(measurement.broken),
+        broken_count=measurement.broken_count,
+        remarks=classes.remarks,
+        seconds=seconds,
+    )
+
+
+def _given_classes(given: str) -> ClassFile:
+    if given == OPENAI_IMAGENET and not Path(given).exists():
+        path = metadata_file()
+        return ClassFile(str(path), imagenet_class_names(path))
+    return read_class_file(Path(given))

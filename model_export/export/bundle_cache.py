@@ -1,0 +1,140 @@
+"""Bundles that ``make run MODEL=…`` made: where a source's bundle belongs, and whether it is there.
+
+``python -m model_export.export.bundle_cache MODEL`` prints three lines: ``ready`` or ``missing``, the source with its
+revision pinned, and the bundle's path. Needs neither torch nor, for what is on the disk or cached, a network.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from model_export.checkpoints.layouts import check_layout
+from model_export.errors import SourceError
+from service.errors import BundleError
+from service.model.manifest import MANIFEST, load_bundle
+
+_DIGITS: Final = 12
+"""Of a commit or a digest, in a bundle's folder."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the bundle of a source belongs.
+
+    Attributes:
+        source: what to export, for ``anyclass-export``: a path, or ``OWNER/NAME@COMMIT``.
+        path: the bundle's folder.
+        ready: whether it is there, and of the schema that this version serves.
+        note: what the user should know.
+    """
+
+    source: str
+    path: Path
+    ready: bool
+    note: str | None = None
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/anyclass/bundles``, in ``~/.cache`` where that is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anyclass" / "bundles"
+
+
+def locate(model: str, cache: Path) -> Place:
+    """Find the bundle of a source; nothing is downloaded or written.
+
+    A hub id without a revision is asked for, so that a model that has changed is converted again. Where the hub
+    cannot be asked, the latest conversion will do.
+
+    Args:
+        model: a bundle, a checkpoint's file or folder, a training run, or a hub id.
+        cache: the folder of bundles.
+
+    Raises:
+        SourceError: it is none of these, in no layout that is read, or the hub refuses it.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        if (path / MANIFEST).is_file():
+            return Place(model, path, ready=True)
+        check_layout(path)
+        path = path.absolute()
+        return _place(str(path), cache / f"{_slug(path.name)}-{_state(path)}")
+    from model_export.hub.fetch import hub_id  # what is on the disk does without the hub's client
+
+    hub = hub_id(model)
+    if hub is None:
+        raise SourceError(
+            f"{model}: is neither a bundle, a checkpoint's file or folder, a training run, "
+            "nor a hub id such as openai/clip-vit-base-patch32"
+        )
+    return _hub_place(hub.model_id, hub.revision, cache)
+
+
+def _hub_place(model_id: str, revision: str | None, cache: Path) -> Place:
+    from model_export.hub.cache import remembered
+    from model_export.hub.fetch import HubUnreachableError, resolve
+
+    stem = cache / _slug(model_id.replace("/", "--"))  # as the hub's own cache writes it
+    try:
+        return _commit_place(model_id, resolve(model_id, revision=revision), stem)
+    except HubUnreachableError as exc:
+        commit = remembered(model_id, revision)
+        known = [] if commit is None else [_commit_place(model_id, commit, stem)]
+        latest = _latest_first(model_id, stem) if revision is None else []
+        places = [*(place for place in known if place.ready), *latest, *known]
+        if not places:
+            raise
+        return replace(places[0], note=f"{str(exc).partition(';')[0]}; going on with what is in the cache")
+
+
+def _commit_place(model_id: str, commit: str, stem: Path) -> Place:
+    return _place(f"{model_id}@{commit}", stem.with_name(f"{stem.name}-{commit[:_DIGITS]}"))
+
+
+def _place(source: str, path: Path) -> Place:
+    try:
+        load_bundle(path, verify_digests=False)  # the service checks the digests when it starts
+    except BundleError:
+        return Place(source, path, ready=False)
+    return Place(source, path, ready=True)
+
+
+def _latest_first(source: str, stem: Path) -> list[Place]:
+    name = re.compile(rf"{re.escape(stem.name)}-[0-9a-f]{{{_DIGITS}}}")
+    places = [_place(source, path) for path in stem.parent.glob(f"{stem.name}-*") if name.fullmatch(path.name)]
+    ready = [place for place in places if place.ready]
+    return sorted(ready, key=lambda place: place.path.stat().st_mtime, reverse=True)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip(".-") or "model"
+
+
+def _state(path: Path) -> str:
+    """Digest names, sizes and times of what a reader reads: reading gigabytes at each start would take too long."""
+    files = [path] if path.is_file() else [file for pattern in ("*", "onnx/*") for file in path.glob(pattern)]
+    lines = []
+    for file in sorted(files):
+        if file.is_file() and not file.name.startswith("."):
+            status = file.stat()
+            lines.append(f"{file.relative_to(path.parent)} {status.st_size} {status.st_mtime_ns}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:_DIGITS]
+
+
+def main() -> None:
+    """Print where the bundle of the one argument belongs; what is wrong is one line on stderr."""
+    try:
+        place = locate(sys.argv[1], cache_folder())
+    except SourceError as exc:
+        sys.exit(f"anyclass: {exc}")
+    if place.note is not None:
+        print(f"anyclass: {place.note}", file=sys.stderr)  # noqa: T201
+    print("ready" if place.ready else "missing", place.source, place.path, sep="\n")  # noqa: T201, read by scripts/model.sh
+
+
+if __name__ == "__main__":
+    main()

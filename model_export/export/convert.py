@@ -1,0 +1,154 @@
+"""The use case of ``export``: whatever the user names becomes a bundle of the precision they want.
+
+torch is imported only where weights are read: published ONNX graphs do without.
+"""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from model_export import published_onnx as onnx_source
+from model_export.bundles.writer import check_destination
+from model_export.checkpoints.layouts import NOTHING_THERE
+from model_export.checkpoints.model_source import SourceOptions
+from model_export.errors import ExportError, SourceError
+from model_export.export.console import Narrator
+from model_export.hub.fetch import fetch, hub_id
+from model_export.hub.file_choice import FULL_PRECISION
+from model_export.published_onnx import OnnxOptions
+from service.model.manifest import Manifest, Precision, load_bundle
+
+REDUCED: Final = ("fp16", "int8")
+"""Precisions that are made from an fp32 bundle."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What the user asked for.
+
+    Attributes:
+        source: a hub id, or a path.
+        options: what the source's files cannot say.
+        precision: of the bundle.
+        data: labelled pictures to compare a reduced precision on, and to calibrate with.
+        calibrate: fix int8's ranges from ``data``.
+        onnx: take the source's ONNX encoders of this variant, not its weights.
+        logit_scale: for ONNX encoders whose source does not tell, already exponentiated.
+        logit_bias: the same, of a sigmoid model.
+    """
+
+    source: str
+    options: SourceOptions
+    precision: Precision = "fp32"
+    data: tuple[str, ...] = ()
+    calibrate: bool = False
+    onnx: str | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+
+    def check(self) -> None:
+        """Refuse wishes that contradict each other, before anything is fetched.
+
+        Raises:
+            ExportError: they do; it says which.
+        """
+        if self.precision not in REDUCED and (self.data or self.calibrate):
+            raise ExportError(f"--data and --calibrate are for fp16 and int8; {self.precision} computes in fp32")
+        if self.calibrate and (self.precision != "int8" or not self.data):
+            raise ExportError("--calibrate is for int8, and needs real pictures: name them with --data")
+        if self.onnx not in {None, FULL_PRECISION} and self.precision != "fp32":
+            raise ExportError(f"--onnx {self.onnx} is a precision of its own; leave --precision out")
+
+
+def convert(wanted: Conversion, out: Path, *, narrator: Narrator, force: bool = False) -> Manifest:
+    """Fetch, read, export, reduce and measure, as far as each is needed.
+
+    Raises:
+        SourceError: the source cannot be fetched or read.
+        ExportError: ``out`` may not be replaced, or the wishes contradict each other.
+        DataError: the pictures to compare on cannot be read.
+        ParityError: a graph does not compute what the model computes; nothing is written.
+    """
+    wanted.check()
+    check_destination(out, force=force)
+    if wanted.data:
+        from model_export.export.sampling import check_data
+
+        check_data(wanted.data)  # before the long work, not after it
+    path, options = _at_hand(wanted, narrator)
+    if wanted.precision not in REDUCED:
+        return _export(wanted, path, options, out, precision=wanted.precision, narrator=narrator, force=force)
+    from model_export.export.reduce import reduce_bundle  # the converters take their time to import
+    from model_export.export.sampling import draw_sample
+
+    with tempfile.TemporaryDirectory(prefix="anyclass-") as folder:
+        exact = Path(folder) / "fp32"
+        _export(wanted, path, options, exact, precision="fp32", narrator=narrator, force=False)
+        section = load_bundle(exact).manifest.image
+        return reduce_bundle(
+            exact,
+            out,
+            precision="fp16" if wanted.precision == "fp16" else "int8",
+            listener=narrator,
+            sample=draw_sample(wanted.data, section) if wanted.data else None,
+            calibrate=wanted.calibrate,
+            force=force,
+        )
+
+
+def _at_hand(wanted: Conversion, narrator: Narrator) -> tuple[Path, SourceOptions]:
+    """Return where the source's files are, downloaded where it is a hub id, and what is known of it."""
+    hub = hub_id(wanted.source)
+    if hub is None:
+        path = Path(wanted.source).expanduser()
+        if not path.exists():  # said here, where torch is not needed yet
+            raise SourceError(f"{path}: {NOTHING_THERE}")
+        return path, wanted.options
+    fetched = fetch(
+        hub.model_id,
+        revision=hub.revision,
+        console=narrator.console,
+        onnx=wanted.onnx is not None,
+        variant=wanted.onnx or FULL_PRECISION,
+    )
+    licence = wanted.options.licence or fetched.licence
+    return fetched.folder, dataclasses.replace(wanted.options, source_id=fetched.source_id, licence=licence)
+
+
+def _export(
+    wanted: Conversion,
+    path: Path,
+    options: SourceOptions,
+    out: Path,
+    *,
+    precision: Precision,
+    narrator: Narrator,
+    force: bool,
+) -> Manifest:
+    if wanted.onnx is not None or (onnx_source.recognises(path) and not _has_weights(path)):
+        if precision != "fp32":
+            raise ExportError(f"{wanted.source}: is exported from ONNX graphs; leave --precision {precision} out")
+        source = onnx_source.load(
+            path,
+            OnnxOptions(options, logit_scale=wanted.logit_scale, logit_bias=wanted.logit_bias),
+            wanted.onnx or FULL_PRECISION,
+        )
+        narrator.introduce(source.name, source.architecture, source.image, f"ONNX graphs, {source.precision}")
+        return onnx_source.write(source, out, listener=narrator, force=force)
+    from model_export.checkpoints.load import load_model
+    from model_export.export.from_weights import export_model
+
+    if wanted.logit_scale is not None or wanted.logit_bias is not None:
+        raise ExportError("--logit-scale and --logit-bias are for ONNX encoders; weights bring their own")
+    model = load_model(path, options)
+    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+    narrator.introduce(
+        model.name, model.architecture, model.image, f"{parameters / 1e6:.2f}M parameters", f"to {precision}"
+    )
+    return export_model(model, out, precision=precision, listener=narrator, force=force)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(file.suffix in {".safetensors", ".bin", ".pt", ".pth"} for file in folder.iterdir())

@@ -1,0 +1,49 @@
+"""Real pictures for calibration and comparison, drawn from labelled data. No torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from model_export.errors import DataError
+from model_export.evaluation.classes import find_classes
+from model_export.evaluation.data.samples import choose_rows, printable
+from model_export.evaluation.data.sources import open_data
+from model_export.export.reduce import Sample
+from service.errors import AnyclassError
+from service.images.decoding import decode
+from service.model.manifest import ImageSection
+
+PICTURES: Final = 512
+"""Enough for ranges and cosines that hardly move any more, few enough to take seconds."""
+
+
+def check_data(paths: Sequence[str]) -> None:
+    """Look for what is wrong with labelled data without decoding a picture.
+
+    Raises:
+        DataError: a path is not there or of no known kind, or the labels are not what they should be.
+    """
+    find_classes(open_data(paths))
+
+
+def draw_sample(paths: Sequence[str], section: ImageSection, *, pictures: int = PICTURES) -> Sample:
+    """Draw pictures from all paths together, always the same ones, and prepare them as a bundle says.
+
+    Raises:
+        DataError: a path is of no known kind, or a picture cannot be read.
+    """
+    sources = open_data(paths)
+    classes = find_classes(sources)
+    chosen = choose_rows([len(source.labels) for source in sources], limit=pictures)
+    pixels = []
+    for source, rows in zip(sources, chosen, strict=True):
+        for sample in source.samples(rows):
+            try:
+                pixels.append(decode(sample.read(), section))
+            except (AnyclassError, OSError) as exc:
+                reason = exc.detail if isinstance(exc, AnyclassError) else exc.strerror
+                raise DataError(f"{printable(sample.where)}: {reason}") from exc
+    names = ", ".join(Path(path).name for path in paths)
+    return Sample(names, np.stack(pixels), tuple(dict.fromkeys(classes.names)))

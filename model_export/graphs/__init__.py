@@ -1,0 +1,1 @@
+"""ONNX graphs: export from torch, folding, passes, precision."""

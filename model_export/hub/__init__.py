@@ -1,0 +1,1 @@
+"""Fetch repositories from the Hugging Face Hub: choice of files, cache, errors."""

@@ -1,0 +1,210 @@
+"""A hub id → a folder with what a reader needs, pinned to a commit, whole and checked.
+
+``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean to ``huggingface_hub``, whose
+cache this is: what another program downloaded is not downloaded again. Needs no torch.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, HFValidationError
+from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils.logging import get_verbosity, set_verbosity
+from rich.console import Console
+from rich.markup import escape
+
+from model_export.errors import SourceError
+from model_export.hub import cache as hub_cache
+from model_export.hub.cache import COMMIT, Remote
+from model_export.hub.download import LIBRARY, SHA256
+from model_export.hub.errors import HubUnreachableError, explained
+from model_export.hub.file_choice import FULL_PRECISION, choose, choose_onnx
+
+__all__ = ["Fetched", "HubId", "HubUnreachableError", "fetch", "hub_id", "resolve"]
+
+_REVISION: Final = r"(?!.*\.\.)\w[\w./-]*"  # becomes part of a path
+_HUB_ID: Final = re.compile(rf"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>{_REVISION}))?")
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A model on the hub, and the branch, tag or commit that was asked for."""
+
+    model_id: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a reader needs of a model on the hub, on the disk.
+
+    Attributes:
+        folder: the snapshot in the hub's cache; it may hold more than was asked for here.
+        source_id: ``OWNER/NAME@COMMIT``.
+        revision: the commit, 40 hexadecimal digits.
+        licence: as the repository's card states it.
+        files: what was asked for, relative to the folder.
+    """
+
+    folder: Path
+    source_id: str
+    revision: str
+    licence: str | None
+    files: tuple[str, ...]
+
+
+def hub_id(source: str) -> HubId | None:
+    """Take ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` apart; none for anything that is there as a path."""
+    found = _HUB_ID.fullmatch(source)
+    if found is None or Path(source).exists():
+        return None
+    return HubId(found["id"], found["revision"])
+
+
+def resolve(model_id: str, *, revision: str | None = None) -> str:
+    """Ask the hub which commit a revision is now; a commit is itself.
+
+    Raises:
+        HubUnreachableError: the hub cannot be asked (`hub_cache.remembered` tells what the revision was).
+        SourceError: no such model or revision, or it is not for this user.
+    """
+    asked = _checked(model_id, revision)
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    return _ask(asked, files=False)[0]
+
+
+def fetch(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    console: Console | None = None,
+    onnx: bool = False,
+    variant: str = FULL_PRECISION,
+) -> Fetched:
+    """Download what a reader needs of a model, as far as it is not in the cache.
+
+    One form of the weights is downloaded, or with ``onnx`` the encoders of one ``variant`` (`hub_files`). An
+    interrupted download goes on where it stopped. The sha256 of every file of which the hub states one is checked,
+    also of those that were in the cache. Where the hub cannot be asked, the cache alone will do if it is whole.
+
+    Args:
+        model_id: ``OWNER/NAME``.
+        revision: a branch, tag or commit; by default the repository's main branch.
+        console: is told what is downloaded. Bars go to stderr, and only to a terminal.
+        onnx: ONNX encoders instead of weights.
+        variant: of the ONNX encoders: ``fp32``, ``fp16``, ``quantized`` and so on.
+
+    Raises:
+        HubUnreachableError: the hub cannot be asked, and the cache does not hold it.
+        SourceError: no such model or revision, not for this user, no weights in it, a digest that does not match, a
+            full disk.
+    """
+    asked = _checked(model_id, revision)
+    if get_verbosity() == logging.WARNING:  # what is wrong is said here, in one line
+        set_verbosity(logging.ERROR)
+    console = console or Console(quiet=True)
+    try:
+        commit, files = _ask(asked, files=True)
+    except HubUnreachableError as exc:
+        fetched = _from_cache(asked, exc, onnx=onnx, variant=variant)
+        _say(console, f"{fetched.source_id}: from the cache, the hub was not asked")
+        return fetched
+    names = _choice(files, model_id, onnx=onnx, variant=variant)
+    missing = [files[name] for name in names if hub_cache.cached(model_id, commit, name) is None]
+    left = hub_cache.room_for(model_id, missing)
+    total = sum(files[name].size for name in names)
+    _say(
+        console,
+        f"{model_id}@{commit[:12]}: {len(names)} files, {total / 1e6:.1f} MB, "
+        + (f"{left / 1e6:.1f} MB to download" if missing else "all in the cache"),
+    )
+    with explained(model_id, revision, _endpoint(), note="; what was received is kept"):
+        for name in names:
+            hub_cache.bring(model_id, commit, files[name], _endpoint())
+    return _fetched(model_id, commit, names)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _checked(model_id: str, revision: str | None) -> HubId:
+    asked = HubId(model_id, revision)
+    found = _HUB_ID.fullmatch(model_id if revision is None else f"{model_id}@{revision}")
+    if found is None or HubId(found["id"], found["revision"]) != asked:
+        raise SourceError(f"{model_id}@{revision or 'main'}: is not a hub id, OWNER/NAME or OWNER/NAME@REVISION")
+    return asked
+
+
+def _endpoint() -> str:
+    # The library reads it once, when it is imported.
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def _ask(asked: HubId, *, files: bool) -> tuple[str, dict[str, Remote]]:
+    """The commit that a revision is now, and the files in it if they are wanted."""
+    endpoint = _endpoint()
+    with explained(asked.model_id, asked.revision, endpoint):
+        try:
+            info = HfApi(endpoint=endpoint, library_name=LIBRARY).model_info(
+                asked.model_id, revision=asked.revision, files_metadata=files, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+            commit = COMMIT.fullmatch(info.sha or "")
+        except (HfHubHTTPError, HFValidationError):
+            raise
+        except (ValueError, KeyError, TypeError) as exc:  # not JSON, or not of a model
+            raise FileMetadataError(str(exc)) from exc
+        if commit is None:
+            raise FileMetadataError(f"{info.sha} is no commit")
+    hub_cache.remember(asked.model_id, asked.revision, commit[0])
+    return commit[0], _files(info) if files else {}
+
+
+def _files(info: ModelInfo) -> dict[str, Remote]:
+    files = {}
+    for sibling in info.siblings or ():
+        digest = sibling.lfs.sha256 if sibling.lfs else None
+        if digest is not None and not SHA256.fullmatch(digest):
+            raise SourceError(f"{info.id}: the hub states no sha256 for {sibling.rfilename}, but {digest[:80]!r}")
+        size = sibling.lfs.size if sibling.lfs else sibling.size
+        files[sibling.rfilename] = Remote(sibling.rfilename, size or 0, digest)
+    return files
+
+
+def _choice(names: Iterable[str], where: str, *, onnx: bool, variant: str) -> tuple[str, ...]:
+    known = frozenset(names)
+    return choose_onnx(known, variant, where) if onnx else choose(known, where)
+
+
+def _from_cache(asked: HubId, reason: HubUnreachableError, *, onnx: bool, variant: str) -> Fetched:
+    """What an earlier download left, where the hub cannot be asked."""
+    model_id, revision = asked.model_id, asked.revision
+    commit = revision if revision and COMMIT.fullmatch(revision) else hub_cache.remembered(model_id, revision)
+    folder = hub_cache.snapshot(model_id, commit or "")
+    if commit is None or not folder.is_dir():
+        raise HubUnreachableError(f"{reason} (it is not in the cache, {constants.HF_HUB_CACHE})") from reason
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    try:
+        chosen = _choice(names, str(folder), onnx=onnx, variant=variant)
+    except SourceError as exc:
+        raise HubUnreachableError(f"{reason} (the cache does not hold all of it: {exc})") from exc
+    for name in chosen:
+        hub_cache.check(folder / name, hub_cache.recorded_digest(folder / name))
+    return _fetched(model_id, commit, chosen)
+
+
+def _fetched(model_id: str, commit: str, names: tuple[str, ...]) -> Fetched:
+    return Fetched(
+        folder=hub_cache.snapshot(model_id, commit),
+        source_id=f"{model_id}@{commit}",
+        revision=commit,
+        licence=hub_cache.licence(model_id, commit),
+        files=names,
+    )

@@ -1,0 +1,160 @@
+"""API keys: who may use the service. Keys are kept and compared as SHA-256 digests only.
+
+A key file has one key a line; an empty line and one that begins with ``#`` count for nothing:
+
+    name:key
+    key
+    name:sha256:<the key's SHA-256 in hexadecimal>
+    sha256:<the same>
+
+A key has 16 to 512 characters of printable ASCII without spaces and commas. One without a name is called ``key-`` and
+the first eight digits of its digest.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import structlog
+
+from service.errors import AnyclassError, ConfigurationError
+from service.settings import Settings
+
+REREAD_S: Final = 2.0
+"""How often the file is looked at for a change."""
+
+_MAX_FILE_BYTES: Final = 4 * 2**20
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_HASHED: Final = re.compile(rf"(?:({_NAME}):)?sha256:([0-9A-Fa-f]{{64}})")
+_NAMED: Final = re.compile(rf"({_NAME}):([\x21-\x2b\x2d-\x7e]{{16,512}})")
+_BARE: Final = re.compile(r"([\x21-\x2b\x2d-\x39\x3b-\x7e]{16,512})")
+_SHOWN_DIGITS: Final = 8
+
+_log = structlog.stdlib.get_logger("service.api.access.api_keys")
+
+
+class ApiKeys:
+    """The keys that are valid now, from the environment and from a file that may change."""
+
+    def __init__(self, keys: str | None = None, file: Path | None = None) -> None:
+        """Nothing is read before `load`; `keys` has entries as a key file, with commas between them."""
+        self._given = keys
+        self._file = file
+        self._names: Mapping[bytes, str] = {}
+        self._seen: tuple[int, ...] | None = None
+        self._loaded = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Those that the settings name."""
+        keys = settings.api_keys
+        return cls(None if keys is None else keys.get_secret_value(), settings.api_keys_file)
+
+    @property
+    def required(self) -> bool:
+        """Whether a request needs a key at all."""
+        return self._given is not None or self._file is not None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether `load` has succeeded."""
+        return self._loaded
+
+    def load(self) -> None:
+        """Read all keys; reads a file, so not for an event loop.
+
+        Raises:
+            ConfigurationError: a line that is not a key (named by its number, never shown), no key at all, or a file
+                that cannot be read.
+        """
+        names: dict[bytes, str] = {}
+        seen = None
+        if self._given is not None:
+            names |= parse_keys(self._given.split(","), source="ANYCLASS_API_KEYS: entry")
+        if self._file is not None:
+            try:
+                seen = _state_of(self._file)
+                with self._file.open("rb") as stream:
+                    text = stream.read(_MAX_FILE_BYTES + 1)
+                if len(text) > _MAX_FILE_BYTES:
+                    raise ConfigurationError(f"The API key file is larger than {_MAX_FILE_BYTES} bytes.")
+                names |= parse_keys(text.decode("ascii").splitlines(), source="The API key file: line")
+            except OSError as exc:
+                raise ConfigurationError(f"The API key file cannot be read: {exc.strerror}.") from exc
+            except UnicodeDecodeError as exc:
+                raise ConfigurationError("The API key file must be plain ASCII text.") from exc
+        if self.required and not names:
+            # An empty file is more likely a mistake than the wish to be open to everyone, or to no one.
+            raise ConfigurationError("API keys are asked for, and none is given.")
+        self._names, self._seen, self._loaded = names, seen, True
+
+    def name_of(self, key: str) -> str | None:
+        """The name of a valid key, or None. Takes the same time whichever key it is like."""
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        found = None
+        for known, name in self._names.items():
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found
+
+    async def follow(self) -> None:
+        """Take over every change of the file, for ever. A file that cannot be used leaves the keys as they are."""
+        if self._file is None:
+            return
+        complained: tuple[int, ...] | None = None
+        while True:
+            await asyncio.sleep(REREAD_S)
+            complained = await self.refresh(complained)
+
+    async def refresh(self, complained: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
+        """Read the file again where it has changed. Returns the state that could not be used, to be given next time."""
+        assert self._file is not None  # noqa: S101 - only `follow` and its tests call this
+        state: tuple[int, ...] = ()
+        try:
+            state = await asyncio.to_thread(_state_of, self._file)
+            if state == self._seen:
+                return None
+            await asyncio.to_thread(self.load)
+        except (AnyclassError, OSError) as exc:
+            if complained != state:
+                reason = exc.detail if isinstance(exc, AnyclassError) else exc.strerror
+                _log.error("the API key file cannot be used; the keys stay as they were", reason=reason)
+            return state
+        _log.info("API keys read again", keys=len(self._names))
+        return None
+
+
+def parse_keys(lines: Iterable[str], *, source: str = "line") -> dict[bytes, str]:
+    """Digest → name for each key. Raises `ConfigurationError` naming the line at fault by `source` and its number."""
+    names: dict[bytes, str] = {}
+    for number, raw in enumerate(lines, 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        if match := _HASHED.fullmatch(line):
+            digest = bytes.fromhex(match[2])
+            name = match[1]
+        elif match := _NAMED.fullmatch(line):
+            if match[1] == "sha256":
+                raise ConfigurationError(f"{source} {number} has a digest that is not 64 hexadecimal digits.")
+            name, digest = match[1], hashlib.sha256(match[2].encode()).digest()
+        elif match := _BARE.fullmatch(line):
+            name, digest = None, hashlib.sha256(match[1].encode()).digest()
+        else:
+            raise ConfigurationError(
+                f"{source} {number} is not an API key: it must be `key`, `name:key` or `name:sha256:…`, "
+                "the key 16 to 512 characters of printable ASCII without spaces and commas."
+            )
+        names[digest] = name or f"key-{digest.hex()[:_SHOWN_DIGITS]}"
+    return names
+
+
+def _state_of(file: Path) -> tuple[int, ...]:
+    """Whatever changes when the file is written or another takes its place."""
+    stat = os.stat(file)  # noqa: PTH116 - follows the links that Kubernetes swaps
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

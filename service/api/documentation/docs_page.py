@@ -1,0 +1,51 @@
+"""The page at /docs: Swagger UI, served from here, so that it works without an internet connection.
+
+The assets are those of the package ``fastapi-offline``, of which nothing but the files is used.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
+
+from service.api.documentation.document import PATH as OPENAPI_PATH
+
+PATH: Final = "/docs"
+ASSETS_PATH: Final = "/docs/assets"
+
+
+def assets() -> Path:
+    """The folder of Swagger UI's files, found without importing the package around it."""
+    spec = find_spec("fastapi_offline")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the package fastapi-offline, which holds the files of /docs, is not installed")
+    return Path(spec.origin).parent / "static"
+
+
+def add_docs(app: FastAPI) -> None:
+    """Serve the documentation page, its assets, and `/`, which leads there."""
+    page = get_swagger_ui_html(
+        openapi_url=OPENAPI_PATH,
+        title=f"{app.title}: HTTP interface",
+        swagger_js_url=f"{ASSETS_PATH}/swagger-ui-bundle.js",
+        swagger_css_url=f"{ASSETS_PATH}/swagger-ui.css",
+        swagger_favicon_url=f"{ASSETS_PATH}/favicon.png",
+        # The validator would be asked over the internet.
+        swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "tryItOutEnabled": True},
+    )
+
+    async def docs(_: Request) -> HTMLResponse:
+        return page
+
+    async def root(_: Request) -> RedirectResponse:
+        return RedirectResponse(PATH)
+
+    app.router.routes.append(Route(PATH, docs, include_in_schema=False))
+    app.router.routes.append(Route("/", root, include_in_schema=False))
+    app.mount(ASSETS_PATH, StaticFiles(directory=assets()), name="docs-assets")

@@ -1,0 +1,185 @@
+"""What the routes that read their own bodies say about themselves in the OpenAPI document."""
+
+from typing import Annotated, Any, Final
+
+from fastapi import Path
+
+from service.api.request.fields import Options
+
+_IMAGE_TEXT: Final = {
+    "type": "string",
+    "description": "The picture as a data URI or as base64 (standard or URL-safe alphabet), "
+    "or as an http:// or https:// URL where the operator has allowed that.",
+}
+_FILE: Final = {"type": "string", "format": "binary", "description": "The picture's bytes."}
+
+RED_DOT: Final = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8F7UQOfAAAAAElFTkSuQmCC"
+"""A picture small enough to stand in an example: 8×8 pixels of red."""
+
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "labels": {
+        "summary": "Two labels",
+        "value": {"image": f"data:image/png;base64,{RED_DOT}", "labels": ["something red", "something green"]},
+    },
+    "all fields": {
+        "summary": "Every field",
+        "value": {
+            "image": RED_DOT,
+            "labels": ["red", "green", "blue"],
+            "templates": ["a photo of something {}.", "the colour {}."],
+            "scoring": "cosine",
+            "top_k": 2,
+            "min_score": -1.0,
+            "temperature": 1.0,
+            "model": None,
+        },
+    },
+}
+BATCH_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "batch": {
+        "summary": "Two pictures, one of them broken",
+        "value": {"images": [RED_DOT, "AAAA"], "labels": ["red", "green"]},
+    }
+}
+FORM_FIELDS: Final = {"labels": ["something red", "something green"], "top_k": 1}
+_FILLED_IN: Final[dict[str, Any]] = {
+    **FORM_FIELDS,
+    "label_set": "",
+    "templates": ["default"],
+    "min_score": 0,
+    "temperature": 1,
+    "model": "",
+}
+"""What Swagger UI writes into its form; an empty field is one that is not given. Without this it makes up words."""
+_BYTES: Final = "(the bytes of a file)"
+
+
+def _json_schema(image: dict[str, Any], name: str) -> dict[str, Any]:
+    schema = Options.model_json_schema()
+    return {
+        "type": "object",
+        "required": [name],
+        "anyOf": [{"required": ["labels"]}, {"required": ["label_set"]}],
+        "additionalProperties": False,
+        "properties": {name: image, **schema["properties"]},
+    }
+
+
+def _text_fields() -> dict[str, Any]:
+    """The fields as a form or a query has them: there is no null, a field is left out."""
+    fields = {}
+    for name, schema in Options.model_json_schema()["properties"].items():
+        kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+        said = {key: schema[key] for key in ("description", "examples") if key in schema}
+        # One schema for the three spellings of a list: repeated, once, or one JSON list.
+        array = next((kind for kind in kinds if kind.get("type") == "array"), None)
+        one = array or (kinds[0] if "anyOf" in schema else {k: v for k, v in schema.items() if k != "default"})
+        fields[name] = {**{k: v for k, v in one.items() if k != "title"}, **said}
+    return fields
+
+
+def _form(image: dict[str, Any]) -> dict[str, Any]:
+    fields = _text_fields()
+    for name, value in _FILLED_IN.items():
+        fields[name]["examples"] = [value]
+    return {
+        "schema": {
+            "type": "object",
+            "required": ["image"],
+            "anyOf": [{"required": ["labels"]}, {"required": ["label_set"]}],
+            "additionalProperties": False,
+            "properties": {"image": image, **fields},
+        },
+        "examples": {"form": {"summary": "A file", "value": {"image": _BYTES, **FORM_FIELDS}}},
+    }
+
+
+def _batch_form() -> dict[str, Any]:
+    """Several pictures, or one archive of them."""
+    form = _form({"type": "array", "minItems": 1, "items": _FILE})
+    schema = form["schema"]
+    archive = {**_FILE, "description": "A tar, tar.gz or zip of pictures, in place of `image`."}
+    properties = {**schema["properties"], "archive": archive}
+    pictures = {"oneOf": [{"required": ["image"]}, {"required": ["archive"]}]}
+    del schema["required"]
+    return {
+        "schema": {**schema, **pictures, "properties": properties},
+        "examples": {
+            "images": {"summary": "Files", "value": {"image": [_BYTES, _BYTES], **FORM_FIELDS}},
+            "archive": {"summary": "An archive", "value": {"archive": _BYTES, **FORM_FIELDS}},
+        },
+    }
+
+
+def _query_parameters(when: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": when + schema.get("description", ""),
+            "schema": {key: value for key, value in schema.items() if key != "description"},
+        }
+        for name, schema in _text_fields().items()
+    ]
+
+
+_RAW: Final = {"schema": {"type": "string", "format": "binary"}}
+
+CLASSIFY: Final[dict[str, Any]] = {
+    "parameters": _query_parameters("Only with the picture as the body. "),
+    "requestBody": {
+        "description": "JSON with the picture as text; a form with the picture as a file; or the picture itself, with "
+        "the rest in the query.",
+        "required": True,
+        "content": {
+            "application/json": {"schema": _json_schema(_IMAGE_TEXT, "image"), "examples": EXAMPLES},
+            "multipart/form-data": _form(_FILE),
+            "image/*": _RAW,
+            "application/octet-stream": _RAW,
+        },
+    },
+}
+
+_ARCHIVE: Final = {
+    "schema": {"type": "string", "format": "binary", "description": "The archive's bytes; its files are the pictures."}
+}
+
+BATCH: Final[dict[str, Any]] = {
+    "parameters": _query_parameters("Only with an archive as the body. "),
+    "requestBody": {
+        "description": "JSON with the pictures as text; a form with the pictures as files, or with one archive; or the "
+        "archive itself, with the rest in the query.",
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _json_schema({"type": "array", "minItems": 1, "items": _IMAGE_TEXT}, "images"),
+                "examples": BATCH_EXAMPLES,
+            },
+            "multipart/form-data": _batch_form(),
+            "application/x-tar": _ARCHIVE,
+            "application/gzip": _ARCHIVE,
+            "application/zip": _ARCHIVE,
+        },
+    },
+}
+
+ModelName = Annotated[
+    str,
+    Path(
+        description="Name or alias of a model (`GET /v1/models`), which may have a slash in it.",
+        examples=["demo"],
+    ),
+]
+
+MODEL_PARAMETER: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "model",
+            "in": "query",
+            "required": False,
+            "description": "Name or alias of a model; the default model when left out.",
+            "schema": {"type": "string"},
+        }
+    ]
+}

@@ -1,0 +1,1 @@
+"""Hugging Face's zero-shot-image-classification pipeline over HTTP."""

@@ -1,0 +1,126 @@
+"""Zero-shot image classification as Hugging Face's clients ask for it: POST / and POST /models/{model}."""
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.documentation import responses as answers
+from service.api.documentation.request_bodies import RED_DOT, ModelName
+from service.api.huggingface.schemas import InputObject, ZeroShotRequest
+from service.api.native.classify import server_timing
+from service.api.native.schemas import predictions_text
+from service.api.problems.table import FieldErrors
+from service.api.protocol_schemas import LabelScore
+from service.api.request.disconnect import unless_client_goes
+from service.api.request.image_field import image_source
+from service.api.request.json_body import checked, read_json
+from service.api.services import services_of
+from service.classification.classifier import Classification, LabelQuery, ScoringOptions, Timings
+from service.classification.types import load_image
+from service.concurrency import aside
+from service.errors import TooManyLabels, UnknownModel
+
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "huggingface_hub": {
+        "summary": "As huggingface_hub sends it",
+        "value": {"inputs": RED_DOT, "parameters": {"candidate_labels": ["something red", "something green"]}},
+    },
+    "javascript": {
+        "summary": "As @huggingface/inference sends it",
+        "value": {
+            "inputs": {"image": RED_DOT},
+            "parameters": {"candidate_labels": ["red", "green"], "hypothesis_template": "a photo of something {}."},
+        },
+    },
+    "older": {
+        "summary": "The older form",
+        "value": {"inputs": {"image": RED_DOT, "candidateLabels": "something red, something green"}},
+    },
+}
+
+router = APIRouter(tags=["Hugging Face"])
+
+_DOCUMENTED: Final[dict[str, Any]] = {
+    "response_model": list[LabelScore],
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/ZeroShotRequest"},
+                    "examples": EXAMPLES,
+                }
+            },
+        }
+    },
+}
+_ANSWERED: Final = answers.answer(
+    "SCORES",
+    description="Every label and its score, best first.",
+    headers=answers.header("Server-Timing", always=True),
+)
+_REFUSALS: Final = (*answers.READING, *answers.PICTURES, *answers.LABELLING, *answers.COMPUTING)
+
+
+@router.post(
+    "/",
+    summary="Zero-shot image classification",
+    responses={200: _ANSWERED, **answers.refusals("/", *_REFUSALS)},
+    **_DOCUMENTED,
+)
+async def classify_by_default(request: Request) -> Response:
+    """The default model classifies one image; scores add up to 1 for a model that scores by softmax."""
+    return await _classify(request, None)
+
+
+@router.post(
+    "/models/{model:path}",
+    summary="Zero-shot image classification by a model",
+    responses={200: _ANSWERED, **answers.refusals("/models/{model:path}", UnknownModel, *_REFUSALS)},
+    **_DOCUMENTED,
+)
+async def classify_by_model(request: Request, model: ModelName) -> Response:
+    """`model` is a name or an alias, which may have a slash in it."""
+    return await _classify(request, model)
+
+
+async def _classify(request: Request, model: str | None) -> Response:
+    services = services_of(request)
+    classifier = services.classifier
+    # The model is known here, so nothing of the body is read where there is no room for its image.
+    classifier.check_admission(model)
+    asked = checked(ZeroShotRequest, await read_json(request, services.settings))
+    given = asked.inputs
+    source = image_source(given if isinstance(given, str) else given.image, services.image_fetcher)
+    template = asked.parameters.hypothesis_template
+    query = LabelQuery(
+        _labels(asked, limit=services.settings.max_labels), "default" if template is None else (template,)
+    )
+    timings = Timings()
+
+    async def classified() -> Classification:
+        image = await load_image(source)
+        return await classifier.classify(image, query, ScoringOptions(), model=model, timings=timings)
+
+    classification = await unless_client_goes(request, classified())
+    headers = {"server-timing": server_timing(request.state.started, timings)}
+    content = await aside(len(classification.predictions), lambda: predictions_text(classification).encode())
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def _labels(asked: ZeroShotRequest, *, limit: int) -> tuple[str, ...]:
+    """The labels, from whichever one place they are in."""
+    places: list[list[str] | str | None] = [asked.parameters.candidate_labels]
+    if isinstance(asked.inputs, InputObject):
+        places += [asked.inputs.candidate_labels, asked.inputs.camel_labels]
+    given = [labels for labels in places if labels is not None]
+    if not given:
+        raise FieldErrors([("parameters.candidate_labels", "is missing; give the labels to choose from")])
+    if len(given) > 1:
+        raise FieldErrors([("parameters.candidate_labels", "is given in more than one place")])
+    labels = given[0]
+    if isinstance(labels, str):
+        labels = [label.strip() for label in labels.split(",", limit)]
+    if len(labels) > limit:
+        raise TooManyLabels(f"The request has more labels than may be sent at once here, {limit}.")
+    return tuple(labels)

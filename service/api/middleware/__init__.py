@@ -1,0 +1,1 @@
+"""Around every request: access control, request context, the protocol of a path."""

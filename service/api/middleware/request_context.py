@@ -1,0 +1,124 @@
+"""Around every request: its id, its time, its line in the log, its metrics, and the last answer when all else fails."""
+
+import asyncio
+import re
+import time
+import uuid
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.lifecycle import Lifecycle
+from service.api.middleware.protocols import protocol_of
+from service.api.problems.protocol_forms import render_error
+from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, problem
+from service.api.request.memory_budget import BodyRoom
+from service.monitoring.metrics import Metrics
+
+HEADER: Final = "x-request-id"
+CLIENT_GONE: Final = 499
+"""The status in logs and metrics of a request whose client did not wait for the answer (nginx's number)."""
+GONE_SLUG: Final = "client-gone"
+"""What stands in the metrics in the place of a problem's name for such a request."""
+
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_QUIET_ROUTES: Final = frozenset({"/livez", "/readyz", "/metrics"})
+_MAX_PATH_LOGGED: Final = 200
+
+_log = structlog.stdlib.get_logger("service.access")
+
+
+class RequestContext:
+    """Pure ASGI middleware.
+
+    `scope["state"]` carries ``request_id``, ``started`` (`time.perf_counter`, seconds) and ``held_body`` (`HeldBody`).
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, lifecycle: Lifecycle, bodies: BodyRoom, stall_timeout_s: float
+    ) -> None:
+        """A client that holds room in `bodies` and takes nothing of its answer for `stall_timeout_s` is given up."""
+        self.app = app
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+        self._bodies = bodies
+        self._stall_timeout_s = stall_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's scope."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = request_id_of(Headers(scope=scope).get(HEADER))
+        started = time.perf_counter()
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["started"] = started
+        held = state["held_body"] = self._bodies.hold()
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = request_id
+                if self._lifecycle.stopping:
+                    # So that clients that keep their connection open take the next request elsewhere.
+                    headers["connection"] = "close"
+            try:
+                async with asyncio.timeout(self._stall_timeout_s if held.held_bytes else None):
+                    await send(message)
+            except TimeoutError as exc:
+                raise ClientDisconnect from exc
+
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        self._metrics.http_in_flight.inc()
+        try:
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = CLIENT_GONE
+        except Exception:
+            _log.exception("unexpected error")
+            if status is not None:
+                # Half an answer is out. Letting the exception go on cuts the connection, so that the client can tell.
+                raise
+            body = problem(INTERNAL, INTERNAL_DETAIL, request_id)
+            state["problem"] = INTERNAL.slug
+            await render_error(scope["path"], body)(scope, receive, send_with_id)
+        finally:
+            held.release()
+            self._metrics.http_in_flight.dec()
+            self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        protocol = protocol_of(method, scope["path"])
+        self._metrics.http_requests.labels(protocol, route, method, f"{status // 100}xx").inc()
+        self._metrics.http_seconds.labels(protocol, route).observe(seconds)
+        log = _log.debug if route in _QUIET_ROUTES and status != INTERNAL.status else _log.info
+        problem_slug = scope["state"].get("problem")
+        if problem_slug or status == CLIENT_GONE:
+            self._metrics.http_problems.labels(protocol, problem_slug or GONE_SLUG).inc()
+        # The path only: the query string holds labels.
+        log(
+            "request",
+            method=method,
+            path=scope["path"][:_MAX_PATH_LOGGED],
+            status=status,
+            duration_ms=round(seconds * 1000, 2),
+            **({"problem": problem_slug} if problem_slug else {}),
+        )
+
+
+def request_id_of(given: str | None) -> str:
+    """The client's id if it is sane (up to 128 of ``A-Z a-z 0-9 . _ : / + = @ -``), else a new one."""
+    if given is not None and _SANE_ID.fullmatch(given):
+        return given
+    return uuid.uuid4().hex

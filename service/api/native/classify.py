@@ -1,0 +1,73 @@
+"""POST /v1/classify: a thin route around the classifier."""
+
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.direct_route import DirectRoute
+from service.api.documentation import request_bodies as openapi
+from service.api.documentation import responses as answers
+from service.api.native.schemas import ClassifyAnswer, answer_text
+from service.api.request.classify_request import parse_single
+from service.api.request.disconnect import unless_client_goes
+from service.api.request.fields import ClassifyRequest
+from service.api.services import services_of
+from service.classification.classifier import Classification, Classifier, Timings
+from service.classification.types import load_image
+from service.concurrency import aside
+from service.errors import UnknownModel
+
+router = APIRouter(tags=["Classify"], route_class=DirectRoute)
+
+
+@router.post(
+    "/v1/classify",
+    response_model=ClassifyAnswer,
+    summary="Classify one image against any labels",
+    openapi_extra=openapi.CLASSIFY,
+    responses={
+        200: answers.answer("CLASSIFIED", headers=answers.header("Server-Timing", always=True)),
+        **answers.refusals(
+            "/v1/classify",
+            *answers.READING,
+            *answers.PICTURES,
+            *answers.LABELLING,
+            *answers.LABEL_SETS,
+            UnknownModel,
+            *answers.COMPUTING,
+        ),
+    },
+)
+async def classify(request: Request) -> Response:
+    """Send JSON, a form, or the picture itself; the answer is the same."""
+    services = services_of(request)
+    classifier = services.classifier
+    if len(services.models.names) == 1:
+        # Refused before a byte of the body is read. With more models, which one it is for stands in the body.
+        classifier.check_admission()
+    parsed = await parse_single(request, services.settings, services.image_fetcher)
+    timings = Timings()
+    classification = await unless_client_goes(request, _classified(classifier, parsed, timings))
+    content = await aside(len(classification.predictions), lambda: answer_text(classification).encode())
+    headers = {"server-timing": server_timing(request.state.started, timings)}
+    return Response(content, media_type="application/json", headers=headers)
+
+
+async def _classified(classifier: Classifier, parsed: ClassifyRequest, timings: Timings) -> Classification:
+    image = await load_image(parsed.images[0])
+    return await classifier.classify(image, parsed.query, parsed.options, model=parsed.model, timings=timings)
+
+
+def server_timing(started: float, timings: Timings | None) -> str:
+    """The Server-Timing header: milliseconds in each stage and in all; `started` is of `time.perf_counter`."""
+    stages = {}
+    if timings is not None:
+        stages = {
+            "decode": timings.decode_s,
+            "queue": timings.queue_s,
+            "text": timings.text_s,
+            "image": timings.image_s,
+            "score": timings.score_s,
+        }
+    stages["total"] = time.perf_counter() - started
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())

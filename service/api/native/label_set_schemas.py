@@ -1,0 +1,188 @@
+"""How label sets look on the wire: what a client writes, what it is answered, and the OpenAPI that says so."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.request.classify_request import JSON
+from service.label_sets import NAME, Definition, LabelSetStatus
+
+DEFAULT_PAGE: Final = 100
+MAX_PAGE: Final = 1_000
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class DescribedLabel(_Body):
+    """A label that is described by other words than its own; include the label itself where it should count too."""
+
+    label: Annotated[str, Field(examples=["cat"])]
+    descriptions: Annotated[list[str], Field(examples=[["a cat", "a small furry animal with whiskers"]])]
+
+
+class LabelSetIn(_Body):
+    """A label set as a client writes it."""
+
+    labels: Annotated[
+        list[str | DescribedLabel],
+        Field(fail_fast=True, description="Each once, as in `/v1/classify`.", examples=[["cat", "dog"]]),
+    ]
+    templates: Annotated[
+        str | list[str] | None,
+        Field(description="The name of a template set, or templates with one `{}` each; `default` when null."),
+    ] = None
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Progress(_Answer):
+    """Labels whose class vectors are there, over all models, and all of them."""
+
+    done: int
+    total: int
+
+
+class ModelProgress(_Answer):
+    """How far the class vectors are for one model; `reason` says why there will be none."""
+
+    model: str
+    status: Literal["computing", "ready", "failed"]
+    done: int
+    total: int
+    reason: str | None = None
+
+
+class LabelSetOut(_Answer):
+    """A label set; its labels only where they are asked for."""
+
+    name: Annotated[str, Field(examples=["animals"])]
+    version: Annotated[str, Field(description="Changes with each writing of other content; it is the ETag too.")]
+    status: Literal["computing", "ready", "failed"]
+    progress: Progress
+    label_count: int
+    templates: str | list[str]
+    written: Annotated[str, Field(description="When this version was written (RFC 3339, UTC).")]
+    models: list[ModelProgress]
+    labels: Annotated[
+        list[str | DescribedLabel] | None, Field(description="With `?include=labels`; descriptions are normalised.")
+    ] = None
+
+
+class LabelSetsOut(_Answer):
+    """A page of label sets, by name; `next` is what to send as `after` for the next, null at the end."""
+
+    label_sets: list[LabelSetOut]
+    next: str | None
+
+
+Name = Annotated[
+    str, Path(description="The set's name.", examples=["animals"], json_schema_extra={"pattern": f"^{NAME.pattern}$"})
+]
+"""A name in a path; not checked here, for a name that no set can have is only unknown to most routes."""
+
+_TAGS: Final = r'^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$'
+_CONDITIONS: Final = [
+    {
+        "name": header,
+        "in": "header",
+        "required": False,
+        "description": f"{text} Entity tags, or `*` for any.",
+        # No example here and in other parameters that change what a request does: Swagger UI would fill it in.
+        "schema": {"type": "string", "pattern": _TAGS},
+    }
+    for header, text in (
+        ("If-Match", "Change the set only in one of these versions."),
+        ("If-None-Match", "Change it only in none of these versions; `*` creates and never replaces."),
+    )
+]
+DELETE: Final[dict[str, Any]] = {"parameters": [*_CONDITIONS]}
+PUT: Final[dict[str, Any]] = {
+    "parameters": [*_CONDITIONS],
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {
+                "schema": {"$ref": "#/components/schemas/LabelSetIn"},
+                "examples": {
+                    "labels": {"summary": "Two labels", "value": {"labels": ["cat", "dog"]}},
+                    "descriptions": {
+                        "summary": "Descriptions and templates",
+                        "value": {
+                            "labels": [{"label": "cat", "descriptions": ["cat", "small cat"]}, "dog"],
+                            "templates": ["a photo of a {}.", "{}"],
+                        },
+                    },
+                },
+            }
+        },
+    },
+}
+GET: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "include",
+            "in": "query",
+            "required": False,
+            "description": "`labels` answers with the labels too.",
+            "schema": {"type": "string", "enum": ["labels"]},
+        },
+        {**_CONDITIONS[1], "description": "Answer 304 when the set is ready in one of these versions."},
+    ]
+}
+LIST: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "after",
+            "in": "query",
+            "required": False,
+            "description": "Only names that follow this one: `next` of the page before.",
+            "schema": {"type": "string", "pattern": f"^({NAME.pattern})?$"},
+        },
+        {
+            "name": "limit",
+            "in": "query",
+            "required": False,
+            "description": "Sets on a page.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+        },
+    ]
+}
+
+
+def label_set_json(status: LabelSetStatus, definition: Definition | None = None) -> dict[str, Any]:
+    """A set as JSON, as `LabelSetOut` describes it."""
+    head = status.head
+    content: dict[str, Any] = {
+        "name": status.name,
+        "version": head.version,
+        "status": status.state,
+        "progress": {
+            "done": sum(model.done for model in status.models),
+            "total": sum(model.total for model in status.models),
+        },
+        "label_count": head.labels,
+        "templates": head.templates,
+        "written": datetime.fromtimestamp(head.written, UTC).isoformat(timespec="seconds"),
+        "models": [
+            {
+                "model": model.model,
+                "status": model.state,
+                "done": model.done,
+                "total": model.total,
+                **({"reason": model.reason} if model.reason else {}),
+            }
+            for model in status.models
+        ],
+    }
+    if definition is not None:
+        content["labels"] = [
+            {"label": label, "descriptions": list(texts)} if (texts := definition.descriptions.get(index)) else label
+            for index, label in enumerate(definition.labels)
+        ]
+    return content

@@ -1,0 +1,231 @@
+"""/v1/label-sets: thin routes around the use cases of label sets."""
+
+import asyncio
+import math
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from service.api.documentation import responses as answers
+from service.api.native.label_set_schemas import (
+    DEFAULT_PAGE,
+    DELETE,
+    GET,
+    LIST,
+    MAX_PAGE,
+    PUT,
+    DescribedLabel,
+    LabelSetIn,
+    LabelSetOut,
+    LabelSetsOut,
+    Name,
+    label_set_json,
+)
+from service.api.problems.table import FieldErrors, UnsupportedMediaType, quoted
+from service.api.request import body as bodies
+from service.api.request.classify_request import JSON, body_of, media_type, refuse_query
+from service.api.request.disconnect import unless_client_goes
+from service.api.request.etags import condition_of, etag
+from service.api.request.fields import field_errors, parse_json_object
+from service.api.services import services_of
+from service.errors import (
+    DeadlineExceeded,
+    InvalidLabels,
+    InvalidTemplates,
+    MalformedRequest,
+    PromptTooLong,
+    StateFull,
+    TooManyLabels,
+    UnknownLabelSet,
+    VersionMismatch,
+)
+from service.label_sets import NAME, Definition, LabelSets, LabelSetStatus, check_definition
+from service.settings import Settings
+
+_CREATED: Final = 201
+_ACCEPTED: Final = 202
+_NOT_MODIFIED: Final = 304
+
+_BAD_CONDITION: Final = MalformedRequest('if-match must be * or one or more entity tags, each in double quotes: "…".')
+
+router = APIRouter(tags=["Label sets"])
+
+
+def _described(description: str, example: str, *, waiting: bool = False) -> dict[str, Any]:
+    """An answer with a set; `waiting` where it is always still being computed."""
+    headers = answers.header("ETag", always=True) | answers.header("Retry-After", always=waiting)
+    return answers.answer(example, description=description, headers=headers)
+
+
+@router.put(
+    "/v1/label-sets/{name}",
+    response_model=LabelSetOut,
+    summary="Write a label set",
+    openapi_extra=PUT,
+    responses={
+        200: _described("It was there already, and is ready.", "LABEL_SET"),
+        201: {**_described("It is new, and ready.", "LABEL_SET"), "model": LabelSetOut},
+        202: {
+            **_described("It is written, and being computed.", "LABEL_SET_COMPUTING", waiting=True),
+            "model": LabelSetOut,
+        },
+        **answers.refusals(
+            "/v1/label-sets/{name}",
+            *answers.READING,
+            InvalidLabels,
+            InvalidTemplates,
+            TooManyLabels,
+            VersionMismatch,
+            PromptTooLong,
+            *answers.COMPUTING,
+            StateFull,
+            *answers.STORED,
+        ),
+    },
+)
+async def put_label_set(request: Request, name: Name) -> Response:
+    """A small set is computed before the answer, a large one (202) in the background.
+
+    The same content again is no change: the version stays.
+    """
+    services = services_of(request)
+    sets, settings = services.classifier.label_sets, services.settings
+    _check_name(name)
+    refuse_query(request)
+    if (kind := media_type(request)) != JSON:
+        raise UnsupportedMediaType(f"A label set is sent as application/json, not as {quoted(kind or 'nothing', 100)}.")
+    condition = condition_of(request)
+    content = await bodies.read(body_of(request, settings))
+    # Up to 100,000 labels: too many to look at on the event loop.
+    definition = await services.parsed(content, lambda: _definition(content, settings))
+
+    async def write() -> tuple[LabelSetStatus, bool]:
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                return await sets.put(name, definition, condition)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"The set was not computed within {settings.request_timeout_s:g} s.") from exc
+
+    status, created = await unless_client_goes(request, write())
+    ready = _CREATED if created else 200
+    return _answer(status, ready if status.retry_after_s is None else _ACCEPTED)
+
+
+@router.get(
+    "/v1/label-sets/{name}",
+    response_model=LabelSetOut,
+    response_model_exclude_none=True,
+    summary="How a label set stands",
+    openapi_extra=GET,
+    responses={
+        200: _described("How it stands; with `Retry-After` while it is computed.", "LABEL_SET"),
+        304: {"description": "It is ready and has not changed.", "headers": answers.header("ETag", always=True)},
+        **answers.refusals(
+            "/v1/label-sets/{name}",
+            _BAD_CONDITION,
+            UnknownLabelSet,
+            FieldErrors([("include", "must be labels, or left out")]),
+            *answers.STORED,
+        ),
+    },
+)
+async def get_label_set(request: Request, name: Name) -> Response:
+    """While it is computed `Retry-After` says when to ask again."""
+    sets = services_of(request).classifier.label_sets
+    include = _query(request, "include").get("include")
+    if include not in (None, "labels"):
+        raise FieldErrors([("include", "must be labels, or left out")])
+    known = condition_of(request).if_none_match
+    status, definition = (await sets.status(name), None) if include is None else await sets.described(name)
+    if known is not None and status.state == "ready" and known & {"*", status.head.version}:
+        return Response(status_code=_NOT_MODIFIED, headers={"etag": etag(status.head.version)})
+    return await asyncio.to_thread(_answer, status, 200, definition)
+
+
+@router.delete(
+    "/v1/label-sets/{name}",
+    status_code=204,
+    response_class=Response,
+    summary="Delete a label set",
+    openapi_extra=DELETE,
+    responses={
+        204: {"description": "It is no more."},
+        **answers.refusals("/v1/label-sets/{name}", _BAD_CONDITION, UnknownLabelSet, VersionMismatch, *answers.STORED),
+    },
+)
+async def delete_label_set(request: Request, name: Name) -> Response:
+    """Requests that use it end with it as it was."""
+    sets = services_of(request).classifier.label_sets
+    await sets.delete(name, condition_of(request))
+    return Response(status_code=204)
+
+
+@router.get(
+    "/v1/label-sets",
+    response_model=LabelSetsOut,
+    response_model_exclude_none=True,
+    summary="The label sets there are",
+    openapi_extra=LIST,
+    responses={
+        200: answers.answer("LABEL_SETS"),
+        **answers.refusals(
+            "/v1/label-sets",
+            FieldErrors([("limit", f"must be a whole number from 1 to {MAX_PAGE}")]),
+            *answers.STORED,
+        ),
+    },
+)
+async def list_label_sets(request: Request) -> Response:
+    """By name, a page at a time."""
+    sets: LabelSets = services_of(request).classifier.label_sets
+    query = _query(request, "after", "limit")
+    after, limit = query.get("after", ""), query.get("limit", str(DEFAULT_PAGE))
+    if after and not NAME.fullmatch(after):
+        raise FieldErrors([("after", "is not the name of a label set")])
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= MAX_PAGE):  # noqa: PLR2004
+        raise FieldErrors([("limit", f"must be a whole number from 1 to {MAX_PAGE}")])
+    page, following = await sets.page(after=after, limit=int(limit))
+    return JSONResponse({"label_sets": [label_set_json(status) for status in page], "next": following})
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise FieldErrors([("name", "must have 1 to 100 of a-z 0-9 . _ - and begin with a letter or a digit")])
+
+
+def _query(request: Request, *names: str) -> dict[str, str]:
+    query: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in names:
+            raise FieldErrors([(quoted(name), f"is not a parameter of this route; it has {', '.join(names)}")])
+        if name in query:
+            raise FieldErrors([(name, "is given more than once")])
+        query[name] = value
+    return query
+
+
+def _definition(content: bytes, settings: Settings) -> Definition:
+    fields = parse_json_object(content)
+    labels = fields.get("labels")
+    limit = settings.max_label_set_labels
+    if isinstance(labels, list) and len(labels) > limit:
+        raise TooManyLabels(f"The label set has {len(labels)} labels; {limit} are the limit here.")
+    try:
+        parsed = LabelSetIn.model_validate(fields)
+    except ValidationError as exc:
+        raise FieldErrors(list(field_errors(exc))) from exc
+    return check_definition(
+        [each if isinstance(each, str) else each.label for each in parsed.labels],
+        {index: each.descriptions for index, each in enumerate(parsed.labels) if isinstance(each, DescribedLabel)},
+        parsed.templates,
+        settings,
+    )
+
+
+def _answer(status: LabelSetStatus, code: int, definition: Definition | None = None) -> Response:
+    headers = {"etag": etag(status.head.version)}
+    if status.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(status.retry_after_s)))
+    return JSONResponse(label_set_json(status, definition), status_code=code, headers=headers)

@@ -1,0 +1,147 @@
+"""What people, probes and monitoring ask of the service."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.api.documentation import request_bodies as openapi
+from service.api.documentation import responses as answers
+from service.api.lifecycle import Phase
+from service.api.native.schemas import ModelsAnswer, OpenAIModel, Status, TemplatesAnswer, model_json
+from service.api.problems.table import FieldErrors, quoted
+from service.api.services import services_of
+from service.errors import NotReady, UnknownModel
+
+router = APIRouter()
+
+
+@router.get(
+    "/v1/models",
+    tags=["Models"],
+    response_model=ModelsAnswer,
+    summary="The models that really run",
+    responses={200: answers.answer("MODELS"), **answers.refusals("/v1/models", NotReady)},
+)
+async def models(request: Request) -> Response:
+    """Provider, precision and parity are those of the running process, not of its configuration."""
+    described = services_of(request).models.describe()
+    return JSONResponse(
+        {
+            "models": [model_json(info) for info in described],
+            "object": "list",
+            "data": [OpenAIModel(id=info.name).model_dump() for info in described],
+        }
+    )
+
+
+@router.get(
+    "/v1/models/{model:path}",
+    tags=["OpenAI"],
+    response_model=OpenAIModel,
+    summary="One model",
+    responses={
+        200: answers.answer("ONE_MODEL"),
+        **answers.refusals("/v1/models/{model:path}", NotReady, UnknownModel),
+    },
+)
+async def one_model(request: Request, model: openapi.ModelName) -> Response:
+    """By name or alias; the answer has the name."""
+    return JSONResponse(OpenAIModel(id=services_of(request).models.get(model).name).model_dump())
+
+
+@router.get(
+    "/v1/templates",
+    tags=["Models"],
+    response_model=TemplatesAnswer,
+    summary="The prompt templates of a model",
+    openapi_extra=openapi.MODEL_PARAMETER,
+    responses={
+        200: answers.answer("TEMPLATES"),
+        **answers.refusals(
+            "/v1/templates",
+            NotReady,
+            UnknownModel,
+            FieldErrors([("modle", "is not a parameter of this route; it has model")]),
+        ),
+    },
+)
+async def templates(request: Request) -> Response:
+    """Each set's name can be sent as `templates`."""
+    model = services_of(request).models.get(_only_model(request))
+    sets = {name: list(each) for name, each in model.bundle.templates.items()}
+    return JSONResponse({"model": model.name, "templates": sets})
+
+
+@router.get(
+    "/livez",
+    tags=["Probes"],
+    response_model=Status,
+    summary="Whether the process is alive",
+    responses={
+        200: answers.answer("ALIVE"),
+        **answers.refusals("/livez", NotReady("A device's scheduler has died; the process must be started anew.")),
+    },
+)
+async def livez(request: Request) -> Response:
+    """Says no only when a restart is the remedy. Needs no model."""
+    services = services_of(request)
+    if services.lifecycle.phase is Phase.FAILED:
+        raise NotReady(f"The service could not start: {services.lifecycle.reason}.")
+    if services.registry is not None and not services.registry.healthy:
+        raise NotReady("A device's scheduler has died; the process must be started anew.")
+    return JSONResponse({"status": "alive"})
+
+
+@router.get(
+    "/readyz",
+    tags=["Probes"],
+    response_model=Status,
+    summary="Whether to send requests here",
+    responses={
+        200: answers.answer("READY"),
+        **answers.refusals("/readyz", NotReady("Not ready: the model is being loaded.")),
+    },
+)
+async def readyz(request: Request) -> Response:
+    """Says no until the model is warm, and from the moment the service is asked to stop."""
+    lifecycle = services_of(request).lifecycle
+    if not lifecycle.ready:
+        raise NotReady(f"Not ready: {lifecycle.reason}.")
+    return JSONResponse({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    tags=["Probes"],
+    response_class=Response,
+    summary="Metrics in the Prometheus text format",
+    responses={
+        200: answers.answer(
+            "METRICS",
+            media_type="text/plain",
+            schema={"type": "string"},
+            description="Everything that is measured.",
+        ),
+        **answers.refusals("/metrics"),
+    },
+)
+async def metrics(request: Request) -> Response:
+    """How much was asked, how long it took, and how the text cache fares."""
+    # In a thread: what is known of the process is read from files.
+    text = await asyncio.to_thread(services_of(request).metrics.render)
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _only_model(request: Request) -> str | None:
+    """The query's `model`, the one parameter there is."""
+    query: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name != "model":
+            raise FieldErrors([(quoted(name), "is not a parameter of this route; it has model")])
+        if name in query:
+            raise FieldErrors([(name, "is given more than once")])
+        query[name] = value
+    return query.get("model")

@@ -1,0 +1,216 @@
+"""The Open Inference Protocol (v2), which clients of KServe and Triton speak."""
+
+import asyncio
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api.documentation import examples
+from service.api.documentation import responses as answers
+from service.api.documentation.request_bodies import ModelName
+from service.api.native.classify import server_timing
+from service.api.native.operations import livez, readyz
+from service.api.open_inference.docs import INFER, METADATA, READY, Version
+from service.api.open_inference.schemas import (
+    IMAGE_EMBEDDINGS,
+    OUTPUTS,
+    SCORES,
+    TEXT_EMBEDDINGS,
+    InferRequest,
+    Live,
+    Ready,
+    ServerInfo,
+    metadata_json,
+    version_of,
+)
+from service.api.open_inference.tensors import Inferred, Limits, read_infer, write_infer
+from service.api.problems.table import FieldErrors, UnsupportedMediaType
+from service.api.request import body as bodies
+from service.api.request.classify_request import JSON, OCTETS, body_of, media_type, refuse_query
+from service.api.request.disconnect import unless_client_goes
+from service.api.request.fields import parse_json_list
+from service.api.services import services_of
+from service.classification.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
+from service.errors import NotReady, UnknownModel
+from service.inference.served_model import Model
+from service.model.scoring import check_scoring
+
+HEADER_LENGTH: Final = "inference-header-content-length"
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+
+@router.get(
+    "",
+    response_model=ServerInfo,
+    summary="The server",
+    responses={200: answers.answer("SERVER"), **answers.refusals("/v2")},
+)
+async def server() -> Response:
+    """Needs no model."""
+    return JSONResponse(examples.SERVER)
+
+
+@router.get(
+    "/health/live",
+    response_model=Live,
+    summary="Whether the process is alive",
+    responses={
+        200: answers.answer("LIVE"),
+        **answers.refusals(
+            "/v2/health/live", NotReady("A device's scheduler has died; the process must be started anew.")
+        ),
+    },
+)
+async def live(request: Request) -> Response:
+    """As `GET /livez`."""
+    await livez(request)
+    return JSONResponse({"live": True})
+
+
+@router.get(
+    "/health/ready",
+    response_model=Ready,
+    summary="Whether to send requests here",
+    responses={
+        200: answers.answer("SERVER_READY"),
+        **answers.refusals("/v2/health/ready", NotReady("Not ready: the model is being loaded.")),
+    },
+)
+async def ready(request: Request) -> Response:
+    """As `GET /readyz`."""
+    await readyz(request)
+    return JSONResponse({"ready": True})
+
+
+# A model's alias may have a slash in it, which clients do not encode; so the longer paths come first.
+@router.get(
+    "/models/{model:path}/versions/{version}/ready",
+    summary="Whether a version of a model takes requests",
+    **READY,
+)
+async def version_ready(request: Request, model: ModelName, version: Version) -> Response:
+    """A model has one version, the beginning of its revision."""
+    return await _ready(request, _find(request, model, version))
+
+
+@router.get("/models/{model:path}/ready", summary="Whether a model takes requests", **READY)
+async def model_ready(request: Request, model: ModelName) -> Response:
+    """Every model that is served is ready as soon as the server is."""
+    return await _ready(request, _find(request, model))
+
+
+@router.get("/models/{model:path}/versions/{version}", summary="A version of a model", **METADATA)
+async def version_metadata(request: Request, model: ModelName, version: Version) -> Response:
+    """As that of the model."""
+    return _metadata(request, _find(request, model, version))
+
+
+@router.get("/models/{model:path}", summary="A model", **METADATA)
+async def model_metadata(request: Request, model: ModelName) -> Response:
+    """Its inputs and outputs. `image` is BYTES, encoded images, and is read as UINT8 [n, height, width, 3] too."""
+    return _metadata(request, _find(request, model))
+
+
+@router.post(
+    "/models/{model:path}/versions/{version}/infer",
+    summary="Vectors and scores by a version of a model",
+    **INFER,
+)
+async def infer_by_version(request: Request, model: ModelName, version: Version) -> Response:
+    """As by the model."""
+    return await _infer(request, _find(request, model, version))
+
+
+@router.post("/models/{model:path}/infer", summary="Vectors and scores", **INFER)
+async def infer(request: Request, model: ModelName) -> Response:
+    """Inputs are `image`, `text` or both; outputs `image_embeddings`, `text_embeddings` and, from both, `scores`."""
+    return await _infer(request, _find(request, model))
+
+
+async def _infer(request: Request, chosen: Model) -> Response:
+    services = services_of(request)
+    settings = services.settings
+    if media_type(request) not in ("", JSON, OCTETS):
+        raise UnsupportedMediaType(f"Send {JSON}, or {OCTETS} where binary tensors follow the JSON.")
+    refuse_query(request)
+    header_length = request.headers.get(HEADER_LENGTH)
+    body = await bodies.read(body_of(request, settings))
+    limits = Limits(settings.max_batch_images, settings.max_embed_texts, chosen.manifest.image)
+    inferred = await services.parsed(body, lambda: read_infer(body, header_length, limits, services.image_fetcher))
+    wanted = _wanted(inferred)
+    parameters = inferred.request.parameters
+    check_scoring(chosen.manifest.scoring, parameters.scoring, parameters.temperature)
+    query = EmbedQuery(inferred.images, inferred.texts, _templates(parameters.templates))
+    embedded = await unless_client_goes(request, services.embedder.embed(query, model=chosen.name))
+    content, json_length = await asyncio.to_thread(_answer, inferred.request, embedded, wanted)
+    headers = {"server-timing": server_timing(request.state.started, None)}
+    if json_length is not None:
+        headers[HEADER_LENGTH] = str(json_length)
+    return Response(content, media_type=JSON if json_length is None else OCTETS, headers=headers)
+
+
+async def _ready(request: Request, model: Model) -> Response:
+    await readyz(request)
+    return JSONResponse({"name": model.name, "ready": True})
+
+
+def _metadata(request: Request, model: Model) -> Response:
+    (info,) = [info for info in services_of(request).models.describe() if info.name == model.name]
+    return JSONResponse(metadata_json(info))
+
+
+def _find(request: Request, name: str, version: str | None = None) -> Model:
+    model = services_of(request).models.get(name)
+    revision = model.manifest.revision
+    if version not in (None, version_of(revision), revision):
+        raise UnknownModel(f"Model {model.name} is not served in that version; served is {version_of(revision)}.")
+    return model
+
+
+def _wanted(inferred: Inferred) -> dict[str, bool]:
+    """The outputs that were asked for, or all there can be, and whether each is to follow the JSON."""
+    possible = {
+        IMAGE_EMBEDDINGS: bool(len(inferred.images)),
+        TEXT_EMBEDDINGS: bool(inferred.texts),
+        SCORES: bool(len(inferred.images) and inferred.texts),
+    }
+    binary = inferred.request.parameters.binary_data_output
+    if inferred.request.outputs is None:
+        return {name: binary for name in OUTPUTS if possible[name]}
+    wanted: dict[str, bool] = {}
+    for index, output in enumerate(inferred.request.outputs):
+        if not possible[output.name]:
+            raise FieldErrors([(f"outputs[{index}]", f"{output.name} cannot be had from these inputs")])
+        if output.name in wanted:
+            raise FieldErrors([(f"outputs[{index}]", f"is a second {output.name}")])
+        own = output.parameters.binary_data
+        wanted[output.name] = binary if own is None else own
+    return wanted
+
+
+def _templates(given: str | None) -> str | tuple[str, ...]:
+    if given is None:
+        return AS_WRITTEN
+    if not given.lstrip().startswith("["):
+        return given
+    templates = parse_json_list("parameters.templates", given)
+    if not all(isinstance(template, str) for template in templates):
+        raise FieldErrors([("parameters.templates", "must be a JSON list of strings")])
+    return tuple(templates)
+
+
+def _answer(request: InferRequest, embedded: Embedded, wanted: dict[str, bool]) -> tuple[bytes, int | None]:
+    """The body and the length of its JSON, see `write_infer`; runs in a thread."""
+    values: dict[str, npt.NDArray[np.float32]] = {IMAGE_EMBEDDINGS: embedded.images, TEXT_EMBEDDINGS: embedded.texts}
+    if SCORES in wanted:
+        parameters = request.parameters
+        values[SCORES] = scores_of(embedded, parameters.scoring, parameters.temperature)
+    manifest = embedded.model.manifest
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": version_of(manifest.revision)}
+    if request.id is not None:
+        answer["id"] = request.id
+    return write_infer(answer, [(name, values[name], binary) for name, binary in wanted.items()])

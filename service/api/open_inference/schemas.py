@@ -1,0 +1,179 @@
+"""What the Open Inference Protocol (v2) sends and gets, as JSON.
+
+https://github.com/kserve/open-inference-protocol and, for the binary tensors, Triton's extension of the same name.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.inference.served_model import ModelInfo
+
+IMAGE: Final = "image"
+TEXT: Final = "text"
+IMAGE_EMBEDDINGS: Final = "image_embeddings"
+TEXT_EMBEDDINGS: Final = "text_embeddings"
+SCORES: Final = "scores"
+OUTPUTS: Final = (IMAGE_EMBEDDINGS, TEXT_EMBEDDINGS, SCORES)
+
+_MAX_NAME_CHARS: Final = 256
+_MAX_DIMENSIONS: Final = 4
+_REVISION_CHARS: Final = 12
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class InputParameters(_Fields):
+    """How an input's data come."""
+
+    binary_data_size: Annotated[
+        int | None, Field(ge=0, description="Bytes of this tensor after the JSON; there is no `data` then.")
+    ] = None
+
+
+class InputTensor(_Fields):
+    """An input: its data are in `data`, in row order, flat or nested, or follow the JSON."""
+
+    name: Literal["image", "text"]
+    datatype: Annotated[
+        Literal["BYTES", "UINT8"],
+        Field(description="BYTES: encoded images, or texts. UINT8: images of the model's own size."),
+    ]
+    shape: Annotated[
+        list[Annotated[int, Field(ge=1)]],
+        Field(
+            min_length=1, max_length=_MAX_DIMENSIONS, description="BYTES: [n] or [n, 1]. UINT8: [n, height, width, 3]."
+        ),
+    ]
+    parameters: InputParameters = InputParameters()
+    data: Annotated[
+        list[Any] | None, Field(description="Texts; images as data URIs, base64 or URLs; or numbers from 0 to 255.")
+    ] = None
+
+
+class OutputParameters(_Fields):
+    """How an output is wanted."""
+
+    binary_data: Annotated[bool | None, Field(description="Whether its data follow the JSON.")] = None
+
+
+class RequestedOutput(_Fields):
+    """An output that is wanted."""
+
+    name: Literal["image_embeddings", "text_embeddings", "scores"]
+    parameters: OutputParameters = OutputParameters()
+
+
+class RequestParameters(_Fields):
+    """What concerns the whole request."""
+
+    binary_data_output: Annotated[bool, Field(description="Whether the data of all outputs follow the JSON.")] = False
+    templates: Annotated[
+        str | None,
+        Field(
+            description="What each text is put into: the name of one of the model's template sets, or a JSON list of "
+            "templates in a string. When left out texts are taken as they are."
+        ),
+    ] = None
+    scoring: Annotated[
+        Literal["softmax", "sigmoid", "cosine"] | None, Field(description="The model's own way when left out.")
+    ] = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class InferRequest(_Fields):
+    """A request to infer. With `image` and `text` there are `scores` too."""
+
+    id: Annotated[str | None, Field(max_length=_MAX_NAME_CHARS, description="Comes back in the answer.")] = None
+    parameters: RequestParameters = RequestParameters()
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=2)]
+    outputs: Annotated[
+        list[RequestedOutput] | None,
+        Field(max_length=len(OUTPUTS), description="All that the inputs allow when left out."),
+    ] = None
+
+
+class TensorInfo(BaseModel):
+    """An input or output of a model; -1 in a shape is any number."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ServerInfo(BaseModel):
+    """The server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(BaseModel):
+    """The process is alive."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """The server takes requests."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """A model takes requests."""
+
+    name: str
+    ready: bool
+
+
+class ModelMetadata(BaseModel):
+    """A model; its one version is the beginning of its revision. `image` is read as UINT8 [n, height, width, 3] too."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+
+
+class OutputTensor(BaseModel):
+    """An output: its data are in `data`, flat, or follow the JSON."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] | None = None
+    data: list[float] | None = None
+
+
+class InferAnswer(BaseModel):
+    """The outputs that were wanted."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+def version_of(revision: str) -> str:
+    """The version under which clients know a model of `revision`."""
+    return revision[:_REVISION_CHARS]
+
+
+def metadata_json(info: ModelInfo) -> dict[str, Any]:
+    """What a client must know of a model, as `ModelMetadata` describes it."""
+    return {
+        "name": info.name,
+        "versions": [version_of(info.revision)],
+        "platform": f"onnxruntime_{info.provider}",
+        "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in (IMAGE, TEXT)],
+        "outputs": [
+            {"name": IMAGE_EMBEDDINGS, "datatype": "FP32", "shape": [-1, info.dim]},
+            {"name": TEXT_EMBEDDINGS, "datatype": "FP32", "shape": [-1, info.dim]},
+            {"name": SCORES, "datatype": "FP32", "shape": [-1, -1]},
+        ],
+    }

@@ -1,0 +1,163 @@
+"""/v1/batches: durable batch jobs, in OpenAI's form."""
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api.documentation import examples
+from service.api.documentation import responses as answers
+from service.api.openai.batch_lines import ENDPOINTS
+from service.api.openai.schemas import (
+    BATCHES_PAGE,
+    MAX_BATCHES_PAGE,
+    AfterBatch,
+    BatchesOut,
+    BatchId,
+    BatchOut,
+    BatchRequest,
+    IdempotencyKey,
+    batch_json,
+    idempotency_of,
+    page_json,
+)
+from service.api.problems.table import FieldErrors
+from service.api.request.json_body import checked, read_json
+from service.api.services import services_of
+from service.errors import Conflict, Overloaded, UnknownObject
+from service.jobs.records import JOB_PREFIX, is_id
+
+_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "batch": {
+        "summary": "Classify what is in a file",
+        "value": {
+            "input_file_id": examples.FILE_ID,
+            "endpoint": "/v1/classify",
+            "completion_window": "24h",
+        },
+    },
+    "every field": {
+        "summary": "Every field",
+        "value": {
+            "input_file_id": examples.FILE_ID,
+            "endpoint": "/v1/embeddings",
+            "completion_window": "6h",
+            "metadata": {"experiment": "7"},
+            "output_expires_after": {"anchor": "created_at", "seconds": 86_400},
+        },
+    },
+}
+
+_LINKS: Final = {
+    "retrieve": {"operationId": "retrieve_batch", "parameters": {"batch_id": "$response.body#/id"}},
+    "cancel": {"operationId": "cancel_batch", "parameters": {"batch_id": "$response.body#/id"}},
+}
+_BAD_ID: Final = FieldErrors([("batch_id", "String should have at most 100 characters")])
+_UNKNOWN: Final = UnknownObject("There is no batch of that id here.")
+
+router = APIRouter(tags=["Batch jobs"])
+
+
+@router.post(
+    "/v1/batches",
+    response_model=BatchOut,
+    summary="Have a file of requests answered in the background",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": f"{answers.REFERENCE}BatchRequest"},
+                    "examples": _EXAMPLES,
+                }
+            },
+        }
+    },
+    responses={
+        200: answers.answer("JOB", description="The batch, which has begun.", links=_LINKS),
+        **answers.refusals(
+            "/v1/batches",
+            *answers.READING,
+            FieldErrors([("input_file_id", "There is no file of that id here.")]),
+            Conflict("This Idempotency-Key was used for another request; take a new one."),
+            Overloaded("Too many batches are waiting; try again later.", 10.0),
+            *answers.STORED,
+        ),
+    },
+)
+async def create_batch(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """The file is checked first; one line that is no request fails the batch, and `errors` says which."""
+    services = services_of(request)
+    desk, settings = services.desk, services.settings
+    idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
+    asked = checked(BatchRequest, await read_json(request, settings))
+    if asked.endpoint not in ENDPOINTS:
+        raise FieldErrors([("endpoint", f"must be one of {', '.join(ENDPOINTS)}")])
+    keep = asked.output_expires_after
+    try:
+        job = await desk.add_job(
+            endpoint=asked.endpoint,
+            input_file_id=asked.input_file_id,
+            window_hours=int(asked.completion_window.removesuffix("h")),
+            metadata=asked.metadata,
+            keep_output_s=None if keep is None else min(keep.seconds, settings.keep_files_s),
+            idempotency=idempotency,
+        )
+    except UnknownObject as exc:
+        raise FieldErrors([("input_file_id", exc.detail)]) from exc
+    return JSONResponse(batch_json(job))
+
+
+@router.get(
+    "/v1/batches",
+    response_model=BatchesOut,
+    summary="The batches",
+    responses={
+        200: answers.answer("JOBS"),
+        **answers.refusals("/v1/batches", FieldErrors([("after", "is not the id of a batch")]), *answers.STORED),
+    },
+)
+async def list_batches(
+    request: Request,
+    after: AfterBatch = None,
+    limit: Annotated[int, Query(description="Batches on a page.", ge=1, le=MAX_BATCHES_PAGE)] = BATCHES_PAGE,
+) -> Response:
+    """The newest first."""
+    if after is not None and not is_id(JOB_PREFIX, after):
+        raise FieldErrors([("after", "is not the id of a batch")])
+    found, more = await services_of(request).desk.jobs.page(after=after, limit=limit)
+    return JSONResponse(page_json([batch_json(job) for job in found], has_more=more))
+
+
+@router.get(
+    "/v1/batches/{batch_id}",
+    response_model=BatchOut,
+    summary="A batch",
+    responses={
+        200: answers.answer("JOB"),
+        **answers.refusals("/v1/batches/{batch_id}", _BAD_ID, _UNKNOWN, *answers.STORED),
+    },
+)
+async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
+    """How far it is."""
+    return JSONResponse(batch_json(await services_of(request).desk.job(batch_id)))
+
+
+@router.post(
+    "/v1/batches/{batch_id}/cancel",
+    response_model=BatchOut,
+    summary="Cancel a batch",
+    responses={
+        200: answers.answer("JOB_CANCELLING"),
+        **answers.refusals(
+            "/v1/batches/{batch_id}/cancel",
+            _BAD_ID,
+            _UNKNOWN,
+            Conflict("A batch that is completed cannot be cancelled."),
+            *answers.STORED,
+        ),
+    },
+)
+async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
+    """Lines in work are still answered; what is done is kept."""
+    return JSONResponse(batch_json(await services_of(request).desk.cancel(batch_id)))

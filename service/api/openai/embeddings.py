@@ -1,0 +1,175 @@
+"""POST /v1/embeddings in OpenAI's form, for texts and for images."""
+
+import asyncio
+import base64
+import json
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from service.api.documentation import responses as answers
+from service.api.documentation.request_bodies import RED_DOT
+from service.api.native.classify import server_timing
+from service.api.numbers import json_numbers
+from service.api.problems.table import FieldErrors
+from service.api.protocol_schemas import EmbeddingsAnswer
+from service.api.request.disconnect import unless_client_goes
+from service.api.request.image_field import image_source
+from service.api.request.json_body import checked, read_json
+from service.api.services import Services, services_of
+from service.classification.embedder import Embedded, EmbedQuery
+from service.classification.types import ImageSource
+from service.errors import InvalidImage, InvalidLabels, PromptTooLong, UnknownModel
+from service.images.fetching import ImageFetcher
+
+_MAX_NAME_CHARS: Final = 256
+_RED_DOT: Final = f"data:image/png;base64,{RED_DOT}"
+
+_INPUT: Final[list[dict[str, Any]]] = [
+    {"type": "string"},
+    {
+        "type": "object",
+        "required": ["image"],
+        "additionalProperties": False,
+        "properties": {
+            "image": {"type": "string", "description": "A data URI, base64, or a URL where that is allowed."}
+        },
+    },
+]
+
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "texts": {"summary": "Two texts", "value": {"input": ["a photo of a cat", "a photo of a dog"]}},
+    "image": {"summary": "An image", "value": {"input": [{"image": _RED_DOT}], "encoding_format": "base64"}},
+    "both": {"summary": "A text and an image", "value": {"input": ["something red", _RED_DOT]}},
+}
+
+router = APIRouter(tags=["OpenAI"])
+
+
+class EmbeddingsRequest(BaseModel):
+    """The fields of OpenAI's request."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    input: Annotated[
+        Any,
+        WithJsonSchema({"anyOf": [*_INPUT, {"type": "array", "minItems": 1, "items": {"anyOf": _INPUT}}]}),
+        Field(
+            description='A text; an image, as a data URI or as {"image": …}; or a list of these.',
+            examples=["a photo of a cat"],
+        ),
+    ]
+    model: Annotated[
+        str | None,
+        Field(max_length=_MAX_NAME_CHARS, description="Name or alias of a model; the default model when null."),
+    ] = None
+    encoding_format: Annotated[
+        Literal["float", "base64"], Field(description="Numbers, or base64 of little-endian float32.")
+    ] = "float"
+    dimensions: Annotated[
+        int | None, Field(ge=1, description="The model's own number of dimensions; no other can be had.")
+    ] = None
+    user: Annotated[str | None, Field(description="Accepted and not looked at.")] = None
+
+
+@router.post(
+    "/v1/embeddings",
+    response_model=EmbeddingsAnswer,
+    summary="Vectors of texts and images",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": f"{answers.REFERENCE}EmbeddingsRequest"},
+                    "examples": EXAMPLES,
+                }
+            },
+        }
+    },
+    responses={
+        200: answers.answer("EMBEDDINGS", headers=answers.header("Server-Timing", always=True)),
+        **answers.refusals(
+            "/v1/embeddings",
+            *answers.READING,
+            *answers.PICTURES,
+            InvalidLabels("Text 0 is empty."),
+            PromptTooLong("Text 0 has 90 tokens with its template; this model reads 32. Shorten it."),
+            UnknownModel,
+            *answers.COMPUTING,
+        ),
+    },
+)
+async def embeddings(request: Request) -> Response:
+    """Vectors have unit length; texts and images are in one space. Texts are taken as they are, in no template."""
+    services = services_of(request)
+    services.embedder  # noqa: B018 - raises NotReady before the body is read
+    asked = checked(EmbeddingsRequest, await read_json(request, services.settings))
+    body = await unless_client_goes(request, answer_embeddings(services, asked))
+    headers = {"server-timing": server_timing(request.state.started, None)}
+    return Response(body, media_type="application/json", headers=headers)
+
+
+async def answer_embeddings(services: Services, asked: EmbeddingsRequest, *, background: bool = False) -> bytes:
+    """The answer's JSON; `background` is for work that nobody waits for."""
+    dim = services.models.get(asked.model).manifest.dim
+    if asked.dimensions not in (None, dim):
+        raise FieldErrors([("dimensions", f"must be {dim} or left out: vectors of this model cannot be shortened")])
+    images, texts, is_image = _sorted_inputs(asked.input, services.image_fetcher)
+    embedded = await services.embedder.embed(EmbedQuery(images, texts), model=asked.model, background=background)
+    return await asyncio.to_thread(_answer, embedded, is_image, asked.encoding_format)
+
+
+def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[ImageSource], list[str], list[bool]]:
+    """Images, texts, and for each input whether it is an image."""
+    inputs = given if isinstance(given, list) else [given]
+    if not inputs:
+        raise FieldErrors([("input", "is empty; send one text or image or more")])
+    images: list[ImageSource] = []
+    texts: list[str] = []
+    is_image = []
+    for index, each in enumerate(inputs):
+        name = f"input[{index}]" if isinstance(given, list) else "input"
+        image = _image_text(name, each)
+        is_image.append(image is not None)
+        if image is None:
+            texts.append(each)
+            continue
+        try:
+            images.append(image_source(image, fetcher))
+        except InvalidImage as exc:
+            raise FieldErrors([(name, exc.detail)]) from exc
+    return images, texts, is_image
+
+
+def _image_text(name: str, given: object) -> str | None:
+    """The image in an input, as text; None where the input is a text."""
+    match given:
+        case str() if given[:11].lower() == "data:image/":
+            return given
+        case str():
+            return None
+        case {"image": str(image), **others} if not others:
+            return image
+        case int() | [*_]:
+            message = "must be a text or an image; lists of token ids are not read, for each model has its own"
+        case _:
+            message = 'must be a text, an image as a data URI, or {"image": data URI or base64}'
+    raise FieldErrors([(name, message)])
+
+
+def _answer(embedded: Embedded, is_image: list[bool], encoding: Literal["float", "base64"]) -> bytes:
+    """The answer's JSON. Written by hand, row by row, for `json.dumps` holds up every other thread meanwhile."""
+    images, texts = iter(embedded.images), iter(embedded.texts)
+    rows = []
+    for index, image in enumerate(is_image):
+        vector = next(images if image else texts)
+        if encoding == "base64":
+            written = f'"{base64.b64encode(vector.astype("<f4").tobytes()).decode()}"'
+        else:
+            written = f"[{json_numbers(vector)}]"
+        rows.append(f'{{"object":"embedding","index":{index},"embedding":{written}}}')
+    usage = {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens}
+    tail = f'"model":{json.dumps(embedded.model.name)},"usage":{json.dumps(usage)}'
+    return f'{{"object":"list","data":[{",".join(rows)}],{tail}}}'.encode()

@@ -1,0 +1,241 @@
+"""/v1/files: the files that batches read and write, in OpenAI's form."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from service.api.documentation import examples
+from service.api.documentation import responses as answers
+from service.api.openai.schemas import (
+    FILES_PAGE,
+    LONGEST_KEEP_S,
+    SHORTEST_KEEP_S,
+    AfterFile,
+    ExpiresAfter,
+    FileDeletedOut,
+    FileId,
+    FileOut,
+    FilesOut,
+    IdempotencyKey,
+    file_json,
+    idempotency_of,
+    page_json,
+)
+from service.api.problems.table import BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
+from service.api.request import body as bodies
+from service.api.request.classify_request import MULTIPART, media_type, refuse_query
+from service.api.request.file_upload import FILE, Upload, read_upload
+from service.api.request.json_body import checked
+from service.api.services import services_of
+from service.errors import Conflict, MalformedRequest, PayloadTooLarge, StateFull, UnknownObject
+from service.jobs.records import FILE_PREFIX, is_id
+
+_FORM_BYTES: Final = 65_536
+"""Room for the form around the file."""
+_ANCHOR: Final = "expires_after[anchor]"
+_SECONDS: Final = "expires_after[seconds]"
+_FIELDS: Final = ("purpose", _ANCHOR, _SECONDS)
+
+_UPLOAD: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "additionalProperties": False,
+                    "dependentRequired": {_ANCHOR: [_SECONDS], _SECONDS: [_ANCHOR]},
+                    "properties": {
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "Lines of JSON, each with `custom_id`, `method` (`POST`), `url` (the "
+                            "batch's `endpoint`) and `body` (the request to that route).",
+                        },
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                        _ANCHOR: {"type": "string", "enum": ["created_at"]},
+                        _SECONDS: {
+                            "type": "integer",
+                            "minimum": SHORTEST_KEEP_S,
+                            "maximum": LONGEST_KEEP_S,
+                            "description": "How long the file is kept, but no longer than this server keeps any.",
+                        },
+                    },
+                },
+                "examples": {
+                    "file": {
+                        "summary": "Two requests",
+                        "value": {"file": examples.FILE_LINES, "purpose": "batch"},
+                    },
+                    "kept": {
+                        "summary": "A file that is kept for a day",
+                        "value": {
+                            "file": examples.FILE_LINES,
+                            "purpose": "batch",
+                            _ANCHOR: "created_at",
+                            _SECONDS: 86_400,
+                        },
+                    },
+                },
+            }
+        },
+    }
+}
+
+_LINKS: Final = {
+    "retrieve": {"operationId": "retrieve_file", "parameters": {"file_id": "$response.body#/id"}},
+    "content": {"operationId": "file_content", "parameters": {"file_id": "$response.body#/id"}},
+    "delete": {"operationId": "delete_file", "parameters": {"file_id": "$response.body#/id"}},
+    "batch": {
+        "operationId": "create_batch",
+        "requestBody": {"input_file_id": "$response.body#/id", "endpoint": "/v1/embeddings"},
+    },
+}
+_BAD_ID: Final = FieldErrors([("file_id", "String should have at most 100 characters")])
+_OF_ONE: Final = answers.refusals("/v1/files/{file_id}", _BAD_ID, UnknownObject, *answers.STORED)
+
+router = APIRouter(tags=["Batch jobs"])
+
+
+@router.post(
+    "/v1/files",
+    response_model=FileOut,
+    summary="Send a file of requests",
+    openapi_extra=_UPLOAD,
+    responses={
+        200: answers.answer("FILE", description="The file that is kept.", links=_LINKS),
+        **answers.refusals(
+            "/v1/files",
+            MalformedRequest("The form ends before its closing boundary."),
+            FieldErrors([("purpose", "must be batch")]),
+            UnsupportedMediaType("A file is sent as multipart/form-data, not as text/plain."),
+            PayloadTooLarge,
+            BodyTimeout,
+            Conflict("This Idempotency-Key was used for another request; take a new one."),
+            StateFull(
+                "The files kept here may have 10737418240 bytes together, and this one has no room among them; "
+                "delete files that are no longer needed, or have ANYCLASS_MAX_TOTAL_FILE_BYTES raised."
+            ),
+            *answers.STORED,
+        ),
+    },
+)
+async def create_file(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """The file goes to the state store as it comes in; what is in its lines is checked by the batch."""
+    services = services_of(request)
+    desk, settings = services.desk, services.settings
+    idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
+    refuse_query(request)
+    if (kind := media_type(request)) != MULTIPART:
+        raise UnsupportedMediaType(f"A file is sent as multipart/form-data, not as {quoted(kind or 'nothing', 100)}.")
+    limit = settings.max_file_bytes + _FORM_BYTES
+    declared = bodies.check_declared_length(request.headers.get("content-length"), limit)
+    body = bodies.chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
+    writer = await desk.begin_file(max(0, declared - _FORM_BYTES))
+    try:
+        upload = await read_upload(body, request.headers["content-type"], writer.write)
+        name, keep_s = _checked(upload, settings.keep_files_s)
+        record = await desk.add_file(writer, name=name, purpose="batch", keep_s=keep_s, idempotency=idempotency)
+    except BaseException:
+        await writer.discard()
+        raise
+    return JSONResponse(file_json(record))
+
+
+@router.get(
+    "/v1/files",
+    response_model=FilesOut,
+    summary="The files",
+    responses={
+        200: answers.answer("FILES"),
+        **answers.refusals("/v1/files", FieldErrors([("after", "is not the id of a file")]), *answers.STORED),
+    },
+)
+async def list_files(
+    request: Request,
+    after: AfterFile = None,
+    limit: Annotated[int, Query(description="Files on a page.", ge=1, le=FILES_PAGE)] = FILES_PAGE,
+    order: Annotated[Literal["asc", "desc"], Query(description="By the time they were made.")] = "desc",
+    purpose: Annotated[str | None, Query(description="Only files of this purpose.", max_length=100)] = None,
+) -> Response:
+    """The newest first, unless `order` is `asc`."""
+    if after is not None and not is_id(FILE_PREFIX, after):
+        raise FieldErrors([("after", "is not the id of a file")])
+    files = services_of(request).desk.files
+    found, more = await files.page(after=after, limit=limit, ascending=order == "asc", purpose=purpose)
+    return JSONResponse(page_json([file_json(record) for record in found], has_more=more))
+
+
+@router.get(
+    "/v1/files/{file_id}",
+    response_model=FileOut,
+    summary="A file",
+    responses={200: answers.answer("FILE"), **_OF_ONE},
+)
+async def retrieve_file(request: Request, file_id: FileId) -> Response:
+    """What is known of a file; its content is below it."""
+    return JSONResponse(file_json(await services_of(request).desk.file(file_id)))
+
+
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=Response,
+    summary="The content of a file",
+    responses={
+        200: {
+            "description": "The bytes.",
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **_OF_ONE,
+    },
+)
+async def file_content(request: Request, file_id: FileId) -> Response:
+    """Byte for byte as it was sent, or as the batch has written it."""
+    desk = services_of(request).desk
+    record = await desk.file(file_id)
+    pieces = desk.files.read(record)
+    # What is wrong with the file shows while the answer's status is still open.
+    first = await anext(pieces, b"")
+
+    async def content() -> AsyncIterator[bytes]:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    headers = {"content-length": str(record.bytes), "x-content-type-options": "nosniff"}
+    return StreamingResponse(content(), media_type="application/octet-stream", headers=headers)
+
+
+@router.delete(
+    "/v1/files/{file_id}",
+    response_model=FileDeletedOut,
+    summary="Delete a file",
+    responses={
+        200: answers.answer("FILE_DELETED"),
+        **answers.refusals("/v1/files/{file_id}", _BAD_ID, UnknownObject, Conflict, *answers.STORED),
+    },
+)
+async def delete_file(request: Request, file_id: FileId) -> Response:
+    """A file that a batch still reads is not deleted."""
+    await services_of(request).desk.delete_file(file_id)
+    return JSONResponse(FileDeletedOut(id=file_id).model_dump())
+
+
+def _checked(upload: Upload, longest_s: int) -> tuple[str, float]:
+    """The file's name, and how long it is kept, in seconds."""
+    fields: Mapping[str, str] = upload.fields
+    if unknown := [name for name in fields if name not in _FIELDS]:
+        raise FieldErrors(
+            [(quoted(name), f"is not a field of this request; it has {', '.join(_FIELDS)}") for name in unknown]
+        )
+    if upload.name is None:
+        raise FieldErrors([(FILE, "is missing; send the file as a file part of that name")])
+    if fields.get("purpose") != "batch":
+        raise FieldErrors([("purpose", "must be batch")])
+    if _ANCHOR not in fields and _SECONDS not in fields:
+        return upload.name, longest_s
+    given = {"anchor": fields.get(_ANCHOR), "seconds": fields.get(_SECONDS)}
+    return upload.name, min(checked(ExpiresAfter, given).seconds, longest_s)

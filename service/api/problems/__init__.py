@@ -1,0 +1,1 @@
+"""Errors to HTTP: status and body, in each protocol's form."""

@@ -1,0 +1,83 @@
+"""From exceptions to problems, for everything that routes and the framework raise."""
+
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
+
+from service.api.problems import table as problems
+from service.api.problems.protocol_forms import render_error
+from service.errors import AnyclassError
+from service.validation_messages import worded
+
+_SERVER_ERROR: Final = 500
+_READING: Final = ("GET", "HEAD")
+_METHODS: Final = (*_READING, "DELETE", "PATCH", "POST", "PUT")
+
+_log = structlog.stdlib.get_logger("service.api")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make every error of `app` a problem, in the form of the protocol that is spoken at its path."""
+    app.add_exception_handler(AnyclassError, _service_error)
+    app.add_exception_handler(HTTPException, _framework_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+
+
+def log_failure(error: AnyclassError) -> None:
+    """Log `error`, with what caused it, where the service and not the client is at fault."""
+    kind = problems.kind_of(error)
+    if kind.status == _SERVER_ERROR:
+        _log.error("request failed", problem=kind.slug, exc_info=error)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AnyclassError)  # noqa: S101 - what it is registered for
+    log_failure(error)
+    request.state.problem = problems.kind_of(error).slug
+    body = problems.problem_of(error, request.state.request_id)
+    return render_error(request.url.path, body, problems.headers_of(error))
+
+
+async def _framework_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    status = error.status_code
+    kind = problems.ROUTING_KINDS.get(status) or problems.Kind("http-error", HTTPStatus(status).phrase, status)
+    path = problems.quoted(request.url.path)
+    headers = dict(error.headers or {})
+    match kind:
+        case problems.NOT_FOUND:
+            detail = f"There is no {path} here; GET /docs shows what there is."
+        case problems.METHOD_NOT_ALLOWED:
+            headers = {"allow": _allowed(request)}
+            detail = f"{path} does not take {problems.quoted(request.method, 20)}; it takes {headers['allow']}."
+        case _:
+            detail = str(error.detail)
+    request.state.problem = kind.slug
+    body = problems.problem(kind, detail, request.state.request_id)
+    return render_error(request.url.path, body, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of every route at the path (RFC 9110, section 10.2.1), where the framework has those of the first."""
+    # Whatever is mounted has moved the root to itself.
+    scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope.get("root_path", ""))}
+    methods = {
+        method
+        for method in _METHODS
+        for route in request.app.routes
+        if route.matches({**scope, "method": method})[0] is Match.FULL
+        # What is mounted are files, which are told of no method.
+        and (not isinstance(route, Mount) or method in _READING)
+    }
+    return ", ".join(sorted(methods))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
+    fields = [(".".join(str(part) for part in entry["loc"][1:]), worded(entry)) for entry in error.errors()]
+    return await _service_error(request, problems.FieldErrors(fields))

@@ -1,0 +1,1 @@
+"""Reads a request within limits: bodies, forms, fields, archives, ETags."""

@@ -1,0 +1,77 @@
+"""multipart/form-data (RFC 7578), in memory and with every count capped.
+
+Starlette's own reader spools files to disk, has a limit per part and none for the whole, and takes a broken
+encoding for Latin-1; so the parser underneath it is used directly. The caller caps the bytes of the whole.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from service.api.problems.table import FieldErrors
+from service.api.request.form_reader import FormReader, utf8
+from service.errors import PayloadTooLarge
+
+_IDENTITY_ENCODINGS: Final = (b"", b"7bit", b"8bit", b"binary")
+
+
+@dataclass(slots=True)
+class Form:
+    """Fields and files in the order of their coming, by name."""
+
+    fields: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, list[bytes]] = field(default_factory=dict)
+
+
+class _Reader(FormReader):
+    """Collects fields and files."""
+
+    def __init__(self, *, max_fields: int, max_files: int) -> None:
+        super().__init__()
+        self.form = Form()
+        self._max_fields = max_fields
+        self._max_files = max_files
+        self._n_fields = 0
+        self._n_files = 0
+        self._data = bytearray()
+        self._name = ""
+        self._is_file = False
+
+    def part_begins(self, name: str, options: dict[bytes, bytes]) -> None:
+        self._name = name
+        self._data = bytearray()
+        if self.headers.get(b"content-transfer-encoding", b"").strip().lower() not in _IDENTITY_ENCODINGS:
+            raise FieldErrors([(self._name, "send the part as it is, without a Content-Transfer-Encoding")])
+        # Some clients send a file without a name and say by its type that it is one.
+        content_type = self.headers.get(b"content-type", b"text/plain").strip().lower()
+        self._is_file = b"filename" in options or content_type.startswith((b"image/", b"application/octet-stream"))
+        if self._is_file:
+            self._n_files += 1
+            if self._n_files > self._max_files:
+                raise PayloadTooLarge(f"The form has more files than may be sent at once here, {self._max_files}.")
+        else:
+            self._n_fields += 1
+            if self._n_fields > self._max_fields:
+                raise PayloadTooLarge(f"The form has more fields than {self._max_fields}, the limit of this server.")
+
+    def part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data += memoryview(data)[start:end]
+
+    def part_ends(self) -> None:
+        if self._is_file:
+            self.form.files.setdefault(self._name, []).append(bytes(self._data))
+        else:
+            self.form.fields.setdefault(self._name, []).append(utf8(self._data, self._name))
+        self._data = bytearray()
+
+
+async def read_form(body: AsyncIterator[bytes], content_type: str, *, max_fields: int, max_files: int) -> Form:
+    """Read a whole form.
+
+    Raises `MalformedRequest` where it is not one, `FieldErrors` for text that is not UTF-8, `PayloadTooLarge`
+    for more parts than allowed, and what reading `body` raises.
+    """
+    reader = _Reader(max_fields=max_fields, max_files=max_files)
+    async for _ in reader.chunks(body, content_type):
+        pass
+    return reader.form

@@ -1,0 +1,94 @@
+"""What every reader of multipart/form-data (RFC 7578) does alike: boundary, headers of a part, and how a form ends."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.api.problems.table import FieldErrors, quoted
+from service.errors import MalformedRequest
+
+
+class FormReader(ABC):
+    """Takes what the parser calls back with. A subclass says what becomes of a part."""
+
+    def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self._complete = False
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+
+    @abstractmethod
+    def part_begins(self, name: str, options: dict[bytes, bytes]) -> None:
+        """Take the part's name and the options of its Content-Disposition; `headers` has all of them, lower-cased."""
+
+    @abstractmethod
+    def part_data(self, data: bytes, start: int, end: int) -> None:
+        """Take a piece of the part."""
+
+    @abstractmethod
+    def part_ends(self) -> None:
+        """The part is whole."""
+
+    async def chunks(self, body: AsyncIterator[bytes], content_type: str) -> AsyncIterator[None]:
+        """Read a whole form; comes back after each chunk of the body.
+
+        Raises `MalformedRequest` where it is not a form, and what reading `body` and the subclass raise.
+        """
+        _, options = parse_options_header(content_type.encode("latin-1", "replace"))
+        boundary = options.get(b"boundary")
+        if not boundary:
+            raise MalformedRequest(
+                "The Content-Type multipart/form-data has no boundary; let your client set the header."
+            )
+        try:
+            parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self.headers.clear,
+                    "on_part_data": self.part_data,
+                    "on_part_end": self.part_ends,
+                    "on_header_field": self._header_field,
+                    "on_header_value": self._header_data,
+                    "on_header_end": self._header_end,
+                    "on_headers_finished": self._headers_finished,
+                    "on_end": self._end,
+                },
+            )
+            async for chunk in body:
+                parser.write(chunk)
+                yield
+            parser.finalize()
+        except FormParserError as exc:
+            raise MalformedRequest("The body is not valid multipart/form-data.") from exc
+        if not self._complete:
+            raise MalformedRequest("The form ends before its closing boundary.")
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _header_data(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _header_end(self) -> None:
+        self.headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _headers_finished(self) -> None:
+        disposition, options = parse_options_header(self.headers.get(b"content-disposition", b""))
+        if disposition != b"form-data" or b"name" not in options:
+            raise MalformedRequest('A part of the form has no `Content-Disposition: form-data; name="…"`.')
+        self.part_begins(utf8(options[b"name"], "the name of a part"), options)
+
+    def _end(self) -> None:
+        self._complete = True
+
+
+def utf8(data: bytes | bytearray, name: str) -> str:
+    """Decode a part's text. Raises `FieldErrors` naming it where it is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise FieldErrors([(quoted(name), "must be text in UTF-8")]) from exc

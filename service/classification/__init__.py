@@ -1,0 +1,1 @@
+"""The use cases: classify images, embed images and texts, and the pipeline under both."""

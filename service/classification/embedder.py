@@ -1,0 +1,201 @@
+"""The use case beside classification: images and texts in, their vectors out, and scores of each against each.
+
+The work goes the classifier's way: admission before an image is decoded, the decode pool, deadlines, the batcher's
+lanes, and the same cache of text vectors.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.classification.classifier import Classifier
+from service.classification.types import ImageSource, load_image
+from service.concurrency import both, together
+from service.errors import (
+    InvalidImage,
+    InvalidLabels,
+    InvalidRequest,
+    PayloadTooLarge,
+    PromptTooLong,
+    UnsupportedImageFormat,
+)
+from service.inference.batcher import Lane, Vectors
+from service.inference.served_model import Model
+from service.model.prompts import PLACEHOLDER, normalise_labels, prompts_for, validate_templates
+from service.model.scoring import ScoringMethod, check_scoring, cosines, scores
+from service.settings import Settings
+
+Pixels = npt.NDArray[np.uint8]
+
+AS_WRITTEN = (PLACEHOLDER,)
+"""The templates of a text that stands for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedQuery:
+    """What to embed.
+
+    Attributes:
+        images: encoded images or ways to get them, or uint8 `[height, width, 3]` of the model's own size, or these as
+            one array.
+        texts: any texts; the same one may stand twice.
+        templates: what each text is filled into, as labels are: a set's name or the templates.
+    """
+
+    images: Sequence[ImageSource | Pixels] | Pixels = ()
+    texts: Sequence[str] = ()
+    templates: str | tuple[str, ...] = AS_WRITTEN
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of unit length, float32 `[images, dim]` and `[texts, dim]`; `tokens` is how many the texts had."""
+
+    model: Model
+    images: Vectors
+    texts: Vectors
+    tokens: int
+
+
+class Embedder:
+    """Embeds images and texts with the parts of a classifier. Holds nothing of its own."""
+
+    def __init__(self, classifier: Classifier, settings: Settings) -> None:
+        self._classifier = classifier
+        self._settings = settings
+
+    async def embed(self, query: EmbedQuery, *, model: str | None = None, background: bool = False) -> Embedded:
+        """Embed images and texts at the same time.
+
+        More images than one batch of the device go in the background lane, so that single requests stay quick;
+        with `background` all work does.
+
+        Raises:
+            InvalidRequest: a text, an image or the templates cannot be used, or an image's URL gave none.
+            UnsupportedImageFormat: not an image of an accepted format.
+            PayloadTooLarge: an image has too many bytes, or there are too many images or texts.
+            UnknownModel: no such model.
+            Overloaded: too much waits.
+            NotReady: starting or stopping.
+            DeadlineExceeded: it took longer than `request_timeout_s`.
+            InferenceFailed: the model failed.
+        """
+        self._check_counts(query)
+        async with self._classifier.accept(model) as (chosen, deadline):
+            templates = self._templates(chosen, query.templates)
+            images, (texts, tokens) = await both(
+                self._images(chosen, query.images, deadline, background),
+                self._texts(chosen, query.texts, templates, background),
+            )
+            return Embedded(chosen, images, texts, tokens)
+
+    def _check_counts(self, query: EmbedQuery) -> None:
+        if len(query.images) > (limit := self._settings.max_batch_images):
+            raise PayloadTooLarge(f"The request has {len(query.images)} images; {limit} may be sent at once here.")
+        if len(query.texts) > (limit := self._settings.max_embed_texts):
+            raise PayloadTooLarge(f"The request has {len(query.texts)} texts; {limit} may be sent at once here.")
+
+    def _templates(self, model: Model, templates: str | tuple[str, ...]) -> tuple[str, ...]:
+        if isinstance(templates, str):
+            return model.template_set(templates)
+        settings = self._settings
+        return validate_templates(templates, max_templates=settings.max_templates, max_chars=settings.max_label_chars)
+
+    async def _images(
+        self,
+        model: Model,
+        images: Sequence[ImageSource | Pixels] | Pixels,
+        deadline: float,
+        background: bool,  # noqa: FBT001 - of `embed`
+    ) -> Vectors:
+        if len(images) == 0:  # an array has no truth
+            return np.empty((0, model.engine.dim), np.float32)
+        place = model.images.enter(len(images))
+        background = background or len(images) > model.max_batch
+
+        lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
+
+        async def encoded(pixels: Pixels) -> Vectors:
+            done = await self._classifier.encode(
+                pixels, model, lane=lane, deadline=deadline, on_taken=lambda: place.leave(1)
+            )
+            vector: Vectors = done.vectors[0]
+            return vector
+
+        async def one(image: ImageSource | Pixels) -> Vectors:
+            if isinstance(image, np.ndarray):
+                return await encoded(image)
+            return await encoded(await self._classifier.decode(await load_image(image), model, lane=lane))
+
+        async def in_turn(image: ImageSource | Pixels) -> Vectors:
+            # Bounds what is decoded ahead, so that a large request does not fill the decode pool's queue.
+            if isinstance(image, np.ndarray):
+                async with model.background_images:
+                    return await encoded(image)
+            async with self._classifier.loaded(image) as data, model.background_images:
+                return await encoded(await self._classifier.decode(data, model, lane=lane))
+
+        async def numbered(index: int, image: ImageSource | Pixels) -> Vectors:
+            try:
+                return await (in_turn if background else one)(image)
+            except (InvalidImage, UnsupportedImageFormat) as exc:
+                raise type(exc)(f"Image {index}: {exc.detail}") from exc
+
+        with self._classifier.counted(model, len(images)):
+            try:
+                return np.stack(await together([numbered(index, image) for index, image in enumerate(images)]))
+            finally:
+                place.leave()
+
+    async def _texts(
+        self,
+        model: Model,
+        texts: Sequence[str],
+        templates: tuple[str, ...],
+        background: bool,  # noqa: FBT001 - of `embed`
+    ) -> tuple[Vectors, int]:
+        if not texts:
+            return np.empty((0, model.engine.dim), np.float32), 0
+        rows, distinct, tokens = await asyncio.to_thread(self._prepare, model, texts, templates)
+        lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
+        matrix = await self._classifier.label_matrix(model, distinct, templates, lane=lane)
+        return matrix[rows], tokens
+
+    def _prepare(
+        self, model: Model, texts: Sequence[str], templates: tuple[str, ...]
+    ) -> tuple[list[int], tuple[str, ...], int]:
+        """Each text's row among the distinct normalised texts, these, and the tokens of all; runs in a thread."""
+        normalised = [self._normalise(index, text) for index, text in enumerate(texts)]
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(normalised))}
+        try:
+            tokens = model.tokenizer.tokenize(prompts_for(row_of, templates))
+        except PromptTooLong as exc:
+            at = None if exc.index is None else normalised.index(tuple(row_of)[exc.index // len(templates)])
+            which = "A text" if at is None else f"Text {at}"
+            limit = model.manifest.text.max_length
+            raise PromptTooLong(
+                f"{which} has more tokens than this model reads, {limit}; shorten it.", index=at
+            ) from exc
+        counts = [
+            sum(map(len, tokens[start : start + len(templates)])) for start in range(0, len(tokens), len(templates))
+        ]
+        rows = [row_of[text] for text in normalised]
+        return rows, tuple(row_of), sum(counts[row] for row in rows)
+
+    def _normalise(self, index: int, text: str) -> str:
+        try:
+            (normalised,) = normalise_labels((text,), max_labels=1, max_chars=self._settings.max_label_chars)
+        except InvalidLabels as exc:
+            # One rule for every text; only its wording is of labels, and counts from the one that was given.
+            raise InvalidRequest(exc.detail.replace("Label 0", f"Text {index}", 1)) from exc
+        return normalised
+
+
+def scores_of(embedded: Embedded, method: ScoringMethod | None = None, temperature: float = 1.0) -> Vectors:
+    """Score each image against all texts: float32 `[images, texts]`. Raises InvalidScoring, as `check_scoring`."""
+    scoring = embedded.model.manifest.scoring
+    check_scoring(scoring, method, temperature)
+    return scores(cosines(embedded.images, embedded.texts), scoring, method, temperature)

@@ -1,0 +1,1 @@
+"""`anyclass batches`: submit, watch and fetch batch jobs."""

@@ -1,0 +1,1 @@
+"""`anyclass classify`: inputs to outcomes to a table, JSON lines or Parquet."""

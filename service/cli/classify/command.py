@@ -1,0 +1,223 @@
+"""The command line of `anyclass classify`: its options, its help, and what goes together."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from service.cli.options import (
+    RETRY_FOR_S,
+    WHERE,
+    ApiKeyOption,
+    Format,
+    ProviderChoice,
+    RetryOption,
+    bundle_path,
+    fail,
+    service_at,
+    settings_of,
+)
+
+_LABELS: Final = "What the images may show"
+_SCORES: Final = "Scores"
+_OUTPUT: Final = "Results"
+_IN_FLIGHT: Final = 8
+
+
+class ScoringChoice(StrEnum):
+    """How similarities become scores."""
+
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+    cosine = "cosine"
+
+
+EXAMPLES: Final = (
+    "anyclass classify photo.jpg --labels cat,dog,rocket",
+    "anyclass classify photos/ --labels-file labels.txt --output results.csv",
+    "anyclass classify 'photos/*.png' --labels cat,dog --json | jq .predictions",
+    "anyclass classify photo.jpg --labels cat,dog --templates 'a drawing of a {}.'",
+    "anyclass classify photos/ --label-set animals --url http://127.0.0.1:8000",
+)
+HELP: Final = (
+    "Classify image files against labels: in this process, or with --url by a running service.\n\n"
+    "Results come in the order of the images. An image that cannot be classified fails no other: "
+    "the reason is on standard error, and in CSV, JSON and Parquet too."
+)
+EXIT_CODES: Final = (
+    "[bold]Exit codes[/bold]\n\n0: every image was classified; 1: some were not, or something failed; "
+    "2: what was asked for makes no sense; 130: interrupted (Ctrl-C)."
+)
+
+
+def classify(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image files, folders (all the images in and below them), and quoted patterns such as 'a/**/*.jpg'.",
+            show_default=False,
+        ),
+    ],
+    *,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--labels", help="Labels with commas between them; may be repeated.", rich_help_panel=_LABELS),
+    ] = None,
+    labels_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels-file",
+            help="File with a label on each line; - is the standard input.",
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    label_set: Annotated[
+        str | None,
+        typer.Option(
+            "--label-set",
+            metavar="NAME",
+            help="In place of labels and templates: a label set that the service keeps; with --url.",
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--templates",
+            help="Name of a template set, or a template with {}; templates may be repeated.",
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    scoring: Annotated[
+        ScoringChoice | None,
+        typer.Option("--scoring", help="How to score; else the model's way.", rich_help_panel=_SCORES),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Only the best labels.", rich_help_panel=_SCORES)
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", help="Only labels of at least this score.", rich_help_panel=_SCORES),
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", help="Above 1 scores are flatter, below 1 sharper.", rich_help_panel=_SCORES),
+    ] = 1.0,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Folder of a model bundle, or with --url a model's name; else the default.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    provider: Annotated[
+        ProviderChoice | None,
+        typer.Option("--provider", help="What runs the model; not with --url.", rich_help_panel=WHERE),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            envvar="ANYCLASS_URL",
+            help="Ask the service at this address; nothing is loaded here.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    api_key: ApiKeyOption = None,
+    in_flight: Annotated[
+        int,
+        typer.Option(
+            "--in-flight",
+            min=1,
+            max=256,
+            help="Requests under way at once with --url; fewer while the service is too busy.",
+            rich_help_panel=WHERE,
+        ),
+    ] = _IN_FLIGHT,
+    retry_for: RetryOption = RETRY_FOR_S,
+    results_format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="How to write results. \\[default: by the name of the file, else table]",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write results here, not to the standard output.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A line of JSON for each image: --format jsonl.", rich_help_panel=_OUTPUT)
+    ] = False,
+    progress: Annotated[
+        bool,
+        typer.Option(
+            "--progress/--no-progress",
+            help="A bar that says how far it is, on a terminal.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = True,
+) -> None:
+    """As `HELP` says, in which each paragraph is one line: a line of a docstring would be one on the terminal too."""
+    from service.classification.classifier import LabelQuery, ScoringOptions
+    from service.cli.classify.output import format_for
+    from service.cli.classify.run import Job, run_here, run_remote
+    from service.cli.inputs import InputError, images_of, labels_of, templates_of
+
+    if as_json and results_format not in (None, Format.jsonl):
+        fail(f"--json and --format {results_format.value} contradict each other")
+    chosen = Format.jsonl if as_json else results_format or format_for(output)
+    _check_output(chosen, output)
+    try:
+        given = labels_of(labels or [], labels_file)
+        paths = images_of(images)
+    except InputError as exc:
+        fail(str(exc))
+    if label_set is not None:
+        if not url:
+            fail("label sets are kept by a service; give --url as well")
+        if given or templates:
+            fail("--label-set brings its own labels and templates; give either that or these")
+    elif not given:
+        fail("no labels; give --labels a,b,c or --labels-file" + (" or --label-set" if url else ""))
+    if not temperature > 0:
+        fail("--temperature must be above 0")
+    job = Job(
+        images=tuple(paths),
+        query=LabelQuery(tuple(given), templates_of(templates or []), label_set),
+        options=ScoringOptions(
+            method=scoring.value if scoring else None, top_k=top_k, min_score=min_score, temperature=temperature
+        ),
+        format=chosen,
+        output=output,
+        progress=progress,
+    )
+    if url:
+        if provider is not None:
+            fail("--provider is the service's business with --url")
+        service = service_at(url, api_key, in_flight=in_flight, retry_for_s=retry_for)
+        raise typer.Exit(run_remote(job, service, model=model, in_flight=in_flight))
+    settings = settings_of(model=bundle_path(model), provider=provider.value if provider else None)
+    raise typer.Exit(run_here(job, settings))
+
+
+def _check_output(chosen: Format, output: Path | None) -> None:
+    """End the command now where the results could not be written later."""
+    if output is None:
+        if chosen is Format.parquet and sys.stdout.isatty():
+            fail("Parquet is not for a terminal; give --output FILE")
+    elif output.is_dir():
+        fail(f"cannot write {output}: it is a folder")
+    elif not output.parent.is_dir():
+        fail(f"cannot write {output}: there is no folder {output.parent}")

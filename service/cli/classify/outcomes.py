@@ -1,0 +1,173 @@
+"""What becomes of each image: classified in this process or by a service, in the images' order."""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar, cast
+
+from service.classification.classifier import Classification, Classifier, LabelQuery, Prediction, ScoringOptions
+from service.cli.inputs import read_at_most
+from service.cli.remote.client import RemoteError, Service, document
+from service.errors import AnyclassError, DeviceLost, InvalidImage, PayloadTooLarge
+from service.inference.served_model import ModelRegistry
+from service.labels.cache import open_text_cache
+from service.monitoring.metrics import Metrics
+from service.settings import Settings
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_MOST_BYTES: Final = 2**28
+"""An image larger than this is not sent at all; what the service takes it says itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one image: its answer, or in words why there is none."""
+
+    image: str
+    answer: Classification | None = None
+    error: str = ""
+
+
+async def classified_here(
+    images: Sequence[str],
+    query: LabelQuery,
+    options: ScoringOptions,
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None],
+) -> AsyncGenerator[Outcome]:
+    """Classify with a model that is loaded into this process; only two batches of images are in memory at once.
+
+    Raises: `AnyclassError` for what concerns all of the images.
+    """
+
+    async def sources() -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
+        for image in images:
+            yield partial(_read, image, settings.max_body_bytes)
+
+    async with _classifier(settings) as classifier:
+        on_ready()
+        results = classifier.classify_many(sources(), query, options)
+        async with aclosing(cast("AsyncGenerator[tuple[int, Classification | AnyclassError]]", results)) as answers:
+            async for index, answer in answers:
+                if isinstance(answer, DeviceLost):
+                    raise answer
+                if isinstance(answer, AnyclassError):
+                    yield Outcome(images[index], error=answer.detail)
+                else:
+                    yield Outcome(images[index], answer)
+
+
+async def classified_there(
+    images: Sequence[str],
+    query: LabelQuery,
+    options: ScoringOptions,
+    service: Service,
+    *,
+    model: str | None,
+    in_flight: int,
+) -> AsyncGenerator[Outcome]:
+    """Have a service classify, `in_flight` images at a time. Raises `RemoteError` for what concerns all of them."""
+    form = dict(_form(query, options, model))
+
+    async def outcome(index: int, image: str) -> Outcome:
+        try:
+            content = await _read(image, _MOST_BYTES)
+            # The name is the client's own business.
+            files = {"image": ("image", content, "application/octet-stream")}
+            answer = await service.send("POST", "/v1/classify", place=index, data=form, files=files)
+            return Outcome(image, _classification(document(answer)))
+        except AnyclassError as exc:
+            return Outcome(image, error=exc.detail)
+        except RemoteError as exc:
+            if not exc.image_at_fault:
+                raise
+            return Outcome(image, error=str(exc))
+
+    async with service, aclosing(in_order(images, outcome, in_flight)) as outcomes:
+        async for each in outcomes:
+            yield each
+
+
+async def in_order(items: Sequence[T], work: Callable[[int, T], Awaitable[R]], in_work: int) -> AsyncGenerator[R]:
+    """What `work` gives for each item and its index, in their order; `in_work` items are begun and not yet given."""
+    tasks: deque[asyncio.Future[R]] = deque()
+    upcoming = enumerate(items)
+    try:
+        while True:
+            while len(tasks) < in_work and (item := next(upcoming, None)) is not None:
+                tasks.append(asyncio.ensure_future(work(*item)))
+            if not tasks:
+                return
+            result = await tasks[0]
+            tasks.popleft()
+            yield result
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _read(image: str, limit: int) -> bytes:
+    """The bytes of a file. Raises `InvalidImage`, and `PayloadTooLarge` where there are more than `limit`."""
+    try:
+        content = await asyncio.to_thread(read_at_most, image, limit)
+    except OSError as exc:
+        raise InvalidImage(f"cannot be read: {exc.strerror or exc}") from exc
+    except ValueError as exc:  # a null character in the name
+        raise InvalidImage(f"cannot be read: {exc}") from exc
+    if content is None:
+        raise PayloadTooLarge(f"The image has more than {limit} bytes, the limit here.")
+    return content
+
+
+@asynccontextmanager
+async def _classifier(settings: Settings) -> AsyncIterator[Classifier]:
+    metrics = Metrics()
+    async with AsyncExitStack() as undo:
+        registry = await asyncio.to_thread(ModelRegistry.load, settings, metrics)
+        undo.push_async_callback(registry.close)
+        await asyncio.to_thread(registry.warm)
+        cache = open_text_cache(settings, metrics)
+        undo.push_async_callback(cache.close)
+        classifier = Classifier(registry, cache, settings, metrics)
+        undo.push_async_callback(classifier.close)
+        yield classifier
+
+
+def _form(query: LabelQuery, options: ScoringOptions, model: str | None) -> Iterator[tuple[str, str]]:
+    """The fields of the request's form that differ from their defaults."""
+    fields: dict[str, Any] = {
+        "scoring": options.method,
+        "top_k": options.top_k,
+        "min_score": options.min_score,
+        "temperature": options.temperature,
+        "model": model,
+        "label_set": query.label_set,
+    }
+    if query.label_set is None:
+        templates = query.templates
+        fields["labels"] = list(query.labels)
+        fields["templates"] = templates if isinstance(templates, str) else list(templates)
+    for name, value in fields.items():
+        if value is not None:
+            yield name, json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def _classification(body: Any) -> Classification:  # noqa: ANN401 - any JSON
+    try:
+        return Classification(
+            model=body["model"],
+            revision=body["revision"],
+            predictions=tuple(Prediction(each["label"], each["score"]) for each in body["predictions"]),
+            labels=body["usage"]["labels"],
+            labels_cached=body["usage"]["labels_cached"],
+        )
+    except (KeyError, TypeError) as exc:
+        raise RemoteError("The server's answer is not a classification; it does not look like this service.") from exc

@@ -1,0 +1,1 @@
+"""Progress and rendering for people at a terminal."""

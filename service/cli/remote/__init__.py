@@ -1,0 +1,1 @@
+"""The client of a running service: requests, back-off, polling."""

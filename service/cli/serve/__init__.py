@@ -1,0 +1,1 @@
+"""`anyclass serve`: the HTTP server, its worker processes, and limits on a connection."""

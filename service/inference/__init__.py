@@ -1,0 +1,1 @@
+"""One device shared by all requests: registry, batcher, selection, load estimate, admission."""

@@ -1,0 +1,62 @@
+"""What waits for a device, and what runs on it together."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from service.errors import AnyclassError
+from service.inference.batch_execution import Inputs, Rows, Vectors, Work
+from service.inference.batch_selection import Lane
+from service.inference.load_estimator import Running
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Vectors of one entry, float32 `[rows, dim]`, how long it waited, and how long its batch ran."""
+
+    vectors: Vectors
+    queue_s: float
+    run_s: float
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """Rows of one kind of work that wait for their batch, and whoever waits for them."""
+
+    group: Work
+    rows: Rows
+    lane: Lane
+    deadline: float
+    future: asyncio.Future[Done]
+    on_taken: Callable[[], None] | None
+    arrived: float = field(default_factory=time.monotonic)
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = 1 if self.group.length is None else self.group.length(self.rows)
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return len(self.rows)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits any more."""
+        return self.future.done()
+
+
+@dataclass(eq=False, slots=True)
+class Batch(Running):
+    """Entries of one work that run together; `inputs` where they are collated already."""
+
+    entries: tuple[Entry, ...] = ()
+    inputs: Inputs | None = None
+
+
+def fail(entries: Iterable[Entry], error: AnyclassError) -> None:
+    """Answer everyone who still waits with an error."""
+    for entry in entries:
+        if not entry.future.done():
+            entry.future.set_exception(error)

@@ -1,0 +1,1 @@
+"""Labels to vectors: caches, keys, vectors under way."""

@@ -1,0 +1,1 @@
+"""Sessions, providers and encoders of a bundle, and the errors of devices."""

@@ -1,0 +1,117 @@
+"""One graph of a bundle on one provider: arrays → vectors, in batches."""
+
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import AnyclassError, BundleError, InferenceFailed, NonFiniteOutput
+from service.model.engine.device_errors import inference_error
+from service.model.engine.provider_table import TABLE
+from service.model.engine.providers import DeviceLimits, InputRange, ResolvedProvider, input_name, open_session
+from service.model.manifest import IMAGE_ENCODER, Bundle
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""The smallest and the largest shape of one row."""
+
+_UNIT_TOLERANCE: Final = 1e-2
+"""How far from 1 a vector's length may be when the graph computes in half precision."""
+_USUAL_TOKENS: Final = 16
+"""About as many as a prompt about a label has."""
+
+
+class Encoder:
+    """One graph with one input and one output, float32 `[batch, dim]`; thread-safe."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        name: str,
+        dtype: str,
+        provider: ResolvedProvider,
+        shapes: Shapes,
+        *,
+        threads: int | None,
+        limits: DeviceLimits,
+    ) -> None:
+        """Open the graph `name` of a bundle, whose input is of `dtype`, in ONNX Runtime's words.
+
+        Raises:
+            ProviderUnavailable: the session fell back to another provider.
+            BundleError: the runtime refuses the graph, or it does not keep the contract; names the file.
+        """
+        self._path = path = bundle.path / name
+        self._dim = dim = bundle.manifest.dim
+        max_batch = limits.max_batch if name == IMAGE_ENCODER else limits.max_batch_texts
+        self._binds = TABLE[provider.name].binds
+        try:
+            self._session = open_session(
+                path,
+                provider,
+                threads=threads,
+                half=bundle.manifest.precision == "fp16",
+                limits=limits,
+                key=bundle.manifest.revision,
+                shapes=input_range(path, shapes, max_batch) if TABLE[provider.name].builds else None,
+            )
+        except AnyclassError:
+            raise
+        except Exception as exc:  # the runtimes' exceptions share no base of their own
+            raise BundleError(
+                f"{path}: {TABLE[provider.name].runtime} cannot load it on {provider.name} ({exc})"
+            ) from exc
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if [node.type for node in inputs] != [dtype]:
+            raise BundleError(f"{path}: must have one input, {dtype}")
+        if len(outputs) != 1 or outputs[0].type != "tensor(float)" or outputs[0].shape[1:] != [dim]:
+            raise BundleError(f"{path}: must have one output, tensor(float) [batch, {dim}]")
+        self._input_name, self._output_name = inputs[0].name, outputs[0].name
+
+    def run(self, batch: npt.NDArray[Any]) -> Vectors:
+        """Encode `[batch, …]` → float32 `[batch, dim]`.
+
+        Raises:
+            InferenceFailed: the runtime refused; NonFiniteOutput: it answered NaN or infinity.
+            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is started anew.
+        """
+        if len(batch) == 0:
+            return np.empty((0, self._dim), np.float32)
+        try:
+            vectors = self._run_bound(batch) if self._binds else self._session.run(None, {self._input_name: batch})[0]
+        except Exception as exc:  # the runtimes' exceptions share no base of their own
+            raise inference_error(str(exc)) from exc
+        if not np.isfinite(vectors).all():
+            raise NonFiniteOutput("The model's answer is not finite.")
+        return vectors
+
+    def _run_bound(self, batch: npt.NDArray[Any]) -> Vectors:
+        # A binding for each run: it belongs to one thread, and making it costs microseconds.
+        session: Any = self._session  # of ONNX Runtime, for those providers whose table says `binds`
+        binding = session.io_binding()
+        vectors = np.empty((len(batch), self._dim), np.float32)
+        binding.bind_cpu_input(self._input_name, np.ascontiguousarray(batch))
+        binding.bind_output(self._output_name, "cpu", 0, np.float32, vectors.shape, vectors.ctypes.data)
+        session.run_with_iobinding(binding)
+        return vectors
+
+    def check(self, batch: npt.NDArray[Any]) -> Vectors:
+        """Encode, and raise BundleError unless the vectors are finite and of unit length."""
+        try:
+            vectors = self.run(batch)
+        except InferenceFailed as exc:
+            raise BundleError(f"{self._path}: fails on its first input: {exc.__cause__ or exc.detail}") from exc
+        lengths = np.linalg.norm(vectors, axis=1)
+        if np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
+            raise BundleError(f"{self._path}: answers vectors of length {lengths.max():.3g}, not of unit length")
+        return vectors
+
+
+def input_range(path: Path, row: Shapes, max_batch: int) -> InputRange:
+    """The shapes of a graph's input, from those of a row and the largest batch."""
+    smallest, largest = row
+    usual = tuple(max(least, min(most, _USUAL_TOKENS)) for least, most in zip(smallest, largest, strict=True))
+    return InputRange(
+        name=input_name(path), smallest=(1, *smallest), usual=(max_batch, *usual), largest=(max_batch, *largest)
+    )

@@ -1,0 +1,362 @@
+"""The bundle: the one thing that passes from `model_export` to `service`, typed and checked.
+
+A bundle is a directory with two ONNX graphs, a tokenizer, template sets and `manifest.json`. The manifest
+says how an image and a text are prepared, how scores are made, and the digest of every file. `load_bundle`
+refuses whatever does not agree with it, naming the file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+
+from service.errors import BundleError
+
+SCHEMA_VERSION: Final = 1
+
+MANIFEST: Final = "manifest.json"
+IMAGE_ENCODER: Final = "image_encoder.onnx"
+TEXT_ENCODER: Final = "text_encoder.onnx"
+TOKENIZER: Final = "tokenizer.json"
+TEMPLATES: Final = "templates.json"
+REQUIRED_FILES: Final = (IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, TEMPLATES)
+
+DEFAULT_TEMPLATES: Final = "default"
+"""The template set that every bundle has."""
+
+DEMO_BUNDLE: Final = Path(__file__).parents[1] / "bundles" / "demo"
+"""The small trained bundle that is package data."""
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/@:-]*$", max_length=256)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+PositiveInt = Annotated[int, Field(ge=1)]
+TokenId = Annotated[int, Field(ge=0)]
+Rgb = tuple[float, float, float]
+Cosine = Annotated[float, Field(ge=-1, le=1.001)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImageSection(_Section):
+    """How a picture becomes the image encoder's input, uint8 `[batch, height, width, 3]`.
+
+    `mean` and `std` are in units of 0..1 and informative only: the graph itself normalises.
+    """
+
+    height: PositiveInt
+    width: PositiveInt
+    resize: Literal["shortest", "squash"]
+    interpolation: Literal["bicubic", "bilinear", "lanczos"]
+    crop: Literal["center", "none"]
+    mean: Rgb
+    std: Rgb
+
+    @model_validator(mode="after")
+    def _must_fill_the_input(self) -> Self:
+        if self.resize == "shortest" and self.crop == "none":
+            msg = "resize 'shortest' leaves a size that depends on the picture; it needs crop 'center'"
+            raise ValueError(msg)
+        return self
+
+
+class TextSection(_Section):
+    """How texts become the text encoder's input, int64 `[batch, length]`; lengths are in tokens.
+
+    With padding `longest` the length is that of the longest text, at least `min_length`; with `fixed` it is
+    always `max_length`, the encoder's context.
+    """
+
+    padding: Literal["longest", "fixed"]
+    min_length: PositiveInt
+    max_length: PositiveInt
+    pad_id: TokenId
+    end_of_text_id: TokenId
+    canonicalization: Literal["tokenizer"]
+    overflow: Literal["refuse"]
+
+    @model_validator(mode="after")
+    def _lengths_must_be_ordered(self) -> Self:
+        if self.min_length > self.max_length:
+            msg = f"min_length {self.min_length} is above max_length {self.max_length}"
+            raise ValueError(msg)
+        return self
+
+
+class SoftmaxScoring(_Section):
+    """Scores compete: softmax over `logit_scale` (already exponentiated) times the cosines."""
+
+    kind: Literal["softmax"] = "softmax"
+    logit_scale: Annotated[float, Field(gt=0)]
+
+
+class SigmoidScoring(_Section):
+    """Scores stand alone: sigmoid of `logit_scale` (already exponentiated) · cosine + `logit_bias`."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    logit_scale: Annotated[float, Field(gt=0)]
+    logit_bias: float
+
+
+Scoring = Annotated[SoftmaxScoring | SigmoidScoring, Field(discriminator="kind")]
+Precision = Literal["fp32", "fp16", "int8", "int4", "fp16-stored"]
+"""`fp16-stored`: weights are stored as fp16 in the graph, and cast to and computed in fp32. `int4`: weights
+are stored in 4 bits, in blocks with a scale each, and computed with in fp16 or fp32."""
+
+
+class FileEntry(_Section):
+    """Digest and size of one file of the bundle."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Measure a file. Raises OSError where it cannot be read."""
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return cls(sha256=digest, bytes=stream.tell())
+
+
+class Parity(_Section):
+    """How near the graphs come to the reference they were exported from."""
+
+    reference: str
+    max_abs_difference: Annotated[float, Field(ge=0)]
+    min_cosine: Cosine
+
+
+class Agreement(_Section):
+    """How a reduced precision answers beside the fp32 bundle it was made from, both run by the code that serves.
+
+    `top1` is the share of the images whose best label is the same; `data` says which images and labels.
+    """
+
+    data: str
+    images: PositiveInt
+    labels: PositiveInt
+    top1: Annotated[float, Field(ge=0, le=1)]
+    mean_image_cosine: Cosine
+    min_image_cosine: Cosine
+    mean_text_cosine: Cosine
+    min_text_cosine: Cosine
+
+
+class Provenance(_Section):
+    """Where the weights come from."""
+
+    source: str
+    source_sha256: Sha256 | None = None
+    licence: str | None = None
+    recipe: dict[str, JsonValue] | None = None
+    card: str | None = None
+
+
+class Manifest(_Section):
+    """All that `service` must know of a model beside its files.
+
+    `revision` identifies everything that decides an answer, `text_revision` what decides a text's vector.
+    Both are sha256 in hexadecimal over canonical JSON; make them with `build`.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: Slug
+    aliases: tuple[Alias, ...] = ()
+    architecture: Annotated[str, Field(min_length=1)]
+    dim: PositiveInt
+    image: ImageSection
+    text: TextSection
+    scoring: Scoring
+    precision: Precision
+    files: dict[str, FileEntry]
+    parity: Parity | None = None
+    agreement: Agreement | None = None
+    provenance: Provenance
+    revision: Sha256
+    text_revision: Sha256
+
+    @model_validator(mode="after")
+    def _must_list_every_required_file(self) -> Self:
+        absent = [name for name in REQUIRED_FILES if name not in self.files]
+        if absent:
+            msg = f"files lacks {', '.join(absent)}"
+            raise ValueError(msg)
+        return self
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        name: str,
+        architecture: str,
+        dim: int,
+        image: ImageSection,
+        text: TextSection,
+        scoring: SoftmaxScoring | SigmoidScoring,
+        precision: Precision,
+        files: Mapping[str, FileEntry],
+        provenance: Provenance,
+        parity: Parity | None = None,
+        agreement: Agreement | None = None,
+        aliases: tuple[str, ...] = (),
+    ) -> Self:
+        """Make a manifest with both revisions filled in.
+
+        Raises pydantic's ValidationError where a value breaks the contract.
+        """
+        draft = cls(
+            name=name,
+            aliases=aliases,
+            architecture=architecture,
+            dim=dim,
+            image=image,
+            text=text,
+            scoring=scoring,
+            precision=precision,
+            files=dict(files),
+            parity=parity,
+            agreement=agreement,
+            provenance=provenance,
+            revision="0" * 64,
+            text_revision="0" * 64,
+        )
+        with_text = draft.model_copy(update={"text_revision": draft.compute_text_revision()})
+        return with_text.model_copy(update={"revision": with_text.compute_revision()})
+
+    def compute_revision(self) -> str:
+        """Hash everything but the revision itself and what only informs: `parity`, `agreement` and `provenance`."""
+        return _digest(self.model_dump(mode="json", exclude={"revision", "parity", "agreement", "provenance"}))
+
+    def compute_text_revision(self) -> str:
+        """Hash what decides a text's vector: text graph with its external data, tokenizer, text section."""
+        files: dict[str, JsonValue] = {
+            name: entry.model_dump(mode="json")
+            for name, entry in self.files.items()
+            if name == TOKENIZER or name.startswith(TEXT_ENCODER)
+        }
+        return _digest({"files": files, "text": self.text.model_dump(mode="json")})
+
+    def to_json(self) -> str:
+        """Write the manifest so that equal manifests are equal bytes: sorted, indented, final newline."""
+        fields = self.model_dump(mode="json")
+        return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that passed `load_bundle`."""
+
+    path: Path
+    manifest: Manifest
+    templates: dict[str, tuple[str, ...]]
+
+
+def load_bundle(path: Path, *, verify_digests: bool = True) -> Bundle:
+    """Read and check the bundle at `path`.
+
+    Sizes, places and revisions are checked always; `verify_digests=False` leaves out the one check that reads
+    every byte. Raises BundleError, naming the file that is at fault.
+    """
+    if not (path / MANIFEST).exists():
+        raise BundleError(
+            f"{path}: is not a bundle (it has no {MANIFEST}); to make one of a hub id, a checkpoint or a training run: "
+            f"make run MODEL={path}, or anyclass-export export (docs/export.md)"
+        )
+    manifest = _read_manifest(path / MANIFEST)
+    root = path.resolve()
+    for name, entry in manifest.files.items():
+        _check_file(root, name, entry, verify_digest=verify_digests)
+    _refuse_unlisted(root, manifest)
+    return Bundle(path=path, manifest=manifest, templates=_read_templates(path / TEMPLATES))
+
+
+def _digest(fields: dict[str, JsonValue]) -> str:
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    fields = _read_json(path)
+    if not isinstance(fields, dict):
+        raise BundleError(f"{path}: must hold a JSON object")
+    if fields.get("schema_version") != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: has schema version {fields.get('schema_version')!r}, "
+            f"this service reads {SCHEMA_VERSION}; export the model again"
+        )
+    try:
+        manifest = Manifest.model_validate(fields)
+    except ValidationError as exc:
+        raise BundleError(f"{path}: {_explain(exc)}") from exc
+    if manifest.text_revision != manifest.compute_text_revision():
+        raise BundleError(f"{path}: text_revision does not match the content; the manifest was changed")
+    if manifest.revision != manifest.compute_revision():
+        raise BundleError(f"{path}: revision does not match the content; the manifest was changed")
+    return manifest
+
+
+def _read_templates(path: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        sets = TypeAdapter(dict[str, tuple[str, ...]]).validate_python(_read_json(path))
+    except ValidationError as exc:
+        raise BundleError(f"{path}: {_explain(exc)}") from exc
+    if DEFAULT_TEMPLATES not in sets:
+        raise BundleError(f"{path}: has no template set {DEFAULT_TEMPLATES!r}")
+    for name, templates in sets.items():
+        if not templates or any(template.count("{}") != 1 for template in templates):
+            raise BundleError(f"{path}: set {name!r} must hold templates with exactly one {{}} each")
+    return sets
+
+
+def _read_json(path: Path) -> JsonValue:
+    try:
+        content: JsonValue = json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise BundleError(f"{path}: is not there") from exc
+    except OSError as exc:
+        raise BundleError(f"{path}: cannot be read ({exc.strerror})") from exc
+    except (ValueError, RecursionError) as exc:
+        raise BundleError(f"{path}: is not JSON in UTF-8") from exc
+    return content
+
+
+def _check_file(root: Path, name: str, entry: FileEntry, *, verify_digest: bool) -> None:
+    pure = PurePosixPath(name)
+    if not name or "\\" in name or "\0" in name or ":" in name or pure.is_absolute() or ".." in pure.parts:
+        raise BundleError(f"{name!r}: is not a path inside the bundle {root}")
+    try:
+        path = (root / pure).resolve(strict=True)
+        if not path.is_relative_to(root):
+            raise BundleError(f"{root / pure}: leads outside the bundle, to {path}")
+        if not path.is_file():
+            raise BundleError(f"{path}: is not a file")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise BundleError(f"{path}: has {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
+        if verify_digest and FileEntry.of(path).sha256 != entry.sha256:
+            raise BundleError(f"{path}: does not have the sha256 of the manifest; copy the bundle again")
+    except FileNotFoundError as exc:
+        raise BundleError(f"{root / pure}: is not there") from exc
+    except (OSError, RuntimeError) as exc:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        raise BundleError(f"{root / pure}: cannot be read ({exc})") from exc
+
+
+def _refuse_unlisted(root: Path, manifest: Manifest) -> None:
+    # A graph may keep weights in any file beside it, so a file without a digest could change every answer unseen.
+    # Hidden files and notes for people are what file managers, volumes and model hubs leave behind.
+    listed = {MANIFEST, *manifest.files}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        ignored = path.suffix in {".md", ".txt"} or any(part.startswith(".") for part in Path(name).parts)
+        if name not in listed and not ignored and not path.is_dir():
+            raise BundleError(f"{path}: is not listed in {MANIFEST}, so nothing vouches for it; remove it")
+
+
+def _explain(exc: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, error['loc'])) or 'content'}: {error['msg']}" for error in exc.errors())

@@ -1,0 +1,98 @@
+"""RGB pictures → the image encoder's input, uint8 `[height, width, 3]`, resized and cropped as the manifest says."""
+
+import math
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.model.manifest import ImageSection
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+
+_RESAMPLING: Final = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_FILTER_RADIUS: Final = 3  # in pixels of the smaller scale; Lanczos has the widest
+_INTERMEDIATE_PIXELS: Final = 2**23
+"""Resizing goes CLIP's exact way while no intermediate picture has more pixels than this (32 MiB)."""
+_REDUCING_GAP: Final = 5.0
+"""A large picture is first reduced to this many times its final size, by averages, then resized with the filter."""
+
+
+def preprocess(image: Image.Image, section: ImageSection) -> npt.NDArray[np.uint8]:
+    """Resize and crop as the manifest says: mode RGB in, uint8 `[height, width, 3]` out.
+
+    CLIP's reference, to the bit: torchvision's `Resize` on PIL images, which filters with antialiasing, then
+    `CenterCrop`, with their rounding. For an input that is not square, `shortest` is the smallest size that covers it.
+    Only a picture so narrow that the whole resized picture would not fit in 32 MiB takes another way to the
+    same pixels, give or take one level of rounding.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"preprocess takes RGB, not {image.mode}")
+    size = (section.width, section.height)
+    resampling = _RESAMPLING[section.interpolation]
+    if section.resize == "squash":
+        return np.array(image.resize(size, resampling))
+    scaled = covering_size(image.size, size)
+    left, top = (round((scaled[axis] - size[axis]) / 2) for axis in (0, 1))
+    if math.prod(scaled) > _INTERMEDIATE_PIXELS:
+        return np.array(_resized_window(image, scaled, (left, top), size, resampling))
+    resized = image.resize(scaled, resampling)
+    return np.array(resized.crop((left, top, left + size[0], top + size[1])))
+
+
+def preprocess_window(
+    image: Image.Image, section: ImageSection, whole: tuple[int, int], box: Box
+) -> npt.NDArray[np.uint8]:
+    """Resize only what the crop will keep: nearly the pixels of `preprocess`, for less work.
+
+    Args:
+        image: mode RGB, perhaps decoded at a smaller scale.
+        section: the manifest's.
+        whole: width and height of the picture at its full scale, which decide the crop.
+        box: the part of `image` that is picture.
+    """
+    size = (section.width, section.height)
+    scaled = size if section.resize == "squash" else covering_size(whole, size)
+    if math.prod(scaled) > _INTERMEDIATE_PIXELS and whole == image.size:  # so long that Pillow's boxes are inexact
+        return preprocess(image, section)
+    left, top, right, bottom = box
+    across, down = (right - left) / scaled[0], (bottom - top) / scaled[1]
+    x, y = left + across * round((scaled[0] - size[0]) / 2), top + down * round((scaled[1] - size[1]) / 2)
+    kept = (x, y, min(right, x + across * size[0]), min(bottom, y + down * size[1]))
+    return np.array(image.resize(size, _RESAMPLING[section.interpolation], kept, _REDUCING_GAP))
+
+
+def covering_size(source: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Scale `source` until it just covers `size`; the long side is cut off to an integer, as torchvision does."""
+    (width, height), (to_width, to_height) = source, size
+    if width * to_height <= height * to_width:
+        return to_width, max(to_height, int(to_width * height / width))
+    return max(to_width, int(to_height * width / height)), to_height
+
+
+def _resized_window(
+    image: Image.Image,
+    scaled: tuple[int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    resampling: Image.Resampling,
+) -> Image.Image:
+    """Resize only the part of the picture that the crop will keep, with all pixels that its filter reaches."""
+    (x0, x1), (left, right) = _reach(image.width, scaled[0], corner[0], size[0])
+    (y0, y1), (top, bottom) = _reach(image.height, scaled[1], corner[1], size[1])
+    return image.crop((x0, y0, x1, y1)).resize(size, resampling, box=(left, top, right, bottom))
+
+
+def _reach(source: int, scaled: int, offset: int, kept: int) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Along one axis: the source pixels to keep, and within these the span that becomes the `kept` pixels."""
+    factor = source / scaled
+    margin = _FILTER_RADIUS * max(factor, 1.0) + 1
+    first, last = offset * factor, min((offset + kept) * factor, source)
+    start, end = max(0, math.floor(first - margin)), min(source, math.ceil(last + margin))
+    return (start, end), (first - start, last - start)

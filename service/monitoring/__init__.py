@@ -1,0 +1,1 @@
+"""Metrics, also of several workers, and logs."""

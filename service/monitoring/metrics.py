@@ -1,0 +1,299 @@
+"""Every Prometheus metric of the service and every bucket, in one place; `docs/monitoring.md` lists them.
+
+No label value comes from a client as it is: models are those that were loaded, routes and protocols are the
+application's own, problems are those of one table, the rest are the words in this file. So the number of series does
+not grow with what clients send. Series whose labels are known beforehand are there, at 0, from the start: the first
+failure of a process is seen as a rise. Nothing is global: each `Metrics` has a registry of its own.
+
+Each gauge says how those of several processes (`--workers`) come together: never by a series for each process. Only
+what the operating system knows of a process has one, see `service.monitoring.worker_metrics`.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from service.monitoring.worker_metrics import gather
+
+Kind: TypeAlias = Literal["image", "text"]
+Stage: TypeAlias = Literal["decode", "queue", "text", "image", "score"]
+Layer: TypeAlias = Literal["matrix", "memory", "redis"]
+Lookup: TypeAlias = Literal["hit", "miss", "invalid"]
+Operation: TypeAlias = Literal["read", "write"]
+Failure: TypeAlias = Literal["timeout", "connection", "refused", "skipped"]
+Dropped: TypeAlias = Literal["cancelled", "overdue"]
+Fetch: TypeAlias = Literal["ok", "failed", "too large", "cancelled"]
+Broken: TypeAlias = Literal["non-finite", "out-of-memory", "device-lost", "worker", "error"]
+
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+NO_STATE: Final = -1
+"""Of `state_up`: no store was asked for, and the one that takes its place cannot be used."""
+
+_LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_REDIS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+# Or each counter and histogram has a second series with the time of its making, which nobody asks for. It is a switch
+# of the library for the whole process; with `--workers` there are none anyway.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """All metrics, in one registry; with `shared`, `render` tells of every process that counts in that folder."""
+
+    def __init__(self, registry: CollectorRegistry | None = None, *, shared: Path | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._shared = shared
+        self._process: ProcessCollector | None = None
+        own = self.registry
+
+        # What runs
+        self.build_info = Gauge(
+            "anyclass_build_info", "Always 1.", ["version"], registry=own, multiprocess_mode="livemax"
+        )
+        self.model_info = Gauge(
+            "anyclass_model_info",
+            "Always 1; provider and precision are what really runs.",
+            ["model", "revision", "provider", "precision"],
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+        self.ready = Gauge(
+            "anyclass_ready",
+            "1 while /readyz says that requests may be sent here.",
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+
+        # HTTP
+        self.http_requests = Counter(
+            "anyclass_http_requests",
+            "Requests answered, by protocol and route template.",
+            ["protocol", "route", "method", "status"],
+            registry=own,
+        )
+        self.http_seconds = Histogram(
+            "anyclass_http_request_seconds",
+            "Time to answer.",
+            ["protocol", "route"],
+            buckets=_LATENCIES_S,
+            registry=own,
+        )
+        self.http_problems = Counter(
+            "anyclass_http_problems",
+            "Requests answered with an error, or not answered, by the problem's name.",
+            ["protocol", "problem"],
+            registry=own,
+        )
+        self.http_in_flight = Gauge(
+            "anyclass_http_requests_in_flight", "Requests being answered.", registry=own, multiprocess_mode="livesum"
+        )
+        self.body_bytes = Gauge(
+            "anyclass_body_bytes",
+            "Bytes of request bodies in memory, those that are still arriving included.",
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self.bodies_refused = Counter(
+            "anyclass_bodies_refused", "Bodies refused because too many bytes of others were in memory.", registry=own
+        )
+
+        # What a classification is made of
+        self.images = Counter(
+            "anyclass_images",
+            "Images classified or embedded, or failed with an error class.",
+            ["model", "outcome"],
+            registry=own,
+        )
+        self.stage_seconds = Histogram(
+            "anyclass_stage_seconds",
+            "Time in each stage of a request; stages overlap.",
+            ["model", "stage"],
+            buckets=_LATENCIES_S,
+            registry=own,
+        )
+        self.decode_waiting = Gauge(
+            "anyclass_decode_waiting",
+            "Images given to the decoding threads and not decoded yet.",
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+
+        # Device
+        self.batch_size = Histogram(
+            "anyclass_batch_size", "Images or texts in a batch.", ["model", "kind"], buckets=_BATCH_SIZES, registry=own
+        )
+        self.batch_limit = Gauge(
+            "anyclass_batch_limit",
+            "The most images or texts in a batch.",
+            ["model", "kind"],
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+        self.inference_seconds = Histogram(
+            "anyclass_inference_seconds",
+            "Device time of a batch.",
+            ["model", "kind"],
+            buckets=_LATENCIES_S,
+            registry=own,
+        )
+        self.inference_failures = Counter(
+            "anyclass_inference_failures", "Batches that failed.", ["model", "kind", "reason"], registry=own
+        )
+        self.waiting = Gauge(
+            "anyclass_waiting",
+            "Images or texts waiting for the device.",
+            ["model", "kind"],
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self.overloaded = Counter(
+            "anyclass_overloaded", "Requests refused because too much was waiting.", ["model", "kind"], registry=own
+        )
+        self.dropped = Counter(
+            "anyclass_dropped", "Entries dropped before they reached the device.", ["kind", "reason"], registry=own
+        )
+
+        # Who may ask, and what is fetched for them
+        self.access_refused = Counter(
+            "anyclass_access_refused", "Requests without a valid key or above the rate limit.", ["reason"], registry=own
+        )
+        self.rate_limit_fallbacks = Counter(
+            "anyclass_rate_limit_fallbacks", "Requests counted by this process alone, for want of Redis.", registry=own
+        )
+        self.image_fetches = Counter("anyclass_image_fetches", "Image URLs, by outcome.", ["outcome"], registry=own)
+
+        # Durable state: batch jobs and label sets
+        self.state_up = Gauge(
+            "anyclass_state_up",
+            "0 while the state store does not answer the keeper of jobs, -1 where there is none, else 1.",
+            registry=own,
+            multiprocess_mode="livemin",
+        )
+        self.jobs_active = Gauge(
+            "anyclass_jobs_active",
+            "Batch jobs in the state store that have not ended.",
+            ["status"],
+            registry=own,
+            multiprocess_mode="livemostrecent",
+        )
+        self.jobs_ended = Counter("anyclass_jobs_ended", "Batch jobs that ended here.", ["status"], registry=own)
+        self.job_lines = Counter("anyclass_job_lines", "Lines of batch jobs answered here.", ["outcome"], registry=own)
+        self.label_set_lookups = Counter(
+            "anyclass_label_set_lookups",
+            "Requests that named a label set which exists, by whether it was in memory.",
+            ["result"],
+            registry=own,
+        )
+        self.label_set_bytes = Gauge(
+            "anyclass_label_set_bytes", "Memory of label sets in use.", registry=own, multiprocess_mode="livesum"
+        )
+        self.label_sets_computing = Gauge(
+            "anyclass_label_sets_computing", "Label sets being computed here, those whose turn is to come included.",
+            registry=own, multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.label_set_blocks = Counter(
+            "anyclass_label_set_blocks", "Blocks of label sets computed in the background.", registry=own
+        )
+        self.label_set_failures = Counter(
+            "anyclass_label_set_failures", "Label sets whose computation was given up.", registry=own
+        )
+
+        # Text cache
+        self.cache_lookups = Counter(
+            "anyclass_text_cache_lookups", "Labels looked up, by layer.", ["layer", "result"], registry=own
+        )
+        self.cache_failures = Counter(
+            "anyclass_text_cache_failures", "Redis operations that failed.", ["operation", "reason"], registry=own
+        )
+        self.cache_seconds = Histogram(
+            "anyclass_text_cache_seconds",
+            "Time of one Redis operation, failed ones included.",
+            ["operation"],
+            buckets=_REDIS_S,
+            registry=own,
+        )
+        self.cache_up = Gauge(
+            "anyclass_text_cache_up",
+            "0 while Redis is left alone because it fails, else 1.",
+            registry=own,
+            multiprocess_mode="livemin",
+        )
+        self.labels_computed = Counter(
+            "anyclass_labels_computed", "Class vectors computed by the text encoder.", ["model"], registry=own
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make the series that do not depend on the models."""
+        self.cache_up.set(1)
+        self.state_up.set(1)
+        for kind, dropped in product(KINDS, get_args(Dropped)):
+            self.dropped.labels(kind, dropped)
+        for refused in ("key", "rate"):
+            self.access_refused.labels(refused)
+        for fetched in get_args(Fetch):
+            self.image_fetches.labels(fetched)
+        for outcome in ("completed", "failed"):
+            self.job_lines.labels(outcome)
+        for result in ("hit", "miss"):
+            self.label_set_lookups.labels(result)
+        for layer, looked in product(get_args(Layer), get_args(Lookup)):
+            self.cache_lookups.labels(layer, looked)
+        for operation, failure in product(get_args(Operation), get_args(Failure)):
+            self.cache_failures.labels(operation, failure)
+            self.cache_seconds.labels(operation)
+
+    def model_loaded(
+        self, model: str, *, revision: str, provider: str, precision: str, batch_limits: Mapping[Kind, int]
+    ) -> None:
+        """Say what really runs under a name, and make the series of that model."""
+        self.model_info.labels(model, revision, provider, precision).set(1)
+        self.labels_computed.labels(model)
+        self.images.labels(model, "ok")
+        for stage in get_args(Stage):
+            self.stage_seconds.labels(model, stage)
+        for kind in KINDS:
+            self.batch_limit.labels(model, kind).set(batch_limits[kind])
+            self.batch_size.labels(model, kind)
+            self.inference_seconds.labels(model, kind)
+            self.waiting.labels(model, kind)
+            self.overloaded.labels(model, kind)
+            for broken in get_args(Broken):
+                self.inference_failures.labels(model, kind, broken)
+
+    def watch_process(self) -> None:
+        """Add the `process_…` metrics of every Prometheus client: memory, CPU time, open files. Reads files.
+
+        Those of processes that share a folder are in what `render` gathers.
+        """
+        if self._process is None and self._shared is None:
+            self._process = ProcessCollector(registry=self.registry)
+
+    def looked_up(self, layer: Layer, result: Lookup, count: int) -> None:
+        """Count labels looked up in a layer of the text cache."""
+        if count:
+            self.cache_lookups.labels(layer, result).inc(count)
+
+    def cache_failed(self, operation: Operation, reason: Failure) -> None:
+        """Count a Redis operation that failed, or that was left out while Redis is left alone (`skipped`)."""
+        self.cache_failures.labels(operation, reason).inc()
+
+    def spent(self, model: str, stage: Stage, seconds: float) -> None:
+        """Record the time that one request spent in a stage."""
+        self.stage_seconds.labels(model, stage).observe(seconds)
+
+    def render(self) -> bytes:
+        """Return everything in the Prometheus text format. Reads files where the process is watched."""
+        return generate_latest(self.registry if self._shared is None else gather(self._shared))

@@ -1,0 +1,214 @@
+"""Where `make run MODEL=…` finds a source's bundle, and when it is converted again."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from model_export.errors import SourceError
+from model_export.export import bundle_cache
+from model_export.export.bundle_cache import Place, cache_folder, locate
+from model_export.hub.fetch import fetch
+from service.model.manifest import DEMO_BUNDLE
+from tests.support.hub_server import Hub, hub_client
+
+MODEL = "Acme/Tiny-CLIP"
+HEADER = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file without tensors."""
+FILES = {"config.json": b"{}", "model.safetensors": b"w" * 2000}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub without models."""
+    with hub_client(tmp_path, monkeypatch) as running:
+        yield running
+
+
+def convert(place: Place) -> Place:
+    """Put a bundle where one belongs; returns what is to be found from then on."""
+    shutil.copytree(DEMO_BUNDLE, place.path)
+    return Place(place.source, place.path, ready=True)
+
+
+def test_a_bundle_is_itself(tmp_path: Path) -> None:
+    """There is nothing to convert."""
+    assert Place(str(DEMO_BUNDLE), DEMO_BUNDLE, ready=True) == locate(str(DEMO_BUNDLE), tmp_path)
+
+
+def test_a_hub_id_is_converted_once_for_each_commit(hub: Hub, tmp_path: Path) -> None:
+    """Its bundle is named after it and the commit; another commit is another bundle."""
+    commit = hub.add(MODEL, FILES)
+    place = locate(MODEL, tmp_path)
+    assert Place(f"{MODEL}@{commit}", tmp_path / f"acme--tiny-clip-{commit[:12]}", ready=False) == place
+    assert convert(place) == locate(MODEL, tmp_path)
+    newer = hub.add(MODEL, {**FILES, "config.json": b"[]"})
+    assert (f"{MODEL}@{newer}", False) == (locate(MODEL, tmp_path).source, locate(MODEL, tmp_path).ready)
+    assert locate(f"{MODEL}@{commit}", tmp_path).ready
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_the_hub_the_latest_conversion_will_do(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, offline: bool
+) -> None:
+    """Also when the hub's own cache is gone, and though a newer commit is known of."""
+    hub.add(MODEL, FILES)
+    older = convert(locate(MODEL, tmp_path))
+    hub.add(MODEL, {**FILES, "config.json": b"[]"})
+    latest = convert(locate(MODEL, tmp_path))
+    os.utime(older.path, (1, 1))
+    hub.add(MODEL, {**FILES, "config.json": b"0"})
+    locate(MODEL, tmp_path)  # was seen, never converted
+    hub.down = True
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    for _ in range(2):
+        found = locate(MODEL, tmp_path)
+        assert (latest.path, True) == (found.path, found.ready)
+        assert str(found.note).endswith("; going on with what is in the cache")
+        shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
+
+
+def test_without_the_hub_a_download_can_still_be_converted(hub: Hub, tmp_path: Path) -> None:
+    """What is in the hub's cache needs no hub."""
+    commit = hub.add(MODEL, FILES)
+    fetch(MODEL)
+    hub.down = True
+    place = locate(MODEL, tmp_path)
+    assert (f"{MODEL}@{commit}", False) == (place.source, place.ready)
+
+
+def test_a_commit_is_not_asked_for(hub: Hub, tmp_path: Path) -> None:
+    """What never changes needs no hub."""
+    place = locate(f"{MODEL}@{'a' * 40}", tmp_path)
+    assert Place(f"{MODEL}@{'a' * 40}", tmp_path / f"acme--tiny-clip-{'a' * 12}", ready=False) == place
+    assert [] == hub.requests
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("acme/typo", "acme/typo: is not on http"),
+        (f"{MODEL}@v9", "has no branch, tag or commit 'v9'"),
+        ("./nowhere", "is neither a bundle, a checkpoint's file or folder, a training run, nor a hub id such as"),
+    ],
+)
+def test_what_is_nothing_is_said(hub: Hub, tmp_path: Path, model: str, said: str) -> None:
+    """Before anything is installed for it."""
+    hub.add(MODEL, FILES)
+    with pytest.raises(SourceError, match=said):
+        locate(model, tmp_path)
+
+
+def test_what_no_reader_knows_is_said(tmp_path: Path) -> None:
+    """Before anything is installed for it: a folder of photos, a photo, weights without a configuration."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cup.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/model.safetensors").write_bytes(HEADER)
+    for name in ("photos", "photos/cup.jpg", "bare"):
+        path = str(tmp_path / name)
+        with pytest.raises(SourceError, match=f"^{re.escape(path)}: is in no layout that is read here: a training run"):
+            locate(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("recipe.toml",),
+        ("config.json", "pytorch_model.bin"),
+        ("config.json", "model.safetensors.index.json"),
+        ("open_clip_config.json",),
+        ("onnx/vision_model_fp16.onnx", "onnx/text_model_fp16.onnx"),
+    ],
+)
+def test_each_layout_is_taken(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """By the names of its files, whatever else is in the folder."""
+    for name in names:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(b'{"model_type": "clip"}')
+    assert not locate(str(tmp_path / "source"), tmp_path).ready
+
+
+def test_neither_torch_nor_onnx_is_needed(tmp_path: Path) -> None:
+    """The environment that serves asks, and has none of what a conversion needs."""
+    (tmp_path / "recipe.toml").write_bytes(b"")
+    program = (
+        "import sys; sys.modules.update(torch=None, onnx=None, safetensors=None, huggingface_hub=None); "
+        "from model_export.export.bundle_cache import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert ["missing", str(tmp_path)] == done.stdout.splitlines()[:2]
+
+
+def test_without_hub_and_cache_it_is_said(hub: Hub, tmp_path: Path) -> None:
+    """A tag that was never asked for cannot be the latest conversion."""
+    hub.add(MODEL, FILES)
+    convert(locate(MODEL, tmp_path))
+    hub.down = True
+    with pytest.raises(SourceError, match="cannot be reached"):
+        locate(f"{MODEL}@v1", tmp_path)
+
+
+def test_a_checkpoint_that_changes_is_converted_again(tmp_path: Path) -> None:
+    """A folder and a file are known by the names, sizes and times of what is read of them."""
+    run = tmp_path / "My run!"
+    (run / "tensorboard").mkdir(parents=True)
+    weights = run / "model.safetensors"
+    weights.write_bytes(HEADER)
+    (run / "config.json").write_bytes(b'{"model_type": "clip"}')
+    for growth, source in enumerate((run, weights), start=1):
+        place = locate(str(source), tmp_path)
+        stem, _, digest = place.path.name.rpartition("-")
+        assert ({run: "my-run", weights: "model.safetensors"}[source], 12) == (stem, len(digest))
+        assert (str(source), False) == (place.source, place.ready)
+        ready = convert(place)
+        (run / "tensorboard/events").write_text(digest)  # is not read
+        assert ready == locate(str(source), tmp_path)
+        weights.write_bytes(HEADER + b"w" * growth)
+        assert not locate(str(source), tmp_path).ready
+
+
+def test_a_bundle_of_another_schema_is_converted_again(tmp_path: Path) -> None:
+    """What this version would not serve is not ready."""
+    (tmp_path / "weights.pt").write_bytes(HEADER)
+    place = convert(locate(str(tmp_path / "weights.pt"), tmp_path))
+    manifest = place.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    assert not locate(str(tmp_path / "weights.pt"), tmp_path).ready
+
+
+def test_the_cache_is_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """XDG_CACHE_HOME, or ~/.cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert tmp_path / "anyclass/bundles" == cache_folder()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tmp_path / ".cache/anyclass/bundles" == cache_folder()
+
+
+def test_as_a_program_it_prints_three_lines(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which scripts/model.sh reads; notes and errors go to stderr."""
+    commit = hub.add(MODEL, FILES)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["bundle_cache", MODEL])
+    path = tmp_path / f"anyclass/bundles/acme--tiny-clip-{commit[:12]}"
+    bundle_cache.main()
+    assert (f"missing\n{MODEL}@{commit}\n{path}\n", "") == capsys.readouterr()
+    convert(Place(MODEL, path, ready=False))
+    hub.down = True
+    bundle_cache.main()
+    out, err = capsys.readouterr()
+    assert ("ready", str(path)) == (out.splitlines()[0], out.splitlines()[2])
+    assert f"anyclass: {MODEL}: {hub.url} cannot be reached" in err
+    monkeypatch.setattr("sys.argv", ["bundle_cache", "nowhere"])
+    with pytest.raises(SystemExit, match=r"^anyclass: nowhere: is neither"):
+        bundle_cache.main()

@@ -1,0 +1,177 @@
+"""From what a user types to a bundle that is served: hub ids and paths, weights and ONNX graphs, every precision."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from model_export.checkpoints.load import load_model
+from model_export.checkpoints.model_source import SourceOptions
+from model_export.errors import DataError, ExportError, SourceError
+from model_export.export.console import Narrator
+from model_export.export.convert import Conversion, convert
+from service.model.engine.engine import OnnxEngine
+from service.model.manifest import load_bundle
+from service.model.tokenizer import Tokenizer
+from tests.support.hub_server import Hub, hub_client
+from tests.support.onnx_repository import clip_repository
+from tests.support.pairs import write_pairs
+from tests.support.tiny_hugging_face import write_tiny_clip
+from tests.support.tiny_run import write_tiny_run
+
+pytestmark = pytest.mark.timeout(600)
+
+MODEL = "acme/Tiny-CLIP"
+CARD = b"---\nlicense: mit\n---\n# Tiny\n"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub without models, and a cache of our own."""
+    with hub_client(tmp_path, monkeypatch) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with weights."""
+    return write_tiny_clip(tmp_path_factory.mktemp("tiny") / "clip")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a repository of this folder holds."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run(wanted: Conversion, out: Path) -> str:
+    """Convert, and return what was printed."""
+    said = io.StringIO()
+    convert(wanted, out, narrator=Narrator(Console(file=said, width=200)))
+    return said.getvalue()
+
+
+def test_a_hub_id_becomes_a_bundle_that_can_be_served(hub: Hub, tiny_clip: Path, tmp_path: Path) -> None:
+    """Typed as on the hub's page: downloaded, exported, named, and its commit and licence recorded."""
+    commit = hub.add(MODEL, {**files_of(tiny_clip), "README.md": CARD})
+
+    said = run(Conversion(MODEL, SourceOptions()), tmp_path / "bundle")
+
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert (manifest.name, manifest.aliases) == ("tiny-clip", (MODEL,))
+    assert manifest.provenance.source == f"{MODEL}@{commit}"
+    assert manifest.provenance.licence == "mit"
+    assert "tiny-clip: clip/vit" in said
+    assert "images, batch 7" in said
+    local = tmp_path / "local"
+    run(Conversion(str(tiny_clip), SourceOptions(name="tiny-clip", source_id=MODEL)), local)
+    assert load_bundle(local).manifest.revision == manifest.revision
+
+
+def test_onnx_graphs_from_the_hub_need_no_torch(hub: Hub, tmp_path: Path) -> None:
+    """A repository that has graphs and no weights is converted where PyTorch is not installed."""
+    clip_repository(tmp_path / "repository")
+    files = {name: data for name, data in files_of(tmp_path / "repository").items() if "safetensors" not in name}
+    hub.add(MODEL, files)
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['anyclass-export', *sys.argv[1:]]; "
+        "from model_export.cli import main; main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, "export", MODEL, str(tmp_path / "bundle")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ONNX graphs" in done.stdout
+    bundle = load_bundle(tmp_path / "bundle")
+    engine = OnnxEngine.load(bundle, "cpu")
+    vectors = engine.encode_texts(Tokenizer.from_bundle(bundle).encode(["a photo of a cat.", "a rocket"]))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> None:
+    """The pictures that --data names are in the manifest's agreement; fp32 stays behind nowhere."""
+    source = write_tiny_run(tmp_path / "run", "vit")
+    pairs = write_pairs(tmp_path / "pairs.parquet", 60)
+
+    said = run(
+        Conversion(str(source), SourceOptions(), "int8", data=(str(pairs),), calibrate=True), tmp_path / "bundle"
+    )
+
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest.precision == "int8"
+    assert manifest.agreement is not None
+    assert (manifest.agreement.data, manifest.agreement.images, manifest.agreement.labels) == ("pairs.parquet", 60, 4)
+    assert "beside fp32, on 60 pictures and 4 labels of pairs.parquet" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "pairs.parquet", "run"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (Conversion("x", SourceOptions(), "fp32", data=("pairs.parquet",)), "--data and --calibrate are for fp16"),
+        (Conversion("x", SourceOptions(), "fp16", data=("pairs.parquet",), calibrate=True), "--calibrate is for int8"),
+        (Conversion("x", SourceOptions(), "int8", calibrate=True), "name them with --data"),
+        (Conversion("x", SourceOptions(), "int8", onnx="fp16"), "leave --precision out"),
+    ],
+)
+def test_wishes_that_contradict_each_other_are_refused_first(tmp_path: Path, wanted: Conversion, said: str) -> None:
+    """One line, before anything is fetched or read."""
+    with pytest.raises(ExportError, match=said):
+        run(wanted, tmp_path / "bundle")
+
+
+def test_what_is_in_no_layout_is_said(tmp_path: Path) -> None:
+    """The line names the layouts that are read; a path that is not there is said to be none."""
+    (tmp_path / "model.pb").write_bytes(b"graph")
+    with pytest.raises(SourceError, match=r"no layout that is read here: .*training run.*OpenAI"):
+        load_model(tmp_path, SourceOptions())
+    with pytest.raises(SourceError, match="neither a file or folder nor a hub id"):
+        load_model(tmp_path / "nothing", SourceOptions())
+
+
+def test_data_that_is_not_there_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    """A wrong --data is an error of its own, though the source is wrong too; nothing is half written."""
+    with pytest.raises(DataError, match="no such file"):
+        run(Conversion(str(tmp_path / "no"), SourceOptions(), "int8", data=("nowhere.parquet",)), tmp_path / "bundle")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_read_leaves_no_bundle(tmp_path: Path) -> None:
+    """It is named, and nothing is half written."""
+    source = write_tiny_run(tmp_path / "run", "vit")
+    data = tmp_path / "data"
+    for name in ("cat", "rocket"):
+        (data / name).mkdir(parents=True)
+        (data / name / "1.png").write_bytes(b"no picture")
+
+    with pytest.raises(DataError, match=r"cat/1\.png: "):
+        run(Conversion(str(source), SourceOptions(), "int8", data=(str(data),)), tmp_path / "bundle")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+
+
+def test_a_weights_file_without_readable_names_is_said_to_be_damaged(tmp_path: Path) -> None:
+    """An archive that is cut short belongs to no layout, and what is wrong is its end; others are named as they are."""
+    cut = tmp_path / "ViT-B-32.pt"
+    torch.save({"visual.proj": torch.zeros(100, 100)}, cut)
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-1000])
+    with pytest.raises(SourceError, match=r"ViT-B-32\.pt: is cut short or corrupt .*; download it again"):
+        load_model(cut, SourceOptions())
+
+    cut.write_bytes(whole)
+    with pytest.raises(SourceError, match="no layout that is read here"):
+        load_model(cut, SourceOptions())

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from model_export.errors import DataError, RecipeError, TrainingError
+from model_export.training.run import train
+from tests.support.pairs import recipe_text, write_pairs
+
+WHITENING = {"tower": 'stem = "whitening"\nstem_width = 24\nwidths = [16, 24]', "lr": "5e-3\nmuon_lr = 0.02"}
+VIT = {"kind": '"vit"', "tower": "patch_size = 8\nwidth = 32\nlayers = 1\nheads = 2"}
+
+
+def recipe(folder: Path, *, rows: int = 160, **overrides: str) -> Path:
+    """Write a recipe for a tiny model, and its pairs if they are not there yet."""
+    pairs = folder / "pairs.parquet"
+    if not pairs.exists():
+        write_pairs(pairs, rows)
+    path = folder / "recipe.toml"
+    path.write_text(recipe_text([pairs], **overrides), encoding="utf-8")
+    return path
+
+
+def quiet() -> Console:
+    """Make a console that keeps what is printed."""
+    return Console(file=io.StringIO(), width=200)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """Read a run's metrics."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("tower", [{}, WHITENING, VIT], ids=["residual_conv", "whitening and muon", "vit"])
+def test_it_learns_to_name_colours(tmp_path: Path, tower: dict[str, str]) -> None:
+    """From pictures and captions alone, held-out pictures are told apart by their class names."""
+    console = quiet()
+    run = train(
+        recipe(tmp_path, rows=400, **{"epochs": "8", "lr": "5e-3", "precision": '"bf16"', **tower}),
+        out=tmp_path / "run",
+        device="cpu",
+        console=console,
+    )
+
+    accuracy = [line["pairs/top1"] for line in metrics(run) if "pairs/top1" in line]
+    assert accuracy[-1] >= 0.9
+    losses = [line["loss"] for line in metrics(run) if "loss" in line]
+    assert losses[-1] < losses[0] / 2
+    assert "zero-shot on pairs, 40 held-out pictures of 4 classes" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert {"config.json", "tokenizer.json", "model.safetensors", "recipe.toml", "metrics.jsonl", "tensorboard"} <= {
+        path.name for path in run.iterdir()
+    }
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from model_export.training.run import train
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), out=Path(sys.argv[2]), resume=sys.argv[3] == "resume", device="cpu")
+"""
+
+
+def start(script: Path, recipe_path: Path, run: Path, mode: str) -> subprocess.Popen[bytes]:
+    """Train in a process of its own."""
+    # A group of its own, so that the loading workers die with it, as they do when a machine goes away.
+    return subprocess.Popen(
+        [sys.executable, str(script), str(recipe_path), str(run), mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def steps_logged(run: Path) -> int:
+    """Count the steps that a run has told of so far."""
+    path = run / "metrics.jsonl"
+    return path.read_text(encoding="utf-8").count('"loss"') if path.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
+    """Killed with -9 in the middle of an epoch, with two loading workers: the resumed weights are the same bits."""
+    recipe_path = recipe(
+        tmp_path,
+        rows=800,
+        workers="2",
+        epochs="3",
+        checkpoint_every="10",
+        precision='"bf16"',
+        phases="[{start = 0.0, size = 12}, {start = 0.4, size = 16}]",
+        **WHITENING,
+    )
+    script = tmp_path / "run_training.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    steps_per_epoch = 720 // 16
+
+    whole = start(script, recipe_path, tmp_path / "whole", "fresh")
+    output, _ = whole.communicate(timeout=200)
+    assert 0 == whole.returncode, output.decode()
+
+    cut = tmp_path / "cut"
+    killed = start(script, recipe_path, cut, "fresh")
+    deadline = time.monotonic() + 120
+    # Past the first checkpoint of the second epoch, and off its mark.
+    while steps_logged(cut) < steps_per_epoch + 8 and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.005)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    stopped_after = steps_logged(cut)
+    assert steps_per_epoch < stopped_after < 2 * steps_per_epoch, "the run was not killed in the middle of an epoch"
+    assert not (cut / "model.safetensors").exists()
+
+    resumed = start(script, recipe_path, cut, "resume")
+    output, _ = resumed.communicate(timeout=200)
+    assert 0 == resumed.returncode, output.decode()
+    assert "from step 50" in output.decode()
+
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    actual = load_file(cut / "model.safetensors")
+    assert expected.keys() == actual.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, actual[name]), name
+    losses = [[line["loss"] for line in metrics(run) if "loss" in line] for run in (tmp_path / "whole", cut)]
+    assert losses[0] == losses[1]
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    """Batches follow from the step, not from which process prepared them."""
+    weights = []
+    for workers in ("0", "2"):
+        path = recipe(tmp_path, rows=80, epochs="1", workers=workers)
+        run = train(path, out=tmp_path / workers, device="cpu", console=quiet())
+        weights.append(load_file(run / "model.safetensors"))
+
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_do(tmp_path: Path) -> None:
+    """A rate far too high ends in an error that names the step and the knobs, not in hours of NaN."""
+    path = recipe(tmp_path, epochs="20", lr="1e30")
+
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+.*Lower optim\.lr"):
+        train(path, out=tmp_path / "run", device="cpu", console=quiet())
+
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_broken_picture_is_named_by_file_and_row(tmp_path: Path, workers: str) -> None:
+    """Also when a worker process met it: one line, with the row of the file."""
+    pairs = write_pairs(tmp_path / "pairs.parquet", 40)
+    table = pq.read_table(pairs)
+    images = table["image"].to_pylist()
+    images[5] = b"no picture"
+    broken = table.set_column(0, "image", pa.array(images, pa.binary()))
+    pq.write_table(broken, pairs, row_group_size=16)
+
+    with pytest.raises(DataError, match=r"pairs\.parquet, row 5: ") as caught:
+        train(recipe(tmp_path, workers=workers), out=tmp_path / "run", device="cpu", console=quiet())
+
+    assert "\n" not in str(caught.value)
+
+
+def test_a_second_stage_begins_with_the_weights_and_the_tokenizer_of_the_first(tmp_path: Path) -> None:
+    """With a rate of next to nothing the second run ends where the first ended; its ids mean the same words."""
+    first = train(recipe(tmp_path, rows=80, epochs="1"), out=tmp_path / "first", device="cpu", console=quiet())
+    path = recipe(tmp_path, epochs="1", lr="1e-12")
+    second = train(path, out=tmp_path / "second", start_from=first, device="cpu", console=quiet())
+    weights = hashlib.sha256((first / "model.safetensors").read_bytes()).hexdigest()
+    source = json.loads((second / "config.json").read_text(encoding="utf-8"))["provenance"]["source"]
+    assert f"trained from colours, beginning with the weights sha256:{weights}" == source
+
+    before, after = (load_file(run / "model.safetensors") for run in (first, second))
+    assert all(torch.allclose(before[name], after[name]) for name in before if ".bn" not in name)
+    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+
+
+def test_starting_from_no_run_or_another_model_is_refused(tmp_path: Path) -> None:
+    """Weights are taken whole or not at all."""
+    path = recipe(tmp_path, rows=80, epochs="1")
+    with pytest.raises(TrainingError, match="not a finished run"):
+        train(path, out=tmp_path / "run", start_from=tmp_path / "absent", device="cpu", console=quiet())
+
+    first = train(path, out=tmp_path / "first", device="cpu", console=quiet())
+    other = recipe(tmp_path, epochs="1", tower="stem_width = 8\nwidths = [16, 32]")
+    with pytest.raises(TrainingError, match="not weights of the recipe's model"):
+        train(other, out=tmp_path / "second", start_from=first, device="cpu", console=quiet())
+
+
+def test_a_finished_or_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:
+    """Neither is lost by starting again; the error says how to go on."""
+    path = recipe(tmp_path, rows=80, epochs="1", checkpoint_every="2")
+    run = train(path, out=tmp_path / "run", device="cpu", console=quiet())
+
+    with pytest.raises(TrainingError, match="finished run"):
+        train(path, out=run, device="cpu", console=quiet())
+    (run / "model.safetensors").unlink()
+    with pytest.raises(TrainingError, match="--resume"):
+        train(path, out=run, device="cpu", console=quiet())
+
+
+def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
+    """A resumed run must be the run that was started."""
+    path = recipe(tmp_path, rows=80, epochs="1", checkpoint_every="2")
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        train(path, out=tmp_path / "none", resume=True, device="cpu", console=quiet())
+
+    run = train(path, out=tmp_path / "run", device="cpu", console=quiet())
+    (run / "model.safetensors").unlink()
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(recipe(tmp_path, epochs="1", lr="1e-3"), out=run, resume=True, device="cpu", console=quiet())
+
+
+def test_a_caption_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    """Before the first step; the caption is named."""
+    path = recipe(tmp_path)
+    long = "one two three four five six seven eight nine ten eleven {}"
+    text = path.read_text(encoding="utf-8").replace('"{}"]', f'"{long}"]', 1)
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(DataError, match=r"caption 'one two three .* has more tokens than model\.text"):
+        train(path, out=tmp_path / "run", device="cpu", console=quiet())
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    """Otherwise an epoch would have no step."""
+    with pytest.raises(RecipeError, match="batch_size 5000"):
+        train(recipe(tmp_path, batch_size="5000"), out=tmp_path / "run", device="cpu", console=quiet())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, so asking for one is no error")
+def test_a_gpu_that_was_asked_for_and_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    """Never a silent fall to the CPU."""
+    with pytest.raises(TrainingError, match="sees no GPU"):
+        train(recipe(tmp_path), out=tmp_path / "run", device="cuda", console=quiet())

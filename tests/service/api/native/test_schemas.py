@@ -1,0 +1,62 @@
+"""Answers as they are written: by hand, for there may be 100,000 predictions in one."""
+
+import asyncio
+import json
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.native.schemas import ClassifyAnswer, answer_json, answer_text, one_line, predictions_text
+from service.classification.types import Classification, Prediction, Ranking
+from service.concurrency import aside
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+SCORES = st.floats(-1, 1, width=32)
+
+
+def classification(*predictions: Prediction) -> Classification:
+    """An answer with these predictions."""
+    return Classification("tiny", "0123", predictions, labels=7, labels_cached=3)
+
+
+@given(st.lists(st.builds(Prediction, TEXT, SCORES), max_size=5))
+def test_what_is_written_is_json(predictions: list[Prediction]) -> None:
+    """Any label in the client's spelling, any finite score to seven digits, and always a number with a point."""
+    expected = [{"label": each.label, "score": float(f"{each.score:.7g}")} for each in predictions]
+    answer = classification(*predictions)
+    assert expected == json.loads(predictions_text(answer))
+    assert all(isinstance(each["score"], float) for each in json.loads(predictions_text(answer)))
+    assert {"labels": 7, "labels_cached": 3} == answer_json(answer)["usage"]
+    ClassifyAnswer.model_validate_json(answer_text(answer), strict=True)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_line_is_one_for_every_client(label: str) -> None:
+    """Python's `splitlines`, which clients use, ends a line at more than line feeds; the label stays what it was."""
+    line = one_line(predictions_text(classification(Prediction(label, 0.5))))
+    assert [line] == line.splitlines()
+    assert label == json.loads(line)[0]["label"]
+
+
+def test_a_ranking_is_a_sequence() -> None:
+    """Of the labels that were kept, best first; equal to any sequence of the same predictions."""
+    scores = np.array([0.125, 0.5, 0.25], np.float32)
+    ranking = Ranking(("a", "b", "c"), np.array([1, 2]), scores)
+    expected = (Prediction("b", 0.5), Prediction("c", 0.25))
+    assert expected == tuple(ranking) == ranking[:2] == (ranking[0], ranking[-1])
+    assert (2, expected[:1]) == (len(ranking), ranking[:1])
+    assert ranking == expected
+    assert ranking != expected[:1]
+    with pytest.raises(IndexError):
+        ranking[2]
+
+
+async def test_many_items_leave_the_event_loop_alone() -> None:
+    """Few are done where they are, for a thread costs more than they do."""
+    here = threading.get_ident()
+    assert here == await aside(10, threading.get_ident)
+    assert here != await aside(100_000, threading.get_ident)
+    assert asyncio.get_running_loop().is_running()

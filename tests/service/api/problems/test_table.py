@@ -1,0 +1,102 @@
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import service
+from service import errors
+from service.api.middleware.request_context import CLIENT_GONE, GONE_SLUG
+from service.api.problems import table as problems
+
+DOCS = Path(__file__).parents[4] / "docs" / "api.md"
+
+
+def subclasses(cls: type[errors.AnyclassError]) -> Iterator[type[errors.AnyclassError]]:
+    """Yield a class and all below it."""
+    yield cls
+    for sub in cls.__subclasses__():
+        yield from subclasses(sub)
+
+
+def all_errors() -> list[type[errors.AnyclassError]]:
+    """Return every error class of the service, wherever it is defined."""
+    for module in pkgutil.walk_packages(service.__path__, "service."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    return [cls for cls in subclasses(errors.AnyclassError) if cls.__module__.startswith("service.")]
+
+
+def test_every_error_is_in_the_table() -> None:
+    """Each exception of the service, wherever it is defined, has a row of its own: none is a bare 500 by oversight."""
+    assert [] == [cls.__name__ for cls in all_errors() if cls not in problems.KINDS]
+
+
+def test_every_problem_is_documented() -> None:
+    """docs/api.md lists each problem type with its status."""
+    kinds = [*problems.KINDS.values(), problems.NOT_FOUND, problems.METHOD_NOT_ALLOWED, problems.BAD_HTTP]
+    text = DOCS.read_text("utf-8")
+    missing = [kind.slug for kind in kinds if f"| `{kind.slug}` | {kind.status} |" not in text]
+    assert [] == missing
+
+
+def test_the_status_of_a_client_that_left_is_documented() -> None:
+    """It is in no answer, but in the log and, by its name, in the metrics."""
+    text = DOCS.read_text("utf-8")
+    assert f"status {CLIENT_GONE}" in text
+    assert f"`{GONE_SLUG}`" in text
+
+
+def test_one_slug_has_one_meaning() -> None:
+    """Where classes share a slug they share title and status too."""
+    by_slug: dict[str, problems.Kind] = {}
+    for kind in problems.KINDS.values():
+        assert kind == by_slug.setdefault(kind.slug, kind)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.InvalidLabels("x"), 422),
+        (errors.UnsupportedImageFormat("x"), 415),
+        (errors.PayloadTooLarge("x"), 413),
+        (errors.TooManyLabels("x"), 413),
+        (errors.MalformedRequest("x"), 400),
+        (errors.UnknownModel("x"), 404),
+        (errors.Overloaded("x", 1.0), 429),
+        (errors.NotReady("x"), 503),
+        (errors.DeadlineExceeded("x"), 503),
+        (errors.NonFiniteOutput("x"), 500),
+    ],
+)
+def test_statuses(error: errors.AnyclassError, status: int) -> None:
+    """Each error has the status that the interface promises."""
+    assert status == problems.problem_of(error, "id")["status"]
+
+
+def test_problem_has_the_members_of_rfc_9457_and_the_request_id() -> None:
+    """Type, title, status, detail and request id, in an answer of the right media type."""
+    answer = problems.error_response(errors.UnknownModel("There is no such model."), "r-1")
+    assert "application/problem+json" == answer.headers["content-type"]
+    assert {
+        "type": "urn:anyclass:problem:unknown-model",
+        "title": "No such model is served here",
+        "status": 404,
+        "detail": "There is no such model.",
+        "request_id": "r-1",
+    } == json.loads(bytes(answer.body))
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (2.1, "3")])
+def test_overload_says_when_to_come_again(seconds: float, header: str) -> None:
+    """Retry-After is in whole seconds, rounded up, and never 0: a client would come again at once."""
+    answer = problems.error_response(errors.Overloaded("busy", seconds), "r-1")
+    assert header == answer.headers["retry-after"]
+
+
+def test_a_lone_surrogate_in_a_detail_does_not_break_the_answer() -> None:
+    """A detail that quotes what UTF-8 cannot hold is still a valid JSON document."""
+    answer = problems.error_response(problems.FieldErrors([("\ud800", "is \udfff bad")]), "r-1")
+    assert {"field": "?", "detail": "is ? bad"} == json.loads(bytes(answer.body))["errors"][0]

@@ -1,0 +1,140 @@
+"""What a client can make the service hold without ever sending a whole request."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import select
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from service.cli.serve.http_limits import MAX_HEAD_BYTES, MAX_PIPELINED, BoundedProtocol
+from tests.support.http_server import HttpServer, http_server
+from tests.support.tiny_bundle import write_tiny_bundle
+
+MIB = 2**20
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = (
+    b"POST /v1/classify?labels=a HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
+    """One process for all tests of this module."""
+    folder = tmp_path_factory.mktemp("bounds")
+    with http_server(write_tiny_bundle(folder / "bundle"), folder) as running:
+        yield running
+
+
+def memory(server: HttpServer) -> int:
+    """Resident bytes of the process."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return int(float(next(line for line in lines if line.startswith("process_resident_memory_bytes ")).split()[1]))
+
+
+def heard(server: HttpServer, *pieces: bytes) -> bytes:
+    """What the server says to these bytes until it hangs up; the rest is not sent once it has."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        answer = b""
+        # A reset says the same as an end of the stream, and may come before the answer was read.
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                client.sendall(piece)
+        with contextlib.suppress(ConnectionError):
+            while said := client.recv(65_536):
+                answer += said
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nX-A: ", b"a" * MIB),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"X-A: bbbbbbbb\r\n" * 70_000),
+        (b"GET /", b"a" * MIB),
+        (CHUNKED + b"1\r\na\r\n0\r\nX-A: ", b"a" * MIB),
+    ],
+    ids=["a long header", "many headers", "a long path", "a long trailer"],
+)
+def test_a_head_without_end_is_cut_off(server: HttpServer, begin: bytes, more: bytes) -> None:
+    """The connection ends, and 64 MiB that were to come took no memory."""
+    before = memory(server)
+    answer = heard(server, begin, *[more] * 64)
+    assert memory(server) - before < 16 * MIB
+    if answer:
+        assert b" 400 Bad Request" in answer
+        assert "urn:anyclass:problem:malformed-http" == json.loads(answer.rpartition(b"\r\n\r\n")[2])["type"]
+
+
+def test_requests_sent_ahead_of_their_answers_are_few(server: HttpServer) -> None:
+    """Two million would take gigabytes of memory; the connection ends at once."""
+    before = memory(server)
+    heard(server, *[LIVEZ * 10_000] * 100)
+    assert memory(server) - before < 64 * MIB
+
+
+def test_a_few_requests_may_be_sent_ahead(server: HttpServer) -> None:
+    """As many as wait for their turn, and the one that is being answered, get their answers."""
+    last = LIVEZ.replace(b"Host", b"Connection: close\r\nHost")
+    assert MAX_PIPELINED + 1 == heard(server, LIVEZ * MAX_PIPELINED + last).count(b"HTTP/1.1 200 OK")
+
+
+def test_a_query_may_be_long(server: HttpServer) -> None:
+    """Thousands of labels fit beside a picture as the body: the answer is about the picture, not about the head."""
+    query = "&".join(f"labels=label+number+{number}" for number in range(2_500))
+    assert 50_000 < len(query) < MAX_HEAD_BYTES
+    given: dict[str, Any] = {"content": b"not a picture", "headers": {"content-type": "image/png"}, "timeout": 60}
+    answer = httpx.post(f"{server.url}/v1/classify?{query}", **given)
+    assert (415, "urn:anyclass:problem:unsupported-image-format") == (answer.status_code, answer.json()["type"])
+
+
+class Impatient(BoundedProtocol):
+    """Waits for a twentieth of a second."""
+
+    head_timeout_s = 0.05
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /livez HTTP/1.1\r\n"], ids=["nothing", "half a head"])
+async def test_who_does_not_say_what_it_wants_is_hung_up_on(begin: bytes) -> None:
+    """A connection costs memory too."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("asked")
+
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    make = lambda: Impatient(config=config, server_state=ServerState(), app_state={})  # noqa: E731
+    async with await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0) as listening:
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        writer.write(begin)
+        async with asyncio.timeout(60):
+            assert b"" == await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("env", "idle_s", "open_after"), [({"ANYCLASS_KEEP_ALIVE_S": "1"}, 3.0, False), ({}, 6.0, True)]
+)
+def test_a_connection_without_requests_stays_open_as_long_as_is_set(
+    tmp_path: Path, env: dict[str, str], idle_s: float, open_after: bool
+) -> None:
+    """By default longer than proxies keep theirs: uvicorn's five seconds are 502 now and then behind a proxy."""
+    with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        connection.request("GET", "/livez")
+        connection.getresponse().read()
+        assert connection.sock is not None
+        readable, _, _ = select.select([connection.sock], [], [], idle_s)
+        assert open_after is (readable == [])
+        connection.close()

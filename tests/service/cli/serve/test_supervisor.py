@@ -1,0 +1,261 @@
+"""Several processes on one port, started and stopped as an operator does it."""
+
+import asyncio
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+from PIL import Image
+from prometheus_client import Gauge
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.api.services import Services
+from service.app import create_app
+from service.cli.serve.server import EXIT_CUT_SHORT, EXIT_REFUSED, bind
+from service.cli.serve.supervisor import check, share_of
+from service.cli.serve.worker import Worker
+from service.errors import ConfigurationError
+from service.monitoring.metrics import Metrics
+from service.settings import Settings
+from tests.support.http_server import HttpServer, http_server
+from tests.support.tiny_bundle import write_tiny_bundle
+
+PATIENCE_S = 60.0
+TWO = {"ANYCLASS_WORKERS": "2"}
+
+
+def _red() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+RED = _red()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that loads quickly."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("workers") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[HttpServer]:
+    """Two processes, both ready."""
+    with http_server(bundle, bundle.parent, env=TWO) as running:
+        until(lambda: len(pids(running)) == 2)
+        yield running
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def pids(server: HttpServer) -> list[tuple[int, int]]:
+    """Number and process id of each worker that has become ready, in the order of that."""
+    return [(line["worker"], line["pid"]) for line in server.logs() if line["event"] == "worker ready"]
+
+
+def classify(server: HttpServer) -> int:
+    """Ask on a connection of its own; the status."""
+    form: dict[str, Any] = {"files": {"image": ("red.png", RED)}, "data": {"labels": ["red", "blue"]}}
+    return httpx.post(f"{server.url}/v1/classify", **form, timeout=PATIENCE_S).status_code
+
+
+def who_answered(server: HttpServer) -> set[int]:
+    """Numbers of the workers that have answered a request."""
+    return {line["worker"] for line in server.logs() if line["event"] == "request"}
+
+
+def of_each_process(server: HttpServer, name: str) -> dict[str, float]:
+    """A `process_…` figure by worker; each number of a worker is there once."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    assert [{"worker"}] * len(samples) == [set(sample.labels) for sample in samples]
+    assert len({sample.labels["worker"] for sample in samples}) == len(samples)
+    return {sample.labels["worker"]: sample.value for sample in samples}
+
+
+def alive(pid: int) -> bool:
+    """Whether the process has not ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_every_process_answers_and_metrics_tell_of_all(server: HttpServer) -> None:
+    """Connections reach each of them; what they counted is one sum, whichever is asked."""
+    sent = 0
+
+    def both_have_answered() -> bool:
+        nonlocal sent
+        with ThreadPoolExecutor(4) as pool:
+            assert {200} == {answer.result() for answer in [pool.submit(classify, server) for _ in range(4)]}
+        sent += 4
+        return who_answered(server) == {0, 1}
+
+    until(both_have_answered)
+    for _ in range(4):
+        families = {
+            family.name: family for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+        }
+        requests = [
+            sample.value
+            for sample in families["anyclass_http_requests"].samples
+            if sample.labels["route"] == "/v1/classify"
+        ]
+        assert [sent] == requests
+        assert [1] == [sample.value for sample in families["anyclass_ready"].samples]
+        assert [1] == [sample.value for sample in families["anyclass_model_info"].samples]
+        assert not any("pid" in sample.labels for family in families.values() for sample in family.samples)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+        "process_start_time_seconds",
+        "process_open_fds",
+        "process_max_fds",
+    ],
+)
+def test_metrics_tell_what_each_process_takes(server: HttpServer, name: str) -> None:
+    """Memory, CPU time, start and open files of every process are there, whichever of them is asked."""
+    for _ in range(4):
+        figures = of_each_process(server, name)
+        assert {"0", "1"} == set(figures)
+        assert min(figures.values()) > 0
+
+
+def test_what_a_process_takes_is_its_own(server: HttpServer) -> None:
+    """The start time under a number is that of the process which has the number in the log."""
+    boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    began = {
+        str(number): int(boot.split()[1])
+        + int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        for number, pid in pids(server)
+    }
+    assert began == of_each_process(server, "process_start_time_seconds")
+
+
+def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, tmp_path: Path) -> None:
+    """Its number comes up again, with a later start in the metrics; no request on a new connection fails meanwhile."""
+    with http_server(bundle, tmp_path, env=TWO) as server:
+        until(lambda: len(pids(server)) == 2)
+        before = of_each_process(server, "process_start_time_seconds")
+        (number, pid), _ = pids(server)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not alive(pid))
+
+        def replaced() -> bool:
+            assert 200 == classify(server)
+            return len(pids(server)) == 3
+
+        until(replaced)
+        assert number == pids(server)[-1][0]
+        (line,) = [line for line in server.logs() if line["level"] == "error"]
+        assert ("a worker ended; it is started anew", number, -9) == (line["event"], line["worker"], line["exit_code"])
+        after = of_each_process(server, "process_start_time_seconds")
+        assert set(before) == set(after)
+        assert {str(number)} == {worker for worker, start in after.items() if start > before[worker]}
+        assert 0 == server.stop()
+
+
+def test_no_process_outlives_the_first(bundle: Path, tmp_path: Path) -> None:
+    """Also when that one has no time to say anything."""
+    with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
+        until(lambda: len(pids(server)) == 2)
+        server.process.kill()
+        until(lambda: not any(alive(pid) for _, pid in pids(server)))
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/livez")
+
+
+def test_a_signal_to_all_of_them_stops_them_in_order(bundle: Path, tmp_path: Path) -> None:
+    """As a terminal and some service managers do it; the files of the metrics go with the service."""
+    with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
+        until(lambda: len(pids(server)) == 2)
+        assert 1 == len(list(tmp_path.glob("anyclass-metrics-*")))
+        for pid in (*(pid for _, pid in pids(server)), server.process.pid):
+            os.kill(pid, signal.SIGTERM)
+        assert 0 == server.wait()
+        assert [] == list(tmp_path.glob("anyclass-metrics-*"))
+
+
+def test_a_start_that_is_refused_is_refused_as_a_whole(tmp_path: Path) -> None:
+    """Nothing is started again and again; the exit code is that of one process."""
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--workers", "2", "--model", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert EXIT_REFUSED == done.returncode
+    assert "manifest.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_limit_that_several_processes_cannot_keep_is_refused() -> None:
+    """Each would count by itself; with Redis, or as one process, they keep it."""
+    with pytest.raises(ConfigurationError, match="ANYCLASS_RATE_LIMIT_PER_S with 2 workers needs ANYCLASS_REDIS_URL"):
+        check(Settings(workers=2, rate_limit_per_s=1))
+    check(Settings(workers=2, rate_limit_per_s=1, redis_url=cast("Any", "redis://cache")))
+    check(Settings(workers=1, rate_limit_per_s=1))
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--workers", "2"]
+    env = {**os.environ, "ANYCLASS_RATE_LIMIT_PER_S": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=env)
+    assert (2, True) == (done.returncode, done.stderr.startswith("Error: ANYCLASS_RATE_LIMIT_PER_S"))
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(8, 2), (4, 1), (2, 1)])
+def test_processes_share_the_cpus(cpus: int, threads: int) -> None:
+    """Each has its part of them for every pool of threads, one at least; what is set is left as it is."""
+    share = share_of(Settings(workers=4), cpus)
+    assert (threads, threads) == (share.threads, share.decode_threads)
+    assert (7, 5) == (
+        share_of(Settings(workers=4, threads=7), cpus).threads,
+        share_of(Settings(workers=4, decode_threads=5), cpus).decode_threads,
+    )
+
+
+def test_a_process_whose_device_is_lost_ends() -> None:
+    """Its `/livez` is answered by the others too, so nobody else would see to it."""
+    _, orders = Pipe()
+    app = create_app(Settings())
+    services: Services = app.state.services
+    worker = Worker(app, Settings(), orders)
+    services.registry = cast("Any", SimpleNamespace(healthy=True))
+    assert not asyncio.run(worker.on_tick(1))
+    services.registry = cast("Any", SimpleNamespace(healthy=False))
+    assert asyncio.run(worker.on_tick(2))
+    assert EXIT_CUT_SHORT == worker.exit_code
+
+
+def test_a_connection_that_another_process_was_faster_with_is_no_error() -> None:
+    """All of them are woken by one connection, and one gets it."""
+    _, orders = Pipe()
+    worker = Worker(create_app(Settings()), Settings(), orders)
+    with contextlib.closing(bind("127.0.0.1", 0)) as listener:
+        worker._accept(listener)
+    assert set() == worker._greeting
+
+
+def test_every_gauge_says_how_processes_come_together() -> None:
+    """A series for each process would grow with every restart, and a sum of the dead would be wrong."""
+    gauges = [metric for metric in vars(Metrics()).values() if isinstance(metric, Gauge)]
+    assert gauges
+    assert [] == [gauge._name for gauge in gauges if not gauge._multiprocess_mode.startswith("live")]
+    assert not {"liveall"} & {gauge._multiprocess_mode for gauge in gauges}

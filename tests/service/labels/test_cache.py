@@ -1,0 +1,386 @@
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from service.labels.cache import (
+    LayeredTextCache,
+    MatrixCache,
+    MemoryTextCache,
+    RedisTextCache,
+    TextCache,
+    open_text_cache,
+)
+from service.labels.cache_keys import class_vector_keys, labels_digest, matrix_digest, vector_identity
+from service.labels.redis_cache import Breaker
+from service.monitoring.metrics import Metrics
+from service.settings import Settings
+from tests.support.redis_server import RedisServer, running_redis
+
+DIM = 4
+SLACK_S = 0.5
+"""What a busy machine may add to a time limit; of several tries the median counts."""
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A running server."""
+    with running_redis(tmp_path) as server:
+        yield server
+
+
+@asynccontextmanager
+async def redis_cache(
+    server: RedisServer, metrics: Metrics | None = None, **options: Any
+) -> AsyncIterator[RedisTextCache]:
+    """A cache on the server, patient enough for a busy machine unless told otherwise."""
+    options = {"timeout_s": 2.0, "retry_s": 0.1, **options}
+    cache = RedisTextCache(server.url, metrics or Metrics(), **options)
+    try:
+        yield cache
+    finally:
+        await cache.close()
+
+
+def vector(value: float = 1.0, dim: int = DIM) -> Any:
+    """A constant vector."""
+    return np.full(dim, value, np.float32)
+
+
+def lists(found: list[Any]) -> list[Any]:
+    """Vectors as lists, to be compared."""
+    return [None if one is None else one.tolist() for one in found]
+
+
+def count(metrics: Metrics, name: str, **labels: str) -> float:
+    """A metric's value, 0 where there is none yet."""
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def until(condition: Callable[[], Any], *, within_s: float = 5.0) -> float:
+    """Await a condition that is an async function; gives the time it took."""
+    started = time.monotonic()
+    while not await condition():
+        assert time.monotonic() - started < within_s, "it did not come true"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - started
+
+
+async def test_memory_keeps_what_was_used_last() -> None:
+    """The entry unused for longest makes room."""
+    cache = MemoryTextCache(2, Metrics())
+    await cache.set_many({"a": vector(1), "b": vector(2)})
+    await cache.get_many(["a"], dim=DIM)
+    await cache.set_many({"c": vector(3)})
+    assert lists(await cache.get_many(["a", "b", "c"], dim=DIM)) == [[1] * 4, None, [3] * 4]
+
+
+async def test_memory_holds_no_larger_array_alive() -> None:
+    """A row is kept as a copy, which cannot be changed."""
+    cache = MemoryTextCache(2, Metrics())
+    await cache.set_many({"a": np.ones((100, DIM), np.float32)[3]})
+    (kept,) = await cache.get_many(["a"], dim=DIM)
+    assert kept is not None
+    assert kept.base is None
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0] = 2
+
+
+async def test_memory_answers_only_vectors_of_the_right_length() -> None:
+    """A vector of another model's dimension is a miss."""
+    cache = MemoryTextCache(2, Metrics())
+    await cache.set_many({"a": vector()})
+    assert await cache.get_many(["a"], dim=DIM + 1) == [None]
+
+
+def test_matrices_are_kept_up_to_a_number_of_bytes() -> None:
+    """The matrix unused for longest makes room; one that is too large is not kept."""
+    cache = MatrixCache(3 * 8)
+    for name in (b"a", b"b", b"c"):
+        cache.put(name, np.zeros((1, 2), np.float32))
+    cache.get(b"a")
+    cache.put(b"d", np.zeros((1, 2), np.float32))
+    cache.put(b"e", np.zeros((4, 2), np.float32))
+    assert [cache.get(name) is not None for name in (b"a", b"b", b"c", b"d", b"e")] == [True, False, True, True, False]
+
+
+async def test_layers_ask_the_far_cache_only_for_what_is_not_near_and_keep_it() -> None:
+    """What was found far away is near the next time."""
+    metrics = Metrics()
+    near, far = MemoryTextCache(10, metrics), MemoryTextCache(10, Metrics())
+    await near.set_many({"a": vector(1)})
+    await far.set_many({"a": vector(9), "b": vector(2)})
+    layered = LayeredTextCache(near, far)
+    expected = [[1] * 4, [2] * 4, None]
+    assert lists(await layered.get_many(["a", "b", "c"], dim=DIM)) == expected
+    assert lists(await near.get_many(["a", "b", "c"], dim=DIM)) == expected
+
+
+async def test_redis_gives_back_what_was_stored_in_order_over_many_chunks(redis: RedisServer) -> None:
+    """2,500 vectors: to the bit, whatever the order they are asked in, with holes."""
+    metrics = Metrics()
+    items = {f"k{index}": vector(index) for index in range(2_500)}
+    async with redis_cache(redis, metrics) as cache:
+        await cache.set_many(items)
+        keys = [f"k{index}" for index in range(2_600)][::-1]
+        found = await cache.get_many(keys, dim=DIM)
+    assert lists(found) == [None] * 100 + [[float(index)] * DIM for index in range(2_500)][::-1]
+    assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="hit") == 2_500
+    assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="miss") == 100
+
+
+async def test_values_are_raw_little_endian_float32_with_a_time_to_live(redis: RedisServer) -> None:
+    """Any client in any language can read them, and nothing stays for ever."""
+    async with redis_cache(redis, ttl_s=100) as cache:
+        await cache.set_many({"k": np.array([1, -2, 0.5, 0], np.float32)})
+    assert redis.command("GET", "k") == b"$16\r\n" + np.array([1, -2, 0.5, 0], "<f4").tobytes() + b"\r\n"
+    assert 0 < int(redis.command("TTL", "k")[1:]) <= 100
+
+
+@pytest.mark.parametrize("value", ["short", "x" * 15, "x" * 17, "", "\x7f" * 0])
+async def test_a_value_of_the_wrong_length_is_a_miss(redis: RedisServer, value: str) -> None:
+    """Whoever wrote it: it is not used, and counted."""
+    metrics = Metrics()
+    redis.command("SET", "k", value)
+    async with redis_cache(redis, metrics) as cache:
+        assert await cache.get_many(["k"], dim=DIM) == [None]
+    assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="invalid") == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+async def test_a_value_that_is_not_finite_is_a_miss(redis: RedisServer, bad: float) -> None:
+    """Its sound neighbours are used all the same; a value of another type is a miss too."""
+    async with redis_cache(redis) as cache:
+        await cache.set_many({"good": vector(1), "bad": np.array([1, bad, 1, 1], np.float32)})
+        redis.command("LPUSH", "list", "x")
+        found = await cache.get_many(["good", "bad", "list"], dim=DIM)
+    assert lists(found) == [[1] * 4, None, None]
+
+
+async def test_redis_down_is_a_miss_and_used_again_when_it_returns(redis: RedisServer) -> None:
+    """Killed: nothing raises, every lookup is quick; started again: hits within five seconds."""
+    metrics = Metrics()
+    async with redis_cache(redis, metrics, timeout_s=0.02, retry_s=1.0) as cache:
+        await cache.set_many({"k": vector()})
+        redis.kill()
+        took_s = []
+        for _ in range(10):
+            started = time.monotonic()
+            assert await cache.get_many(["k"], dim=DIM) == [None]
+            await cache.set_many({"k": vector()})
+            took_s.append(time.monotonic() - started)
+        assert median(took_s) < 0.02 + SLACK_S
+        assert count(metrics, "anyclass_text_cache_up") == 0
+        assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="connection") >= 1
+        assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped") >= 1
+        await asyncio.to_thread(redis.start)
+
+        async def used() -> bool:
+            await cache.set_many({"k": vector()})
+            return (await cache.get_many(["k"], dim=DIM))[0] is not None
+
+        await until(used, within_s=5)
+        assert count(metrics, "anyclass_text_cache_up") == 1
+
+
+async def test_redis_that_hangs_costs_only_the_time_limit(redis: RedisServer) -> None:
+    """Frozen, with connections open: each lookup loses 20 ms, soon none at all; thawed: hits, and the right ones."""
+    metrics = Metrics()
+    async with redis_cache(redis, metrics, timeout_s=0.02, retry_s=0.5) as cache:
+        await until(lambda: stored(cache, {f"k{index}": vector(index) for index in range(20)}))
+        redis.freeze()
+        try:
+            took_s = []
+            for _ in range(10):
+                started = time.monotonic()
+                assert await cache.get_many(["k1"] * 3_000, dim=DIM) == [None] * 3_000
+                took_s.append(time.monotonic() - started)
+            assert median(took_s[:3]) < 0.02 + SLACK_S  # the first failures cost the limit each
+            assert median(took_s) < 0.02 + SLACK_S
+            assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="timeout") >= 3
+            assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped") >= 1
+        finally:
+            redis.thaw()
+
+        async def used() -> bool:
+            # An answer that came too late must never be taken for that of a later question.
+            found = await cache.get_many([f"k{index}" for index in range(20)], dim=DIM)
+            if found[0] is None:
+                return False
+            assert lists(found) == [[float(index)] * DIM for index in range(20)]
+            return True
+
+        await until(used, within_s=5)
+
+
+async def stored(cache: TextCache, items: dict[str, Any]) -> bool:
+    """Write, and say whether it can be read."""
+    await cache.set_many(items)
+    return None not in lists(await cache.get_many(list(items), dim=DIM))
+
+
+async def test_cancelled_lookups_do_not_mix_up_answers(redis: RedisServer) -> None:
+    """A request that goes away in the middle of a lookup leaves its connection to nobody."""
+    async with redis_cache(redis, max_connections=2) as cache:
+        await cache.set_many({f"k{index}": vector(index) for index in range(50)})
+        for index in range(50):
+            lookup = asyncio.create_task(cache.get_many([f"k{index}"], dim=DIM))
+            for _ in range(index % 7):
+                await asyncio.sleep(0)
+            lookup.cancel()
+        assert lists(await cache.get_many(["k7", "k8"], dim=DIM)) == [[7.0] * 4, [8.0] * 4]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")],
+    ids=["full", "read-only"],
+)
+async def test_a_redis_that_refuses_writes_is_still_read(redis: RedisServer, trouble: tuple[str, ...]) -> None:
+    """Full or read-only: the failed write is counted, reads go on, and soon no more data is sent in vain."""
+    metrics = Metrics()
+    async with redis_cache(redis, metrics, retry_s=4.0) as cache:
+        await cache.set_many({"old": vector(1)})
+        assert redis.command(*trouble).startswith(b"+OK")
+        for _ in range(5):
+            await cache.set_many({"new": vector(2)})
+        assert lists(await cache.get_many(["old", "new"], dim=DIM)) == [[1] * 4, None]
+    assert count(metrics, "anyclass_text_cache_failures_total", operation="write", reason="refused") == 3
+    assert count(metrics, "anyclass_text_cache_failures_total", operation="write", reason="skipped") == 2
+    assert count(metrics, "anyclass_text_cache_up") == 1
+
+
+async def test_a_wrong_password_is_a_miss_and_told_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The password stands in no log and in no repr; the right one works, also apart from the URL."""
+    caplog.set_level(logging.DEBUG)
+    with running_redis(tmp_path, password="s3cret/right") as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        wrong = RedisTextCache(url, Metrics(), password="s3cret-wrong", timeout_s=2)
+        for _ in range(4):
+            assert await wrong.get_many(["k"], dim=DIM) == [None]
+        right = RedisTextCache(url, Metrics(), password="s3cret/right", timeout_s=2)
+        assert await stored(right, {"k": vector()})
+        told = caplog.text + repr(wrong) + repr(right) + str(vars(wrong))
+        await wrong.close()
+        await right.close()
+    assert "Redis refuses the password" in caplog.text
+    assert "s3cret" not in told
+
+
+@pytest.mark.parametrize(
+    ("trouble", "what", "reason"),
+    [
+        ("frozen", "does not answer in time", "timeout"),
+        ("gone", "cannot be reached", "connection"),
+        ("password", "refuses the password", "refused"),
+    ],
+)
+async def test_what_is_wrong_with_redis_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str, what: str, reason: str
+) -> None:
+    """In one line and in the metrics, before any request; then it is left alone, and used when it is well again."""
+    metrics = Metrics()
+    password = "other" if trouble == "password" else None
+    with running_redis(tmp_path, password=password) as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        cache = RedisTextCache(url, metrics, password="mine" if password else None, timeout_s=2.0, retry_s=0.5)
+        if trouble == "frozen":
+            server.freeze()
+        elif trouble == "gone":
+            server.kill()
+        await cache.check()
+        assert [f"Redis {what}; class vectors are computed without it until it answers"] == caplog.messages
+        assert 0 == count(metrics, "anyclass_text_cache_up")
+        assert [None] == await cache.get_many(["k"], dim=DIM)
+        assert 1 == count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped")
+        await asyncio.sleep(0.6)
+        assert [None] == await cache.get_many(["k"], dim=DIM)
+        assert 1 == count(metrics, "anyclass_text_cache_failures_total", operation="read", reason=reason)
+        if trouble == "frozen":
+            server.thaw()
+        elif trouble == "gone":
+            server.start()
+        else:
+            server.command("CONFIG", "SET", "requirepass", "mine")
+            server.password = "mine"
+        await until(lambda: stored(cache, {"k": vector()}))
+        assert 1 == count(metrics, "anyclass_text_cache_up")
+        await cache.close()
+
+
+async def test_a_redis_that_is_well_says_nothing_at_the_start(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does one whose user may not PING."""
+    caplog.set_level(logging.INFO)
+    redis.command("ACL", "SETUSER", "default", "-ping")
+    for _ in range(2):
+        metrics = Metrics()
+        cache = RedisTextCache(redis.url, metrics, timeout_s=2.0)
+        await cache.check()
+        assert 1 == count(metrics, "anyclass_text_cache_up")
+        assert await stored(cache, {"k": vector()})
+        await cache.close()
+        redis.command("ACL", "SETUSER", "default", "+ping")
+    assert [] == caplog.messages
+
+
+async def test_settings_choose_the_cache(redis: RedisServer) -> None:
+    """Memory by itself; with a URL memory before Redis, which need not be there at the start."""
+    assert isinstance(open_text_cache(Settings(), Metrics()), MemoryTextCache)
+    cache = open_text_cache(Settings(redis_url=SecretStr(redis.url), redis_timeout_ms=2_000), Metrics())
+    await cache.set_many({"k": vector(3)})
+    assert redis.command("EXISTS", "k") == b":1\r\n"
+    assert lists(await cache.get_many(["k"], dim=DIM)) == [[3] * 4]
+    await cache.close()
+    nowhere = open_text_cache(Settings(redis_url=SecretStr("redis://127.0.0.1:1/0")), Metrics())
+    await nowhere.check()
+    assert await nowhere.get_many(["k"], dim=DIM) == [None]
+    await nowhere.close()
+
+
+def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_attempt_through() -> None:
+    """One attempt an interval while open; a success closes it."""
+    now = [0.0]
+    breaker = Breaker(1.0, clock=lambda: now[0])
+    for _ in range(2):
+        breaker.failed()
+    assert breaker.allows()
+    breaker.failed()
+    assert not breaker.allows()
+    now[0] = 1.0
+    assert [breaker.allows(), breaker.allows()] == [True, False]
+    breaker.failed()
+    now[0] = 1.9
+    assert not breaker.allows()
+    now[0] = 2.0
+    assert breaker.allows()
+    breaker.succeeded()
+    assert [breaker.allows(), breaker.allows()] == [True, True]
+
+
+def test_keys_follow_from_everything_that_decides_a_vector() -> None:
+    """Text revision, numerics, templates in order, and label; and from nothing else."""
+    identities = [
+        vector_identity("r1", "cpu/fp32", ["{}"]),
+        vector_identity("r2", "cpu/fp32", ["{}"]),
+        vector_identity("r1", "cuda/fp32", ["{}"]),
+        vector_identity("r1", "cpu/fp32", ["{}", "a {}"]),
+        vector_identity("r1", "cpu/fp32", ["a {}", "{}"]),
+        vector_identity("r1c", "pu/fp32", ["{}"]),
+    ]
+    keys = [key for identity in identities for key in class_vector_keys("anyclass:v1:", identity, ["cat", "a cat"])]
+    assert len(set(keys)) == 12
+    assert keys[:2] == class_vector_keys("anyclass:v1:", identities[0], ["cat", "a cat"])
+    assert all(key.startswith("anyclass:v1:") and len(key) == 12 + 64 for key in keys)
+    lists = (["a", "b"], ["b", "a"], ["ab"], ["a"], ["a b"])
+    digests = {matrix_digest(identity, labels_digest(labels)) for identity in identities[:1] for labels in lists}
+    assert len(digests) == 5

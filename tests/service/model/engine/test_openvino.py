@@ -1,0 +1,62 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.model.engine.openvino import OpenVinoSession
+from service.model.engine.provider_table import TABLE, Plan
+from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
+from tests.support.openvino import needs_openvino
+from tests.support.tiny_bundle import DIM, write_tiny_bundle
+
+pytestmark = needs_openvino
+OPTIONS = TABLE["openvino"].options(Plan(threads=1))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A tiny model."""
+    return write_tiny_bundle(tmp_path / "tiny", size=8)
+
+
+def test_it_describes_a_graph_as_onnx_runtime_does(bundle: Path) -> None:
+    """Names, types in the same words, sizes; a dimension of any size has none."""
+    images, texts = (OpenVinoSession(bundle / name, OPTIONS) for name in (IMAGE_ENCODER, TEXT_ENCODER))
+    (pixels,) = images.get_inputs()
+    assert ("pixels", "tensor(uint8)", [None, 8, 8, 3]) == (pixels.name, pixels.type, pixels.shape)
+    (ids,) = texts.get_inputs()
+    assert ("ids", "tensor(int64)", [None, None]) == (ids.name, ids.type, ids.shape)
+    (embedding,) = images.get_outputs()
+    assert ("embedding", "tensor(float)", [None, DIM]) == (embedding.name, embedding.type, embedding.shape)
+
+
+def test_an_answer_stays_what_it_is(bundle: Path) -> None:
+    """The next run, of another size too, does not write over it; nor does it matter how the input lies in memory."""
+    session = OpenVinoSession(bundle / IMAGE_ENCODER, OPTIONS)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    (first,) = session.run(None, {"pixels": pixels})
+    kept = first.copy()
+    (second,) = session.run(None, {"pixels": np.asfortranarray(pixels[::-1])})
+    session.run(None, {"pixels": 255 - pixels[:1]})
+    np.testing.assert_array_equal(kept, first)
+    np.testing.assert_allclose(kept[::-1], second, atol=1e-6)
+
+
+def test_threads_run_at_the_same_time(bundle: Path) -> None:
+    """Each gets the answer to its own input."""
+    session = OpenVinoSession(bundle / IMAGE_ENCODER, OPTIONS)
+    batches = [np.full((1 + turn % 3, 8, 8, 3), 20 * turn, np.uint8) for turn in range(12)]
+    alone = [session.run(None, {"pixels": batch})[0] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda batch: session.run(None, {"pixels": batch})[0], batches * 4))
+    for turn, answer in enumerate(answers):
+        np.testing.assert_allclose(answer, alone[turn % len(alone)], atol=1e-6)
+
+
+def test_a_run_that_fails_leaves_the_next_ones_alone(bundle: Path) -> None:
+    """What the failed one computed with is not used again."""
+    session = OpenVinoSession(bundle / IMAGE_ENCODER, OPTIONS)
+    with pytest.raises(RuntimeError):
+        session.run(None, {"pixels": np.zeros((1, 9, 9, 3), np.uint8)})
+    assert (2, DIM) == session.run(None, {"pixels": np.zeros((2, 8, 8, 3), np.uint8)})[0].shape
