@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model_export.errors import SourceError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,3 +29,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object for people and programs, the same bytes for the same content."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read(path: Path, *, hint: str) -> bytes:
+    """Read a file of a source.
+
+    Raises:
+        SourceError: it is not there (``hint`` says what may be wrong), or the system refuses.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise SourceError(f"{path}: is not there; {hint}") from exc
+    except OSError as exc:
+        raise SourceError(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """Decode a file's text.
+
+    Raises:
+        SourceError: it is not UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as exc:
+        raise SourceError(f"{path}: is not text in UTF-8") from exc

@@ -33,15 +33,16 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from model_export.architectures import ClipConfig
-from model_export.architectures.config import VisionTransformerConfig
+from model_export.architectures.config import ClipConfig, VisionTransformerConfig
 from model_export.architectures.sizes import named_size
+from model_export.checkpoints.clip_bpe import END_OF_TEXT
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.export.console import Narrator
 from model_export.export.convert import Conversion, convert
-from model_export.training.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, train_tokenizer
+from model_export.training.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 from service.errors import AnyclassError
-from service.model.engine.providers import open_session, resolve
+from service.model.engine.providers import resolve
+from service.model.engine.sessions import open_session
 from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 
 BUNDLE: Final = "bundle"

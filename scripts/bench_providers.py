@@ -23,7 +23,7 @@ from rich.table import Table
 from service.errors import ConfigurationError, ProviderUnavailable
 from service.model.engine.engine import OnnxEngine
 from service.model.engine.providers import resolve
-from service.model.manifest import Bundle, load_bundle
+from service.model.loading import Bundle, load_bundle
 
 _TOLERANCE = 1e-5
 

@@ -26,7 +26,8 @@ from rich.table import Table
 
 from service.images.decoding import DEFAULT_LIMITS, Pixels, Undecoded, decode, open_rgb
 from service.model.engine.engine import OnnxEngine
-from service.model.manifest import DEMO_BUNDLE, ImageSection, load_bundle
+from service.model.loading import load_bundle
+from service.model.manifest import DEMO_BUNDLE, ImageSection
 from service.model.resizing import covering_size
 
 SIZES = ((640, 480), (1920, 1080), (4032, 3024))

@@ -1,6 +1,6 @@
 """``python -m service`` is ``anyclass``."""
 
-from service.cli import main
+from service.cli.commands import main
 
 if __name__ == "__main__":
     main()

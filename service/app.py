@@ -8,28 +8,49 @@ from typing import Final
 import structlog
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from service.api.access.api_keys import ApiKeys
 from service.api.documentation.docs_page import add_docs
 from service.api.documentation.document import describe, operation_id
 from service.api.huggingface import routes as huggingface
-from service.api.job_wiring import open_jobs
+from service.api.huggingface.schemas import ZeroShotRequest
 from service.api.middleware.access_control import AccessControl, open_access
 from service.api.middleware.request_context import RequestContext
 from service.api.native import classify, classify_batch, label_sets, operations
+from service.api.native.label_set_schemas import LabelSetIn
 from service.api.open_inference import routes as open_inference
+from service.api.open_inference.schemas import InferRequest
 from service.api.openai import batches, embeddings, files
+from service.api.openai.batch_lines import JobLines
+from service.api.openai.embeddings import EmbeddingsRequest
+from service.api.openai.schemas import BatchRequest
 from service.api.problems.handlers import add_handlers
+from service.api.problems.schemas import OpenAIError, PlainError, Problem
 from service.api.request.memory_budget import BodyRoom
 from service.api.services import Services
-from service.api.version import VERSION
 from service.classification.classifier import Classifier
-from service.inference.served_model import ModelRegistry
+from service.inference.registry import ModelRegistry
+from service.installation import VERSION
+from service.jobs.runner import JobRunner
+from service.jobs.use_cases import JobDesk
+from service.jobs.work import JobWork, Limits
 from service.labels.cache import TextCache, open_text_cache
 from service.monitoring.metrics import NO_STATE, Metrics
 from service.settings import Settings
-from service.state import StateStore, open_state
+from service.state.factory import open_state
+from service.state.protocol import StateStore
 
+_SCHEMAS_NAMED_BY_ROUTES: Final[tuple[type[BaseModel], ...]] = (
+    Problem,
+    OpenAIError,
+    PlainError,
+    LabelSetIn,
+    BatchRequest,
+    EmbeddingsRequest,
+    ZeroShotRequest,
+    InferRequest,
+)
 _log = structlog.stdlib.get_logger("service.app")
 
 DESCRIPTION: Final = """\
@@ -95,7 +116,7 @@ def create_app(
         app.include_router(protocol.router)
     add_docs(app)
     add_handlers(app)
-    describe(app)
+    describe(app, _SCHEMAS_NAMED_BY_ROUTES)
     app.add_middleware(AccessControl, services=services)
     # Never less than one body, or that one would never get in.
     bodies = BodyRoom(max(settings.max_total_body_bytes, settings.max_body_bytes), services.metrics)
@@ -160,3 +181,27 @@ async def _given_up(starting: asyncio.Task[None]) -> None:
     """Wait for the start to be over; one that is still going on does not go on."""
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
+
+
+def open_jobs(services: Services, state: StateStore) -> tuple[JobDesk, JobRunner]:
+    """The desk, and a runner that is yet to be started."""
+    settings = services.settings
+    desk = JobDesk(
+        state,
+        max_file_bytes=settings.max_file_bytes,
+        max_total_file_bytes=settings.max_total_file_bytes,
+        max_active=settings.max_active_jobs,
+    )
+    limits = Limits(max_lines=settings.max_job_lines, max_line_bytes=settings.max_body_bytes)
+    runner = JobRunner(
+        desk.jobs,
+        desk.files,
+        JobWork(desk.jobs, desk.files, JobLines(services), limits),
+        services.metrics,
+        workers=settings.job_workers,
+        lease_s=settings.job_lease_s,
+        keep_s=settings.keep_files_s,
+        stopping=lambda: services.lifecycle.stopping,
+    )
+    desk.on_news = runner.wake
+    return desk, runner

@@ -1,5 +1,10 @@
 """Connections to a Redis, as the text cache, the rate limits and the state use them, and what is wrong with one."""
 
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final
+
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -45,3 +50,45 @@ def diagnose(error: Exception) -> tuple[Failure, str]:
             return "refused", f"answers with an error ({type(error).__name__})"
         case _:
             return "connection", "cannot be reached"
+
+
+_FAILURES_TO_OPEN: Final = 3
+
+
+given_up: Final[ContextVar[bool]] = ContextVar("given_up", default=False)
+"""Whether this request has already lost its time limit to Redis, elsewhere; then it is not asked again."""
+
+
+class Breaker:
+    """Leaves a failing thing alone: after `_FAILURES_TO_OPEN` failures in a row one attempt every `retry_s`."""
+
+    def __init__(self, retry_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._retry_s = retry_s
+        self._clock = clock
+        self._failures = 0
+        self._next_attempt = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether all goes well."""
+        return self._failures < _FAILURES_TO_OPEN
+
+    def allows(self) -> bool:
+        """Whether to try now; while open, a True is the one attempt of this interval."""
+        if self.closed:
+            return True
+        now = self._clock()
+        if now < self._next_attempt:
+            return False
+        self._next_attempt = now + self._retry_s
+        return True
+
+    def succeeded(self) -> None:
+        """Close."""
+        self._failures = 0
+
+    def failed(self, *, at_once: bool = False) -> None:
+        """Count a failure; enough of them, or one with `at_once`, open."""
+        self._failures += _FAILURES_TO_OPEN if at_once else 1
+        if not self.closed:
+            self._next_attempt = self._clock() + self._retry_s

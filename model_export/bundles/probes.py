@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save
 
 from model_export.errors import ExportError
 from service.errors import PromptTooLong
-from service.model.manifest import DEFAULT_TEMPLATES, Bundle
+from service.model.loading import Bundle
+from service.model.manifest import DEFAULT_TEMPLATES
 from service.model.probes import IMAGES, PROBES, probe_pictures
 from service.model.prompts import fill
 from service.model.tokenizer import Tokenizer

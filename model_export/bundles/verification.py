@@ -18,7 +18,8 @@ from model_export.errors import ExportError
 from service.errors import AnyclassError, BundleError, ProviderUnavailable
 from service.model.engine.engine import Engine, OnnxEngine
 from service.model.engine.providers import resolve
-from service.model.manifest import Bundle, Manifest, Parity, Precision, TextSection, load_bundle
+from service.model.loading import Bundle, load_bundle
+from service.model.manifest import Manifest, Parity, Precision, TextSection
 
 BATCH_SIZES: Final = (1, 2, 7)
 UNIT_LENGTH_TOLERANCE: Final = 1e-5

@@ -10,11 +10,11 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from model_export.architectures import ClipConfig, SiglipConfig
 from model_export.architectures.activations import Activation
 from model_export.architectures.clip import ClipModel
-from model_export.architectures.config import VisionTransformerConfig
+from model_export.architectures.config import ClipConfig, VisionTransformerConfig
 from model_export.architectures.siglip import SiglipModel
+from model_export.architectures.siglip_config import SiglipConfig
 from model_export.architectures.sizes import named_size
 from model_export.checkpoints.key_tables import KeyTable
 from model_export.checkpoints.model_source import TEMPLATES, ModelSource, SourceOptions, load_weights, text_section

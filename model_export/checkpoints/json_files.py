@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from model_export.checkpoints.model_source import decoded, read
 from model_export.errors import SourceError
+from model_export.files import decoded, read
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

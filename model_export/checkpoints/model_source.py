@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from model_export.errors import SourceError
+from model_export.files import decoded
 from service.model.manifest import (
     DEFAULT_TEMPLATES,
     ImageSection,
@@ -101,32 +102,6 @@ def text_section(*, context_length: int, pad_id: int, end_of_text_id: int, fixed
         canonicalization="tokenizer",
         overflow="refuse",
     )
-
-
-def read(path: Path, *, hint: str) -> bytes:
-    """Read a file of a source.
-
-    Raises:
-        SourceError: it is not there (``hint`` says what may be wrong), or the system refuses.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as exc:
-        raise SourceError(f"{path}: is not there; {hint}") from exc
-    except OSError as exc:
-        raise SourceError(f"{path}: cannot be read ({exc.strerror})") from exc
-
-
-def decoded(content: bytes, path: Path) -> str:
-    """Decode a file's text.
-
-    Raises:
-        SourceError: it is not UTF-8.
-    """
-    try:
-        return content.decode()
-    except UnicodeDecodeError as exc:
-        raise SourceError(f"{path}: is not text in UTF-8") from exc
 
 
 def check_tokenizer(content: bytes, path: Path, *, vocab_size: int, end_of_text_id: int) -> None:

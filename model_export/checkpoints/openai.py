@@ -13,9 +13,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from model_export.architectures import ClipConfig
 from model_export.architectures.activations import Activation
-from model_export.architectures.config import ModifiedResNetConfig, TextTransformerConfig, VisionTransformerConfig
+from model_export.architectures.config import (
+    ClipConfig,
+    ModifiedResNetConfig,
+    TextTransformerConfig,
+    VisionTransformerConfig,
+)
 from model_export.architectures.sizes import SIZES
 from model_export.checkpoints.assembly import PAD_ID, Found, clip_image_section, clip_source, named_config
 from model_export.checkpoints.key_tables import CLIP

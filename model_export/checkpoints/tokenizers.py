@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from model_export.checkpoints.clip_bpe import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, WORD_PATTERN
 from model_export.checkpoints.json_files import read_object
-from model_export.checkpoints.model_source import check_tokenizer, decoded, read
+from model_export.checkpoints.model_source import check_tokenizer
 from model_export.errors import SourceError
-from model_export.training.tokenizer import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, WORD_PATTERN
+from model_export.files import decoded, read
 
 TOKENIZER: Final = "tokenizer.json"
 VOCABULARY: Final = "vocab.json"

@@ -11,18 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model_export.architectures import ClipConfig, build
+from model_export.architectures.build import build
+from model_export.architectures.config import ClipConfig
 from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.model_source import (
     ModelSource,
     SourceOptions,
     check_tokenizer,
-    decoded,
     load_weights,
-    read,
     text_section,
 )
 from model_export.errors import SourceError
+from model_export.files import decoded, read
 from service.model.manifest import DEFAULT_TEMPLATES, Alias, FileEntry, ImageSection, Provenance, Slug, SoftmaxScoring
 
 CONFIG = "config.json"

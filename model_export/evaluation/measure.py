@@ -18,8 +18,8 @@ from model_export.evaluation.data.samples import Rows, Sample, Source
 from model_export.evaluation.figures import Answers, answers
 from service.errors import AnyclassError
 from service.images.decoding import decode
+from service.model.engine.cpus import available_cpus
 from service.model.engine.engine import Engine
-from service.model.engine.providers import available_cpus
 from service.model.manifest import ImageSection
 from service.model.scoring import cosines
 

@@ -19,7 +19,8 @@ from model_export.evaluation.open_clip_metadata import OPENAI_IMAGENET, imagenet
 from model_export.evaluation.templates import choose_templates
 from service.model.engine.engine import OnnxEngine
 from service.model.engine.providers import resolve
-from service.model.manifest import Manifest, load_bundle
+from service.model.loading import load_bundle
+from service.model.manifest import Manifest
 from service.model.tokenizer import Tokenizer
 
 

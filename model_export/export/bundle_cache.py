@@ -15,7 +15,8 @@ from typing import Final
 from model_export.checkpoints.layouts import check_layout
 from model_export.errors import SourceError
 from service.errors import BundleError
-from service.model.manifest import MANIFEST, load_bundle
+from service.model.loading import load_bundle
+from service.model.manifest import MANIFEST
 
 _DIGITS: Final = 12
 """Of a commit or a digest, in a bundle's folder."""
@@ -76,7 +77,8 @@ def locate(model: str, cache: Path) -> Place:
 
 def _hub_place(model_id: str, revision: str | None, cache: Path) -> Place:
     from model_export.hub.cache import remembered
-    from model_export.hub.fetch import HubUnreachableError, resolve
+    from model_export.hub.errors import HubUnreachableError
+    from model_export.hub.fetch import resolve
 
     stem = cache / _slug(model_id.replace("/", "--"))  # as the hub's own cache writes it
     try:

@@ -24,16 +24,8 @@ from model_export.graphs.folding import fold_batch_norm, round_to_fp16
 from model_export.graphs.graph_files import Listener, write_graph
 from model_export.graphs.torch_export import export_image_encoder, export_text_encoder
 from service.model.engine.providers import resolve
-from service.model.manifest import (
-    IMAGE_ENCODER,
-    TEMPLATES,
-    TEXT_ENCODER,
-    TOKENIZER,
-    Bundle,
-    Manifest,
-    Precision,
-    load_bundle,
-)
+from service.model.loading import Bundle, load_bundle
+from service.model.manifest import IMAGE_ENCODER, TEMPLATES, TEXT_ENCODER, TOKENIZER, Manifest, Precision
 from service.model.probes import IMAGES, PROBES
 
 REFERENCE = {

@@ -18,6 +18,7 @@ from model_export.graphs.graph_files import Listener, write_graph
 from model_export.graphs.precision import quantised, to_fp16
 from service.images.decoding import Pixels
 from service.model.engine.engine import Engine, OnnxEngine
+from service.model.loading import Bundle, load_bundle
 from service.model.manifest import (
     DEFAULT_TEMPLATES,
     IMAGE_ENCODER,
@@ -25,9 +26,7 @@ from service.model.manifest import (
     TEXT_ENCODER,
     TOKENIZER,
     Agreement,
-    Bundle,
     Manifest,
-    load_bundle,
 )
 from service.model.probes import PROBES
 from service.model.prompts import prompts_for

@@ -26,8 +26,6 @@ from model_export.hub.download import LIBRARY, SHA256
 from model_export.hub.errors import HubUnreachableError, explained
 from model_export.hub.file_choice import FULL_PRECISION, choose, choose_onnx
 
-__all__ = ["Fetched", "HubId", "HubUnreachableError", "fetch", "hub_id", "resolve"]
-
 _REVISION: Final = r"(?!.*\.\.)\w[\w./-]*"  # becomes part of a path
 _HUB_ID: Final = re.compile(rf"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>{_REVISION}))?")
 

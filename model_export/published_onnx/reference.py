@@ -18,7 +18,8 @@ from model_export.errors import SourceError
 from model_export.published_onnx.graph_files import one_line
 from model_export.published_onnx.layout import ATTENTION_MASK, INPUT_IDS, PIXEL_VALUES, POSITION_IDS, Encoder
 from model_export.published_onnx.source import OnnxSource
-from service.model.engine.providers import Session, open_session, resolve
+from service.model.engine.providers import resolve
+from service.model.engine.sessions import Session, open_session
 
 TOGETHER: Final = 7
 """Inputs of the one batch in which graphs are compared whose ranges depend on it."""

@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, PositiveInt
 
+from model_export.checkpoints.clip_bpe import END_OF_TEXT
 from model_export.checkpoints.json_files import checked, read_object
 from model_export.checkpoints.layouts import has_onnx_towers
 from model_export.checkpoints.model_source import TEMPLATES, SourceOptions, text_section
@@ -20,7 +21,6 @@ from model_export.published_onnx import layout
 from model_export.published_onnx.graph_files import data_files, read_graph
 from model_export.published_onnx.layout import FAMILIES, IMAGE_GRAPH, TEXT_GRAPH, VARIANTS, Encoder, Family
 from model_export.published_onnx.scoring import read_scoring
-from model_export.training.tokenizer import END_OF_TEXT
 from service.model.manifest import (
     FileEntry,
     ImageSection,

@@ -22,17 +22,8 @@ from model_export.published_onnx.source import OnnxSource
 from model_export.published_onnx.surgery import serve_images, serve_texts
 from service.model.engine.engine import OnnxEngine
 from service.model.engine.providers import resolve
-from service.model.manifest import (
-    IMAGE_ENCODER,
-    TEMPLATES,
-    TEXT_ENCODER,
-    TOKENIZER,
-    Bundle,
-    Manifest,
-    Precision,
-    TextSection,
-    load_bundle,
-)
+from service.model.loading import Bundle, load_bundle
+from service.model.manifest import IMAGE_ENCODER, TEMPLATES, TEXT_ENCODER, TOKENIZER, Manifest, Precision, TextSection
 from service.model.probes import PROBES
 
 REFERENCE: Final = "source graphs in onnxruntime"

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from model_export.architectures import ClipConfig
-from model_export.architectures.config import TextTransformerConfig
+from model_export.architectures.config import ClipConfig, TextTransformerConfig
+from model_export.checkpoints.clip_bpe import END_OF_TEXT
 from model_export.checkpoints.model_source import text_section
 from model_export.checkpoints.training_run import TOKENIZER
 from model_export.data.augment import Augmentation
@@ -22,11 +22,11 @@ from model_export.data.plan import Phase, TrainingPlan, is_validation
 from model_export.errors import DataError, RecipeError
 from model_export.files import replacing
 from model_export.training.recipe import Recipe
-from model_export.training.tokenizer import END_OF_TEXT, train_tokenizer
+from model_export.training.tokenizer import train_tokenizer
 from model_export.training.validation import LabelledImages
 from service.errors import PromptTooLong
-from service.images.decoding import preprocess
 from service.model.manifest import ImageSection
+from service.model.resizing import preprocess
 from service.model.tokenizer import Tokenizer
 
 

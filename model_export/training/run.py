@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from model_export.architectures import ClipConfig, build
+from model_export.architectures.build import build
 from model_export.architectures.clip import ClipModel
-from model_export.architectures.config import VisionTransformerConfig
+from model_export.architectures.config import ClipConfig, VisionTransformerConfig
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
 from model_export.architectures.residual_conv import ResidualConv, WhiteningStem
 from model_export.checkpoints.layouts import RECIPE

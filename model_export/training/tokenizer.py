@@ -7,14 +7,9 @@ from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from model_export.checkpoints.clip_bpe import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, WORD_PATTERN
 from model_export.errors import RecipeError
 
-START_OF_TEXT = "<|startoftext|>"
-END_OF_TEXT = "<|endoftext|>"
-
-# Words, contractions, single digits and runs of other characters: the reference implementation's split.
-WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-END_OF_WORD = "</w>"
 MIN_VOCAB_SIZE = 2 + 2 * 256
 
 

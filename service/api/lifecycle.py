@@ -75,6 +75,11 @@ class Lifecycle:
             for callback in self._on_stop:
                 callback()
 
+    def require_ready(self) -> None:
+        """Raise `NotReady` unless load balancers should send requests here."""
+        if not self.ready:
+            raise NotReady(f"Not ready: {self.reason}.")
+
     def require_loaded(self) -> None:
         """Raise `NotReady` unless requests can be answered; while stopping they still can."""
         if self.phase not in (Phase.READY, Phase.STOPPING):

@@ -9,13 +9,13 @@ from starlette.requests import Request
 
 from service.api.access.api_keys import ApiKeys
 from service.api.access.rate_limit import Limiter
-from service.api.lifecycle import Lifecycle
+from service.api.lifecycle import Lifecycle, Phase
 from service.classification.classifier import Classifier
 from service.classification.embedder import Embedder
 from service.errors import NotReady
 from service.images.fetching import ImageFetcher
-from service.inference.served_model import ModelRegistry
-from service.jobs import JobDesk
+from service.inference.registry import ModelRegistry
+from service.jobs.use_cases import JobDesk
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
@@ -72,6 +72,13 @@ class Services:
         if self.job_desk is None:
             raise NotReady("The service is stopping.")
         return self.job_desk
+
+    def require_alive(self) -> None:
+        """Raise `NotReady` where only a restart helps: the start failed, or a device's scheduler died."""
+        if self.lifecycle.phase is Phase.FAILED:
+            raise NotReady(f"The service could not start: {self.lifecycle.reason}.")
+        if self.registry is not None and not self.registry.healthy:
+            raise NotReady("A device's scheduler has died; the process must be started anew.")
 
     async def parsed(self, body: bytes, parse: Callable[[], T]) -> T:
         """What `parse` makes of `body`, in a thread; large bodies one by one: JSON takes many times its bytes."""

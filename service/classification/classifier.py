@@ -15,7 +15,6 @@ from service.classification.types import (
     Classification,
     ImageSource,
     LabelQuery,
-    Prediction,
     Ranking,
     ScoringOptions,
     Timings,
@@ -25,20 +24,22 @@ from service.concurrency import both
 from service.errors import AnyclassError, DeadlineExceeded, NotReady, Overloaded, StateUnavailable
 from service.images.decode_pool import DecodePool
 from service.images.decoding import ImageLimits
-from service.inference.batcher import Done, Lane, Vectors
-from service.inference.served_model import Model, ModelRegistry
-from service.label_sets import LabelSets, ReadySet
+from service.inference.batch_execution import Vectors
+from service.inference.entries import Done
+from service.inference.registry import ModelRegistry
+from service.inference.served_model import Model
+from service.label_sets.ready_sets import ReadySet
+from service.label_sets.use_cases import LabelSets
 from service.labels.cache import TextCache
 from service.labels.checked_labels import CheckedLabels, KnownLabels
 from service.labels.vectors import LabelMatrix, LabelVectors
-from service.model.engine.providers import available_cpus
+from service.lanes import Lane
+from service.model.engine.cpus import available_cpus
 from service.model.prompts import validate_templates
 from service.model.scoring import check_scoring, cosines, rank, scores
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.state import StateStore
-
-__all__ = ["Classification", "Classifier", "ImageSource", "LabelQuery", "Prediction", "ScoringOptions", "Timings"]
+from service.state.protocol import StateStore
 
 T = TypeVar("T")
 

@@ -22,8 +22,9 @@ from service.errors import (
     PromptTooLong,
     UnsupportedImageFormat,
 )
-from service.inference.batcher import Lane, Vectors
+from service.inference.batch_execution import Vectors
 from service.inference.served_model import Model
+from service.lanes import Lane
 from service.model.prompts import PLACEHOLDER, normalise_labels, prompts_for, validate_templates
 from service.model.scoring import ScoringMethod, check_scoring, cosines, scores
 from service.settings import Settings

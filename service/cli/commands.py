@@ -132,7 +132,7 @@ def serve(
 @app.command()
 def version() -> None:
     """Print the version."""
-    from service.api.version import VERSION
+    from service.installation import VERSION
 
     typer.echo(VERSION)
 
@@ -157,8 +157,8 @@ def _warn_of_unknown_variables() -> None:
 
 
 def _welcome(url: str, model: str, seconds: float, settings: "Settings") -> None:
-    from service.api.version import VERSION
     from service.cli.console import rendering as terminal
+    from service.installation import VERSION
 
     folders = [Path.cwd() / "examples", Path(__file__).parents[2] / "examples"]
     photo = terminal.example_photo(folders)

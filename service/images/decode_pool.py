@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from service.errors import NotReady, Overloaded
 from service.images.decoding import ImageLimits, Pixels, Preprocessing, Undecoded
-from service.inference.batch_selection import Lane
+from service.lanes import Lane
 from service.model.manifest import ImageSection
 
 T = TypeVar("T")

@@ -27,18 +27,6 @@ from service.images.jpeg import MARGIN, check_scans, shrink
 from service.model.manifest import ImageSection
 from service.model.resizing import covering_size, preprocess, preprocess_window
 
-__all__ = [
-    "DEFAULT_LIMITS",
-    "FORMATS",
-    "ImageLimits",
-    "Pixels",
-    "Preprocessing",
-    "Undecoded",
-    "decode",
-    "open_rgb",
-    "preprocess",
-]
-
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Preprocessing: TypeAlias = Literal["exact", "fast"]
 

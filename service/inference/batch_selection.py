@@ -2,15 +2,9 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, Generic, Protocol, TypeVar
 
-
-class Lane(IntEnum):
-    """Interactive work goes first at every batch boundary; background work has a floor."""
-
-    INTERACTIVE = 0
-    BACKGROUND = 1
+from service.lanes import Lane
 
 
 class Waiting(Protocol):

@@ -20,13 +20,12 @@ from service.errors import (
     NonFiniteOutput,
     NotReady,
 )
-from service.inference.batch_execution import Inputs, Outcome, Rows, Vectors, Work, run_batch
-from service.inference.batch_selection import Lane, Rules, Take, take_batch
+from service.inference.batch_execution import Outcome, Rows, Work, run_batch
+from service.inference.batch_selection import Rules, Take, take_batch
 from service.inference.entries import Batch, Done, Entry, fail
 from service.inference.load_estimator import Pace
+from service.lanes import Lane
 from service.monitoring.metrics import Broken, Metrics
-
-__all__ = ["Batcher", "Done", "Inputs", "Lane", "Rows", "Take", "Vectors", "Work", "take_batch"]
 
 _LOG: Final = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from service.errors import AnyclassError
 from service.inference.batch_execution import Inputs, Rows, Vectors, Work
-from service.inference.batch_selection import Lane
-from service.inference.load_estimator import Running
+from service.lanes import Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,15 @@ class Entry:
     def cancelled(self) -> bool:
         """Whether nobody waits any more."""
         return self.future.done()
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """A batch on the device, or ready to follow the one that is: what it computes, and since when."""
+
+    work: Work
+    units: float
+    started: float | None = None
 
 
 @dataclass(eq=False, slots=True)

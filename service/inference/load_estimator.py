@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from service.inference.batch_execution import Work
-from service.inference.batch_selection import Lane, Rules
+from service.inference.batch_selection import Rules
+from service.inference.entries import Running
 from service.inference.latency_model import WINDOW, LatencyModel
+from service.lanes import Lane
 
 _SLACK: Final = 0.2
 """Throughput that background batches may lose to be shorter while interactive requests come: see docs/batching.md."""
@@ -17,15 +18,6 @@ _RECENT_S: Final = 10.0
 
 _SPARE_AT_FIRST: Final = 256.0
 """Units of padding that a batch may have before the device's own overhead is known."""
-
-
-@dataclass(eq=False, slots=True)
-class Running:
-    """A batch on the device, or ready to follow the one that is: what it computes, and since when."""
-
-    work: Work
-    units: float
-    started: float | None = None
 
 
 class Pace:

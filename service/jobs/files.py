@@ -20,7 +20,7 @@ from service.jobs.records import (
     newest_first,
     parse,
 )
-from service.state import StateStore
+from service.state.protocol import StateStore
 
 PIECE_BYTES: Final = 2**20
 

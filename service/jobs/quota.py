@@ -9,7 +9,7 @@ from typing import Protocol
 
 from service.errors import StateCorrupt, StateFull
 from service.jobs.records import ALL, FILE_RECORDS, FileRecord, parse
-from service.state import StateStore
+from service.state.protocol import StateStore
 
 
 class Arriving(Protocol):

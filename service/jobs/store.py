@@ -28,7 +28,7 @@ from service.jobs.records import (
     parse,
 )
 from service.jobs.transitions import Claim
-from service.state import StateStore
+from service.state.protocol import StateStore
 
 _RECORDS: Final = "jobs/record/"
 _ACTIVE: Final = "jobs/active/"

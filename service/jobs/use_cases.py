@@ -12,7 +12,7 @@ from service.jobs.files import FileStore, FileWriter
 from service.jobs.quota import Room
 from service.jobs.records import FILE_PREFIX, JOB_PREFIX, FileRecord, Job, Purpose, new_id
 from service.jobs.store import JobStore
-from service.state import StateStore
+from service.state.protocol import StateStore
 
 IDEMPOTENCY_S: Final = 24 * 3600.0
 """How long an idempotency key is remembered."""

@@ -6,7 +6,6 @@ from typing import Final
 import numpy as np
 
 from service.errors import LabelSetComputing, LabelSetFailed, StateCorrupt
-from service.inference.batcher import Lane
 from service.inference.served_model import Model
 from service.label_sets.computing import Computations, compute_block, templates_of, vectors_id
 from service.label_sets.definition import NAME
@@ -14,6 +13,7 @@ from service.label_sets.ready_sets import Heads, ReadySet, ReadySets, ready_set
 from service.label_sets.status import unknown
 from service.label_sets.storage import Head, LabelSetRecords, VectorsId
 from service.labels.vectors import LabelVectors
+from service.lanes import Lane
 from service.monitoring.metrics import Metrics
 
 _ATTEMPTS: Final = 5

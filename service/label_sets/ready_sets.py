@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.errors import StateUnavailable
-from service.inference.batcher import Vectors
+from service.inference.batch_execution import Vectors
 from service.label_sets.storage import Head, LabelSetRecords, VectorsId
 
 FRESH_S: Final = 1.0

@@ -19,9 +19,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import StateCorrupt
-from service.inference.batcher import Vectors
+from service.inference.batch_execution import Vectors
 from service.label_sets.definition import Definition, definition_from_json
-from service.state import StateStore
+from service.state.protocol import StateStore
 
 BLOCK: Final = 1_024
 """Labels whose vectors are computed and kept together."""

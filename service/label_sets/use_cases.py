@@ -5,20 +5,21 @@ import time
 from typing import Final
 
 from service.errors import InvalidTemplates, StateCorrupt, StateFull, StateUnavailable, VersionMismatch
-from service.inference.batcher import Lane, Vectors
-from service.inference.served_model import Model, ModelRegistry
-from service.label_sets.cleanup import Leftovers
+from service.inference.batch_execution import Vectors
+from service.inference.registry import ModelRegistry
+from service.inference.served_model import Model
+from service.label_sets.cleanup import Leftovers, Upkeep
 from service.label_sets.computing import Computations, compute_block, templates_of, vectors_id
 from service.label_sets.definition import NAME, Definition
 from service.label_sets.loading import Loader
 from service.label_sets.ready_sets import ReadySet
 from service.label_sets.status import Condition, LabelSetStatus, ModelStatus, unknown
 from service.label_sets.storage import BLOCK, Head, LabelSetRecords, StoredHead, new_version
-from service.label_sets.upkeep import Upkeep
 from service.labels.vectors import LabelVectors
+from service.lanes import Lane
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.state import StateStore
+from service.state.protocol import StateStore
 
 _ANY: Final = Condition()
 _WRITE_ATTEMPTS: Final = 5

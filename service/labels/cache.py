@@ -15,8 +15,6 @@ from service.labels.redis_cache import RedisTextCache
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
-__all__ = ["LayeredTextCache", "MatrixCache", "MemoryTextCache", "RedisTextCache", "TextCache", "open_text_cache"]
-
 Vector: TypeAlias = npt.NDArray[np.float32]
 Matrix: TypeAlias = npt.NDArray[np.float32]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.errors import AnyclassError, PromptTooLong
-from service.inference.batcher import Vectors
+from service.inference.batch_execution import Vectors
 from service.inference.served_model import Model
 from service.model.prompts import prompts_for
 

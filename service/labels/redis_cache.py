@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import ContextVar
 from functools import partial
 from typing import Final, TypeAlias, TypeVar, cast
 
@@ -18,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from service.monitoring.metrics import Metrics, Operation
-from service.redis_client import connection_pool, diagnose
+from service.redis_client import Breaker, connection_pool, diagnose, given_up
 
 T = TypeVar("T")
 Vector: TypeAlias = npt.NDArray[np.float32]
@@ -28,52 +27,12 @@ _LOG: Final = logging.getLogger(__name__)
 _CHUNK: Final = 1_000
 """Keys in one command: enough to make the round trip cheap, few enough not to hold up Redis' other clients."""
 
-_FAILURES_TO_OPEN: Final = 3
 _CHECK_S: Final = 1.0
 """The most that a look at Redis may hold up the start."""
 _WRITE_PATIENCE: Final = 10
 """Nobody waits for a write, so it may take so many times longer than a read."""
 
 _STORED: Final = np.dtype("<f4")
-
-
-given_up: Final[ContextVar[bool]] = ContextVar("given_up", default=False)
-"""Whether this request has already lost its time limit to Redis, elsewhere; then it is not asked again."""
-
-
-class Breaker:
-    """Leaves a failing thing alone: after `_FAILURES_TO_OPEN` failures in a row one attempt every `retry_s`."""
-
-    def __init__(self, retry_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._retry_s = retry_s
-        self._clock = clock
-        self._failures = 0
-        self._next_attempt = 0.0
-
-    @property
-    def closed(self) -> bool:
-        """Whether all goes well."""
-        return self._failures < _FAILURES_TO_OPEN
-
-    def allows(self) -> bool:
-        """Whether to try now; while open, a True is the one attempt of this interval."""
-        if self.closed:
-            return True
-        now = self._clock()
-        if now < self._next_attempt:
-            return False
-        self._next_attempt = now + self._retry_s
-        return True
-
-    def succeeded(self) -> None:
-        """Close."""
-        self._failures = 0
-
-    def failed(self, *, at_once: bool = False) -> None:
-        """Count a failure; enough of them, or one with `at_once`, open."""
-        self._failures += _FAILURES_TO_OPEN if at_once else 1
-        if not self.closed:
-            self._next_attempt = self._clock() + self._retry_s
 
 
 class RedisTextCache:

@@ -17,11 +17,12 @@ import numpy as np
 from service.concurrency import together
 from service.errors import AnyclassError, InferenceFailed, NotReady
 from service.inference.admission import Place
-from service.inference.batcher import Lane, Vectors
+from service.inference.batch_execution import Vectors
 from service.inference.served_model import Model
 from service.labels.cache import MatrixCache, TextCache
 from service.labels.cache_keys import class_vector_keys, labels_digest, matrix_digest, vector_identity
 from service.labels.pending_vectors import Flight, cancel_if_unwanted, missing, raise_own_failure, tokenise, vector
+from service.lanes import Lane
 from service.model.scoring import class_vectors
 from service.monitoring.metrics import Metrics
 

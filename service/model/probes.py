@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import BundleError
-from service.model.manifest import Bundle
+from service.model.loading import Bundle
 
 PROBES: Final = "probes.safetensors"
 IMAGES: Final = 7

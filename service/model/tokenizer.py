@@ -12,7 +12,8 @@ import numpy.typing as npt
 import tokenizers
 
 from service.errors import BundleError, PromptTooLong
-from service.model.manifest import TOKENIZER, Bundle, TextSection
+from service.model.loading import Bundle
+from service.model.manifest import TOKENIZER, TextSection
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 

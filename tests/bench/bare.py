@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service.images.decoding import decode
-from service.inference.served_model import ModelRegistry
-from service.model.engine.providers import available_cpus
+from service.inference.registry import ModelRegistry
+from service.model.engine.cpus import available_cpus
 from service.model.tokenizer import Tokenizer
 from service.monitoring.metrics import Metrics
 from service.settings import Settings

@@ -23,14 +23,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.api.request.fields import parse_json_object, validated
-from service.classification.classifier import Classifier, LabelQuery, ScoringOptions
-from service.inference.batcher import Vectors
-from service.inference.served_model import Model, ModelRegistry
+from service.classification.classifier import Classifier
+from service.classification.types import LabelQuery, ScoringOptions
+from service.inference.batch_execution import Vectors
+from service.inference.registry import ModelRegistry
+from service.inference.served_model import Model
 from service.labels.cache import open_text_cache
 from service.labels.cache_keys import class_vector_keys, vector_identity
 from service.labels.redis_cache import RedisTextCache
 from service.model.engine.engine import OnnxEngine
-from service.model.manifest import Bundle, load_bundle
+from service.model.loading import Bundle, load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from tests.support.redis_server import running_redis

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from service.model.engine.providers import available_cpus
+from service.model.engine.cpus import available_cpus
 
 _FLAGS: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16")
 _PACKAGES: Final = ("onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow", "uvicorn", "torch")

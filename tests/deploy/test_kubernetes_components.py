@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from service.settings import Settings
-from service.state import RedisStateStore
+from service.state.redis_store import RedisStateStore
 from tests.deploy.test_kubernetes import ROOT, VERSIONS, Document, kustomize, pod, single, why_not_rendered
 from tests.support.redis_server import running_redis
 

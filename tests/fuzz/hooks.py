@@ -14,8 +14,7 @@ from hypothesis import strategies
 from PIL import Image
 from schemathesis.generation import GenerationMode
 
-from service.api.documentation.examples import FILE_LINES
-from service.api.documentation.request_bodies import RED_DOT
+from service.api.documentation.examples import FILE_LINES, RED_DOT
 
 KNOWN_VALUES = json.loads(os.environ.get("ANYCLASS_FUZZ_KNOWN", "{}"))
 _IN_BODY = ("application/json", "multipart/form-data")

@@ -18,9 +18,9 @@ from PIL import Image
 
 from service.app import create_app
 from service.errors import BundleError, NonFiniteOutput
-from service.inference.served_model import ModelRegistry
+from service.inference.registry import ModelRegistry
 from service.labels.cache import MemoryTextCache
-from service.model.manifest import load_bundle
+from service.model.loading import load_bundle
 from service.monitoring import logs
 from service.monitoring.metrics import Metrics
 from service.settings import Settings

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.model.manifest import DEMO_BUNDLE, load_bundle
+from service.model.loading import load_bundle
+from service.model.manifest import DEMO_BUNDLE
 from tests.support.http_server import HttpServer, http_server
 
 ROOT = Path(__file__).parents[2]

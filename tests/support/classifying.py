@@ -10,11 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from service.classification.classifier import Classification, Classifier, LabelQuery, ScoringOptions
-from service.inference.served_model import ModelRegistry
+from service.classification.classifier import Classifier
+from service.classification.types import Classification, LabelQuery, ScoringOptions
+from service.inference.registry import ModelRegistry
 from service.labels.cache import TextCache, open_text_cache
 from service.model.engine.engine import Engine, OnnxEngine
-from service.model.manifest import load_bundle
+from service.model.loading import load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from tests.support.fake_engine import FakeEngine

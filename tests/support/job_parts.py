@@ -6,9 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from service.errors import AnyclassError, InvalidLine
-from service.jobs import Answer, FileRecord, Job, JobDesk, JobRunner, JobWork, Limits, LineRequest
+from service.jobs.line_handler import Answer, LineRequest
+from service.jobs.records import FileRecord, Job
+from service.jobs.runner import JobRunner
+from service.jobs.use_cases import JobDesk
+from service.jobs.work import JobWork, Limits
 from service.monitoring.metrics import Metrics
-from service.state import StateStore
+from service.state.protocol import StateStore
 
 ENDPOINT = "/v1/words"
 

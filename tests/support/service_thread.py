@@ -12,8 +12,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.inference.served_model import Model, ModelRegistry
-from service.model.manifest import load_bundle
+from service.inference.registry import ModelRegistry
+from service.inference.served_model import Model
+from service.model.loading import load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from tests.support.fake_engine import FakeEngine

@@ -5,7 +5,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from service.state import DirectoryStateStore, RedisStateStore, StateStore
+from service.state.directory import DirectoryStateStore
+from service.state.protocol import StateStore
+from service.state.redis_store import RedisStateStore
 from tests.support.redis_server import running_redis
 
 KINDS: Final = ("directory", "redis")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 
-from model_export.architectures import build
+from model_export.architectures.build import build
 from model_export.architectures.clip import ClipModel
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model_export.architectures.clip import ClipModel
 from model_export.architectures.siglip import SiglipModel
+from model_export.checkpoints.clip_bpe import END_OF_TEXT
 from model_export.checkpoints.hugging_face import keys as hf_keys
 from model_export.checkpoints.hugging_face.config import (
     LEGACY_END_OF_TEXT,
@@ -39,7 +40,6 @@ from model_export.checkpoints.tokenizers import (
 )
 from model_export.checkpoints.weight_files.tensors import read_tensors
 from model_export.errors import SourceError
-from model_export.training.tokenizer import END_OF_TEXT
 from service.model.manifest import FileEntry, Provenance, SigmoidScoring, SoftmaxScoring
 
 _LARGEST_LOGARITHM: Final = 50

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from model_export.architectures import ClipConfig, SiglipConfig
+from model_export.architectures.config import ClipConfig
+from model_export.architectures.siglip_config import SiglipConfig
 from model_export.checkpoints import key_tables as clip_keys
 from model_export.checkpoints.assembly import (
     Found,

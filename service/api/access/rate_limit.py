@@ -19,9 +19,8 @@ from typing import Final, Protocol, cast
 
 from redis.asyncio import Redis
 
-from service.labels.redis_cache import Breaker, given_up
 from service.monitoring.metrics import Metrics
-from service.redis_client import connection_pool, diagnose
+from service.redis_client import Breaker, connection_pool, diagnose, given_up
 from service.settings import Settings
 
 _LOG: Final = logging.getLogger(__name__)

@@ -19,13 +19,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api.documentation.responses import HEADERS, REFERENCE, header, shared_examples
-from service.api.huggingface.schemas import ZeroShotRequest
-from service.api.native.label_set_schemas import LabelSetIn
-from service.api.native.schemas import Problem
-from service.api.open_inference.schemas import InferRequest
-from service.api.openai.embeddings import EmbeddingsRequest
-from service.api.openai.schemas import BatchRequest
-from service.api.protocol_schemas import OpenAIError, PlainError
 from service.api.services import Services
 
 PATH: Final = "/openapi.json"
@@ -44,17 +37,6 @@ TAGS: Final = (
     {"name": "Probes", "description": "For load balancers and monitoring."},
 )
 
-_NAMED_BY_HAND: Final[tuple[type[BaseModel], ...]] = (
-    Problem,
-    OpenAIError,
-    PlainError,
-    LabelSetIn,
-    BatchRequest,
-    EmbeddingsRequest,
-    ZeroShotRequest,
-    InferRequest,
-)
-"""Schemas to which routes refer by name, so that FastAPI does not know of them."""
 _NEVER_ANSWERED: Final = ("HTTPValidationError", "ValidationError")
 """What FastAPI would answer where it checks a parameter; here that is an error like any other."""
 _NOTHING_SAID: Final = "Successful Response"
@@ -72,8 +54,12 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def describe(app: FastAPI) -> None:
-    """Give `app` an OpenAPI document that is complete, and a route to it."""
+def describe(app: FastAPI, schemas: Collection[type[BaseModel]]) -> None:
+    """Give `app` a complete OpenAPI document and a route to it.
+
+    Args:
+        schemas: models to which routes refer by name, so that FastAPI does not know of them.
+    """
     making = threading.Lock()
 
     def document() -> dict[str, Any]:
@@ -86,7 +72,7 @@ def describe(app: FastAPI) -> None:
                 tags=[dict(tag) for tag in TAGS],
                 routes=app.routes,
             )
-            _complete(schema, app.state.services)
+            _complete(schema, schemas, app.state.services)
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -102,9 +88,9 @@ def describe(app: FastAPI) -> None:
     app.router.routes.append(Route(PATH, answered, include_in_schema=False))
 
 
-def _complete(document: dict[str, Any], services: Services) -> None:
+def _complete(document: dict[str, Any], models: Collection[type[BaseModel]], services: Services) -> None:
     schemas = document["components"]["schemas"]
-    for model in _NAMED_BY_HAND:
+    for model in models:
         part = model.model_json_schema(ref_template=REFERENCE + "{model}")
         schemas.update(part.pop("$defs", {}))
         schemas[model.__name__] = part

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from service.api.version import VERSION
+from service.installation import VERSION
 
 REVISION: Final = "38fc8dd378c48fb27a452c0b6dacdc65bc1d6679ca838f36a58ad52ab3d1e798"
 FILE_ID: Final = "file-01a212d6c605f94d760cdac344b54030"
@@ -202,3 +202,7 @@ ANSWERS: Final[dict[str, Any]] = {
     "INFERRED": INFERRED,
 }
 """Each by the name under which the document refers to it."""
+
+
+RED_DOT: Final = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8F7UQOfAAAAAElFTkSuQmCC"
+"""A picture small enough to stand in an example: 8×8 pixels of red."""

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import Path
 
+from service.api.documentation.examples import RED_DOT
 from service.api.request.fields import Options
 
 _IMAGE_TEXT: Final = {
@@ -13,8 +14,6 @@ _IMAGE_TEXT: Final = {
 }
 _FILE: Final = {"type": "string", "format": "binary", "description": "The picture's bytes."}
 
-RED_DOT: Final = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8F7UQOfAAAAAElFTkSuQmCC"
-"""A picture small enough to stand in an example: 8×8 pixels of red."""
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "labels": {

@@ -5,18 +5,17 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from service.api.documentation import responses as answers
-from service.api.documentation.request_bodies import RED_DOT, ModelName
-from service.api.huggingface.schemas import InputObject, ZeroShotRequest
-from service.api.native.classify import server_timing
-from service.api.native.schemas import predictions_text
+from service.api.documentation.examples import RED_DOT
+from service.api.documentation.request_bodies import ModelName
+from service.api.huggingface.schemas import InputObject, LabelScore, ZeroShotRequest
+from service.api.json_writer import predictions_text
 from service.api.problems.table import FieldErrors
-from service.api.protocol_schemas import LabelScore
 from service.api.request.disconnect import unless_client_goes
 from service.api.request.image_field import image_source
 from service.api.request.json_body import checked, read_json
 from service.api.services import services_of
-from service.classification.classifier import Classification, LabelQuery, ScoringOptions, Timings
-from service.classification.types import load_image
+from service.api.timing import server_timing
+from service.classification.types import Classification, LabelQuery, ScoringOptions, Timings, load_image
 from service.concurrency import aside
 from service.errors import TooManyLabels, UnknownModel
 

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.problems.schemas import AnswerModel
+
 _Labels = list[str] | str
 
 
@@ -38,3 +40,10 @@ class ZeroShotRequest(_Fields):
     ]
     parameters: Parameters = Parameters()
     options: Annotated[dict[str, Any] | None, Field(description="Accepted and not looked at.")] = None
+
+
+class LabelScore(AnswerModel):
+    """A label as the client spelled it, and its score."""
+
+    label: str
+    score: float

@@ -1,19 +1,19 @@
 """POST /v1/classify: a thin route around the classifier."""
 
-import time
-
 from fastapi import APIRouter, Request, Response
 
 from service.api.direct_route import DirectRoute
 from service.api.documentation import request_bodies as openapi
 from service.api.documentation import responses as answers
-from service.api.native.schemas import ClassifyAnswer, answer_text
+from service.api.json_writer import answer_text
+from service.api.native.schemas import ClassifyAnswer
 from service.api.request.classify_request import parse_single
 from service.api.request.disconnect import unless_client_goes
 from service.api.request.fields import ClassifyRequest
 from service.api.services import services_of
-from service.classification.classifier import Classification, Classifier, Timings
-from service.classification.types import load_image
+from service.api.timing import server_timing
+from service.classification.classifier import Classifier
+from service.classification.types import Classification, Timings, load_image
 from service.concurrency import aside
 from service.errors import UnknownModel
 
@@ -56,18 +56,3 @@ async def classify(request: Request) -> Response:
 async def _classified(classifier: Classifier, parsed: ClassifyRequest, timings: Timings) -> Classification:
     image = await load_image(parsed.images[0])
     return await classifier.classify(image, parsed.query, parsed.options, model=parsed.model, timings=timings)
-
-
-def server_timing(started: float, timings: Timings | None) -> str:
-    """The Server-Timing header: milliseconds in each stage and in all; `started` is of `time.perf_counter`."""
-    stages = {}
-    if timings is not None:
-        stages = {
-            "decode": timings.decode_s,
-            "queue": timings.queue_s,
-            "text": timings.text_s,
-            "image": timings.image_s,
-            "score": timings.score_s,
-        }
-    stages["total"] = time.perf_counter() - started
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())

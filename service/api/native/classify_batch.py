@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.documentation import request_bodies as openapi
 from service.api.documentation import responses as answers
-from service.api.native.classify import server_timing
-from service.api.native.schemas import BatchAnswer, json_text, one_line, predictions_text
+from service.api.json_writer import json_text, one_line, predictions_text
+from service.api.native.schemas import BatchAnswer
 from service.api.problems.handlers import log_failure
 from service.api.problems.table import NotAcceptable, problem_of
 from service.api.request import body as bodies
@@ -24,7 +24,8 @@ from service.api.request.disconnect import unless_client_goes
 from service.api.request.fields import ClassifyRequest
 from service.api.request.spool import Spool
 from service.api.services import Services, services_of
-from service.classification.classifier import Classification, ImageSource
+from service.api.timing import server_timing
+from service.classification.types import Classification, ImageSource
 from service.concurrency import aside
 from service.errors import AnyclassError, InvalidRequest, PayloadTooLarge, UnknownModel
 from service.images.archives import too_large

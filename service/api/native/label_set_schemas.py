@@ -6,8 +6,10 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.problems.schemas import AnswerModel
 from service.api.request.classify_request import JSON
-from service.label_sets import NAME, Definition, LabelSetStatus
+from service.label_sets.definition import NAME, Definition
+from service.label_sets.status import LabelSetStatus
 
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1_000
@@ -37,18 +39,14 @@ class LabelSetIn(_Body):
     ] = None
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Progress(_Answer):
+class Progress(AnswerModel):
     """Labels whose class vectors are there, over all models, and all of them."""
 
     done: int
     total: int
 
 
-class ModelProgress(_Answer):
+class ModelProgress(AnswerModel):
     """How far the class vectors are for one model; `reason` says why there will be none."""
 
     model: str
@@ -58,7 +56,7 @@ class ModelProgress(_Answer):
     reason: str | None = None
 
 
-class LabelSetOut(_Answer):
+class LabelSetOut(AnswerModel):
     """A label set; its labels only where they are asked for."""
 
     name: Annotated[str, Field(examples=["animals"])]
@@ -74,7 +72,7 @@ class LabelSetOut(_Answer):
     ] = None
 
 
-class LabelSetsOut(_Answer):
+class LabelSetsOut(AnswerModel):
     """A page of label sets, by name; `next` is what to send as `after` for the next, null at the end."""
 
     label_sets: list[LabelSetOut]

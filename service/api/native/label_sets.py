@@ -41,7 +41,9 @@ from service.errors import (
     UnknownLabelSet,
     VersionMismatch,
 )
-from service.label_sets import NAME, Definition, LabelSets, LabelSetStatus, check_definition
+from service.label_sets.definition import NAME, Definition, check_definition
+from service.label_sets.status import LabelSetStatus
+from service.label_sets.use_cases import LabelSets
 from service.settings import Settings
 
 _CREATED: Final = 201

@@ -9,7 +9,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.documentation import request_bodies as openapi
 from service.api.documentation import responses as answers
-from service.api.lifecycle import Phase
 from service.api.native.schemas import ModelsAnswer, OpenAIModel, Status, TemplatesAnswer, model_json
 from service.api.problems.table import FieldErrors, quoted
 from service.api.services import services_of
@@ -87,11 +86,7 @@ async def templates(request: Request) -> Response:
 )
 async def livez(request: Request) -> Response:
     """Says no only when a restart is the remedy. Needs no model."""
-    services = services_of(request)
-    if services.lifecycle.phase is Phase.FAILED:
-        raise NotReady(f"The service could not start: {services.lifecycle.reason}.")
-    if services.registry is not None and not services.registry.healthy:
-        raise NotReady("A device's scheduler has died; the process must be started anew.")
+    services_of(request).require_alive()
     return JSONResponse({"status": "alive"})
 
 
@@ -107,9 +102,7 @@ async def livez(request: Request) -> Response:
 )
 async def readyz(request: Request) -> Response:
     """Says no until the model is warm, and from the moment the service is asked to stop."""
-    lifecycle = services_of(request).lifecycle
-    if not lifecycle.ready:
-        raise NotReady(f"Not ready: {lifecycle.reason}.")
+    services_of(request).lifecycle.require_ready()
     return JSONResponse({"status": "ready"})
 
 

@@ -1,53 +1,29 @@
 """What the service answers, as JSON: the shapes for documentation and for clients, and how they are filled."""
 
-import json
-from json.encoder import encode_basestring
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from service.classification.classifier import Classification
-from service.inference.served_model import ModelInfo
+from service.api.problems.schemas import AnswerModel, Problem
+from service.inference.registry import ModelInfo
 from service.model.manifest import Parity
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class FieldProblem(_Answer):
-    """One field that is at fault."""
-
-    field: Annotated[str, Field(examples=["labels[3]"])]
-    detail: Annotated[str, Field(examples=["must be a string"])]
-
-
-class Problem(_Answer):
-    """An error (RFC 9457)."""
-
-    type: Annotated[str, Field(examples=["urn:anyclass:problem:invalid-labels"], description="Never changes.")]
-    title: str
-    status: int
-    detail: Annotated[str, Field(description="What is wrong with this request and what to do about it.")]
-    request_id: Annotated[str, Field(description="Also in the answer's X-Request-ID and in the log.")]
-    errors: Annotated[list[FieldProblem] | None, Field(description="The fields at fault, where they are known.")] = None
-
-
-class PredictionOut(_Answer):
+class PredictionOut(AnswerModel):
     """A label as the client spelled it, and its score."""
 
     label: str
     score: float
 
 
-class Usage(_Answer):
+class Usage(AnswerModel):
     """What the request cost: `labels_cached` of `labels` were known without the text encoder."""
 
     labels: int
     labels_cached: int
 
 
-class ClassifyAnswer(_Answer):
+class ClassifyAnswer(AnswerModel):
     """The predictions for one image, best first."""
 
     model: Annotated[str, Field(examples=["demo"])]
@@ -56,7 +32,7 @@ class ClassifyAnswer(_Answer):
     usage: Usage
 
 
-class BatchResult(_Answer):
+class BatchResult(AnswerModel):
     """The predictions for the image at `index`, best first, or what was wrong with it."""
 
     index: int
@@ -65,7 +41,7 @@ class BatchResult(_Answer):
     error: Problem | None = None
 
 
-class BatchAnswer(_Answer):
+class BatchAnswer(AnswerModel):
     """One result for each image, in the images' order."""
 
     model: str
@@ -73,21 +49,21 @@ class BatchAnswer(_Answer):
     usage: Usage
 
 
-class TemplatesAnswer(_Answer):
+class TemplatesAnswer(AnswerModel):
     """The prompt templates that belong to a model, by the name of their set."""
 
     model: str
     templates: Annotated[dict[str, list[str]], Field(examples=[{"default": ["a photo of a {}."], "none": ["{}"]}])]
 
 
-class ImageSize(_Answer):
+class ImageSize(AnswerModel):
     """The picture that the model sees, in pixels."""
 
     height: int
     width: int
 
 
-class ModelOut(_Answer):
+class ModelOut(AnswerModel):
     """What really runs under a name."""
 
     name: str
@@ -105,7 +81,7 @@ class ModelOut(_Answer):
     templates: Annotated[list[str], Field(description="Names of its template sets.", examples=[["default", "none"]])]
 
 
-class OpenAIModel(_Answer):
+class OpenAIModel(AnswerModel):
     """A model as OpenAI's clients read it."""
 
     id: Annotated[str, Field(examples=["demo"])]
@@ -114,7 +90,7 @@ class OpenAIModel(_Answer):
     owned_by: str = "anyclass"
 
 
-class ModelsAnswer(_Answer):
+class ModelsAnswer(AnswerModel):
     """The models that are served, the default first; `object` and `data` are there for OpenAI's clients."""
 
     models: list[ModelOut]
@@ -122,51 +98,10 @@ class ModelsAnswer(_Answer):
     data: list[OpenAIModel]
 
 
-class Status(_Answer):
+class Status(AnswerModel):
     """A probe's answer."""
 
     status: str
-
-
-def predictions_text(classification: Classification) -> str:
-    """The predictions as a JSON list; scores are float32, of which seven digits are true.
-
-    Written by hand, row by row: there may be 100,000, and `json.dumps` would hold up every thread meanwhile.
-    """
-    rows = [
-        f'{{"label":{encode_basestring(each.label)},"score":{float(f"{each.score:.7g}")!r}}}'
-        for each in classification.predictions
-    ]
-    return f"[{','.join(rows)}]"
-
-
-def answer_text(classification: Classification) -> str:
-    """One image's answer as a JSON object, as `ClassifyAnswer` describes it."""
-    usage = {"labels": classification.labels, "labels_cached": classification.labels_cached}
-    head = json_text({"model": classification.model, "revision": classification.revision})
-    return f'{head[:-1]},"predictions":{predictions_text(classification)},"usage":{json_text(usage)}}}'
-
-
-def predictions_json(classification: Classification) -> list[dict[str, Any]]:
-    """`predictions_text` as Python has it."""
-    predictions: list[dict[str, Any]] = json.loads(predictions_text(classification))
-    return predictions
-
-
-def answer_json(classification: Classification) -> dict[str, Any]:
-    """`answer_text` as Python has it."""
-    answer: dict[str, Any] = json.loads(answer_text(classification))
-    return answer
-
-
-def one_line(text: str) -> str:
-    """JSON that every client takes for one line: many end a line at these characters too, which JSON may have."""
-    return text.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def json_text(value: object) -> str:
-    """JSON as all answers have it: without white space, in UTF-8, finite."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def model_json(info: ModelInfo) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from fastapi import Path
 
 from service.api.documentation import examples
 from service.api.documentation import responses as answers
-from service.api.documentation.request_bodies import RED_DOT
+from service.api.documentation.examples import RED_DOT
 from service.api.open_inference.schemas import InferAnswer, ModelMetadata, ModelReady
 from service.api.request.classify_request import JSON, OCTETS
 from service.errors import InvalidLabels, InvalidScoring, InvalidTemplates, NotReady, PromptTooLong, UnknownModel

@@ -11,8 +11,6 @@ from fastapi.responses import JSONResponse
 from service.api.documentation import examples
 from service.api.documentation import responses as answers
 from service.api.documentation.request_bodies import ModelName
-from service.api.native.classify import server_timing
-from service.api.native.operations import livez, readyz
 from service.api.open_inference.docs import INFER, METADATA, READY, Version
 from service.api.open_inference.schemas import (
     IMAGE_EMBEDDINGS,
@@ -33,6 +31,7 @@ from service.api.request.classify_request import JSON, OCTETS, body_of, media_ty
 from service.api.request.disconnect import unless_client_goes
 from service.api.request.fields import parse_json_list
 from service.api.services import services_of
+from service.api.timing import server_timing
 from service.classification.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
 from service.errors import NotReady, UnknownModel
 from service.inference.served_model import Model
@@ -67,7 +66,7 @@ async def server() -> Response:
 )
 async def live(request: Request) -> Response:
     """As `GET /livez`."""
-    await livez(request)
+    services_of(request).require_alive()
     return JSONResponse({"live": True})
 
 
@@ -82,7 +81,7 @@ async def live(request: Request) -> Response:
 )
 async def ready(request: Request) -> Response:
     """As `GET /readyz`."""
-    await readyz(request)
+    services_of(request).lifecycle.require_ready()
     return JSONResponse({"ready": True})
 
 
@@ -94,13 +93,13 @@ async def ready(request: Request) -> Response:
 )
 async def version_ready(request: Request, model: ModelName, version: Version) -> Response:
     """A model has one version, the beginning of its revision."""
-    return await _ready(request, _find(request, model, version))
+    return _ready(request, _find(request, model, version))
 
 
 @router.get("/models/{model:path}/ready", summary="Whether a model takes requests", **READY)
 async def model_ready(request: Request, model: ModelName) -> Response:
     """Every model that is served is ready as soon as the server is."""
-    return await _ready(request, _find(request, model))
+    return _ready(request, _find(request, model))
 
 
 @router.get("/models/{model:path}/versions/{version}", summary="A version of a model", **METADATA)
@@ -153,8 +152,8 @@ async def _infer(request: Request, chosen: Model) -> Response:
     return Response(content, media_type=JSON if json_length is None else OCTETS, headers=headers)
 
 
-async def _ready(request: Request, model: Model) -> Response:
-    await readyz(request)
+def _ready(request: Request, model: Model) -> Response:
+    services_of(request).lifecycle.require_ready()
     return JSONResponse({"name": model.name, "ready": True})
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.inference.served_model import ModelInfo
+from service.inference.registry import ModelInfo
 
 IMAGE: Final = "image"
 TEXT: Final = "text"

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.api.numbers import json_numbers
+from service.api.json_writer import json_numbers
 from service.api.open_inference.schemas import IMAGE, TEXT, InferRequest, InputTensor
 from service.api.problems.table import FieldErrors
 from service.api.request.fields import parse_json_object

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from service.api.native.schemas import answer_text, json_text, one_line
+from service.api.json_writer import answer_text, json_text, one_line
 from service.api.openai.embeddings import EmbeddingsRequest, answer_embeddings
 from service.api.problems import table as problems
 from service.api.problems.protocol_forms import form_of
@@ -14,7 +14,7 @@ from service.api.request.json_body import checked
 from service.api.services import Services
 from service.concurrency import aside
 from service.errors import AnyclassError, InvalidLine
-from service.jobs import Answer, LineRequest
+from service.jobs.line_handler import Answer, LineRequest
 
 CLASSIFY: Final = "/v1/classify"
 EMBEDDINGS: Final = "/v1/embeddings"

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.api.documentation import responses as answers
-from service.api.documentation.request_bodies import RED_DOT
-from service.api.native.classify import server_timing
-from service.api.numbers import json_numbers
+from service.api.documentation.examples import RED_DOT
+from service.api.json_writer import json_numbers
+from service.api.openai.schemas import EmbeddingsAnswer
 from service.api.problems.table import FieldErrors
-from service.api.protocol_schemas import EmbeddingsAnswer
 from service.api.request.disconnect import unless_client_goes
 from service.api.request.image_field import image_source
 from service.api.request.json_body import checked, read_json
 from service.api.services import Services, services_of
+from service.api.timing import server_timing
 from service.classification.embedder import Embedded, EmbedQuery
 from service.classification.types import ImageSource
 from service.errors import InvalidImage, InvalidLabels, PromptTooLong, UnknownModel

@@ -8,9 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from service.api.documentation import examples
+from service.api.problems.schemas import AnswerModel
 from service.api.problems.table import FieldErrors
-from service.jobs import FileRecord, Idempotency, Job
-from service.jobs.records import FILE_PREFIX, JOB_PREFIX
+from service.jobs.records import FILE_PREFIX, JOB_PREFIX, FileRecord, Job
+from service.jobs.use_cases import Idempotency
 
 FILES_PAGE: Final = 10_000
 BATCHES_PAGE: Final = 20
@@ -45,11 +46,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class FileOut(_Answer):
+class FileOut(AnswerModel):
     """A file."""
 
     id: str
@@ -62,7 +59,7 @@ class FileOut(_Answer):
     status: Literal["processed"] = "processed"
 
 
-class FilesOut(_Answer):
+class FilesOut(AnswerModel):
     """A page of files."""
 
     object: Literal["list"] = "list"
@@ -72,7 +69,7 @@ class FilesOut(_Answer):
     has_more: bool
 
 
-class FileDeletedOut(_Answer):
+class FileDeletedOut(AnswerModel):
     """A file that is no more."""
 
     id: str
@@ -80,7 +77,7 @@ class FileDeletedOut(_Answer):
     deleted: Literal[True] = True
 
 
-class BatchErrorOut(_Answer):
+class BatchErrorOut(AnswerModel):
     """What is wrong with the input file, or with one line of it, counted from 1."""
 
     code: str
@@ -89,14 +86,14 @@ class BatchErrorOut(_Answer):
     param: str | None
 
 
-class BatchErrorsOut(_Answer):
+class BatchErrorsOut(AnswerModel):
     """What is wrong with the input file."""
 
     object: Literal["list"] = "list"
     data: list[BatchErrorOut]
 
 
-class RequestCountsOut(_Answer):
+class RequestCountsOut(AnswerModel):
     """Lines of the input: all, those answered, and those that failed."""
 
     total: int
@@ -104,7 +101,7 @@ class RequestCountsOut(_Answer):
     failed: int
 
 
-class BatchOut(_Answer):
+class BatchOut(AnswerModel):
     """A batch job."""
 
     id: str
@@ -131,7 +128,7 @@ class BatchOut(_Answer):
     metadata: dict[str, str] | None
 
 
-class BatchesOut(_Answer):
+class BatchesOut(AnswerModel):
     """A page of batches, the newest first."""
 
     object: Literal["list"] = "list"
@@ -249,3 +246,27 @@ def page_json(objects: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any
         "last_id": objects[-1]["id"] if objects else None,
         "has_more": has_more,
     }
+
+
+class EmbeddingOut(AnswerModel):
+    """A vector of unit length: a list of numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(AnswerModel):
+    """Tokens of the texts; images have none."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(AnswerModel):
+    """The vectors, in the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[EmbeddingOut]
+    model: str
+    usage: EmbeddingsUsage

@@ -6,7 +6,7 @@ from typing import Final
 from starlette.requests import Request
 
 from service.errors import MalformedRequest
-from service.label_sets import Condition
+from service.label_sets.status import Condition
 
 _TAG: Final = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _MAX_HEADER_CHARS: Final = 4_096

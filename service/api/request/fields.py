@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from service.api.problems.table import FieldErrors, quoted
-from service.classification.classifier import ImageSource, LabelQuery, ScoringOptions
+from service.classification.types import ImageSource, LabelQuery, ScoringOptions
 from service.errors import AnyclassError, MalformedRequest, PayloadTooLarge, TooManyLabels
 from service.settings import Settings
 from service.validation_messages import worded

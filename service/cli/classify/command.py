@@ -170,7 +170,7 @@ def classify(
     ] = True,
 ) -> None:
     """As `HELP` says, in which each paragraph is one line: a line of a docstring would be one on the terminal too."""
-    from service.classification.classifier import LabelQuery, ScoringOptions
+    from service.classification.types import LabelQuery, ScoringOptions
     from service.cli.classify.output import format_for
     from service.cli.classify.run import Job, run_here, run_remote
     from service.cli.inputs import InputError, images_of, labels_of, templates_of

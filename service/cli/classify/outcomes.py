@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
-from service.classification.classifier import Classification, Classifier, LabelQuery, Prediction, ScoringOptions
+from service.classification.classifier import Classifier
+from service.classification.types import Classification, LabelQuery, Prediction, ScoringOptions
 from service.cli.inputs import read_at_most
 from service.cli.remote.client import RemoteError, Service, document
 from service.errors import AnyclassError, DeviceLost, InvalidImage, PayloadTooLarge
-from service.inference.served_model import ModelRegistry
+from service.inference.registry import ModelRegistry
 from service.labels.cache import open_text_cache
 from service.monitoring.metrics import Metrics
 from service.settings import Settings

@@ -3,20 +3,19 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from rich.console import Console, RenderableType
 
-from service.api.native.schemas import answer_json, predictions_json
+from service.api.json_writer import answer_json
 from service.cli.classify.outcomes import Outcome
+from service.cli.classify.rows import COLUMNS, rows
 from service.cli.console.progress import Screen, plain
 from service.cli.console.rendering import heading, name_width, predictions_row, predictions_table
 from service.cli.options import Format
 
-COLUMNS: Final = ("image", "rank", "label", "score", "model", "error")
-"""Of CSV and Parquet: a row for each prediction, best first; one row without a rank for an image that has none."""
 FEW_IMAGES: Final = 20
 """Up to so many images each has a table of its own; beyond that, a line."""
 _FILE_WIDTH: Final = 100
@@ -47,20 +46,6 @@ class Sink(Protocol):
 def format_for(output: Path | None) -> Format:
     """The format that a file's name asks for; a table where it says nothing."""
     return _BY_SUFFIX.get(output.suffix.lower(), Format.table) if output is not None else Format.table
-
-
-def rows(outcome: Outcome) -> Iterator[tuple[str, int | None, str | None, float | None, str | None, str | None]]:
-    """The rows of an image, as `COLUMNS`."""
-    # A name may have bytes that are no UTF-8, which no format but JSON can hold.
-    image = outcome.image.encode("utf-8", "replace").decode("utf-8")
-    if outcome.answer is None:
-        yield image, None, None, None, None, outcome.error
-        return
-    predictions = predictions_json(outcome.answer)
-    for rank, prediction in enumerate(predictions, 1):
-        yield image, rank, prediction["label"], prediction["score"], outcome.answer.model, None
-    if not predictions:
-        yield image, None, None, None, outcome.answer.model, None
 
 
 class Text:

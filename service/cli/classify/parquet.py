@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from service.cli.classify.outcomes import Outcome
-from service.cli.classify.output import COLUMNS, rows
+from service.cli.classify.rows import COLUMNS, rows
 from service.cli.inputs import InputError
 from service.installation import how_to_add
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from service.classification.classifier import LabelQuery, ScoringOptions
+from service.classification.types import LabelQuery, ScoringOptions
 from service.cli.classify.outcomes import Outcome, classified_here, classified_there
 from service.cli.classify.output import Sink, open_sink
 from service.cli.console.progress import Screen

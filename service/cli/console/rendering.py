@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from service.classification.classifier import Classification
+from service.classification.types import Classification
 
 _BAR_CHARS: Final = 24
 _MIN_BAR_CHARS: Final = 8

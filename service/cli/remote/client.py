@@ -10,8 +10,8 @@ from typing import Any, Final, Self
 
 import httpx
 
-from service.api.version import VERSION
 from service.cli.remote.backoff import Turns
+from service.installation import VERSION
 
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
 _ABOUT_THE_IMAGE: Final = ("invalid-image", "image-not-fetched", "unsupported-image-format", "payload-too-large")

@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from service.errors import BundleError, ConfigurationError, InferenceFailed, ProviderUnavailable
 from service.model.engine.encoder import Encoder, Shapes
-from service.model.engine.provider_table import TABLE
-from service.model.engine.providers import DeviceLimits, ResolvedProvider, resolve
-from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER, Bundle
+from service.model.engine.provider_table import TABLE, DeviceLimits
+from service.model.engine.providers import resolve
+from service.model.engine.sessions import ResolvedProvider
+from service.model.loading import Bundle
+from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 from service.model.probes import quick_probes
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]

@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from model_export.architectures import ClipConfig, build
+from model_export.architectures.build import build
+from model_export.architectures.config import ClipConfig
 from model_export.architectures.sizes import SIZES, NamedSize, named_size
 from model_export.cli import app
 from model_export.errors import SourceError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from model_export.architectures import build
+from model_export.architectures.build import build
 from model_export.architectures.clip import ClipModel
 from model_export.architectures.layers import ResidualAttentionBlock
 from model_export.architectures.residual_conv import WhiteningStem

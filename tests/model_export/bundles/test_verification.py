@@ -15,6 +15,7 @@ from model_export.bundles.verification import THRESHOLDS, Report, verify_bundle
 from model_export.checkpoints.training_run import load_training_run
 from model_export.export.from_weights import reference_probes
 from service.errors import ProviderUnavailable
+from service.model.loading import load_bundle
 from service.model.manifest import (
     IMAGE_ENCODER,
     MANIFEST,
@@ -24,7 +25,6 @@ from service.model.manifest import (
     Manifest,
     Parity,
     Precision,
-    load_bundle,
 )
 from service.model.probes import PROBES
 from tests.model_export.conftest import Exported

@@ -11,7 +11,7 @@ from model_export.checkpoints.model_source import ModelSource
 from model_export.export.from_weights import export_model
 from service.model.engine.engine import OnnxEngine
 from service.model.engine.providers import resolve
-from service.model.manifest import load_bundle
+from service.model.loading import load_bundle
 from tests.model_export.conftest import Heard
 from tests.support.layouts import write_layouts
 

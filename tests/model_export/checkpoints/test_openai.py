@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.architectures import ClipConfig
 from model_export.architectures.clip import ClipModel
+from model_export.architectures.config import ClipConfig
 from model_export.architectures.sizes import SIZES
 from model_export.checkpoints import openai
 from model_export.checkpoints.assembly import clip_image_section, installed_vocabulary

@@ -12,8 +12,9 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from model_export.checkpoints.preprocessing import ModelType, image_section
 from model_export.errors import SourceError
-from service.images.decoding import decode, preprocess
+from service.images.decoding import decode
 from service.model.manifest import ImageSection
+from service.model.resizing import preprocess
 from tests.support.pictures import noise
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.jpg"))

@@ -12,9 +12,10 @@ import transformers
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model_export.architectures import SiglipConfig, build
+from model_export.architectures.build import build
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
 from model_export.architectures.siglip import SiglipModel
+from model_export.architectures.siglip_config import SiglipConfig
 from model_export.graphs.torch_export import IDS, PIXELS, export_image_encoder, export_text_encoder
 from service.model.manifest import TextSection
 

@@ -9,10 +9,10 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from transformers import CLIPTokenizer
 
+from model_export.checkpoints.clip_bpe import END_OF_TEXT, START_OF_TEXT
 from model_export.checkpoints.siglip_tokenizer import SiglipTokenizer, read_siglip_tokenizer
 from model_export.checkpoints.tokenizers import REFERENCE, tokenizer_json
 from model_export.errors import SourceError
-from model_export.training.tokenizer import END_OF_TEXT, START_OF_TEXT
 from service.model.manifest import TextSection
 from service.model.tokenizer import Tokenizer
 from tests.support.tiny_hugging_face import (

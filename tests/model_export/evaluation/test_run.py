@@ -21,11 +21,11 @@ from model_export.evaluation.measure import Measurement
 from model_export.evaluation.open_clip_metadata import imagenet_class_names, imagenet_templates
 from model_export.evaluation.plot import write_plot
 from model_export.evaluation.run import Evaluation, Request, evaluate
-from model_export.evaluation.templates import choose_templates
-from model_export.template_sets import TEMPLATE_SETS
+from model_export.evaluation.templates import TEMPLATE_SETS, choose_templates
 from service.images.decoding import decode
 from service.model.engine.engine import OnnxEngine
-from service.model.manifest import DEMO_BUNDLE, load_bundle
+from service.model.loading import load_bundle
+from service.model.manifest import DEMO_BUNDLE
 from service.model.tokenizer import Tokenizer
 from tests.support.classifying import picture, tiny_engine
 from tests.support.labelled import webdataset, write_folder, write_hugging_face, write_parquet, write_tar

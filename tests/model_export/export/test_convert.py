@@ -18,7 +18,7 @@ from model_export.errors import DataError, ExportError, SourceError
 from model_export.export.console import Narrator
 from model_export.export.convert import Conversion, convert
 from service.model.engine.engine import OnnxEngine
-from service.model.manifest import load_bundle
+from service.model.loading import load_bundle
 from service.model.tokenizer import Tokenizer
 from tests.support.hub_server import Hub, hub_client
 from tests.support.onnx_repository import clip_repository

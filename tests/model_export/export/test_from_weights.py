@@ -23,7 +23,8 @@ from model_export.graphs.folding import fold_batch_norm, round_to_fp16
 from model_export.graphs.passes import save, store_fp16
 from model_export.graphs.torch_export import export_image_encoder
 from service.model.engine.engine import OnnxEngine
-from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, load_bundle
+from service.model.loading import load_bundle
+from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER
 from service.model.tokenizer import Tokenizer
 from tests.model_export.conftest import Exported, Heard
 from tests.support.tiny_run import TOWERS, write_tiny_run

@@ -21,7 +21,8 @@ from model_export.export.reduce import Reduced, Sample, reduce_bundle
 from model_export.graphs.precision import FP32_OPERATORS, adversarial_images, to_fp16
 from service.errors import ConfigurationError
 from service.model.engine.engine import OnnxEngine
-from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER, load_bundle
+from service.model.loading import load_bundle
+from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 from tests.model_export.conftest import Exported, Heard
 from tests.support.tiny_run import write_tiny_run
 

@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 import torch
 
-from model_export.architectures import ClipConfig, SiglipConfig, build
-from model_export.architectures.config import ModifiedResNetConfig, VisionTransformerConfig
+from model_export.architectures.build import build
+from model_export.architectures.config import ClipConfig, ModifiedResNetConfig, VisionTransformerConfig
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
+from model_export.architectures.siglip_config import SiglipConfig
 from model_export.architectures.sizes import SIZES
 from model_export.checkpoints.model_source import text_section
 from model_export.graphs.folding import fold_batch_norm

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from model_export.errors import SourceError
 from model_export.hub import download as hub_download
-from model_export.hub.fetch import Fetched, HubId, HubUnreachableError, fetch, hub_id, resolve
+from model_export.hub.errors import HubUnreachableError
+from model_export.hub.fetch import Fetched, HubId, fetch, hub_id, resolve
 from model_export.hub.file_choice import choose, choose_onnx
 from tests.support.hub_server import Fault, Hub, hub_client
 

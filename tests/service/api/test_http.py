@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from service.api.documentation.request_bodies import BATCH_EXAMPLES, EXAMPLES
-from service.api.native.schemas import BatchAnswer, BatchResult, ClassifyAnswer, ModelsAnswer, Problem, TemplatesAnswer
+from service.api.native.schemas import BatchAnswer, BatchResult, ClassifyAnswer, ModelsAnswer, TemplatesAnswer
+from service.api.problems.schemas import Problem
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from service.classification.classifier import Classification, LabelQuery, ScoringOptions, Timings
+from service.classification.types import Classification, LabelQuery, ScoringOptions, Timings
 from service.errors import (
     AnyclassError,
     DeadlineExceeded,
@@ -29,7 +29,7 @@ from service.errors import (
     UnknownModel,
     UnsupportedImageFormat,
 )
-from service.inference.batcher import Lane
+from service.lanes import Lane
 from service.model.manifest import SigmoidScoring
 from tests.support.classifying import Rig, classifying, picture, tiny_engine, until
 from tests.support.redis_server import running_redis

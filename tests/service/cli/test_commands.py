@@ -13,10 +13,10 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from service.api.version import VERSION
-from service.classification.classifier import Classification, Prediction
-from service.cli import app
+from service.classification.types import Classification, Prediction
+from service.cli.commands import app
 from service.cli.console.rendering import bar, example_photo, heading, predictions_table, printable, shown_path, welcome
+from service.installation import VERSION
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 

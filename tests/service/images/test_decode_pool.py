@@ -15,7 +15,7 @@ from PIL import Image
 from service.errors import InvalidImage, NotReady, Overloaded, PayloadTooLarge, UnsupportedImageFormat
 from service.images.decode_pool import DecodePool
 from service.images.decoding import ImageLimits, decode
-from service.inference.batch_selection import Lane
+from service.lanes import Lane
 from service.model.manifest import ImageSection
 from tests.support.classifying import until
 from tests.support.pictures import encode, noise

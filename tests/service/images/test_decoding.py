@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import ConfigurationError, InvalidImage, PayloadTooLarge, UnsupportedImageFormat
-from service.images.decoding import FORMATS, ImageLimits, Undecoded, decode, open_rgb, preprocess
+from service.images.decoding import FORMATS, ImageLimits, Undecoded, decode, open_rgb
 from service.model.manifest import ImageSection
+from service.model.resizing import preprocess
 from tests.support.damaged import damaged
 from tests.support.pictures import (
     LOSSLESS,

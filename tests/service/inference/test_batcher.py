@@ -18,8 +18,10 @@ from service.errors import (
     NonFiniteOutput,
     NotReady,
 )
-from service.inference.batch_selection import Rules, split_sorted
-from service.inference.batcher import Batcher, Inputs, Lane, Rows, Take, Vectors, Work, take_batch
+from service.inference.batch_execution import Inputs, Rows, Vectors, Work
+from service.inference.batch_selection import Rules, Take, split_sorted, take_batch
+from service.inference.batcher import Batcher
+from service.lanes import Lane
 from service.monitoring.metrics import Metrics
 
 LIMIT = 8

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from service.inference.batch_execution import Inputs, Rows, Vectors, Work
-from service.inference.batch_selection import Lane
+from service.inference.entries import Running
 from service.inference.latency_model import WINDOW
-from service.inference.load_estimator import Pace, Running
+from service.inference.load_estimator import Pace
+from service.lanes import Lane
 
 
 class Clock:

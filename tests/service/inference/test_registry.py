@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from service.errors import BundleError, ConfigurationError, NotReady, ProviderUnavailable, UnknownModel
-from service.inference.batcher import Lane
-from service.inference.served_model import ModelRegistry
-from service.model.manifest import Bundle, SigmoidScoring, load_bundle
+from service.inference.registry import ModelRegistry
+from service.lanes import Lane
+from service.model.loading import Bundle, load_bundle
+from service.model.manifest import SigmoidScoring
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from tests.support.fake_engine import FakeEngine

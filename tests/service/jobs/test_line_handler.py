@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.classification.classifier import LabelQuery, ScoringOptions
 from service.classification.embedder import Embedder, EmbedQuery
+from service.classification.types import LabelQuery, ScoringOptions
 from service.errors import InvalidImage, UnknownModel
-from service.inference.batcher import Lane
+from service.lanes import Lane
 from service.settings import Settings
 from tests.support.classifying import Rig, classifying, picture
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded, InvalidImage, LabelSetComputing, NotReady, Overloaded, StateFull
-from service.jobs import Job, Status
+from service.jobs.records import Job, Status
 from service.jobs.validation import CHUNK_LINES
 from service.monitoring import logs
-from service.state import DirectoryStateStore, RedisStateStore, StateStore
+from service.state.directory import DirectoryStateStore
+from service.state.protocol import StateStore
+from service.state.redis_store import RedisStateStore
 from tests.support.classifying import until
 from tests.support.job_parts import Office
 from tests.support.redis_server import running_redis

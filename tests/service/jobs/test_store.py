@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from service.errors import Conflict, Overloaded, PayloadTooLarge, StateCorrupt, StateFull, UnknownObject
-from service.jobs import FileStore, Idempotency, JobStore
 from service.jobs import transitions as ledger
-from service.jobs.files import PIECE_BYTES
+from service.jobs.files import PIECE_BYTES, FileStore
 from service.jobs.records import FILE_PREFIX, new_id
-from service.jobs.store import LineResult
+from service.jobs.store import JobStore, LineResult
 from service.jobs.transitions import Claim, Plan
-from service.state import StateStore
+from service.jobs.use_cases import Idempotency
+from service.state.protocol import StateStore
 from tests.support.job_parts import ENDPOINT, Clock, Office
 from tests.support.state_stores import KINDS, state_stores
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.classification.classifier import Classification, Classifier, LabelQuery, ScoringOptions
+from service.classification.classifier import Classifier
+from service.classification.types import Classification, LabelQuery, ScoringOptions
 from service.errors import (
     AnyclassError,
     InvalidLabels,
@@ -27,19 +28,23 @@ from service.errors import (
     UnknownLabelSet,
     VersionMismatch,
 )
-from service.inference.batcher import Lane
-from service.inference.served_model import Model, ModelRegistry
-from service.label_sets import Condition, Definition, LabelSets, LabelSetStatus, check_definition
+from service.inference.registry import ModelRegistry
+from service.inference.served_model import Model
 from service.label_sets.cleanup import Leftovers
-from service.label_sets.definition import definition_from_json
+from service.label_sets.definition import Definition, check_definition, definition_from_json
 from service.label_sets.ready_sets import Heads, ReadySets, ready_set
+from service.label_sets.status import Condition, LabelSetStatus
 from service.label_sets.storage import BLOCK, Head, LabelSetRecords, StoredHead
 from service.label_sets.storage import VectorsId as Which
+from service.label_sets.use_cases import LabelSets
 from service.labels.cache import MemoryTextCache
-from service.model.manifest import load_bundle
+from service.lanes import Lane
+from service.model.loading import load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.state import DirectoryStateStore, RedisStateStore, StateStore
+from service.state.directory import DirectoryStateStore
+from service.state.protocol import StateStore
+from service.state.redis_store import RedisStateStore
 from tests.support.classifying import picture, until
 from tests.support.fake_engine import FakeEngine
 from tests.support.redis_server import running_redis

@@ -11,17 +11,11 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from service.labels.cache import (
-    LayeredTextCache,
-    MatrixCache,
-    MemoryTextCache,
-    RedisTextCache,
-    TextCache,
-    open_text_cache,
-)
+from service.labels.cache import LayeredTextCache, MatrixCache, MemoryTextCache, TextCache, open_text_cache
 from service.labels.cache_keys import class_vector_keys, labels_digest, matrix_digest, vector_identity
-from service.labels.redis_cache import Breaker
+from service.labels.redis_cache import RedisTextCache
 from service.monitoring.metrics import Metrics
+from service.redis_client import Breaker
 from service.settings import Settings
 from tests.support.redis_server import RedisServer, running_redis
 

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.errors import BundleError
+from service.model.loading import load_bundle
 from service.model.manifest import (
     IMAGE_ENCODER,
     MANIFEST,
@@ -22,7 +23,6 @@ from service.model.manifest import (
     SigmoidScoring,
     SoftmaxScoring,
     TextSection,
-    load_bundle,
 )
 from tests.support.tiny_bundle import write_tiny_bundle
 

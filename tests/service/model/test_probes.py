@@ -7,7 +7,8 @@ from safetensors.numpy import save_file
 
 from model_export.bundles.probes import load_probes
 from service.errors import BundleError
-from service.model.manifest import DEMO_BUNDLE, Bundle, FileEntry, load_bundle
+from service.model.loading import Bundle, load_bundle
+from service.model.manifest import DEMO_BUNDLE, FileEntry
 from service.model.probes import IMAGES, PROBES, quick_probes
 from tests.support.tiny_bundle import write_tiny_bundle
 

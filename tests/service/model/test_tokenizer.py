@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from service.errors import BundleError, PromptTooLong
-from service.model.manifest import TOKENIZER, Bundle, load_bundle
+from service.model.loading import Bundle, load_bundle
+from service.model.manifest import TOKENIZER
 from service.model.tokenizer import Tokenizer
 from tests.support.tiny_bundle import tiny_tokenizer, write_tiny_bundle
 

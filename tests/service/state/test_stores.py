@@ -19,7 +19,10 @@ from pydantic import SecretStr
 
 from service.errors import ConfigurationError, StateCorrupt, StateUnavailable
 from service.settings import Settings
-from service.state import DirectoryStateStore, RedisStateStore, StateStore, open_state
+from service.state.directory import DirectoryStateStore
+from service.state.factory import open_state
+from service.state.protocol import StateStore
+from service.state.redis_store import RedisStateStore
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.state_stores import KINDS, state_stores
 

@@ -28,7 +28,8 @@ from model_export.export.from_weights import export_model
 from service.images.decoding import decode
 from service.model.engine.engine import OnnxEngine
 from service.model.engine.providers import resolve
-from service.model.manifest import FileEntry, Manifest, SigmoidScoring, SoftmaxScoring, load_bundle
+from service.model.loading import load_bundle
+from service.model.manifest import FileEntry, Manifest, SigmoidScoring, SoftmaxScoring
 from service.model.scoring import logits
 from service.model.tokenizer import Tokenizer
 from tests.model_export.checkpoints.test_tokenizers import canonical

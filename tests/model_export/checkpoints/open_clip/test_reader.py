@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_export.architectures import ClipConfig, SiglipConfig
 from model_export.architectures.clip import ClipModel
-from model_export.architectures.config import VisionTransformerConfig
+from model_export.architectures.config import ClipConfig, VisionTransformerConfig
+from model_export.architectures.siglip_config import SiglipConfig
 from model_export.architectures.sizes import SIZES
 from model_export.checkpoints import key_tables as clip_keys
 from model_export.checkpoints import openai

@@ -9,8 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from service.api.access.rate_limit import Limiter, LocalLimiter, RateLimit, RedisLimiter, open_limiter
-from service.labels.redis_cache import RedisTextCache, given_up
+from service.labels.redis_cache import RedisTextCache
 from service.monitoring.metrics import Metrics
+from service.redis_client import given_up
 from service.settings import Settings
 from tests.support.classifying import until
 from tests.support.http_server import http_server

@@ -12,7 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from pydantic import TypeAdapter
 
 from service.api.huggingface.routes import EXAMPLES
-from service.api.protocol_schemas import LabelScore, PlainError
+from service.api.huggingface.schemas import LabelScore
+from service.api.problems.schemas import PlainError
 from tests.support.classifying import picture
 from tests.support.http_server import HttpServer, http_server
 from tests.support.javascript import zero_shot

@@ -11,7 +11,8 @@ import pytest
 
 from service.api.documentation.request_bodies import CLASSIFY
 from service.api.native.label_set_schemas import LabelSetOut, LabelSetsOut
-from service.api.native.schemas import BatchAnswer, ClassifyAnswer, Problem
+from service.api.native.schemas import BatchAnswer, ClassifyAnswer
+from service.api.problems.schemas import Problem
 from tests.support.classifying import picture
 from tests.support.http_server import HttpServer, http_server
 from tests.support.redis_server import running_redis

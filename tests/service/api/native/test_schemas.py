@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.native.schemas import ClassifyAnswer, answer_json, answer_text, one_line, predictions_text
+from service.api.json_writer import answer_json, answer_text, one_line, predictions_text
+from service.api.native.schemas import ClassifyAnswer
 from service.classification.types import Classification, Prediction, Ranking
 from service.concurrency import aside
 

@@ -19,9 +19,9 @@ from tritonclient.utils import InferenceServerException
 from service.api.open_inference.docs import EXAMPLES
 from service.api.open_inference.schemas import InferAnswer, ModelMetadata
 from service.api.open_inference.tensors import Limits, read_infer
-from service.api.protocol_schemas import PlainError
+from service.api.problems.schemas import PlainError
 from service.errors import AnyclassError
-from service.model.manifest import load_bundle
+from service.model.loading import load_bundle
 from tests.support.classifying import picture
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import DIM, write_tiny_bundle

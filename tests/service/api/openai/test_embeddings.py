@@ -9,7 +9,8 @@ import openai
 import pytest
 
 from service.api.openai.embeddings import EXAMPLES
-from service.api.protocol_schemas import EmbeddingsAnswer, OpenAIError
+from service.api.openai.schemas import EmbeddingsAnswer
+from service.api.problems.schemas import OpenAIError
 from tests.support.classifying import picture
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import DIM, write_tiny_bundle

@@ -18,12 +18,12 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from tritonclient.utils import InferenceServerException
 
-from service.api.native.schemas import Problem
 from service.api.problems.protocol_forms import render_error
+from service.api.problems.schemas import OpenAIError, PlainError, Problem
 from service.api.problems.table import KINDS, error_response, problem, problem_of
-from service.api.protocol_schemas import OpenAIError, PlainError
 from service.errors import AnyclassError, DeadlineExceeded, NotReady, Overloaded
-from service.inference.served_model import Model, ModelRegistry
+from service.inference.registry import ModelRegistry
+from service.inference.served_model import Model
 from service.monitoring import logs
 from tests.support.classifying import picture
 from tests.support.javascript import zero_shot

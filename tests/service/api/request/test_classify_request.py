@@ -15,7 +15,7 @@ from service.api.request.classify_request import parse_batch, parse_single
 from service.api.request.fields import ClassifyRequest, parse_json_object
 from service.api.request.image_field import decode_image_text
 from service.api.request.memory_budget import BodyRoom
-from service.classification.classifier import LabelQuery, ScoringOptions
+from service.classification.types import LabelQuery, ScoringOptions
 from service.errors import (
     AnyclassError,
     InvalidImage,

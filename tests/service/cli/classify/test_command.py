@@ -169,7 +169,7 @@ def test_parquet_through_a_pipe(folder: Path) -> None:
 
 def test_parquet_without_pyarrow(folder: Path, tmp_path: Path) -> None:
     """One line says what to install, before anything is classified."""
-    hidden = "import sys; sys.modules['pyarrow'] = None; from service.cli import main; main()"
+    hidden = "import sys; sys.modules['pyarrow'] = None; from service.cli.commands import main; main()"
     arguments: list[Any] = ["classify", folder / "photos", *LABELS, "-o", tmp_path / "results.parquet"]
     done = subprocess.run([sys.executable, "-c", hidden, *arguments], capture_output=True, text=True, check=False)
     assert (2, "") == (done.returncode, done.stdout)

@@ -21,8 +21,10 @@ from service.errors import (
 from service.model.engine.encoder import input_range
 from service.model.engine.engine import Engine, OnnxEngine
 from service.model.engine.provider_table import InputRange
-from service.model.engine.providers import ResolvedProvider, resolve
-from service.model.manifest import DEMO_BUNDLE, IMAGE_ENCODER, TEXT_ENCODER, Bundle, FileEntry, load_bundle
+from service.model.engine.providers import resolve
+from service.model.engine.sessions import ResolvedProvider
+from service.model.loading import Bundle, load_bundle
+from service.model.manifest import DEMO_BUNDLE, IMAGE_ENCODER, TEXT_ENCODER, FileEntry
 from service.model.probes import IMAGES, PROBES, probe_pictures
 from service.model.prompts import prompts_for
 from service.model.scoring import class_vectors, cosines

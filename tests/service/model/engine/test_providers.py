@@ -10,11 +10,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.errors import ConfigurationError, ProviderUnavailable
-from service.inference.served_model import device_limits
-from service.model.engine import providers
+from service.inference.registry import device_limits
+from service.model.engine import providers, sessions
 from service.model.engine.cpus import Cpu
 from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange, Plan
-from service.model.engine.providers import input_name, open_session, resolve
+from service.model.engine.providers import resolve
+from service.model.engine.sessions import ResolvedProvider, input_name, open_session
 from service.settings import Settings
 from tests.support.openvino import OPENVINO_RUNS, needs_openvino
 
@@ -108,7 +109,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 def test_a_session_that_fell_back_is_refused() -> None:
     """ONNX Runtime leaves out a provider it does not have; a session without it must not serve."""
-    cuda_without_cuda = providers.ResolvedProvider("cpu", "NoSuchExecutionProvider", "a test")
+    cuda_without_cuda = ResolvedProvider("cpu", "NoSuchExecutionProvider", "a test")
     with pytest.warns(UserWarning, match="not in available"), pytest.raises(ProviderUnavailable, match="runs on CPU"):
         open_session(providers._PROBE, cuda_without_cuda, threads=1)
 
@@ -183,11 +184,11 @@ def test_engines_are_kept_with_the_users_caches() -> None:
 
 def test_a_folder_for_engines_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     """Others cannot write into one that was made; one that cannot be made stops the start."""
-    providers._make_folder(tmp_path / "a" / "b")
+    sessions._make_folder(tmp_path / "a" / "b")
     assert 0o700 == (tmp_path / "a" / "b").stat().st_mode & 0o777
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="folder for engines"):
-        providers._make_folder(tmp_path / "file" / "b")
+        sessions._make_folder(tmp_path / "file" / "b")
 
 
 def test_the_input_of_a_graph_is_found(tmp_path: Path) -> None:

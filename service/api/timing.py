@@ -1,0 +1,20 @@
+"""The `Server-Timing` header of an answer."""
+
+import time
+
+from service.classification.types import Timings
+
+
+def server_timing(started: float, timings: Timings | None) -> str:
+    """The Server-Timing header: milliseconds in each stage and in all; `started` is of `time.perf_counter`."""
+    stages = {}
+    if timings is not None:
+        stages = {
+            "decode": timings.decode_s,
+            "queue": timings.queue_s,
+            "text": timings.text_s,
+            "image": timings.image_s,
+            "score": timings.score_s,
+        }
+    stages["total"] = time.perf_counter() - started
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())

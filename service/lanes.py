@@ -1,0 +1,10 @@
+"""The two lanes of work on a device."""
+
+from enum import IntEnum
+
+
+class Lane(IntEnum):
+    """Interactive work goes first at every batch boundary; background work has a floor."""
+
+    INTERACTIVE = 0
+    BACKGROUND = 1
