@@ -16,7 +16,7 @@ from service.api.request.json_body import checked, read_json
 from service.api.services import services_of
 from service.api.timing import server_timing
 from service.classification.types import Classification, LabelQuery, ScoringOptions, Timings, load_image
-from service.concurrency import aside
+from service.concurrency import run_off_loop
 from service.errors import TooManyLabels, UnknownModel
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
@@ -103,7 +103,7 @@ async def _classify(request: Request, model: str | None) -> Response:
 
     classification = await unless_client_goes(request, classified())
     headers = {"server-timing": server_timing(request.state.started, timings)}
-    content = await aside(len(classification.predictions), lambda: predictions_text(classification).encode())
+    content = await run_off_loop(len(classification.predictions), lambda: predictions_text(classification).encode())
     return Response(content, media_type="application/json", headers=headers)
 
 

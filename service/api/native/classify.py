@@ -14,7 +14,7 @@ from service.api.services import services_of
 from service.api.timing import server_timing
 from service.classification.classifier import Classifier
 from service.classification.types import Classification, Timings, load_image
-from service.concurrency import aside
+from service.concurrency import run_off_loop
 from service.errors import UnknownModel
 
 router = APIRouter(tags=["Classify"], route_class=DirectRoute)
@@ -48,7 +48,7 @@ async def classify(request: Request) -> Response:
     parsed = await parse_single(request, services.settings, services.image_fetcher)
     timings = Timings()
     classification = await unless_client_goes(request, _classified(classifier, parsed, timings))
-    content = await aside(len(classification.predictions), lambda: answer_text(classification).encode())
+    content = await run_off_loop(len(classification.predictions), lambda: answer_text(classification).encode())
     headers = {"server-timing": server_timing(request.state.started, timings)}
     return Response(content, media_type="application/json", headers=headers)
 

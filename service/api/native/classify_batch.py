@@ -26,7 +26,7 @@ from service.api.request.spool import Spool
 from service.api.services import Services, services_of
 from service.api.timing import server_timing
 from service.classification.types import Classification, ImageSource
-from service.concurrency import aside
+from service.concurrency import run_off_loop
 from service.errors import AnyclassError, InvalidRequest, PayloadTooLarge, UnknownModel
 from service.images.archives import too_large
 
@@ -254,7 +254,7 @@ async def _row(request: Request, index: int, name: str | None, result: Classific
     row: dict[str, Any] = {"index": index} if name is None else {"index": index, "name": name}
     if isinstance(result, AnyclassError):
         return json_text({**row, **_error(request, result)})
-    predictions = await aside(len(result.predictions), lambda: predictions_text(result))
+    predictions = await run_off_loop(len(result.predictions), lambda: predictions_text(result))
     return f'{json_text(row)[:-1]},"predictions":{predictions}}}'
 
 

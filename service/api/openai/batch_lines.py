@@ -12,7 +12,7 @@ from service.api.request.fields import parse_json_object, validated
 from service.api.request.image_field import image_source
 from service.api.request.json_body import checked
 from service.api.services import Services
-from service.concurrency import aside
+from service.concurrency import run_off_loop
 from service.errors import AnyclassError, InvalidLine
 from service.jobs.line_handler import Answer, LineRequest
 
@@ -62,7 +62,7 @@ class JobLines:
         classification = await services.classifier.classify_in_background(
             source, options.query(), options.scoring_options(), model=options.model
         )
-        text = await aside(len(classification.predictions), lambda: answer_text(classification))
+        text = await run_off_loop(len(classification.predictions), lambda: answer_text(classification))
         return Answer(_OK, one_line(text))
 
     def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> Answer:

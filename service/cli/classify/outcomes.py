@@ -2,25 +2,22 @@
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from service.classification.classifier import Classifier
 from service.classification.types import Classification, LabelQuery, Prediction, ScoringOptions
 from service.cli.inputs import read_at_most
 from service.cli.remote.client import RemoteError, Service, document
+from service.concurrency import in_order
 from service.errors import AnyclassError, DeviceLost, InvalidImage, PayloadTooLarge
 from service.inference.registry import ModelRegistry
 from service.labels.cache import open_text_cache
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 _MOST_BYTES: Final = 2**28
 """An image larger than this is not sent at all; what the service takes it says itself."""
@@ -94,25 +91,6 @@ async def classified_there(
     async with service, aclosing(in_order(images, outcome, in_flight)) as outcomes:
         async for each in outcomes:
             yield each
-
-
-async def in_order(items: Sequence[T], work: Callable[[int, T], Awaitable[R]], in_work: int) -> AsyncGenerator[R]:
-    """What `work` gives for each item and its index, in their order; `in_work` items are begun and not yet given."""
-    tasks: deque[asyncio.Future[R]] = deque()
-    upcoming = enumerate(items)
-    try:
-        while True:
-            while len(tasks) < in_work and (item := next(upcoming, None)) is not None:
-                tasks.append(asyncio.ensure_future(work(*item)))
-            if not tasks:
-                return
-            result = await tasks[0]
-            tasks.popleft()
-            yield result
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _read(image: str, limit: int) -> bytes:

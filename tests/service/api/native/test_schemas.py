@@ -1,8 +1,6 @@
 """Answers as they are written: by hand, for there may be 100,000 predictions in one."""
 
-import asyncio
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from service.api.json_writer import answer_json, answer_text, one_line, predictions_text
 from service.api.native.schemas import ClassifyAnswer
 from service.classification.types import Classification, Prediction, Ranking
-from service.concurrency import aside
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SCORES = st.floats(-1, 1, width=32)
@@ -53,11 +50,3 @@ def test_a_ranking_is_a_sequence() -> None:
     assert ranking != expected[:1]
     with pytest.raises(IndexError):
         ranking[2]
-
-
-async def test_many_items_leave_the_event_loop_alone() -> None:
-    """Few are done where they are, for a thread costs more than they do."""
-    here = threading.get_ident()
-    assert here == await aside(10, threading.get_ident)
-    assert here != await aside(100_000, threading.get_ident)
-    assert asyncio.get_running_loop().is_running()

@@ -1,6 +1,5 @@
 import asyncio
 
-from service.cli.classify.outcomes import in_order
 from service.cli.remote.backoff import Turns
 from service.cli.remote.client import retry_after_s
 
@@ -92,46 +91,6 @@ async def test_whoever_gives_up_waiting_is_passed_over() -> None:
     unlucky.cancel()
     await asyncio.gather(unlucky, return_exceptions=True)
     await turns.take(5)
-
-
-async def test_results_are_in_order_and_few_are_begun() -> None:
-    """Whichever is ready first; memory does not grow with the number of items."""
-    begun: list[int] = []
-    given: list[int] = []
-
-    async def work(index: int, item: int) -> int:
-        begun.append(index)
-        assert len(begun) - len(given) <= 3
-        await asyncio.sleep(0.001 * (item % 3))
-        return item * 10
-
-    async for result in in_order(range(20), work, 3):
-        given.append(result)  # noqa: PERF401 - `work` looks at it meanwhile
-    assert [item * 10 for item in range(20)] == given
-
-
-async def test_an_error_drops_the_rest() -> None:
-    """What is begun is cancelled, and nothing more is."""
-    cancelled: list[int] = []
-
-    async def work(index: int, item: int) -> int:
-        if index == 1:
-            await asyncio.sleep(0.01)  # the others have begun by then
-            raise ValueError(item)
-        try:
-            await asyncio.sleep(3600 if index else 0)
-        except asyncio.CancelledError:
-            cancelled.append(index)
-            raise
-        return item
-
-    got: list[int] = []
-    try:
-        async for result in in_order(range(100), work, 3):
-            got.append(result)  # noqa: PERF401 - what came before the error counts
-    except ValueError:
-        got.append(-1)
-    assert ([0, -1], [2, 3]) == (got, cancelled)
 
 
 def test_retry_after() -> None:
