@@ -11,7 +11,7 @@ from service.inference.latency_model import WINDOW, LatencyModel
 from service.lanes import Lane
 
 _SLACK: Final = 0.2
-"""Throughput that background batches may lose to be shorter while interactive requests come: see docs/batching.md."""
+"""Throughput that background batches may lose to be shorter while interactive requests come: see docs/scheduling.md."""
 
 _RECENT_S: Final = 10.0
 """Where no interactive work came for so long, background batches need not be short."""

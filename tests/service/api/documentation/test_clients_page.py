@@ -1,4 +1,4 @@
-"""The examples of docs/clients.md, docs/batch.md and docs/label-sets.md, run as written, against the demo model."""
+"""Run the examples of docs/clients.md, docs/classify-many.md and docs/label-sets.md as written, on the demo model."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def test_a_label_set_as_written(server: HttpServer) -> None:
 
 def test_an_archive_as_written(server: HttpServer) -> None:
     """A line for each file of the folder: the photos have their best label, what is no photo an error."""
-    lines = documents(run(["bash", "-ec"], commands_of("docs/batch.md"), server))
+    lines = documents(run(["bash", "-ec"], commands_of("docs/classify-many.md"), server))
     photos = {each["name"]: len(each["predictions"]) for each in lines if each["name"].endswith(".jpg")}
     assert {f"./{path.name}": 1 for path in (ROOT / "examples").glob("*.jpg")} == photos
     others = [each for each in lines if not each["name"].endswith(".jpg")]
