@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.bench.places import ENVIRONMENTS, ROOT
+from tests.bench.places import ENVIRONMENTS
+from tests.support.places import ROOT
 
 _LAST_LINES: Final = 3
 

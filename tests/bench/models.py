@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench.places import MODELS, ROOT
+from tests.bench.places import MODELS
+from tests.support.places import ROOT
 
 DEMO: Final = "demo"
 _VOCABULARY: Final = 49_408

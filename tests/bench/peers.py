@@ -7,7 +7,7 @@ from typing import Final
 
 from tests.bench import wire
 from tests.bench.environments import Environment
-from tests.bench.places import ROOT
+from tests.support.places import ROOT
 
 _TORCH: Final = ("torch==2.13.0",)
 _SERVERS: Final = ROOT / "tests" / "bench" / "peer_servers"

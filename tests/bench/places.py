@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+from tests.support.places import ROOT
+
 WORK: Final = Path(os.environ.get("BENCH_WORK") or ROOT / "build" / "bench")
 ENVIRONMENTS: Final = WORK / "envs"
 MODELS: Final = WORK / "models"

@@ -22,9 +22,10 @@ from tests.bench.environments import Unavailable
 from tests.bench.labelling import labelling
 from tests.bench.overhead import overhead
 from tests.bench.peers import PEERS, Peer
-from tests.bench.places import IMAGES, PAGE, RESULTS, ROOT, WORK
+from tests.bench.places import IMAGES, PAGE, RESULTS, WORK
 from tests.bench.serving import Effort, beside_a_batch, memory, serving, starting
 from tests.bench.subjects import GPU_ENVIRONMENT, Subject, chosen_peers, json_of
+from tests.support.places import ROOT
 
 PARTS: Final = ("limit", "serve", "lanes", "labels", "overhead", "decode", "start", "memory")
 FULL: Final = Effort(rounds=3, seconds=6.0, minutes=1.5)

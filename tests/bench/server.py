@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from tests.bench.environments import Unavailable
-from tests.bench.places import LOGS, ROOT
+from tests.bench.places import LOGS
+from tests.support.places import ROOT
 
 _POLL_S: Final = 0.01
 _PATIENCE_S: Final = 900.0  # TensorRT builds its engines when it starts

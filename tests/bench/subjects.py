@@ -13,8 +13,9 @@ from tests.bench import models, pictures, wire, words
 from tests.bench.environments import Environment, Unavailable, installed
 from tests.bench.load import Plan
 from tests.bench.peers import PEERS, Models, Peer
-from tests.bench.places import ROOT, WORK
+from tests.bench.places import WORK
 from tests.bench.server import Server, free_port, running
+from tests.support.places import ROOT
 
 READY: Final = "/readyz"
 LABELS: Final = 10

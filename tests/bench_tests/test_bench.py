@@ -16,10 +16,11 @@ from tests.bench import busy, machine, pictures, words
 from tests.bench.environments import Environment, Unavailable, installed
 from tests.bench.models import SIZES
 from tests.bench.peers import PEERS
-from tests.bench.places import PAGE, ROOT
+from tests.bench.places import PAGE
 from tests.bench.report import BEGIN, END, around_results, markdown, write_page
 from tests.bench.server import MemoryWatch, Server, free_port, group, running
 from tests.bench.wanted import rows
+from tests.support.places import ROOT
 
 NAME = "anyclass vit-b-32 fp32 auto"
 NUMERICS = {"provider": "openvino", "precision": "bf16"}

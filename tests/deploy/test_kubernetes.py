@@ -17,8 +17,8 @@ import yaml
 from service.api.request.archive import AT_ONCE
 from service.settings import Settings
 from tests.deploy.test_dockerfile import environment, final
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ["cpu", "gpu", "cpu-with-bundle-volume", "gpu-with-bundle-volume"]
 # The oldest Kubernetes that knows the native preStop sleep, and the newest the validator knows.
 VERSIONS = ["1.30.0", kubernetes_validate.latest_version()]

@@ -14,7 +14,8 @@ import yaml
 
 from service.settings import Settings
 from service.state.redis_store import RedisStateStore
-from tests.deploy.test_kubernetes import ROOT, VERSIONS, Document, kustomize, pod, single, why_not_rendered
+from tests.deploy.test_kubernetes import VERSIONS, Document, kustomize, pod, single, why_not_rendered
+from tests.support.places import ROOT
 from tests.support.redis_server import running_redis
 
 PAGE = (ROOT / "docs/deploy.md").read_text("utf-8")

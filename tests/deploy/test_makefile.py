@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from service.model.manifest import DEMO_BUNDLE
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # An in-tree build backend without requirements, so that pip can install the toy project with no index at all.

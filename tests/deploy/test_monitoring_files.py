@@ -15,7 +15,8 @@ import yaml
 
 from service.monitoring.metrics import Metrics
 from tests.deploy.test_kubernetes import why_not_rendered
-from tests.support.monitoring import DASHBOARD, PAGE, ROOT, alert_rules, alerts, expressions, panels
+from tests.support.monitoring import DASHBOARD, PAGE, alert_rules, alerts, expressions, panels
+from tests.support.places import ROOT
 
 ROWS = [
     "At a glance",

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -14,8 +13,8 @@ import pytest
 from service.model.loading import load_bundle
 from service.model.manifest import DEMO_BUNDLE
 from tests.support.http_server import HttpServer, http_server
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LABELS = ["cat", "dog", "horse", "motorcycle", "rocket", "cup", "airplane", "bicycle", "tree", "house"]
 MOST_BYTES = 12_000_000

@@ -6,9 +6,10 @@ from pydantic import SecretStr, ValidationError
 
 from service.settings import Settings, problems, unknown_variables, variable
 from tests.support.http_server import http_server
+from tests.support.places import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+DOCUMENT = ROOT / "docs" / "settings.md"
 
 
 def documented() -> dict[str, str]:

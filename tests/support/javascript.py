@@ -5,10 +5,10 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.places import ROOT
+
 CLIENTS = ROOT / "build" / "clients"
 
 

@@ -4,12 +4,12 @@ import json
 import os
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.places import ROOT
+
 COMPONENT = ROOT / "k8s/components/monitoring"
 DASHBOARD: dict[str, Any] = json.loads((COMPONENT / "dashboard.json").read_text("utf-8"))
 PAGE = (ROOT / "docs/monitoring.md").read_text("utf-8")

@@ -16,8 +16,9 @@ from service.images.decoding import decode
 from service.model.manifest import ImageSection
 from service.model.resizing import preprocess
 from tests.support.pictures import noise
+from tests.support.places import ROOT
 
-EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.jpg"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.jpg"))
 
 NEW: dict[str, Any] = {
     "crop_size": {"height": 32, "width": 32},

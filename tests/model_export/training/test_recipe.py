@@ -7,8 +7,9 @@ import pytest
 from model_export.errors import RecipeError
 from model_export.training.recipe import digest, read_recipe
 from tests.support.pairs import recipe_text
+from tests.support.places import ROOT
 
-RECIPES = Path(__file__).parents[3] / "model_export" / "recipes"
+RECIPES = ROOT / "model_export" / "recipes"
 
 
 def written(folder: Path, text: str) -> Path:

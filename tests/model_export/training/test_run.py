@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from model_export.errors import DataError, RecipeError, TrainingError
 from model_export.training.run import train
 from tests.support.pairs import recipe_text, write_pairs
+from tests.support.places import ROOT
 
 WHITENING = {"tower": 'stem = "whitening"\nstem_width = 24\nwidths = [16, 24]', "lr": "5e-3\nmuon_lr = 0.02"}
 VIT = {"kind": '"vit"', "tower": "patch_size = 8\nwidth = 32\nlayers = 1\nheads = 2"}
@@ -84,7 +85,7 @@ def start(script: Path, recipe_path: Path, run: Path, mode: str) -> subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
 
 

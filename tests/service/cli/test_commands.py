@@ -18,6 +18,7 @@ from service.cli.commands import app
 from service.cli.console.rendering import bar, example_photo, heading, predictions_table, printable, shown_path, welcome
 from service.installation import VERSION
 from tests.support.http_server import HttpServer, http_server
+from tests.support.places import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -339,4 +340,4 @@ def test_the_welcome_is_the_end_of_the_start(folder: Path) -> None:
 
 def test_the_example_photos_are_found() -> None:
     """Those of the repository come with the welcome."""
-    assert example_photo([Path(__file__).parents[3] / "examples"]) is not None
+    assert example_photo([ROOT / "examples"]) is not None

@@ -12,8 +12,8 @@ import pytest
 from service.model.manifest import DEMO_BUNDLE
 from tests.support.commands import anyclass
 from tests.support.http_server import http_server
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs/cli.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 

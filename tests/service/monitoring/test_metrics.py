@@ -17,8 +17,9 @@ from service.app import create_app
 from service.monitoring import metrics as module
 from service.monitoring.metrics import KINDS, Metrics
 from service.settings import Settings
+from tests.support.places import ROOT
 
-PAGE = Path(__file__).parents[3] / "docs/monitoring.md"
+PAGE = ROOT / "docs/monitoring.md"
 
 
 def values(metrics: Metrics) -> dict[tuple[str, str], float]:

@@ -35,6 +35,7 @@ from service.model.tokenizer import Tokenizer
 from tests.model_export.checkpoints.test_tokenizers import canonical
 from tests.model_export.conftest import Heard
 from tests.support.pictures import noise
+from tests.support.places import ROOT
 from tests.support.tiny_hugging_face import (
     SIGLIP_CONTEXT,
     siglip_tokenizer,
@@ -49,7 +50,7 @@ Vectors = npt.NDArray[np.float32]
 ATOL = 1e-4
 DISTINCT = 100 * ATOL
 """How far logits must differ from text to text, or agreement would say nothing."""
-EXAMPLES = sorted((Path(__file__).parents[4] / "examples").glob("*.jpg"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.jpg"))
 ODD_SIZES = [(1, 1), (33, 32), (37, 32), (7, 50), (301, 199)]
 TEXTS = ["a photo of a cat.", "A rocket!", "a cup of tea and a very old oak tree", "Zürich, 1848", "犬"]
 

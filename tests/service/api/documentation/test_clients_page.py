@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ import pytest
 from service.model.manifest import DEMO_BUNDLE
 from tests.support.http_server import HttpServer, http_server
 from tests.support.javascript import CLIENTS, installed
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[4]
 BLOCK = re.compile(r"^```(python|js|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall((ROOT / "docs/clients.md").read_text("utf-8"))
 NUMBER = r"-?\d+\.\d+(?:e-\d+)?"

@@ -27,12 +27,13 @@ from PIL import Image
 
 from tests.support.commands import anyclass
 from tests.support.http_server import HttpServer, http_server
+from tests.support.places import ROOT
 from tests.support.redis_server import running_redis
 from tests.support.tiny_bundle import write_tiny_bundle
 
 PATIENCE_S = 60.0
 CLASSIFY: Any = "/v1/classify"
-PAGE = Path(__file__).parents[4] / "docs/batch-jobs.md"
+PAGE = ROOT / "docs/batch-jobs.md"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,9 @@ import service
 from service import errors
 from service.api.middleware.request_context import CLIENT_GONE, GONE_SLUG
 from service.api.problems import table as problems
+from tests.support.places import ROOT
 
-DOCS = Path(__file__).parents[4] / "docs" / "api.md"
+DOCS = ROOT / "docs" / "api.md"
 
 
 def subclasses(cls: type[errors.AnyclassError]) -> Iterator[type[errors.AnyclassError]]:
