@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers tests fuzz format train-demo export-demo export-sizes verify-demo wheel \
+.PHONY: help run dev test check lint types layers pytest fuzz format train-demo export-demo export-sizes verify-demo wheel \
         bench bench-gpu bench-engines bench-export constraints k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
@@ -58,7 +58,7 @@ run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or
 
 test: dev redis prometheus clients ## Lint, types, layers, then every test with coverage
 	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory tests
+	@$(MAKE) --no-print-directory pytest
 
 check: lint types layers docker-lint ## Everything but the tests
 
@@ -72,7 +72,7 @@ types: dev ## Static types (mypy, strict)
 layers: dev ## The order in which modules may import each other (import-linter)
 	@$(DEV)lint-imports --no-cache
 
-tests: dev redis prometheus clients ## Every test, with branch coverage, on all cores up to four (ARGS= goes to pytest)
+pytest: dev redis prometheus clients ## Every test with branch coverage, on up to four cores (ARGS= goes to pytest)
 	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 --cov --cov-report=term $(ARGS)
 
 fuzz: dev ## Made-up requests against the service, far more than the tests send (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")
@@ -119,10 +119,10 @@ bench: dev redis ## Speed and memory beside other servers, into docs/benchmarks.
 	@$(DEV)python -m tests.bench.run $(BENCH_ARGS)
 
 bench-engines: dev ## Time a bundle on the providers of this machine, in turn (BUNDLE=, PROVIDERS=cpu openvino openvino/bf16)
-	@$(DEV)python scripts/bench_providers.py $(BUNDLE) $(PROVIDERS) $(BENCH_ARGS)
+	@$(DEV)python -m tests.bench.engines $(BUNDLE) $(PROVIDERS) $(BENCH_ARGS)
 
 bench-export: dev ## Speed beside the plain export of transformers' model (SIZE=, BENCH_ARGS=--operators shows the fusions)
-	@$(DEV)python scripts/bench_export.py $(SIZE) $(BENCH_ARGS)
+	@$(DEV)python -m tests.bench.export $(SIZE) $(BENCH_ARGS)
 
 bench-gpu: dev redis ## What bench measures, on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
 	@$(DEV)python -m tests.bench.run --gpu $(BENCH_ARGS)
@@ -135,7 +135,7 @@ dev: ## Make .venv-dev, with all that both commands and the tests need (docs/ins
 wheel: dev ## Build the wheel into dist/
 	@$(DEV)python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-constraints: dev ## Resolve the dependencies anew and pin them in constraints*.txt
+constraints: dev ## Resolve the dependencies again and pin them in constraints*.txt
 	@$(DEV)python scripts/lock.py
 
 clean: ## Remove the environments and everything that tools leave behind

@@ -1,6 +1,6 @@
 """Time a bundle's image encoder beside the plain export of transformers' model: the same weights, the same run.
 
-    python scripts/bench_export.py ViT-B-32 --providers openvino cpu --batch 32
+    python -m tests.bench.export ViT-B-32 --providers openvino cpu --batch 32
 
 The weights are random and in their true shape, saved by transformers and read from there as `anyclass-export` reads a
 folder. Plain is what people write: `torch.onnx.export` of ``CLIPVisionModelWithProjection``, with either of torch's
@@ -112,7 +112,7 @@ def _exported(config: ClipConfig, folder: Path) -> tuple[Graphs, Graphs]:
 def _save(config: ClipConfig, folder: Path) -> None:
     tokenizer = train_tokenizer(["a photo of a cat"], MIN_VOCAB_SIZE)
     image, text = config.image, config.text
-    assert isinstance(image, VisionTransformerConfig)  # noqa: S101 - tells the type checker
+    assert isinstance(image, VisionTransformerConfig)
     saved = CLIPConfig(
         vision_config={
             "hidden_size": image.width,
@@ -179,7 +179,7 @@ def _race(graphs: Graphs, pixels: np.ndarray[Any, np.dtype[np.uint8]], name: str
     try:
         provider = resolve(base, compute="bf16" if compute == "bf16" else "fp32")
     except AnyclassError as exc:
-        print(f"{name}: left out. {exc.detail}")
+        print(f"{name}: left out. {exc.detail}")  # noqa: T201
         return True
     processor = CLIPImageProcessorPil()
     scaled = (pixels / 255.0 - np.array(processor.image_mean)) / np.array(processor.image_std)

@@ -1,6 +1,6 @@
 """Time a bundle's image encoder on several providers in turn, and show that threads may share a session.
 
-    python scripts/bench_providers.py BUNDLE cpu openvino openvino/bf16 --batches 1 8 32
+    python -m tests.bench.engines BUNDLE cpu openvino openvino/bf16 --batches 1 8 32
 
 A round runs every provider once, so that what else the machine does slows all of them alike; the figures are medians.
 The bundle's probes are not compared: how near the vectors come to those of the first provider is printed.
@@ -56,7 +56,7 @@ def main() -> int:
         try:
             engines[name], starts[name] = _open(bundle, name, options.threads)
         except (ProviderUnavailable, ConfigurationError) as exc:
-            print(f"left out: {name}: {exc.detail}", file=sys.stderr)
+            print(f"left out: {name}: {exc.detail}", file=sys.stderr)  # noqa: T201
     if not engines:
         return 1
     pictures = {batch: _pictures(bundle, batch) for batch in options.batches}
@@ -78,7 +78,7 @@ def main() -> int:
     Console().print(table)
     wrong = sum([_wrong_answers(bundle, engine, options.stress) for engine in engines.values()])
     if options.stress:
-        print(f"{options.stress} runs of each from four threads: {wrong} wrong answers")
+        print(f"{options.stress} runs of each from four threads: {wrong} wrong answers")  # noqa: T201
     return 1 if wrong else 0
 
 
