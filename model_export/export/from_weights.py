@@ -19,9 +19,9 @@ from model_export.bundles.verification import Report, compare
 from model_export.bundles.writer import staged, write_manifest
 from model_export.checkpoints.model_source import ModelSource
 from model_export.errors import ExportError, ParityError
-from model_export.graphs import passes as optimize
 from model_export.graphs.folding import fold_batch_norm, round_to_fp16
 from model_export.graphs.graph_files import Listener, write_graph
+from model_export.graphs.passes import store_fp16
 from model_export.graphs.torch_export import export_image_encoder, export_text_encoder
 from service.model.engine.providers import resolve
 from service.model.loading import Bundle, load_bundle
@@ -137,7 +137,7 @@ def _encode(encoder: nn.Module, inputs: Iterable[npt.NDArray[np.generic]]) -> Ve
 
 def _stored(graph: ModelProto, precision: Precision) -> ModelProto:
     if precision == "fp16-stored":
-        optimize.store_fp16(graph)
+        store_fp16(graph)
     return graph
 
 

@@ -15,7 +15,7 @@ from model_export.bundles.verification import Report, compare
 from model_export.bundles.writer import staged, write_manifest
 from model_export.errors import ExportError, ParityError
 from model_export.graphs.graph_files import Listener, write_graph
-from model_export.graphs.precision import quantised, to_fp16
+from model_export.graphs.precision import to_fp16, to_int8
 from service.images.decoding import Pixels
 from service.model.engine.engine import Engine, OnnxEngine
 from service.model.loading import Bundle, load_bundle
@@ -110,7 +110,7 @@ def reduce_bundle(
             if precision == "fp16":
                 model = to_fp16(onnx.load(source / name))
             else:
-                model = quantised(source / name, batches[name] if calibrate else None)
+                model = to_int8(source / name, batches[name] if calibrate else None)
             listener.wrote(write_graph(model, stage / name, started=started))
         for name in (TOKENIZER, TEMPLATES, PROBES):
             (stage / name).write_bytes((source / name).read_bytes())

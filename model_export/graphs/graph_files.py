@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto
 
 from model_export.bundles.verification import Report
-from model_export.graphs import passes as optimize
+from model_export.graphs.passes import save
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,5 @@ def write_graph(model: ModelProto, path: Path, *, started: float) -> Graph:
     """
     weights = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
     nodes = len(model.graph.node)
-    written = sum(file.stat().st_size for file in optimize.save(model, path))
+    written = sum(file.stat().st_size for file in save(model, path))
     return Graph(path.name, nodes, weights, written, time.monotonic() - started)

@@ -40,8 +40,6 @@ HEAVY: Final = frozenset({"Conv", "Gather", "MatMul", "Gemm"})
 _TO_FP16: Final = "_cast_to_fp16_node"
 """How the converter names the Casts behind an operator that stays in fp32."""
 
-EXTREME_BYTES: Final = (0, 255)
-
 _SHAPE_ELEMENTS: Final = 64
 """The most that a constant has which says a shape, and the least that is worth leaving out."""
 
@@ -90,7 +88,7 @@ def _infer_shapes(model: ModelProto) -> None:
     graph.value_info.extend(shape_inference.infer_shapes(bare).graph.value_info)
 
 
-def to_int8(path: Path, out: Path, calibration: Iterable[np.ndarray] | None = None) -> ModelProto:
+def to_int8(path: Path, calibration: Iterable[np.ndarray] | None = None) -> ModelProto:
     """Quantise the MatMuls with constant weights to int8, per output channel; everything else stays.
 
     Convolutions stay fp32: quantised, they are slower than before on most CPUs, or refused. Weights take 7 of the 8
@@ -98,16 +96,16 @@ def to_int8(path: Path, out: Path, calibration: Iterable[np.ndarray] | None = No
 
     Args:
         path: the fp32 graph.
-        out: where the converter writes its file; replaced.
         calibration: batches of real inputs. With them the ranges of activations are fixed beforehand; without,
             each run takes its own.
 
     Returns:
         The quantised graph, already read back.
     """
-    with _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        out = Path(folder) / "int8.onnx"
         _quantise(path, out, calibration)
-    model = onnx.load(out)
+        model = onnx.load(out)
     anonymize(model)
     return model
 
@@ -154,23 +152,6 @@ def _quantise(path: Path, out: Path, calibration: Iterable[np.ndarray] | None) -
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
-
-
-def adversarial_images(height: int, width: int) -> np.ndarray:
-    """Pictures at the edges of what bytes can say: uint8 ``[6, height, width, 3]``.
-
-    Black, white, one channel alone, a checkerboard of single pixels, stripes, and noise of the two extremes.
-    """
-    low, high = EXTREME_BYTES
-    board = np.indices((height, width)).sum(axis=0) % 2
-    stripes = np.broadcast_to(np.arange(width) % 2, (height, width))
-    images = np.full((6, height, width, 3), low, dtype=np.uint8)
-    images[1] = high
-    images[2, :, :, 0] = high
-    images[3] = (board * high)[..., None]
-    images[4] = (stripes * high)[..., None]
-    images[5] = np.random.default_rng(0).integers(0, 2, (height, width, 3)) * high
-    return images
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # the base has no types
@@ -226,9 +207,3 @@ def _without_constant_weights(path: Path) -> list[str]:
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in constants]
-
-
-def quantised(path: Path, calibration: Iterable[np.ndarray] | None = None) -> ModelProto:
-    """Quantise a graph as `to_int8` does, with the converter's files out of sight."""
-    with tempfile.TemporaryDirectory() as folder:
-        return to_int8(path, Path(folder) / "int8.onnx", calibration)

@@ -18,7 +18,7 @@ from model_export.checkpoints.training_run import load_training_run
 from model_export.errors import ExportError
 from model_export.export.from_weights import export_model
 from model_export.export.reduce import Reduced, Sample, reduce_bundle
-from model_export.graphs.precision import FP32_OPERATORS, adversarial_images, to_fp16
+from model_export.graphs.precision import FP32_OPERATORS, to_fp16
 from service.errors import ConfigurationError
 from service.model.engine.engine import OnnxEngine
 from service.model.loading import load_bundle
@@ -91,6 +91,23 @@ def with_outliers(model: ModelProto) -> ModelProto:
             values[..., :3] += 900
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     return changed
+
+
+def adversarial_images(height: int, width: int) -> np.ndarray:
+    """Return pictures at the edges of the byte range: uint8 ``[6, height, width, 3]``.
+
+    Black, white, one channel alone, a checkerboard of single pixels, stripes, and noise of the two extremes.
+    """
+    low, high = 0, 255
+    board = np.indices((height, width)).sum(axis=0) % 2
+    stripes = np.broadcast_to(np.arange(width) % 2, (height, width))
+    images = np.full((6, height, width, 3), low, dtype=np.uint8)
+    images[1] = high
+    images[2, :, :, 0] = high
+    images[3] = (board * high)[..., None]
+    images[4] = (stripes * high)[..., None]
+    images[5] = np.random.default_rng(0).integers(0, 2, (height, width, 3)) * high
+    return images
 
 
 def test_fp16_stays_finite_and_near_where_a_plain_conversion_does_not(exported_vit: Exported) -> None:
