@@ -17,11 +17,13 @@ from pydantic import (
 from model_export.architectures.activations import Activation
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a file of settings: immutable, unknown keys refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _TransformerSection(_Section):
+class _TransformerSection(Section):
     mlp_width: PositiveInt | None = None
     """Channels inside the MLPs; by default four times the width."""
 
@@ -56,7 +58,7 @@ class VisionTransformerConfig(_TransformerSection):
         return self
 
 
-class ModifiedResNetConfig(_Section):
+class ModifiedResNetConfig(Section):
     """The paper's ResNet: three-convolution stem, average-pool downsampling, attention pooling."""
 
     kind: Literal["modified_resnet"] = "modified_resnet"
@@ -81,7 +83,7 @@ WHITENED: Final = 24
 """Channels of a whitening stem: the 12 directions of a 2x2 patch of 3 colours, and their negatives."""
 
 
-class ResidualConvConfig(_Section):
+class ResidualConvConfig(Section):
     """A small residual convolutional tower for small images, where a ViT has too little to learn from."""
 
     kind: Literal["residual_conv"] = "residual_conv"
@@ -137,7 +139,7 @@ class TextTransformerConfig(_TransformerSection):
         return self
 
 
-class ClipConfig(_Section):
+class ClipConfig(Section):
     """Both towers and the joint space."""
 
     embed_dim: PositiveInt = 512

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
+
+from model_export.architectures.config import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Transformer(_Section):
+class _Transformer(Section):
     width: PositiveInt = 768
     layers: PositiveInt = 12
     heads: PositiveInt = 12
@@ -61,7 +59,7 @@ class SiglipTextConfig(_Transformer):
         return self
 
 
-class SiglipConfig(_Section):
+class SiglipConfig(Section):
     """Both towers."""
 
     image: SiglipImageConfig = SiglipImageConfig()

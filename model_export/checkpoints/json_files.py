@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from model_export.errors import SourceError
+from model_export.errors import SourceError, problems
 from model_export.files import decoded, read
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -37,8 +37,4 @@ def checked(model: type[_Model], fields: dict[str, Any], path: Path) -> _Model:
     try:
         return model.model_validate(fields)
     except ValidationError as exc:
-        problems = "; ".join(
-            f"{'.'.join(map(str, error['loc'])) or 'content'}: {error['msg'].removeprefix('Value error, ')}"
-            for error in exc.errors()
-        )
-        raise SourceError(f"{path}: {problems}") from exc
+        raise SourceError(f"{path}: {problems(exc)}") from exc

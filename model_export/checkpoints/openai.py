@@ -26,7 +26,7 @@ from model_export.checkpoints.key_tables import CLIP
 from model_export.checkpoints.layouts import is_open_clip
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.weight_files.tensors import is_script_archive, peek_names, read_tensors
-from model_export.errors import SourceError
+from model_export.errors import SourceError, problems
 
 HEAD_WIDTH: Final = 64
 """Channels of one attention head in every model that OpenAI published."""
@@ -124,8 +124,7 @@ def _config_of_shapes(weights: Mapping[str, Tensor], activation: Activation, pat
             ),
         )
     except ValidationError as exc:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
-        raise SourceError(f"{path}: its shapes are not those of a CLIP ({problems})") from exc
+        raise SourceError(f"{path}: its shapes are not those of a CLIP ({problems(exc)})") from exc
 
 
 def _vit(weights: Mapping[str, Tensor], activation: Activation, path: Path) -> VisionTransformerConfig:

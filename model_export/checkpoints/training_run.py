@@ -21,7 +21,7 @@ from model_export.checkpoints.model_source import (
     load_weights,
     text_section,
 )
-from model_export.errors import SourceError
+from model_export.errors import SourceError, problems
 from model_export.files import decoded, read
 from service.model.manifest import DEFAULT_TEMPLATES, Alias, FileEntry, ImageSection, Provenance, Slug, SoftmaxScoring
 
@@ -131,11 +131,7 @@ def _read_config(path: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(fields)
     except ValidationError as exc:
-        problems = "; ".join(
-            f"{'.'.join(map(str, error['loc'])) or 'content'}: {error['msg'].removeprefix('Value error, ')}"
-            for error in exc.errors()
-        )
-        raise SourceError(f"{path}: {problems}") from exc
+        raise SourceError(f"{path}: {problems(exc)}") from exc
 
 
 def _read_recipe(path: Path) -> dict[str, JsonValue]:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -19,16 +17,12 @@ from pydantic import (
 )
 
 from model_export.architectures.activations import Activation
-from model_export.architectures.config import ImageTowerConfig, ResidualConvConfig
+from model_export.architectures.config import ImageTowerConfig, ResidualConvConfig, Section
 from model_export.data.parquet import Columns
-from model_export.errors import RecipeError
+from model_export.errors import RecipeError, problems
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ColumnsSection(_Section):
+class ColumnsSection(Section):
     """Names of the Parquet columns."""
 
     image: str = "image"
@@ -40,7 +34,7 @@ class ColumnsSection(_Section):
         return Columns(self.image, self.text, self.label)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Where the pairs are, and how they are read."""
 
     files: tuple[Path, ...] = Field(min_length=1)
@@ -50,7 +44,7 @@ class DataSection(_Section):
     workers: NonNegativeInt = 2
 
 
-class AugmentSection(_Section):
+class AugmentSection(Section):
     """See :class:`model_export.data.augment.Augmentation`."""
 
     crop_area: tuple[float, float] = (0.9, 1.0)
@@ -67,12 +61,12 @@ class AugmentSection(_Section):
         return self
 
 
-class CaptionsSection(_Section):
+class CaptionsSection(Section):
     """How a caption is drawn from a pair's noun and class, and the template sets that the bundle carries."""
 
     templates: tuple[str, ...] = Field(min_length=1)
     class_name_share: float = Field(default=0.5, ge=0, le=1)
-    template_sets: dict[str, tuple[str, ...]] = {"default": ("a photo of a {}.",), "none": ("{}",)}
+    template_sets: dict[str, tuple[str, ...]] = Field(default={"default": ("a photo of a {}.",), "none": ("{}",)})
 
     @model_validator(mode="after")
     def _one_placeholder(self) -> CaptionsSection:
@@ -86,7 +80,7 @@ class CaptionsSection(_Section):
         return self
 
 
-class ImageInputSection(_Section):
+class ImageInputSection(Section):
     """How the service prepares a picture for this model, and the normalisation inside the graph (0..1 units)."""
 
     resize: Literal["shortest", "squash"] = "shortest"
@@ -96,7 +90,7 @@ class ImageInputSection(_Section):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.26862954, 0.26130258, 0.27577711)
 
 
-class TextSection(_Section):
+class TextSection(Section):
     """The text tower; its token ids are set by the tokenizer that is trained."""
 
     vocab_size: PositiveInt = 49408
@@ -107,7 +101,7 @@ class TextSection(_Section):
     activation: Activation = "quick_gelu"
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """Both towers and the joint space."""
 
     embed_dim: PositiveInt = 512
@@ -115,7 +109,7 @@ class ModelSection(_Section):
     text: TextSection = TextSection()
 
 
-class PhaseSection(_Section):
+class PhaseSection(Section):
     """From the share ``start`` of the run on, train at ``size`` pixels, ``zoom_share`` of the pictures zoomed into."""
 
     start: float = Field(ge=0, lt=1)
@@ -123,7 +117,7 @@ class PhaseSection(_Section):
     zoom_share: float = Field(default=0.0, ge=0, le=1)
 
 
-class OptimSection(_Section):
+class OptimSection(Section):
     """Optimisation; the defaults are the paper's for ViTs, but for batch and warm-up."""
 
     epochs: PositiveInt = 32
@@ -141,7 +135,7 @@ class OptimSection(_Section):
     phases: tuple[PhaseSection, ...] = ()
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything that decides a run, but for the machine it runs on."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -191,8 +185,7 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors())
-        msg = f"{path}: {problems}"
+        msg = f"{path}: {problems(error, root='recipe')}"
         raise RecipeError(msg) from error
     files = tuple(((data or path.parent) / file).resolve() for file in recipe.data.files)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})

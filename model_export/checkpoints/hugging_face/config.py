@@ -16,7 +16,7 @@ from model_export.architectures.config import ClipConfig, TextTransformerConfig,
 from model_export.architectures.layers import LAYER_NORM_EPS
 from model_export.architectures.siglip_config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.checkpoints.json_files import checked
-from model_export.errors import SourceError
+from model_export.errors import SourceError, messages
 
 LEGACY_END_OF_TEXT: Final = 2
 """What older CLIP configurations say of ``eos_token_id``, whatever it is: transformers then takes the highest id of a
@@ -239,4 +239,4 @@ def _activation(
 
 
 def _misfit(exc: ValidationError, path: Path) -> SourceError:
-    return SourceError(f"{path}: {'; '.join(error['msg'].removeprefix('Value error, ') for error in exc.errors())}")
+    return SourceError(f"{path}: {messages(exc)}")

@@ -18,7 +18,7 @@ from model_export.architectures.siglip_config import SiglipConfig, SiglipImageCo
 from model_export.checkpoints.assembly import PAD_ID
 from model_export.checkpoints.json_files import checked
 from model_export.checkpoints.open_clip.schema import TIMM_SIGLIP, Gelu, OpenClip, OpenSiglip, Preprocess, Side
-from model_export.errors import SourceError
+from model_export.errors import SourceError, messages
 from service.model.manifest import ImageSection, Rgb
 
 TIMM_WIDTHS: Final[Mapping[str, Mapping[str, int]]] = {
@@ -167,4 +167,4 @@ def _rgb(value: float | Rgb | None, default: Rgb) -> Rgb:
 
 
 def _misfit(exc: ValidationError, path: Path) -> SourceError:
-    return SourceError(f"{path}: {'; '.join(error['msg'].removeprefix('Value error, ') for error in exc.errors())}")
+    return SourceError(f"{path}: {messages(exc)}")
