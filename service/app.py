@@ -30,11 +30,14 @@ from service.api.problems.schemas import OpenAIError, PlainError, Problem
 from service.api.request.memory_budget import BodyRoom
 from service.api.services import Services
 from service.classification.classifier import Classifier
+from service.classification.embedder import Embedder
+from service.classification.pipeline import Pipeline
 from service.inference.registry import ModelRegistry
 from service.installation import VERSION
 from service.jobs.runner import JobRunner
 from service.jobs.use_cases import JobDesk
 from service.jobs.work import JobWork, Limits
+from service.label_sets.use_cases import LabelSets
 from service.labels.cache import TextCache, open_text_cache
 from service.monitoring.metrics import NO_STATE, Metrics
 from service.settings import Settings
@@ -153,14 +156,17 @@ async def _start(
             registry = await asyncio.to_thread(ModelRegistry.load, services.settings, services.metrics)
         undo.push_async_callback(registry.close)
         await asyncio.to_thread(registry.warm)
-        classifier = Classifier(registry, cache, services.settings, services.metrics, store)
+        pipeline = Pipeline(registry, cache, services.settings, services.metrics)
+        label_sets = LabelSets(store, registry, pipeline.label_vectors, services.settings, services.metrics)
+        classifier = Classifier(pipeline, services.settings, services.metrics, label_sets)
         undo.push_async_callback(classifier.close)
-        classifier.label_sets.start()
+        label_sets.start()
     except Exception as exc:  # noqa: BLE001 - whatever it is, the lifecycle's listeners end the process with it
         services.lifecycle.failed(exc)
         return
     services.registry = registry
     services.ready_classifier = classifier
+    services.ready_embedder = Embedder(pipeline, services.settings)
     services.job_desk, runner = open_jobs(services, store)
     undo.push_async_callback(runner.close)
     # Before anybody is told of the end of the start: what a terminal then shows is not to be torn apart.

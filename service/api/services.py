@@ -42,36 +42,28 @@ class Services:
     job_desk: JobDesk | None = None
     registry: ModelRegistry | None = None
     ready_classifier: Classifier | None = None
+    ready_embedder: Embedder | None = None
     _large: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def models(self) -> ModelRegistry:
-        """The loaded models. Raises `NotReady` before they are."""
-        self.lifecycle.require_loaded()
-        if self.registry is None:
-            raise NotReady("The service is stopping.")
-        return self.registry
+        """Return the loaded models. Raises `NotReady` until they are loaded."""
+        return self._loaded(self.registry)
 
     @property
     def classifier(self) -> Classifier:
-        """The use case. Raises `NotReady` before the models are loaded."""
-        self.lifecycle.require_loaded()
-        if self.ready_classifier is None:
-            raise NotReady("The service is stopping.")
-        return self.ready_classifier
+        """Return the classifier. Raises `NotReady` until the models are loaded."""
+        return self._loaded(self.ready_classifier)
 
     @property
     def embedder(self) -> Embedder:
-        """The use case of vectors. Raises `NotReady` before the models are loaded."""
-        return Embedder(self.classifier, self.settings)
+        """Return the embedder. Raises `NotReady` until the models are loaded."""
+        return self._loaded(self.ready_embedder)
 
     @property
     def desk(self) -> JobDesk:
-        """Where files and batch jobs are taken in. Raises `NotReady` before the models are loaded."""
-        self.lifecycle.require_loaded()
-        if self.job_desk is None:
-            raise NotReady("The service is stopping.")
-        return self.job_desk
+        """Return the use cases of files and batch jobs. Raises `NotReady` until the models are loaded."""
+        return self._loaded(self.job_desk)
 
     def require_alive(self) -> None:
         """Raise `NotReady` where only a restart helps: the start failed, or a device's scheduler died."""
@@ -79,6 +71,12 @@ class Services:
             raise NotReady(f"The service could not start: {self.lifecycle.reason}.")
         if self.registry is not None and not self.registry.healthy:
             raise NotReady("A device's scheduler has died; the process must be started anew.")
+
+    def _loaded(self, part: T | None) -> T:
+        self.lifecycle.require_loaded()
+        if part is None:
+            raise NotReady("The service is stopping.")
+        return part
 
     async def parsed(self, body: bytes, parse: Callable[[], T]) -> T:
         """What `parse` makes of `body`, in a thread; large bodies one by one: JSON takes many times its bytes."""

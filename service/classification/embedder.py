@@ -1,7 +1,6 @@
-"""The use case beside classification: images and texts in, their vectors out, and scores of each against each.
+"""The use case of embedding: images and texts in, their vectors out, and the scores of each image against each text.
 
-The work goes the classifier's way: admission before an image is decoded, the decode pool, deadlines, the batcher's
-lanes, and the same cache of text vectors.
+It runs on the same pipeline as classification and shares its cache of text vectors.
 """
 
 import asyncio
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.classification.classifier import Classifier
-from service.classification.types import ImageSource, load_image
+from service.classification.pipeline import Pipeline
+from service.classification.types import ImageSource, Timings, load_image
 from service.concurrency import both, together
 from service.errors import (
     InvalidImage,
@@ -25,7 +24,7 @@ from service.errors import (
 from service.inference.batch_execution import Vectors
 from service.inference.served_model import Model
 from service.lanes import Lane
-from service.model.prompts import PLACEHOLDER, normalise_labels, prompts_for, validate_templates
+from service.model.prompts import PLACEHOLDER, normalise_labels, prompts_for
 from service.model.scoring import ScoringMethod, check_scoring, cosines, scores
 from service.settings import Settings
 
@@ -44,11 +43,14 @@ class EmbedQuery:
             one array.
         texts: any texts; the same one may stand twice.
         templates: what each text is filled into, as labels are: a set's name or the templates.
+        method, temperature: how `scores_of` will score the vectors; checked before any work is done.
     """
 
     images: Sequence[ImageSource | Pixels] | Pixels = ()
     texts: Sequence[str] = ()
     templates: str | tuple[str, ...] = AS_WRITTEN
+    method: ScoringMethod | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,10 @@ class Embedded:
 
 
 class Embedder:
-    """Embeds images and texts with the parts of a classifier. Holds nothing of its own."""
+    """Embeds images and texts. Closes nothing."""
 
-    def __init__(self, classifier: Classifier, settings: Settings) -> None:
-        self._classifier = classifier
+    def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+        self._pipeline = pipeline
         self._settings = settings
 
     async def embed(self, query: EmbedQuery, *, model: str | None = None, background: bool = False) -> Embedded:
@@ -85,25 +87,22 @@ class Embedder:
             InferenceFailed: the model failed.
         """
         self._check_counts(query)
-        async with self._classifier.accept(model) as (chosen, deadline):
-            templates = self._templates(chosen, query.templates)
-            images, (texts, tokens) = await both(
-                self._images(chosen, query.images, deadline, background),
-                self._texts(chosen, query.texts, templates, background),
-            )
-            return Embedded(chosen, images, texts, tokens)
+        chosen = self._pipeline.model(model)
+        with self._pipeline.accepted():
+            async with self._pipeline.deadline() as deadline:
+                check_scoring(chosen.manifest.scoring, query.method, query.temperature)
+                templates = self._pipeline.templates(chosen, query.templates)
+                images, (texts, tokens) = await both(
+                    self._images(chosen, query.images, deadline, background),
+                    self._texts(chosen, query.texts, templates, background),
+                )
+                return Embedded(chosen, images, texts, tokens)
 
     def _check_counts(self, query: EmbedQuery) -> None:
         if len(query.images) > (limit := self._settings.max_batch_images):
             raise PayloadTooLarge(f"The request has {len(query.images)} images; {limit} may be sent at once here.")
         if len(query.texts) > (limit := self._settings.max_embed_texts):
             raise PayloadTooLarge(f"The request has {len(query.texts)} texts; {limit} may be sent at once here.")
-
-    def _templates(self, model: Model, templates: str | tuple[str, ...]) -> tuple[str, ...]:
-        if isinstance(templates, str):
-            return model.template_set(templates)
-        settings = self._settings
-        return validate_templates(templates, max_templates=settings.max_templates, max_chars=settings.max_label_chars)
 
     async def _images(
         self,
@@ -116,28 +115,26 @@ class Embedder:
             return np.empty((0, model.engine.dim), np.float32)
         place = model.images.enter(len(images))
         background = background or len(images) > model.max_batch
-
         lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
+        pipeline = self._pipeline
 
         async def encoded(pixels: Pixels) -> Vectors:
-            done = await self._classifier.encode(
-                pixels, model, lane=lane, deadline=deadline, on_taken=lambda: place.leave(1)
+            return await pipeline.encode(
+                pixels, model, Timings(), lane=lane, deadline=deadline, on_taken=lambda: place.leave(1)
             )
-            vector: Vectors = done.vectors[0]
-            return vector
 
         async def one(image: ImageSource | Pixels) -> Vectors:
             if isinstance(image, np.ndarray):
                 return await encoded(image)
-            return await encoded(await self._classifier.decode(await load_image(image), model, lane=lane))
+            return await encoded(await pipeline.decode(await load_image(image), model, Timings(), lane=lane))
 
         async def in_turn(image: ImageSource | Pixels) -> Vectors:
             # Bounds what is decoded ahead, so that a large request does not fill the decode pool's queue.
             if isinstance(image, np.ndarray):
                 async with model.background_images:
                     return await encoded(image)
-            async with self._classifier.loaded(image) as data, model.background_images:
-                return await encoded(await self._classifier.decode(data, model, lane=lane))
+            async with pipeline.loaded(image) as data, model.background_images:
+                return await encoded(await pipeline.decode(data, model, Timings(), lane=lane))
 
         async def numbered(index: int, image: ImageSource | Pixels) -> Vectors:
             try:
@@ -145,7 +142,7 @@ class Embedder:
             except (InvalidImage, UnsupportedImageFormat) as exc:
                 raise type(exc)(f"Image {index}: {exc.detail}") from exc
 
-        with self._classifier.counted(model, len(images)):
+        with pipeline.counted(model, len(images)):
             try:
                 return np.stack(await together([numbered(index, image) for index, image in enumerate(images)]))
             finally:
@@ -162,8 +159,8 @@ class Embedder:
             return np.empty((0, model.engine.dim), np.float32), 0
         rows, distinct, tokens = await asyncio.to_thread(self._prepare, model, texts, templates)
         lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
-        matrix = await self._classifier.label_matrix(model, distinct, templates, lane=lane)
-        return matrix[rows], tokens
+        matrix = await self._pipeline.label_matrix(model, distinct, templates, Timings(), lane=lane)
+        return matrix.vectors[rows], tokens
 
     def _prepare(
         self, model: Model, texts: Sequence[str], templates: tuple[str, ...]

@@ -119,6 +119,14 @@ def check_scoring(
         raise InvalidScoring("A cosine has no temperature; leave it out, or score by 'softmax'.")
 
 
+def check_ranking(top_k: int | None = None, min_score: float | None = None) -> None:
+    """Raise InvalidScoring if `top_k` is below 1 or `min_score` is not finite."""
+    if top_k is not None and top_k < 1:
+        raise InvalidScoring("top_k must be at least 1.")
+    if min_score is not None and not math.isfinite(min_score):
+        raise InvalidScoring("min_score must be a finite number.")
+
+
 def rank(scores: Vectors, top_k: int | None = None, min_score: float | None = None) -> Indices:
     """Order labels by falling score, equal scores by index.
 
@@ -131,12 +139,9 @@ def rank(scores: Vectors, top_k: int | None = None, min_score: float | None = No
         intp `[kept]`, indices into `scores`.
 
     Raises:
-        InvalidScoring: `top_k` below 1, or `min_score` not finite.
+        InvalidScoring: as `check_ranking`.
     """
-    if top_k is not None and top_k < 1:
-        raise InvalidScoring("top_k must be at least 1.")
-    if min_score is not None and not math.isfinite(min_score):
-        raise InvalidScoring("min_score must be a finite number.")
+    check_ranking(top_k, min_score)
     if top_k is None or top_k * _FEW > len(scores):
         order = np.argsort(-scores, kind="stable")[:top_k]
     else:

@@ -24,7 +24,8 @@ from PIL import Image
 
 from service.api.request.fields import parse_json_object, validated
 from service.classification.classifier import Classifier
-from service.classification.types import LabelQuery, ScoringOptions
+from service.classification.pipeline import Pipeline
+from service.classification.types import LabelQuery, ScoringOptions, Timings
 from service.inference.batch_execution import Vectors
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
@@ -77,7 +78,8 @@ class Service:
         self._registry = ModelRegistry.of([(bundle, Texts(engine))], chosen, self._metrics)
         self._registry.warm()
         self.cache = open_text_cache(chosen, self._metrics)
-        self.classifier = Classifier(self._registry, self.cache, chosen, self._metrics)
+        self.pipeline = Pipeline(self._registry, self.cache, chosen, self._metrics)
+        self.classifier = Classifier(self.pipeline, chosen, self._metrics)
         self.model = self._registry.get()
 
     async def classify(self, image: bytes, labels: tuple[str, ...]) -> None:
@@ -160,7 +162,7 @@ async def cold(bundle: Bundle, engine: OnnxEngine) -> dict[str, Any]:
     padding = ((0, 0), (0, context - ids.shape[1]))
     padded = np.pad(ids[:_PADDED], padding, constant_values=bundle.manifest.text.pad_id)
     padded_rate = _PADDED / _best(lambda: engine.encode_texts(padded), times=2)
-    whole = await seconds(lambda: service.classifier.label_matrix(service.model, texts, ("{}",)))
+    whole = await seconds(lambda: service.pipeline.label_matrix(service.model, texts, ("{}",), Timings()))
     await service.close()
     return {
         "tokens": ids.shape[1],
@@ -189,8 +191,8 @@ async def large_set(bundle: Bundle, engine: OnnxEngine) -> dict[str, Any]:
             longest = max(longest, time.perf_counter() - before)
 
     watcher = asyncio.create_task(watch())
-    first = await seconds(lambda: service.classifier.label_matrix(service.model, names, ("{}",)))
-    again = await seconds(lambda: service.classifier.label_matrix(service.model, names, ("{}",)))
+    first = await seconds(lambda: service.pipeline.label_matrix(service.model, names, ("{}",), Timings()))
+    again = await seconds(lambda: service.pipeline.label_matrix(service.model, names, ("{}",), Timings()))
     watcher.cancel()
     await asyncio.gather(watcher, return_exceptions=True)
     await service.close()

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from service.classification.classifier import Classifier
+from service.classification.pipeline import Pipeline
 from service.classification.types import Classification, LabelQuery, ScoringOptions
 from service.inference.registry import ModelRegistry
 from service.labels.cache import TextCache, open_text_cache
@@ -27,6 +28,7 @@ class Rig:
     """All parts of one classifier."""
 
     classifier: Classifier
+    pipeline: Pipeline
     engine: FakeEngine
     registry: ModelRegistry
     metrics: Metrics
@@ -60,9 +62,10 @@ async def classifying(
 
     registry = await asyncio.to_thread(load)
     cache = open_text_cache(chosen, metrics)
-    classifier = Classifier(registry, cache, chosen, metrics)
+    pipeline = Pipeline(registry, cache, chosen, metrics)
+    classifier = Classifier(pipeline, chosen, metrics)
     try:
-        yield Rig(classifier, fake, registry, metrics, cache)
+        yield Rig(classifier, pipeline, fake, registry, metrics, cache)
     finally:
         fake.gate.set()
         await classifier.close()

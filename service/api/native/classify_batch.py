@@ -149,8 +149,7 @@ async def _results(services: Services, batch: _Batch) -> AsyncGenerator[Result]:
 def _classified(
     services: Services, parsed: ClassifyRequest, images: AsyncIterator[ImageSource] | Sequence[ImageSource]
 ) -> AsyncGenerator[tuple[int, Classification | AnyclassError]]:
-    results = services.classifier.classify_many(images, parsed.query, parsed.options, model=parsed.model)
-    return cast("AsyncGenerator[tuple[int, Classification | AnyclassError]]", results)
+    return services.classifier.classify_many(images, parsed.query, parsed.options, model=parsed.model)
 
 
 async def _document(

@@ -35,7 +35,6 @@ from service.api.timing import server_timing
 from service.classification.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
 from service.errors import NotReady, UnknownModel
 from service.inference.served_model import Model
-from service.model.scoring import check_scoring
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 
@@ -142,8 +141,13 @@ async def _infer(request: Request, chosen: Model) -> Response:
     inferred = await services.parsed(body, lambda: read_infer(body, header_length, limits, services.image_fetcher))
     wanted = _wanted(inferred)
     parameters = inferred.request.parameters
-    check_scoring(chosen.manifest.scoring, parameters.scoring, parameters.temperature)
-    query = EmbedQuery(inferred.images, inferred.texts, _templates(parameters.templates))
+    query = EmbedQuery(
+        inferred.images,
+        inferred.texts,
+        _templates(parameters.templates),
+        method=parameters.scoring,
+        temperature=parameters.temperature,
+    )
     embedded = await unless_client_goes(request, services.embedder.embed(query, model=chosen.name))
     content, json_length = await asyncio.to_thread(_answer, inferred.request, embedded, wanted)
     headers = {"server-timing": server_timing(request.state.started, None)}

@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from service.classification.classifier import Classifier
+from service.classification.pipeline import Pipeline
 from service.classification.types import Classification, LabelQuery, Prediction, ScoringOptions
 from service.cli.inputs import read_at_most
 from service.cli.remote.client import RemoteError, Service, document
@@ -51,8 +52,7 @@ async def classified_here(
 
     async with _classifier(settings) as classifier:
         on_ready()
-        results = classifier.classify_many(sources(), query, options)
-        async with aclosing(cast("AsyncGenerator[tuple[int, Classification | AnyclassError]]", results)) as answers:
+        async with aclosing(classifier.classify_many(sources(), query, options)) as answers:
             async for index, answer in answers:
                 if isinstance(answer, DeviceLost):
                     raise answer
@@ -115,7 +115,7 @@ async def _classifier(settings: Settings) -> AsyncIterator[Classifier]:
         await asyncio.to_thread(registry.warm)
         cache = open_text_cache(settings, metrics)
         undo.push_async_callback(cache.close)
-        classifier = Classifier(registry, cache, settings, metrics)
+        classifier = Classifier(Pipeline(registry, cache, settings, metrics), settings, metrics)
         undo.push_async_callback(classifier.close)
         yield classifier
 

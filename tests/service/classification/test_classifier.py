@@ -436,7 +436,7 @@ async def test_answers_come_as_soon_as_they_are_known(rig: Rig) -> None:
 async def test_stopping_early_drops_the_rest(rig: Rig) -> None:
     """Closing the iterator cancels what is under way; nothing is left waiting."""
     query = LabelQuery(("a",), "none")
-    async with aclosing(rig.classifier.classify_many([picture()] * 50, query, ScoringOptions())) as answers:  # type: ignore[type-var]
+    async with aclosing(rig.classifier.classify_many([picture()] * 50, query, ScoringOptions())) as answers:
         async for index, _ in answers:
             if index == 3:
                 break

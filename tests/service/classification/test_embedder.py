@@ -25,8 +25,8 @@ RED, GREEN = picture("red"), picture("green")
 
 
 def embedder(rig: Rig, **settings: Any) -> Embedder:
-    """An embedder on the parts of the rig's classifier."""
-    return Embedder(rig.classifier, Settings(**settings))
+    """Return an embedder on the rig's pipeline."""
+    return Embedder(rig.pipeline, Settings(**settings))
 
 
 async def test_images_and_texts_in_their_order(tmp_path: Path) -> None:
@@ -176,3 +176,11 @@ async def test_scores_are_checked(tmp_path: Path) -> None:
         done = await embedder(rig).embed(EmbedQuery([RED], ["a"]))
         with pytest.raises(InvalidScoring):
             scores_of(done, "sigmoid")
+
+
+async def test_scoring_is_checked_before_any_work(tmp_path: Path) -> None:
+    """A request that could not be scored reaches no encoder."""
+    async with classifying(tmp_path / "b") as rig:
+        with pytest.raises(InvalidScoring):
+            await embedder(rig).embed(EmbedQuery([RED], ["a"], method="sigmoid"))
+        assert [] == rig.engine.batches

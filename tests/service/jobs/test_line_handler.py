@@ -55,7 +55,7 @@ async def test_a_line_of_embeddings_goes_in_the_background_lane(tmp_path: Path) 
     """Its texts too, and its vectors are those of a request."""
     query = EmbedQuery([picture("red")], ["a text"])
     async with classifying(tmp_path) as rig:
-        embedder = Embedder(rig.classifier, Settings())
+        embedder = Embedder(rig.pipeline, Settings())
         with noted_lanes(rig) as lanes:
             line = await embedder.embed(query, background=True)
         assert {Lane.BACKGROUND} == lanes

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.classification.classifier import Classifier
+from service.classification.pipeline import Pipeline
 from service.classification.types import Classification, LabelQuery, ScoringOptions
 from service.errors import (
     AnyclassError,
@@ -59,6 +60,7 @@ class Replica:
     """One process of the service, as far as label sets go."""
 
     classifier: Classifier
+    pipeline: Pipeline
     engine: FakeEngine
     settings: Settings
 
@@ -70,7 +72,7 @@ class Replica:
     @property
     def model(self) -> Model:
         """Its model."""
-        return self.classifier._models.get()
+        return self.pipeline.model(None)
 
     def definition(self, *labels: str, templates: Any = "none", **descriptions: list[str]) -> Definition:
         """A set of these labels; `descriptions` by label."""
@@ -108,11 +110,13 @@ async def replica(
 
     registry = await asyncio.to_thread(load)
     state = store or DirectoryStateStore(path / "state")
-    classifier = Classifier(registry, MemoryTextCache(100_000, metrics), settings, metrics, state)
+    pipeline = Pipeline(registry, MemoryTextCache(100_000, metrics), settings, metrics)
+    label_sets = LabelSets(state, registry, pipeline.label_vectors, settings, metrics)
+    classifier = Classifier(pipeline, settings, metrics, label_sets)
     if start:
         classifier.label_sets.start()
     try:
-        yield Replica(classifier, engine, settings)
+        yield Replica(classifier, pipeline, engine, settings)
     finally:
         engine.gate.set()
         await classifier.close()
@@ -204,7 +208,7 @@ async def test_a_large_set_is_computed_in_the_background(tmp_path: Path) -> None
         assert len(labels) == answer.labels
         np.testing.assert_array_equal(
             (await one.sets.resolve("large", one.model)).vectors,
-            (await one.classifier._label_vectors.matrix(one.model, labels, ("{}",))).vectors,
+            (await one.pipeline.label_vectors.matrix(one.model, labels, ("{}",))).vectors,
         )
     assert len(set(one.engine.texts)) == len(one.engine.texts)
 
