@@ -1,4 +1,4 @@
-"""Coroutines side by side: all or none, in order, off the event loop."""
+"""Helpers for concurrent work: all or none, in order, off the event loop."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -11,11 +11,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MANY: Final = 1_024
-"""Items from which on work belongs in a thread."""
+"""Number of items from which work runs in a thread."""
 
 
 async def both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -> tuple[A, B]:
-    """Run two coroutines; if one fails, cancel the other and wait for its end before raising the failure."""
+    """Run two coroutines; see `together`."""
     one, two = await together([first, second])
     return one, two
 
@@ -23,7 +23,8 @@ async def both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) ->
 async def together(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Run coroutines and return their results in order.
 
-    Unlike `asyncio.TaskGroup` this raises the first failure itself, not a group of them.
+    If one fails, cancel the others and wait for their end before raising. Unlike `asyncio.TaskGroup` this raises the
+    first failure itself, not an exception group.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
@@ -38,17 +39,18 @@ async def together(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def run_off_loop(items: int, work: Callable[[], A], executor: Executor | None = None) -> A:
+async def run_off_loop(items: int, work: Callable[[], A], executor: Executor | None = None, *, many: int = MANY) -> A:
     """Run `work` on `items` items: at once if they are few, in a thread if they would block the event loop.
 
-    `work` must be Python code: a single long call into C blocks every thread, this one too.
+    `work` must be Python code, or C code that releases the GIL: otherwise one long call blocks every thread.
 
     Args:
-        items: number of items; fewer than `MANY` run at once.
+        items: number of items, or of bytes; fewer than `many` run at once.
         work: takes no arguments.
-        executor: where to run; the event loop's default executor if None.
+        executor: the event loop's default executor if None.
+        many: number of items from which `work` runs in a thread.
     """
-    if items < MANY:
+    if items < many:
         return work()
     return await asyncio.get_running_loop().run_in_executor(executor, work)
 
@@ -58,10 +60,10 @@ async def in_order(
 ) -> AsyncGenerator[R]:
     """Yield `work(index, item)` for each item, in the items' order.
 
-    At most `limit` items are started and not yet yielded. The next item is awaited while earlier ones are in work.
-    Close the generator (`contextlib.aclosing`) to stop early: work under way is cancelled and awaited.
+    At most `limit` items are started and not yet yielded. The next item is awaited while earlier ones are processed.
+    Close the generator (`contextlib.aclosing`) to stop early: started work is then cancelled and awaited.
 
-    Raises: what `work` raises for an item, at its turn; what the items raise, after the results of those before.
+    Raises: the exception of `work` for an item, at its turn; an exception of `items`, after all results before it.
     """
     results: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
     free = asyncio.Semaphore(limit)

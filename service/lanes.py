@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Lane(IntEnum):
-    """Interactive work goes first at every batch boundary; background work has a floor."""
+    """Interactive work goes first at every batch boundary; background work keeps a guaranteed share."""
 
     INTERACTIVE = 0
     BACKGROUND = 1

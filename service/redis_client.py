@@ -1,4 +1,4 @@
-"""Connections to a Redis, as the text cache, the rate limits and the state use them, and what is wrong with one."""
+"""Redis connections, error diagnosis and a circuit breaker, for the text cache, the rate limits and the state store."""
 
 import time
 from collections.abc import Callable
@@ -13,36 +13,41 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.monitoring.metrics import Failure
 
+redis_timed_out: Final[ContextVar[bool]] = ContextVar("redis_timed_out", default=False)
+"""Set once Redis has failed or timed out in the current request, so that the request does not wait for it again."""
 
-def connection_pool(url: str, *, password: str | None, most: int) -> BlockingConnectionPool:
-    """Return a pool that connects with its first use, and tries nothing twice: who uses it has its own time limit.
+_FAILURES_TO_OPEN: Final = 3
+
+
+def connection_pool(url: str, *, password: str | None, max_connections: int) -> BlockingConnectionPool:
+    """Return a lazy connection pool without retries; callers set their own timeouts.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
-        password: used where the URL has none.
-        most: connections at the same time; who finds none free waits.
+        password: used if the URL has none.
+        max_connections: further callers wait for a free connection.
     """
     return BlockingConnectionPool.from_url(
         url,
-        max_connections=most,
-        timeout=None,  # the time limit around each command counts the wait for a connection too
+        max_connections=max_connections,
+        timeout=None,  # callers' timeouts include the wait for a connection
         protocol=2,
         decode_responses=False,
-        driver_info=None,  # else every new connection reads the package's metadata from disk, on the event loop
+        driver_info=None,  # the default reads the package's metadata from disk, on the event loop, for each connection
         retry=Retry(NoBackoff(), 0),
         **({} if password is None else {"password": password}),
     )
 
 
 def diagnose(error: Exception) -> tuple[Failure, str]:
-    """The kind of a failure as the metrics have it, and what Redis does, as the end of a sentence for the log.
+    """Return the failure's kind for the metrics, and the predicate of a log sentence about Redis.
 
-    Never the error's own text: it may quote keys, or an address with credentials.
+    Neither quotes the error's own text, which may contain keys or an address with credentials.
     """
     match error:
         case TimeoutError() | RedisTimeoutError():
             return "timeout", "does not answer in time"
-        case AuthenticationError() | AuthorizationError():  # redis-py takes them for troubles of the connection
+        case AuthenticationError() | AuthorizationError():  # subclasses of ConnectionError in redis-py
             return "refused", "refuses the password"
         case BusyLoadingError():
             return "refused", "is still loading its data"
@@ -52,15 +57,8 @@ def diagnose(error: Exception) -> tuple[Failure, str]:
             return "connection", "cannot be reached"
 
 
-_FAILURES_TO_OPEN: Final = 3
-
-
-given_up: Final[ContextVar[bool]] = ContextVar("given_up", default=False)
-"""Whether this request has already lost its time limit to Redis, elsewhere; then it is not asked again."""
-
-
 class Breaker:
-    """Leaves a failing thing alone: after `_FAILURES_TO_OPEN` failures in a row one attempt every `retry_s`."""
+    """A circuit breaker: opens after `_FAILURES_TO_OPEN` failures in a row, then allows one attempt every `retry_s`."""
 
     def __init__(self, retry_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._retry_s = retry_s
@@ -70,11 +68,11 @@ class Breaker:
 
     @property
     def closed(self) -> bool:
-        """Whether all goes well."""
+        """Return whether attempts are unrestricted."""
         return self._failures < _FAILURES_TO_OPEN
 
     def allows(self) -> bool:
-        """Whether to try now; while open, a True is the one attempt of this interval."""
+        """Return whether to try now. While open, returning True uses up the attempt of the current interval."""
         if self.closed:
             return True
         now = self._clock()
@@ -84,11 +82,11 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """Close."""
+        """Reset the failure count and close."""
         self._failures = 0
 
     def failed(self, *, at_once: bool = False) -> None:
-        """Count a failure; enough of them, or one with `at_once`, open."""
+        """Count a failure; open if that makes enough of them, or if `at_once`."""
         self._failures += _FAILURES_TO_OPEN if at_once else 1
         if not self.closed:
             self._next_attempt = self._clock() + self._retry_s

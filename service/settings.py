@@ -25,7 +25,7 @@ _LINK: Final = re.compile(rf"{ENV_PREFIX}(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|
 _SERVICE_HOST: Final = "_SERVICE_HOST"
 _ALIKE: Final = 0.8
 
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 Compute = Literal["auto", "fp32", "bf16"]
@@ -177,8 +177,8 @@ class Settings(BaseSettings):
         except ValueError:
             # The message would quote what stands in the port's place: often a password with a slash in it.
             raise ValueError("is not a URL; percent-encode the password, or set it apart") from None
-        if parts.scheme not in _REDIS_SCHEMES:
-            raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in _REDIS_SCHEMES)}")
+        if parts.scheme not in REDIS_SCHEMES:
+            raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in REDIS_SCHEMES)}")
         return value
 
     @field_validator("state_url")
@@ -187,7 +187,7 @@ class Settings(BaseSettings):
         scheme, separator, _ = ("" if value is None else value.get_secret_value()).partition("://")
         if value is None or not separator or scheme == "file":
             return value
-        if scheme not in _REDIS_SCHEMES:
+        if scheme not in REDIS_SCHEMES:
             raise ValueError("must be a path, or start with one of file://, redis://, rediss://, unix://")
         return cls._usable_url(value)
 

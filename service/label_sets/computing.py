@@ -26,7 +26,6 @@ from service.errors import (
     StateCorrupt,
     StateUnavailable,
 )
-from service.inference.batch_execution import Vectors
 from service.inference.served_model import Model
 from service.label_sets.definition import Definition
 from service.label_sets.storage import BLOCK, Head, LabelSetRecords, VectorsId
@@ -34,7 +33,7 @@ from service.labels.cache_keys import vector_identity
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
 from service.model.prompts import prompts_for
-from service.model.scoring import class_vectors
+from service.model.scoring import Vectors, class_vectors
 from service.monitoring.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)

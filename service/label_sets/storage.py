@@ -19,15 +19,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import StateCorrupt
-from service.inference.batch_execution import Vectors
 from service.label_sets.definition import Definition, definition_from_json
+from service.model.scoring import STORED_FLOAT32, Vectors
 from service.state.protocol import StateStore
 
 BLOCK: Final = 1_024
 """Labels whose vectors are computed and kept together."""
 
 _ROOT: Final = "label-sets/"
-_STORED: Final = np.dtype("<f4")
 _UNIT_TOLERANCE: Final = 1e-3
 _VERSION_CHARS: Final = 32
 
@@ -153,16 +152,16 @@ class LabelSetRecords:
 
     async def write_block(self, which: VectorsId, block: int, vectors: Vectors) -> None:
         """Keep float32 `[labels, dim]`."""
-        await self._store.put_blob(which.key(block), vectors.astype(_STORED, copy=False).tobytes())
+        await self._store.put_blob(which.key(block), vectors.astype(STORED_FLOAT32, copy=False).tobytes())
 
     async def block(self, which: VectorsId, block: int, *, rows: int, dim: int) -> Vectors | None:
         """Look up a block → float32 `[rows, dim]`, finite and of unit length."""
         content = await self._store.get_blob(which.key(block))
         if content is None:
             return None
-        if len(content) != rows * dim * _STORED.itemsize:
+        if len(content) != rows * dim * STORED_FLOAT32.itemsize:
             raise _corrupt(which.key(block))
-        vectors: Vectors = np.frombuffer(content, _STORED).astype(np.float32, copy=False).reshape(rows, dim)
+        vectors: Vectors = np.frombuffer(content, STORED_FLOAT32).astype(np.float32, copy=False).reshape(rows, dim)
         # Not so for NaN either.
         if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < _UNIT_TOLERANCE).all():
             raise _corrupt(which.key(block))

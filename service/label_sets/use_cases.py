@@ -5,7 +5,6 @@ import time
 from typing import Final
 
 from service.errors import InvalidTemplates, StateCorrupt, StateFull, StateUnavailable, VersionMismatch
-from service.inference.batch_execution import Vectors
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
 from service.label_sets.cleanup import Leftovers, Upkeep
@@ -17,6 +16,7 @@ from service.label_sets.status import Condition, LabelSetStatus, ModelStatus, un
 from service.label_sets.storage import BLOCK, Head, LabelSetRecords, StoredHead, new_version
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
+from service.model.scoring import Vectors
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from service.state.protocol import StateStore

@@ -1,1 +1,1 @@
-"""Labels to vectors: caches, keys, vectors under way."""
+"""Labels to vectors: caches, cache keys and pending vectors."""

@@ -1,67 +1,64 @@
-"""Where class vectors are kept between requests: in process, in Redis, or in both.
+"""Caches of class vectors between requests: in process, in Redis, or both.
 
-A cache is disposable: it may lose anything at any time, and no failure of one ever leaves it. Values are float32
-`[dim]`.
+A cache may lose any value at any time, and never raises because of its store. Values are float32 `[dim]`.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol
 
 from service.labels.redis_cache import RedisTextCache
+from service.model.scoring import Vectors
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
-Vector: TypeAlias = npt.NDArray[np.float32]
-Matrix: TypeAlias = npt.NDArray[np.float32]
-
 
 class TextCache(Protocol):
-    """A store of class vectors. Its methods never raise on account of the store."""
+    """A cache of class vectors. Its methods never raise because of the store."""
 
     async def check(self) -> None:
-        """Look at the store at the start, for the log and the metrics to say how it stands."""
+        """Check the store at start-up; report its state in the log and the metrics."""
         ...
 
-    async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vector | None]:
-        """Look up all keys; None for what is not there or is not float32 `[dim]` and finite. Not to be changed."""
+    async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
+        """Look up all keys; return None for values that are missing, not float32 `[dim]` or not finite.
+
+        Callers must not modify the vectors.
+        """
         ...
 
-    async def set_many(self, items: Mapping[str, Vector]) -> None:
-        """Keep all items, as far as the store can."""
+    async def set_many(self, items: Mapping[str, Vectors]) -> None:
+        """Store all items, as far as the store can."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
         ...
 
 
 class MemoryTextCache:
-    """The last `max_entries` vectors used, in this process."""
+    """Keeps the `max_entries` most recently used vectors in this process."""
 
     def __init__(self, max_entries: int, metrics: Metrics) -> None:
         self._max_entries = max_entries
         self._metrics = metrics
-        self._vectors: OrderedDict[str, Vector] = OrderedDict()
+        self._vectors: OrderedDict[str, Vectors] = OrderedDict()
 
     async def check(self) -> None:
-        """See `TextCache`. There is nothing to look at."""
+        """See `TextCache`. Has no effect."""
 
-    async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vector | None]:
-        """See `TextCache`. Does not give the event loop away."""
+    async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
+        """See `TextCache`. Does not yield to the event loop."""
         found = [self._get(key, dim) for key in keys]
         hits = sum(vector is not None for vector in found)
         self._metrics.looked_up("memory", "hit", hits)
         self._metrics.looked_up("memory", "miss", len(keys) - hits)
         return found
 
-    async def set_many(self, items: Mapping[str, Vector]) -> None:
-        """See `TextCache`. Does not give the event loop away."""
+    async def set_many(self, items: Mapping[str, Vectors]) -> None:
+        """See `TextCache`. Does not yield to the event loop."""
         for key, vector in items.items():
-            # A row of a larger array would keep the whole of it alive.
+            # A row would keep its whole array in memory.
             kept = vector.copy() if vector.base is not None else vector
             kept.flags.writeable = False
             self._vectors[key] = kept
@@ -70,10 +67,10 @@ class MemoryTextCache:
             self._vectors.popitem(last=False)
 
     async def close(self) -> None:
-        """Forget everything."""
+        """Drop all vectors."""
         self._vectors.clear()
 
-    def _get(self, key: str, dim: int) -> Vector | None:
+    def _get(self, key: str, dim: int) -> Vectors | None:
         vector = self._vectors.get(key)
         if vector is None or vector.shape != (dim,):
             return None
@@ -82,19 +79,19 @@ class MemoryTextCache:
 
 
 class LayeredTextCache:
-    """A near cache before a far one: what is found far away is kept near."""
+    """Puts a near cache before a far one; vectors found in the far cache are copied to the near one."""
 
     def __init__(self, near: TextCache, far: TextCache) -> None:
         self._near = near
         self._far = far
 
     async def check(self) -> None:
-        """Look at both."""
+        """Check both."""
         await self._near.check()
         await self._far.check()
 
-    async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vector | None]:
-        """See `TextCache`; asks the far cache only for what is not near, all at once."""
+    async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
+        """See `TextCache`; asks the far cache once, for the keys that the near cache lacks."""
         found = await self._near.get_many(keys, dim=dim)
         absent = [index for index, vector in enumerate(found) if vector is None]
         if absent:
@@ -105,8 +102,8 @@ class LayeredTextCache:
             await self._near.set_many({keys[index]: vector for index, vector in fetched.items()})
         return found
 
-    async def set_many(self, items: Mapping[str, Vector]) -> None:
-        """See `TextCache`; the near cache has the items before the event loop is given away."""
+    async def set_many(self, items: Mapping[str, Vectors]) -> None:
+        """See `TextCache`; stores the items in the near cache before yielding to the event loop."""
         await self._near.set_many(items)
         await self._far.set_many(items)
 
@@ -117,22 +114,22 @@ class LayeredTextCache:
 
 
 class MatrixCache:
-    """Whole label matrices, float32 `[labels, dim]`, the last used up to a number of bytes."""
+    """Keeps the most recently used label matrices, float32 `[labels, dim]`, up to `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._matrices: OrderedDict[bytes, Matrix] = OrderedDict()
+        self._matrices: OrderedDict[bytes, Vectors] = OrderedDict()
 
-    def get(self, digest: bytes) -> Matrix | None:
+    def get(self, digest: bytes) -> Vectors | None:
         """Look up a matrix."""
         matrix = self._matrices.get(digest)
         if matrix is not None:
             self._matrices.move_to_end(digest)
         return matrix
 
-    def put(self, digest: bytes, matrix: Matrix) -> None:
-        """Keep a matrix; the one unused for longest makes room."""
+    def put(self, digest: bytes, matrix: Vectors) -> None:
+        """Store a matrix, made read-only; evict the least recently used ones if needed."""
         if digest in self._matrices or matrix.nbytes > self._max_bytes:
             return
         matrix.flags.writeable = False
@@ -143,9 +140,9 @@ class MatrixCache:
 
 
 def open_text_cache(settings: Settings, metrics: Metrics) -> TextCache:
-    """Make the cache that the settings ask for: memory, with Redis behind it where there is a `redis_url`.
+    """Create the cache of the settings: memory, with Redis behind it if `redis_url` is set.
 
-    Nothing is connected yet, and a Redis that is away is no reason not to start: `TextCache.check` only tells.
+    Does not connect. An unreachable Redis does not prevent the start: `TextCache.check` only reports it.
     """
     memory = MemoryTextCache(settings.cache_max_entries, metrics)
     if settings.redis_url is None:

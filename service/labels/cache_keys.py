@@ -1,4 +1,4 @@
-"""Under which key a class vector is kept: whatever decides it, and nothing else, goes into the hash."""
+"""Cache keys of class vectors: hashes of all inputs that determine a vector, and of nothing else."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from service.model.prompts import templates_digest
 
 
 def vector_identity(text_revision: str, numerics: str, templates: Sequence[str]) -> bytes:
-    """Join all that decides a class vector beside its label, each part preceded by its length.
+    """Join all inputs of a class vector except its label, each preceded by its length.
 
     Args:
-        text_revision: of the manifest.
-        numerics: provider and precision, for the same graph gives other numbers on another device.
+        text_revision: from the manifest.
+        numerics: provider and precision; the same graph gives different numbers on another device.
         templates: in order.
     """
     return b"".join(_prefixed(part) for part in (text_revision, numerics, templates_digest(templates)))
@@ -24,12 +24,12 @@ def class_vector_keys(prefix: str, identity: bytes, labels: Sequence[str]) -> li
 
 
 def labels_digest(labels: Sequence[str]) -> bytes:
-    """Identify normalised labels in this order. They hold no NUL, so it can part them."""
+    """Return a digest of normalised labels in this order. Labels contain no NUL, so NUL can separate them."""
     return hashlib.sha256("\0".join(labels).encode()).digest()
 
 
 def matrix_digest(identity: bytes, labels: bytes) -> bytes:
-    """Identify the class vectors of the labels of that `labels_digest`."""
+    """Return a digest of the class vectors of labels, given by their `labels_digest`."""
     return hashlib.sha256(identity + labels).digest()
 
 

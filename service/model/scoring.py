@@ -5,7 +5,7 @@ again; an image is compared to it by cosine.
 """
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from service.model.manifest import SigmoidScoring, SoftmaxScoring
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Indices: TypeAlias = npt.NDArray[np.intp]
 ScoringMethod: TypeAlias = Literal["softmax", "sigmoid", "cosine"]
+
+STORED_FLOAT32: Final = np.dtype("<f4")
+"""Byte format of vectors that are stored or sent: little-endian on every machine."""
 
 _SHORTEST_MEAN = 1e-6
 """A mean of unit vectors shorter than this is rounding noise: it points nowhere."""

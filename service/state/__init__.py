@@ -1,1 +1,1 @@
-"""The durable state: what must outlive the process and be the same for every replica. Never the cache."""
+"""Durable state: data that outlives the process and is the same for all replicas. The caches are not part of it."""

@@ -1,7 +1,7 @@
-"""State in a directory that several processes of one machine share, or of several where `flock` and rename work there.
+"""State in a directory, shared by processes of one machine, or of several if its file system has `flock` and rename.
 
-A file is written beside its place, flushed to the disk and renamed, so a reader sees the old or the new content and
-never a part, also when the writer is killed. Compare-and-set is done under a lock that ends with its holder.
+A file is written under a temporary name, flushed to disk and renamed. So readers see the old or the new content, never
+a part, even if the writer is killed. Compare-and-set holds a lock that is released when its process ends.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import filelock
 
 from service.errors import AnyclassError, ConfigurationError, StateUnavailable
 from service.state.framing import corrupt, new_version, seal, unseal
-from service.state.protocol import Entry, check_key, check_prefix
+from service.state.protocol import VersionedValue, check_key, check_prefix
 
 T = TypeVar("T")
 
@@ -31,17 +31,17 @@ _LOCKS: Final = 64
 _LOCK_TIMEOUT_S: Final = 5.0
 _LOCK_POLL_S: Final = 0.005
 _FILE_SUFFIX: Final = ",v"
-"""Holds a character that no key has, so that a file and a folder never want the same name."""
+"""Contains a character that no key has, so a file and a folder never have the same name."""
 _TEMPORARY: Final = ".tmp-"
 _ABANDONED_S: Final = 24 * 3600
 _ATTEMPTS: Final = 5
 
 
 class DirectoryStateStore:
-    """A `StateStore` in a directory, made with the first write. Files are for the service's user only."""
+    """A `StateStore` in a directory, created by the first write. Only the service's user can read the files."""
 
     def __init__(self, root: Path, *, asked_for: bool = True) -> None:
-        """`asked_for`: a directory that cannot be written to stops the start; without, it only fails what needs it."""
+        """Create the store. If `asked_for`, an unwritable directory prevents the start; else only operations fail."""
         self._root = root / "state-v1"
         self._values = self._root / "values"
         self._blobs = self._root / "blobs"
@@ -51,95 +51,96 @@ class DirectoryStateStore:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="anyclass-state")
 
     async def check(self) -> bool:
-        """See `StateStore`. Also removes what killed writers left, a day later.
+        """See `StateStore`. Also deletes temporary files of killed writers that are older than a day.
 
-        Nothing is made in the user's data folder before there is something to keep.
+        The fallback in the user's data folder is created only by the first write.
         """
         if not self._asked_for:
-            self._missing = not await self._aside(self._could_keep)
+            self._missing = not await self._in_thread(self._could_keep)
             if self._missing:
                 _LOG.warning(
                     "no state store: the user's data folder cannot be written to; label sets and batch jobs"
                     " answer 503 until ANYCLASS_STATE_URL names a place that can be"
                 )
             else:
-                await self._aside(self._tidy)
+                await self._in_thread(self._tidy)
             return not self._missing
         try:
-            await self._aside(self._prove_writable)
-            await self._aside(self._tidy)
+            await self._in_thread(self._prove_writable)
+            await self._in_thread(self._tidy)
         except StateUnavailable as exc:
             raise ConfigurationError("The state directory cannot be written to; see ANYCLASS_STATE_URL.") from exc
         return True
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str) -> VersionedValue | None:
         """See `StateStore`."""
         check_key(key)
-        return await self._aside(lambda: self._get(key))
+        return await self._in_thread(lambda: self._get(key))
 
     async def put(self, key: str, value: bytes, *, expected: str | None) -> str | None:
         """See `StateStore`."""
         check_key(key)
-        return await self._aside(lambda: self._put(key, value, expected))
+        return await self._in_thread(lambda: self._put(key, value, expected))
 
     async def delete(self, key: str, *, expected: str) -> bool:
         """See `StateStore`."""
         check_key(key)
-        return await self._aside(lambda: self._delete(key, expected))
+        return await self._in_thread(lambda: self._delete(key, expected))
 
     async def keys(self, prefix: str, *, after: str = "", limit: int) -> list[str]:
         """See `StateStore`."""
         check_prefix(prefix)
-        found = await self._aside(lambda: sorted(_walk(self._values, prefix)))
+        found = await self._in_thread(lambda: sorted(_walk(self._values, prefix)))
         return [key for key in found if key > after][:limit]
 
     async def put_blob(self, key: str, blob: bytes) -> None:
         """See `StateStore`."""
         check_key(key)
-        await self._aside(lambda: _write(_place(self._blobs, key), seal(blob)))
+        await self._in_thread(lambda: _write(_path(self._blobs, key), seal(blob)))
 
     async def get_blob(self, key: str) -> bytes | None:
         """See `StateStore`."""
         check_key(key)
-        return await self._aside(lambda: _read(_place(self._blobs, key), key))
+        return await self._in_thread(lambda: _read(_path(self._blobs, key), key))
 
     async def blob_keys(self, prefix: str) -> list[str]:
         """See `StateStore`."""
         check_prefix(prefix)
-        return await self._aside(lambda: sorted(_walk(self._blobs, prefix)))
+        return await self._in_thread(lambda: sorted(_walk(self._blobs, prefix)))
 
     async def delete_blobs(self, prefix: str) -> None:
         """See `StateStore`."""
         check_prefix(prefix)
-        await self._aside(lambda: self._delete_blobs(prefix))
+        await self._in_thread(lambda: self._delete_blobs(prefix))
 
     async def close(self) -> None:
-        """Let writes that have begun end."""
+        """Wait for writes under way."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def _aside(self, work: Callable[[], T]) -> T:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread of the store. Raises StateUnavailable for errors of the file system."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._unless_missing, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._if_usable, work)
         except AnyclassError:
             raise
-        except (OSError, filelock.Timeout, RuntimeError) as exc:  # RuntimeError: the threads have been shut down
-            # The kind of error only: a message names paths.
+        except (OSError, filelock.Timeout, RuntimeError) as exc:  # RuntimeError: the executor was shut down
+            # Log only the error's type: its message contains paths.
             hint = "" if self._asked_for else "; set ANYCLASS_STATE_URL to a place that can be written to"
             _LOG.warning("the state directory failed: %s%s", type(exc).__name__, hint)
             raise StateUnavailable("The state store cannot be used at the moment; try again later.") from exc
 
-    def _unless_missing(self, work: Callable[[], T]) -> T:
-        """Do `work`, if there is a place for it; where there was none, look again: somebody may have made one."""
+    def _if_usable(self, work: Callable[[], T]) -> T:
+        """Run `work` if the directory is usable; if it was not, check again: it may have been created since."""
         if self._missing:
             if not self._could_keep():
                 raise StateUnavailable(
-                    "This server has no usable state store; its operator sets ANYCLASS_STATE_URL.", lasting=True
+                    "This server has no usable state store; its operator can set ANYCLASS_STATE_URL.", lasting=True
                 )
             self._missing = False
         return work()
 
     def _could_keep(self) -> bool:
-        """Whether something could be written. Makes no folder."""
+        """Return whether the store could write. Creates no folder."""
         try:
             if self._root.exists():
                 self._prove_writable()
@@ -163,30 +164,30 @@ class DirectoryStateStore:
                     if name.startswith(_TEMPORARY) and path.stat().st_mtime < time.time() - _ABANDONED_S:
                         path.unlink()
 
-    def _get(self, key: str) -> Entry | None:
-        content = _read(_place(self._values, key), key)
+    def _get(self, key: str) -> VersionedValue | None:
+        content = _read(_path(self._values, key), key)
         if content is None:
             return None
         version, separator, value = content.partition(b"\n")
         if not separator:
             raise corrupt(key)
-        return Entry(value, version.decode("ascii", "replace"))
+        return VersionedValue(value, version.decode("ascii", "replace"))
 
     def _put(self, key: str, value: bytes, expected: str | None) -> str | None:
         with self._locked(key):
             if self._version(key) != expected:
                 return None
             version = new_version()
-            _write(_place(self._values, key), seal(version.encode() + b"\n" + value))
+            _write(_path(self._values, key), seal(version.encode() + b"\n" + value))
             return version
 
     def _delete(self, key: str, expected: str) -> bool:
         with self._locked(key):
             if self._version(key) != expected:
                 return False
-            place = _place(self._values, key)
-            place.unlink()
-            _sync_folder(place.parent)
+            path = _path(self._values, key)
+            path.unlink()
+            _sync_folder(path.parent)
             return True
 
     def _version(self, key: str) -> str | None:
@@ -202,58 +203,58 @@ class DirectoryStateStore:
 
     def _delete_blobs(self, prefix: str) -> None:
         for key in list(_walk(self._blobs, prefix)):
-            _place(self._blobs, key).unlink(missing_ok=True)
+            _path(self._blobs, key).unlink(missing_ok=True)
         top = self._blobs / prefix
         for folder, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError):  # it has just got a new file, or is gone
+            with contextlib.suppress(OSError):  # a file was just added to it, or it is gone
                 Path(folder).rmdir()
 
 
-def _place(root: Path, key: str) -> Path:
+def _path(root: Path, key: str) -> Path:
     return root / (key + _FILE_SUFFIX)
 
 
 def _walk(root: Path, prefix: str) -> Iterator[str]:
-    """Keys of the files under `prefix`, in no order."""
+    """Yield the keys of the files under `prefix`, in no order."""
     for folder, _, files in os.walk(root / prefix):
         for name in files:
             if name.endswith(_FILE_SUFFIX) and not name.startswith(_TEMPORARY):
                 yield Path(folder, name.removesuffix(_FILE_SUFFIX)).relative_to(root).as_posix()
 
 
-def _read(place: Path, key: str) -> bytes | None:
+def _read(path: Path, key: str) -> bytes | None:
     try:
-        sealed = place.read_bytes()
+        sealed = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     return unseal(key, sealed)
 
 
-def _write(place: Path, content: bytes) -> None:
-    """Replace a file as a whole, durably."""
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file atomically and durably."""
     for attempt in range(_ATTEMPTS):
-        _make_folder(place.parent)
-        temporary = place.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        _make_folder(path.parent)
+        temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         try:
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(place)
+            temporary.replace(path)
         except FileNotFoundError:
-            # Who deletes blobs removes folders that are empty, this one just now.
+            # Deleting blobs also removes empty folders, and has just removed this one.
             if attempt == _ATTEMPTS - 1:
                 raise
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
         else:
-            _sync_folder(place.parent)
+            _sync_folder(path.parent)
             return
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, durably."""
+    """Create a folder and its parents, durably."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

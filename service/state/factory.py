@@ -1,34 +1,31 @@
-"""Chooses the store that `state_url` names."""
+"""Opens the state store of the settings."""
 
 from pathlib import Path
-from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
 from service.errors import ConfigurationError
-from service.settings import Settings
+from service.settings import REDIS_SCHEMES, Settings
 from service.state.directory import DirectoryStateStore
 from service.state.protocol import StateStore
 from service.state.redis_store import RedisStateStore
 
-_REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
-
 
 def open_state(settings: Settings) -> StateStore:
-    """Make the store that `state_url` names, or a directory in the user's data folder where it names none.
+    """Return the store at `state_url`; without one, a directory in the user's data folder.
 
-    Nothing is opened yet; `StateStore.check` says whether the store can be used.
+    Does not open the store; `StateStore.check` returns whether it is usable.
 
     Raises:
-        ConfigurationError: a `file:` URL that names another host or no path.
+        ConfigurationError: a `file:` URL names another host or has no path.
     """
     if settings.state_url is None:
         root = Path(platformdirs.user_data_dir("anyclass", appauthor=False))
         return DirectoryStateStore(root, asked_for=False)
     url = settings.state_url.get_secret_value()
     parts = urlsplit(url)
-    if parts.scheme in _REDIS_SCHEMES:
+    if parts.scheme in REDIS_SCHEMES:
         password = settings.state_password
         return RedisStateStore(
             url,

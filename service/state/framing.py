@@ -1,4 +1,4 @@
-"""How a value or a blob stands in a store: after its own digest, so that a damaged one is never taken for sound."""
+"""The stored form of values and blobs: the content after its digest, so that damage is always detected."""
 
 import hashlib
 import uuid
@@ -11,12 +11,12 @@ _DIGEST_BYTES: Final = hashlib.sha256().digest_size
 
 
 def seal(content: bytes) -> bytes:
-    """Put the magic line and the sha256 of `content` before it."""
+    """Prefix `content` with the magic line and its sha256."""
     return _MAGIC + hashlib.sha256(content).digest() + content
 
 
 def unseal(key: str, sealed: bytes) -> bytes:
-    """Return the content. Raises StateCorrupt, naming `key`."""
+    """Return the content. Raises StateCorrupt for a wrong prefix or digest."""
     start = len(_MAGIC) + _DIGEST_BYTES
     content = sealed[start:]
     if sealed[: len(_MAGIC)] != _MAGIC or sealed[len(_MAGIC) : start] != hashlib.sha256(content).digest():
@@ -25,10 +25,10 @@ def unseal(key: str, sealed: bytes) -> bytes:
 
 
 def corrupt(key: str) -> StateCorrupt:
-    """The error for an entry that cannot be used."""
+    """Return the error for a damaged entry."""
     return StateCorrupt(f"The stored entry {key} is damaged; restore it, or remove it from the state store.")
 
 
 def new_version() -> str:
-    """A version that no other writing has."""
+    """Return a version that no other write has."""
     return uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""What a store of durable state can do: versioned values with compare-and-set, and immutable blobs beside them."""
+"""The interface of state stores: versioned values with compare-and-set, and immutable blobs."""
 
 import re
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ _PREFIX: Final = re.compile(rf"(?:{_SEGMENT}/)*")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A value and the version it has: an opaque token that no other writing of the key ever had."""
+class VersionedValue:
+    """A value and its version: an opaque token that no other write of the key ever has."""
 
     value: bytes
     version: str
@@ -21,44 +21,44 @@ class Entry:
 class StateStore(Protocol):
     """A durable store, shared by processes.
 
-    A key is one or more parts with `/` between them, each of `a-z 0-9 . _ -` and beginning with a letter or a digit.
-    A prefix is such parts, each followed by `/`, or empty.
+    A key is one or more parts separated by `/`. A part consists of `a-z 0-9 . _ -` and begins with a letter or a digit.
+    A prefix is empty, or such parts, each followed by `/`.
 
-    A method that writes has made its change durable when it returns. Where it raises it has changed nothing, but for a
-    connection that breaks in its middle: then either may be true. All methods raise
+    A write is durable when its method returns. If the method raises, nothing has changed, unless the connection broke
+    meanwhile: then the change may or may not have been made. All methods raise
 
-    * StateUnavailable: the store cannot be reached, is full, or does not allow it; `lasting` where `check` was False;
-    * StateCorrupt: what is stored under the key was not written by a store; the detail names the key.
+    * StateUnavailable: the store cannot be reached, is full or refuses access; `lasting` if `check` returned False;
+    * StateCorrupt: the stored bytes were not written by a store; the detail names the key.
     """
 
     async def check(self) -> bool:
-        """Whether there is a store at all; False where none was asked for and what takes its place cannot be used.
+        """Return whether the store is usable; False if none is configured and the fallback cannot be used.
 
-        Raises ConfigurationError for a store that cannot keep its promise; logs where that cannot be seen.
+        Raises ConfigurationError if the store is not durable; logs a warning if that cannot be determined.
         """
         ...
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str) -> VersionedValue | None:
         """Look up a value."""
         ...
 
     async def put(self, key: str, value: bytes, *, expected: str | None) -> str | None:
-        """Write a value if the key's version is still `expected`, None meaning that there is no value.
+        """Write a value if the key's version is still `expected`; None means that the key has no value.
 
-        Returns the new version, or None where the version was another: nothing has changed then.
+        Returns the new version, or None without a change if the version differs.
         """
         ...
 
     async def delete(self, key: str, *, expected: str) -> bool:
-        """Delete a value if its version is still `expected`; whether it was."""
+        """Delete a value if its version is still `expected`; return whether it was."""
         ...
 
     async def keys(self, prefix: str, *, after: str = "", limit: int) -> list[str]:
-        """The first `limit` keys of values under `prefix` that follow `after`, in the order of their bytes."""
+        """Return the first `limit` keys of values under `prefix` that follow `after`, in byte order."""
         ...
 
     async def put_blob(self, key: str, blob: bytes) -> None:
-        """Write a blob; a key is used for one content only."""
+        """Write a blob. A key must not be used again for different content."""
         ...
 
     async def get_blob(self, key: str) -> bytes | None:
@@ -66,7 +66,7 @@ class StateStore(Protocol):
         ...
 
     async def blob_keys(self, prefix: str) -> list[str]:
-        """All keys of blobs under `prefix`, in the order of their bytes."""
+        """Return all keys of blobs under `prefix`, in byte order."""
         ...
 
     async def delete_blobs(self, prefix: str) -> None:
@@ -74,17 +74,17 @@ class StateStore(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of threads and connections."""
+        """Release threads and connections."""
         ...
 
 
 def check_key(key: str) -> None:
-    """Raise ValueError for what is not a key: a mistake of the program, never of a client."""
+    """Raise ValueError for an invalid key: a bug of the caller, never a client's mistake."""
     if len(key) > _MAX_KEY_CHARS or not _KEY.fullmatch(key):
         raise ValueError("not a key of the state store")
 
 
 def check_prefix(prefix: str) -> None:
-    """Raise ValueError for what is not a prefix."""
+    """Raise ValueError for an invalid prefix."""
     if len(prefix) > _MAX_KEY_CHARS or not _PREFIX.fullmatch(prefix):
         raise ValueError("not a prefix of the state store")

@@ -1,20 +1,21 @@
-"""State in a Redis that persists and never evicts. Compare-and-set is a script, so it is one step for the server.
+"""State in a Redis that persists and never evicts. Compare-and-set is a script, so the server runs it atomically.
 
-All keys have one hash tag, so that a value and its index are always on the same server.
+All keys share one hash tag, so a value and its index are always on the same server of a cluster.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from service.concurrency import run_off_loop
 from service.errors import ConfigurationError, StateUnavailable
 from service.redis_client import connection_pool
 from service.state.framing import corrupt, new_version, seal, unseal
-from service.state.protocol import Entry, check_key, check_prefix
+from service.state.protocol import VersionedValue, check_key, check_prefix
 
 T = TypeVar("T")
 
@@ -29,10 +30,10 @@ _BLOB_INDEX: Final = _NAMESPACE + "blobs"
 _CONNECTIONS: Final = 8
 _CHUNK: Final = 500
 _SLOWEST_BYTES_S: Final = 5_000_000
-"""A blob may take so much longer than `timeout_s` as it would at this many bytes a second."""
+"""A blob's timeout is `timeout_s` plus its transfer time at this many bytes per second."""
 _LARGEST_BLOB_S: Final = 30.0
 _MANY_BYTES: Final = 65_536
-"""Bytes from which on digests are left to a thread."""
+"""Number of bytes from which a digest is computed in a thread."""
 
 _PUT: Final = """
 local version = redis.call('HGET', KEYS[1], 'version')
@@ -53,29 +54,29 @@ class RedisStateStore:
     """A `StateStore` in Redis."""
 
     def __init__(self, url: str, *, password: str | None = None, timeout_s: float = 2.0) -> None:
-        """Connects with the first use.
+        """Create a store that connects on first use.
 
         Args:
             url: `redis://`, `rediss://` or `unix://`.
-            password: used where the URL has none.
-            timeout_s: for one command, connecting included; blobs get more by their size.
+            password: used if the URL has none.
+            timeout_s: for one command, connecting included; blobs get more time according to their size.
         """
         self._timeout_s = timeout_s
         self._trusted = False
-        self._pool = connection_pool(url, password=password, most=_CONNECTIONS)
+        self._pool = connection_pool(url, password=password, max_connections=_CONNECTIONS)
         self._client: Redis = Redis(connection_pool=self._pool)
         self._put_script = self._client.register_script(_PUT)
         self._delete_script = self._client.register_script(_DELETE)
 
     async def check(self) -> bool:
-        """See `StateStore`. A Redis that is away is no reason not to start; it is checked when it is back."""
+        """See `StateStore`. An unreachable Redis does not prevent the start; it is checked before the first write."""
         try:
             await self._look_at_policy()
         except StateUnavailable:
             _LOG.warning("the state store does not answer; label sets and batch jobs cannot be used until it does")
         return True
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str) -> VersionedValue | None:
         """See `StateStore`."""
         check_key(key)
         reading = cast("Awaitable[list[bytes | None]]", self._client.hmget(_VALUES + key, ["version", "value"]))
@@ -84,7 +85,7 @@ class RedisStateStore:
             return None
         if version is None or value is None:
             raise corrupt(key)
-        return Entry(unseal(key, value), version.decode("ascii", "replace"))
+        return VersionedValue(unseal(key, value), version.decode("ascii", "replace"))
 
     async def put(self, key: str, value: bytes, *, expected: str | None) -> str | None:
         """See `StateStore`."""
@@ -110,7 +111,7 @@ class RedisStateStore:
         """See `StateStore`."""
         check_key(key)
         await self._trust()
-        sealed = await _aside(len(blob), seal, blob)
+        sealed = await run_off_loop(len(blob), lambda: seal(blob), many=_MANY_BYTES)
         pipeline = self._client.pipeline(transaction=True)
         pipeline.set(_BLOBS + key, sealed)
         pipeline.zadd(_BLOB_INDEX, {key: 0})
@@ -122,7 +123,9 @@ class RedisStateStore:
         sealed = await self._run(
             cast("Awaitable[bytes | None]", self._client.get(_BLOBS + key)), extra_s=_LARGEST_BLOB_S
         )
-        return None if sealed is None else await _aside(len(sealed), unseal, key, sealed)
+        if sealed is None:
+            return None
+        return await run_off_loop(len(sealed), lambda: unseal(key, sealed), many=_MANY_BYTES)
 
     async def blob_keys(self, prefix: str) -> list[str]:
         """See `StateStore`."""
@@ -148,19 +151,21 @@ class RedisStateStore:
 
     async def _range(self, index: str, prefix: str, *, after: str, limit: int) -> list[str]:
         low = f"({after}" if after > prefix else f"[{prefix}"
-        # Keys are ASCII, so this follows all that begin with the prefix.
+        # Keys are ASCII, so this bound follows all keys with the prefix.
         high = b"(" + prefix.encode() + b"\xff"
         reading = cast("Awaitable[list[bytes]]", self._client.zrangebylex(index, low, high, start=0, num=limit))
         found = await self._run(reading)
         return [key.decode() for key in found]
 
     async def _trust(self) -> None:
-        """Before the first write to a store that was away at the start: see what `check` could not."""
+        """Repeat the policy check before the first write if the store was unreachable at start-up."""
         if not self._trusted:
             try:
                 await self._look_at_policy()
             except ConfigurationError as exc:
-                raise StateUnavailable("The state store is not fit to keep anything; see the service's log.") from exc
+                raise StateUnavailable(
+                    "The state store cannot be used safely; its operator finds the reason in the service's log."
+                ) from exc
 
     async def _look_at_policy(self) -> None:
         try:
@@ -184,11 +189,11 @@ class RedisStateStore:
         try:
             found = await self._run(cast("Awaitable[dict[str, str]]", self._client.config_get("save")), refused=True)
         except ResponseError:
-            return True  # it does not say; managed services persist by other means
+            return True  # not disclosed; managed services persist by other means
         return bool(found.get("save", "unknown"))
 
     async def _run(self, command: Awaitable[T], *, extra_s: float = 0.0, refused: bool = False) -> T:
-        """Await a command; `refused` leaves the server's own errors to the caller."""
+        """Await a command and translate its errors; `refused` passes the server's own errors to the caller."""
         try:
             async with asyncio.timeout(self._timeout_s + extra_s):
                 return await command
@@ -198,11 +203,6 @@ class RedisStateStore:
             error: Exception = exc
         except (RedisError, OSError, TimeoutError) as exc:
             error = exc
-        # The kind of error only: a message may quote an address with credentials.
+        # Log only the error's type: its message may contain an address with credentials.
         _LOG.warning("the state store failed: %s", type(error).__name__)
         raise StateUnavailable("The state store cannot be used at the moment; try again later.") from error
-
-
-async def _aside(size: int, work: Any, *arguments: Any) -> bytes:  # noqa: ANN401 - passed through as they are
-    result: bytes = work(*arguments) if size < _MANY_BYTES else await asyncio.to_thread(work, *arguments)
-    return result

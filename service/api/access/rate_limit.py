@@ -20,7 +20,7 @@ from typing import Final, Protocol, cast
 from redis.asyncio import Redis
 
 from service.monitoring.metrics import Metrics
-from service.redis_client import Breaker, connection_pool, diagnose, given_up
+from service.redis_client import Breaker, connection_pool, diagnose, redis_timed_out
 from service.settings import Settings
 
 _LOG: Final = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class RedisLimiter:
         self._timeout_s = timeout_s
         self._link = Breaker(retry_s)
         self._local = LocalLimiter(limit)
-        self._pool = connection_pool(url, password=password, most=max_connections)
+        self._pool = connection_pool(url, password=password, max_connections=max_connections)
         self._client: Redis = Redis(connection_pool=self._pool)
         self._script = self._client.register_script(_SCRIPT)
 
@@ -166,7 +166,7 @@ class RedisLimiter:
         except Exception as exc:  # noqa: BLE001 - nothing that Redis does may fail a request
             _LOG.debug("rate limit over Redis failed: %s", type(exc).__name__)
             self._link.failed()
-            given_up.set(True)
+            redis_timed_out.set(True)
             if was_closed and not self._link.closed:
                 what = diagnose(exc)[1]
                 _LOG.warning("Redis %s; each process limits the rate by itself until it answers", what)

@@ -26,6 +26,7 @@ from service.classification.types import ImageSource
 from service.errors import InvalidImage, MalformedRequest, PayloadTooLarge
 from service.images.fetching import ImageFetcher
 from service.model.manifest import ImageSection
+from service.model.scoring import STORED_FLOAT32
 
 _LENGTH: Final = struct.Struct("<I")
 
@@ -104,7 +105,7 @@ def write_infer(
     for name, values, binary in outputs:
         head = json.dumps({"name": name, "datatype": "FP32", "shape": list(values.shape)})[:-1]
         if binary:
-            tail.append(values.astype("<f4").tobytes())
+            tail.append(values.astype(STORED_FLOAT32).tobytes())
             tensors.append(f'{head}, "parameters": {{"binary_data_size": {len(tail[-1])}}}}}')
         else:
             tensors.append(f'{head}, "data": [{json_numbers(values)}]}}')

@@ -22,6 +22,7 @@ from service.classification.embedder import Embedded, EmbedQuery
 from service.classification.types import ImageSource
 from service.errors import InvalidImage, InvalidLabels, PromptTooLong, UnknownModel
 from service.images.fetching import ImageFetcher
+from service.model.scoring import STORED_FLOAT32
 
 _MAX_NAME_CHARS: Final = 256
 _RED_DOT: Final = f"data:image/png;base64,{RED_DOT}"
@@ -166,7 +167,7 @@ def _answer(embedded: Embedded, is_image: list[bool], encoding: Literal["float",
     for index, image in enumerate(is_image):
         vector = next(images if image else texts)
         if encoding == "base64":
-            written = f'"{base64.b64encode(vector.astype("<f4").tobytes()).decode()}"'
+            written = f'"{base64.b64encode(vector.astype(STORED_FLOAT32).tobytes()).decode()}"'
         else:
             written = f"[{json_numbers(vector)}]"
         rows.append(f'{{"object":"embedding","index":{index},"embedding":{written}}}')

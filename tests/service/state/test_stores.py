@@ -327,7 +327,7 @@ async def test_a_directory_that_cannot_be_written_to(tmp_path: Path, caplog: pyt
     caplog.clear()
     assert not await default.check()
     for use in (default.get("a"), default.keys("", limit=5), default.put("a", b"", expected=None)):
-        with pytest.raises(StateUnavailable, match="its operator sets ANYCLASS_STATE_URL") as caught:
+        with pytest.raises(StateUnavailable, match="its operator can set ANYCLASS_STATE_URL") as caught:
             await use
         assert caught.value.lasting
     assert [True] == ["ANYCLASS_STATE_URL" in record.getMessage() for record in caplog.records]

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from service.api.access.rate_limit import Limiter, LocalLimiter, RateLimit, RedisLimiter, open_limiter
 from service.labels.redis_cache import RedisTextCache
 from service.monitoring.metrics import Metrics
-from service.redis_client import given_up
+from service.redis_client import redis_timed_out
 from service.settings import Settings
 from tests.support.classifying import until
 from tests.support.http_server import http_server
@@ -162,7 +162,7 @@ async def test_a_frozen_redis_costs_a_request_one_time_limit(redis: RedisServer)
         redis.freeze()
         try:
             assert (await limiter.ask("a")).allowed
-            assert given_up.get()
+            assert redis_timed_out.get()
             assert [None] == await cache.get_many(["k"], dim=4)
         finally:
             redis.thaw()

@@ -435,10 +435,10 @@ def test_a_server_without_a_state_store(tmp_path: Path) -> None:
         ]
         for answer in answers:
             assert 503 == answer.status_code
-            assert "no usable state store; its operator sets ANYCLASS_STATE_URL" in answer.text
+            assert "no usable state store; its operator can set ANYCLASS_STATE_URL" in answer.text
             assert ("false", None) == (answer.headers["x-should-retry"], answer.headers.get("retry-after"))
         put = anyclass("label-sets", "put", "colours", "--labels", "red", "--url", server.url)
-        assert (1, "Error: This server has no usable state store; its operator sets ANYCLASS_STATE_URL.\n") == (
+        assert (1, "Error: This server has no usable state store; its operator can set ANYCLASS_STATE_URL.\n") == (
             put.returncode,
             put.stderr,
         )
