@@ -165,4 +165,4 @@ def test_averaging_writes_a_run_and_says_so(tmp_path: Path) -> None:
     assert (0, f"wrote {tmp_path / 'mean'}: the mean of 2 runs\n") == (done.returncode, done.stdout)
 
     wrong = anyclass_export("average", *runs, "--out", tmp_path / "other", "--shares", "1,many")
-    assert error_of(wrong) == "error: --shares 1,many: is not a list of numbers, as 1,1,2"
+    assert error_of(wrong) == "error: --shares 1,many: is not a list of numbers such as 1,1,2"

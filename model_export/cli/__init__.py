@@ -1,0 +1,58 @@
+"""``anyclass-export``: train, average, export, verify, evaluate.
+
+Exit codes: 0 for success; 1 if a bundle fails a check, or an evaluation meets unreadable images; 2 for wrong input or
+usage; 3 if a package is missing. Commands import everything heavy themselves, so that ``--help`` is quick, and
+``verify`` and ``evaluate`` need no torch.
+"""
+
+import os
+import sys
+
+import typer
+
+from model_export.cli.bundles import export, list_sizes, verify
+from model_export.cli.evaluation import evaluate
+from model_export.cli.output import FAILED, INTERRUPTED, PACKAGE_MISSING, stop
+from model_export.cli.training import average, train
+from model_export.errors import ModelExportError, ParityError
+from service.errors import AnyclassError
+from service.installation import how_to_add
+
+INSTALLS = "ANYCLASS_EXPORT_INSTALLS"
+"""Set by `scripts/model.sh`, which installs a missing package and tries again: only the exit code reports it then."""
+
+_EXTRAS = {"verify": "convert", "evaluate": "evaluate"}
+"""The extra with a command's packages; all other commands need ``train``."""
+
+app = typer.Typer(
+    name="anyclass-export",
+    help="Train CLIP models, export them to bundles that anyclass serves, verify and evaluate bundles.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (train, average, export, verify, evaluate):
+    app.command()(command)
+app.command("list")(list_sizes)
+
+
+def main() -> None:
+    """Run the command line; expected errors are one line on stderr, never a traceback."""
+    try:
+        app()
+    except ParityError as exc:
+        stop(str(exc), FAILED)
+    except ModelExportError as exc:
+        stop(str(exc))
+    except AnyclassError as exc:
+        stop(exc.detail)
+    except ModuleNotFoundError as exc:
+        if exc.name and exc.name.partition(".")[0] in {"model_export", "service"}:
+            raise
+        if os.environ.get(INSTALLS):
+            raise SystemExit(PACKAGE_MISSING) from None
+        command = sys.argv[1] if len(sys.argv) > 1 else ""
+        extra = "train" if exc.name == "torch" else _EXTRAS.get(command, "train")
+        stop(f"{exc.name} is not installed; this needs the extra {extra}: {how_to_add(extra)}", PACKAGE_MISSING)
+    except KeyboardInterrupt:
+        stop("stopped", INTERRUPTED)

@@ -1,0 +1,152 @@
+"""The commands about bundles: ``export``, ``verify``, and ``list`` for the sizes that can be exported by name."""
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from model_export.cli.output import FAILED, say, stop
+
+
+class Numbers(StrEnum):
+    """The precision of a bundle."""
+
+    FP32 = "fp32"
+    FP16_STORED = "fp16-stored"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Activation(StrEnum):
+    """The activation of both towers' MLPs."""
+
+    QUICK_GELU = "quick_gelu"
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A hub id (OWNER/NAME\\[@REVISION]), the file or folder of a checkpoint, or a training run.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to write.")],
+    *,
+    precision: Annotated[
+        Numbers,
+        typer.Option(
+            help="fp16-stored: half the size, computed in fp32. fp16: for GPUs. int8: 8-bit MatMuls, for CPUs."
+        ),
+    ] = Numbers.FP32,
+    arch: Annotated[str | None, typer.Option(help="A name from 'list', for weights without a configuration.")] = None,
+    activation: Annotated[
+        Activation | None, typer.Option(help="For weights whose configuration does not name it.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json or a BPE vocabulary, for weights without one.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The bundle's name. \\[default: follows from the source]")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the manifest.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Labelled images on which to compare fp16 or int8 with fp32.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="For int8: fix the ranges of activations from --data.")
+    ] = False,
+    onnx: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIANT", help="Take the source's ONNX encoders (fp32, fp16, quantized, …); needs no torch."
+        ),
+    ] = None,
+    logit_scale: Annotated[
+        float | None, typer.Option(help="For ONNX encoders whose source does not state it; 100 for OpenAI's models.")
+    ] = None,
+    logit_bias: Annotated[float | None, typer.Option(help="The same for a SigLIP.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle at OUT.")] = False,
+) -> None:
+    """Export a model to a bundle, and compare the bundle with the model before it is written to OUT."""
+    from model_export.checkpoints.model_source import SourceOptions
+    from model_export.export.console import Narrator, size
+    from model_export.export.convert import Conversion, convert
+
+    started = time.monotonic()
+    narrator = Narrator(Console())
+    options = SourceOptions(
+        arch=arch,
+        activation=activation.value if activation else None,
+        tokenizer=tokenizer,
+        name=name,
+        licence=licence,
+    )
+    manifest = convert(
+        Conversion(
+            source,
+            options,
+            precision.value,
+            data=tuple(data or ()),
+            calibrate=calibrate,
+            onnx=onnx,
+            logit_scale=logit_scale,
+            logit_bias=logit_bias,
+        ),
+        out,
+        narrator=narrator,
+        force=force,
+    )
+    total = sum(entry.bytes for entry in manifest.files.values())
+    narrator.say(
+        f"[green]wrote[/] {escape(str(out))}: {size(total)}, revision {manifest.revision[:12]}, "
+        f"{time.monotonic() - started:.1f} s"
+    )
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Compare with torch, from this source, instead of the bundle's probes."),
+    ] = None,
+    provider: Annotated[str, typer.Option(help="The execution provider that runs the graphs.")] = "cpu",
+) -> None:
+    """Check a bundle: digests, batch sizes, text lengths, unit lengths, parity with torch."""
+    from model_export.bundles.verification import verify_bundle
+    from model_export.export.console import show
+
+    if not bundle.is_dir():
+        stop(f"{bundle}: is not a folder")
+    console = Console()
+    if run is None:
+        report = verify_bundle(bundle, provider=provider)
+    else:
+        from model_export.checkpoints.load import load_model
+        from model_export.checkpoints.model_source import SourceOptions
+        from model_export.export.from_weights import reference_probes
+
+        source = load_model(run, SourceOptions())
+        report = verify_bundle(bundle, provider=provider, reference=lambda opened: reference_probes(source, opened))
+    show(console, report)
+    if report.passed:
+        say(console, f"[green]{escape(str(bundle))}: every check passed[/]")
+        return
+    say(console, f"[red]{escape(str(bundle))}: failed: {escape(', '.join(report.failed))}[/]")
+    raise typer.Exit(FAILED)
+
+
+def list_sizes(
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with aliases and configurations.")] = False
+) -> None:
+    """Show every known size: towers, parameters, joint space, input, published accuracy."""
+    from model_export.architectures.listing import sizes_json, sizes_table
+
+    if as_json:
+        typer.echo(sizes_json())
+    else:
+        Console().print(sizes_table())
