@@ -12,6 +12,7 @@ import torch
 from model_export.errors import TrainingError
 from model_export.files import replacing
 
+FOLDER = "checkpoints"
 PATTERN = "step-*.pt"
 KEEP = 2
 

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import shutil
-import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from model_export.architectures.build import build
 from model_export.architectures.clip import ClipModel
-from model_export.architectures.config import ClipConfig, VisionTransformerConfig
-from model_export.architectures.encoders import ImageEncoder, TextEncoder
-from model_export.architectures.residual_conv import ResidualConv, WhiteningStem
+from model_export.architectures.config import ClipConfig
 from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.training_run import CONFIG, TOKENIZER, WEIGHTS
-from model_export.data.loading import Batch, batches
 from model_export.errors import TrainingError
-from model_export.files import replacing, write_json
+from model_export.files import write_json
 from model_export.training import checkpoints
-from model_export.training.objective import contrastive_loss, same_meaning
-from model_export.training.optimizer import Optimizer, learning_rate
-from model_export.training.preparation import Prepared, prepare
+from model_export.training.preparation import prepare
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest, read_recipe
-from model_export.training.validation import zero_shot
+from model_export.training.trainer import Trainer
 from service.model.manifest import FileEntry
-
-CHECKPOINTS = "checkpoints"
-_WHITENING_BATCHES = 8
 
 
 def train(
@@ -88,7 +74,7 @@ def train(
     if first_step == 0:
         shutil.copyfile(recipe_path, run / RECIPE)
         write_json(run / CONFIG, _config(recipe, prepared.model_config, start_from))
-    trainer = _Trainer.start(recipe, prepared, run, place)
+    trainer = Trainer.start(recipe, prepared, run, place)
     if checkpoint:
         trainer.model.load_state_dict(checkpoint["model"])
         trainer.optimizer.load_state_dict(dict(checkpoint["optimizer"]))
@@ -112,163 +98,6 @@ def train(
     return run
 
 
-@dataclass
-class _Trainer:
-    recipe: Recipe
-    prepared: Prepared
-    run: Path
-    device: torch.device
-    model: ClipModel
-    image_encoder: ImageEncoder
-    text_encoder: TextEncoder
-    optimizer: Optimizer
-    seconds: float = 0.0
-
-    @classmethod
-    def start(cls, recipe: Recipe, prepared: Prepared, run: Path, device: torch.device) -> _Trainer:
-        torch.manual_seed(recipe.seed)
-        # Exact resumption needs every kernel to add in the same order each time.
-        torch.use_deterministic_algorithms(device.type == "cpu")
-        # Filling memory first is for finding kernels that do not write all of it: a help in debugging, 7% of a step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        model = build(prepared.model_config).to(device)
-        if not isinstance(prepared.model_config.image, VisionTransformerConfig):
-            # Convolutions run about twice as fast on pixels that lie together.
-            model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optim = recipe.optim
-        return cls(
-            recipe,
-            prepared,
-            run,
-            device,
-            model,
-            ImageEncoder(model, recipe.input.mean, recipe.input.std).to(device),
-            TextEncoder(model).to(device),
-            Optimizer(
-                model,
-                lr=optim.lr,
-                weight_decay=optim.weight_decay,
-                betas=optim.betas,
-                eps=optim.eps,
-                muon_lr=optim.muon_lr,
-            ),
-        )
-
-    def whiten(self) -> None:
-        """Give a whitening stem its kernel, from the pictures of the first batches."""
-        tower = self.model.visual
-        if not isinstance(tower, ResidualConv) or not isinstance(tower.stem, WhiteningStem):
-            return
-        plans = itertools.islice(self.prepared.plan.batches(), _WHITENING_BATCHES)
-        pixels = torch.cat([self.prepared.loader[plan].pixels for plan in plans])
-        tower.stem.whiten(self.image_encoder.normalise(pixels.to(self.device)))
-
-    def loop(self, reporter: Reporter, first_step: int) -> None:
-        plan, recipe = self.prepared.plan, self.recipe
-        started = logged = time.monotonic()
-        before = self.seconds
-        since_log = 0
-        stream = batches(
-            self.prepared.loader,
-            plan,
-            first_step=first_step,
-            workers=recipe.data.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for batch in stream:
-            values = self._step(batch)
-            step, done = batch.step, batch.step + 1
-            since_log += len(batch.pixels)
-            self.seconds = before + time.monotonic() - started
-            reporter.advance(step)
-            last = done == plan.total_steps
-            if done % recipe.log_every == 0 or last:
-                rate = since_log / (time.monotonic() - logged)
-                reporter.metrics(step, {**values, "pairs_per_s": rate, "seconds": self.seconds})
-            if last or (recipe.evaluate_every and done % recipe.evaluate_every == 0):
-                self._evaluate(reporter, step)
-            if done % recipe.checkpoint_every == 0 and not last:
-                self._checkpoint(done)
-            if done % recipe.log_every == 0:
-                logged, since_log = time.monotonic(), 0
-
-    def _step(self, batch: Batch) -> dict[str, float]:
-        optim = self.recipe.optim
-        rate = learning_rate(
-            batch.step,
-            total_steps=self.prepared.plan.total_steps,
-            warmup_steps=optim.warmup_steps,
-        )
-        batch = Batch(batch.step, *(tensor.to(self.device, non_blocking=True) for tensor in batch[1:]))
-        with self._autocast():
-            images = self.model.encode_image(self.image_encoder.normalise(batch.pixels))
-            texts = self.model.encode_text(batch.ids)[batch.caption]
-        loss = contrastive_loss(
-            images,
-            texts,
-            self.model.logit_scale,
-            same_meaning(batch.label, batch.noun),
-            label_smoothing=optim.label_smoothing,
-        )
-        value = loss.item()
-        if not math.isfinite(value):
-            msg = (
-                f"the loss became {value} at step {batch.step + 1}; the last checkpoint is kept. "
-                "Lower optim.lr, lengthen optim.warmup_steps, set optim.clip_grad_norm, or try precision = 'fp32'"
-            )
-            raise TrainingError(msg)
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        values = {"loss": value, "lr": rate * optim.lr, "logit_scale": self.model.logit_scale.exp().item()}
-        if optim.clip_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_grad_norm)
-            values["grad_norm"] = norm.item()
-        self.optimizer.step(rate)
-        self.model.clip_logit_scale()
-        return values
-
-    def _evaluate(self, reporter: Reporter, step: int) -> None:
-        templates = self.recipe.captions.template_sets["default"]
-        for data in self.prepared.validation():
-            with self._autocast():
-                accuracy = zero_shot(
-                    self.image_encoder,
-                    self.text_encoder,
-                    data,
-                    templates,
-                    self.prepared.loader.encode,
-                    device=self.device,
-                )
-            reporter.metrics(step, {f"{data.name}/top1": accuracy.top1, f"{data.name}/top5": accuracy.top5})
-            if math.isfinite(accuracy.top1):
-                reporter.say(
-                    f"step {step + 1}: zero-shot on {data.name}, {len(data.pixels):,} held-out pictures of "
-                    f"{len(data.class_names)} classes: top-1 {accuracy.top1:.1%}, top-5 {accuracy.top5:.1%}"
-                )
-
-    def _checkpoint(self, step: int) -> None:
-        checkpoints.save(
-            self.run / CHECKPOINTS,
-            checkpoints.Checkpoint(
-                step=step,
-                recipe_digest=digest(self.recipe),
-                model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                seconds=self.seconds,
-            ),
-        )
-
-    def save_weights(self) -> None:
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        with replacing(self.run / WEIGHTS) as partial:
-            save_file(tensors, partial)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.recipe.optim.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
-
 def _device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -284,7 +113,7 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
     if (run / WEIGHTS).exists():
         msg = f"{run}: holds a finished run; name another folder with --out"
         raise TrainingError(msg)
-    checkpoint = checkpoints.latest(run / CHECKPOINTS)
+    checkpoint = checkpoints.latest(run / checkpoints.FOLDER)
     if resume and checkpoint is None:
         msg = f"{run}: there is no checkpoint to resume from"
         raise TrainingError(msg)
