@@ -27,7 +27,7 @@ from service.api.openai.embeddings import EmbeddingsRequest
 from service.api.openai.schemas import BatchRequest
 from service.api.problems.handlers import add_handlers
 from service.api.problems.schemas import OpenAIError, PlainError, Problem
-from service.api.request.memory_budget import BodyRoom
+from service.api.request.memory_budget import MemoryBudget
 from service.api.services import Services
 from service.classification.classifier import Classifier
 from service.classification.embedder import Embedder
@@ -122,12 +122,12 @@ def create_app(
     describe(app, _SCHEMAS_NAMED_BY_ROUTES)
     app.add_middleware(AccessControl, services=services)
     # Never less than one body, or that one would never get in.
-    bodies = BodyRoom(max(settings.max_total_body_bytes, settings.max_body_bytes), services.metrics)
+    memory_budget = MemoryBudget(max(settings.max_total_body_bytes, settings.max_body_bytes), services.metrics)
     app.add_middleware(
         RequestContext,
         metrics=services.metrics,
         lifecycle=services.lifecycle,
-        bodies=bodies,
+        memory_budget=memory_budget,
         stall_timeout_s=settings.request_timeout_s,
     )
     return app

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.api.request.fields import parse_json_object, validated
+from service.api.request.fields import read_options
+from service.api.request.strict_json import parse_json_object
 from service.classification.classifier import Classifier
 from service.classification.pipeline import Pipeline
 from service.classification.types import LabelQuery, ScoringOptions, Timings
@@ -113,7 +114,7 @@ async def cached(bundle: Bundle, engine: OnnxEngine, image: bytes) -> dict[str, 
     settings = Settings()
 
     async def request(count: int) -> None:
-        options = validated(parse_json_object(bodies[count]), settings)
+        options = read_options(parse_json_object(bodies[count]), settings)
         await service.classifier.classify(image, options.query(), options.scoring_options())
 
     for count in (*found, *found):

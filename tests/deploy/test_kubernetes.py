@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.api.request.archive import AT_ONCE
+from service.api.request.archive import MAX_ARCHIVES_IN_WORK
 from service.settings import Settings
 from tests.deploy.test_dockerfile import environment, final
 from tests.support.places import ROOT
@@ -198,7 +198,7 @@ def test_archives_fit_into_the_temporary_files(overlay: str) -> None:
         volume["emptyDir"]["sizeLimit"] for volume in pod(overlay, "anyclass")["volumes"] if volume["name"] == "tmp"
     ]
     mebibytes = int(limit.removesuffix("Mi"))
-    assert mebibytes * 2**20 > AT_ONCE * int(settings_map(overlay)["ANYCLASS_MAX_ARCHIVE_BYTES"])
+    assert mebibytes * 2**20 > MAX_ARCHIVES_IN_WORK * int(settings_map(overlay)["ANYCLASS_MAX_ARCHIVE_BYTES"])
 
 
 def settings_map(overlay: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from typing import Final
 
 import pytest
 
-from service.api.request.archive import AT_ONCE
+from service.api.request.archive import MAX_ARCHIVES_IN_WORK
 from service.settings import ENV_PREFIX, Settings
 from tests.deploy.test_kubernetes import container, one, why_not_rendered
 
@@ -27,7 +27,7 @@ def test_all_that_is_bounded_fits_into_the_pod_together(monkeypatch: pytest.Monk
     held = (
         PROCESS_MIB
         + settings.max_total_body_bytes / MIB
-        + AT_ONCE * settings.max_body_bytes / MIB
+        + MAX_ARCHIVES_IN_WORK * settings.max_body_bytes / MIB
         + settings.label_sets_mib
         + settings.cache_matrices_mib
         + settings.cache_max_entries * (4 * DIM + 200) / MIB

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.api.open_inference.schemas import InferRequest
 from service.api.openai.schemas import BatchRequest
-from service.api.request.fields import field_errors
+from service.api.request.validation import field_errors
 from service.settings import Settings, problems, variable
 
 JARGON = re.compile(r"input|value error|should|valid|parse|pattern|\^|after ", re.IGNORECASE)

@@ -68,7 +68,7 @@ _SAMPLES: Final[Mapping[type[errors.AnyclassError], errors.AnyclassError]] = {
         UnsupportedMediaType("This route does not read the Content-Type text/plain; send application/json."),
         NotAcceptable("This route answers with application/json or application/x-ndjson; accept one of them."),
         BodyTimeout("The request body did not arrive within 30 s."),
-        BodiesFull("Too many bytes of requests are in memory here; try again later.", 2.0),
+        BodiesFull("Too many bytes of requests are in memory; try again later.", 2.0),
     )
 }
 """One of each, for the examples."""

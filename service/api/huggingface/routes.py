@@ -12,7 +12,8 @@ from service.api.json_writer import predictions_text
 from service.api.problems.table import FieldErrors
 from service.api.request.disconnect import unless_client_goes
 from service.api.request.image_field import image_source
-from service.api.request.json_body import checked, read_json
+from service.api.request.json_body import read_json
+from service.api.request.validation import validate_fields
 from service.api.services import services_of
 from service.api.timing import server_timing
 from service.classification.types import Classification, LabelQuery, ScoringOptions, Timings, load_image
@@ -88,7 +89,7 @@ async def _classify(request: Request, model: str | None) -> Response:
     classifier = services.classifier
     # The model is known here, so nothing of the body is read where there is no room for its image.
     classifier.check_admission(model)
-    asked = checked(ZeroShotRequest, await read_json(request, services.settings))
+    asked = validate_fields(ZeroShotRequest, await read_json(request, services.settings))
     given = asked.inputs
     source = image_source(given if isinstance(given, str) else given.image, services.image_fetcher)
     template = asked.parameters.hypothesis_template

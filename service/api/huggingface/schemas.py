@@ -2,18 +2,15 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from service.api.problems.schemas import AnswerModel
+from service.api.request.validation import RequestModel
 
 _Labels = list[str] | str
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Parameters(_Fields):
+class Parameters(RequestModel):
     """What may be the same for many images."""
 
     candidate_labels: Annotated[
@@ -24,15 +21,17 @@ class Parameters(_Fields):
     ] = None
 
 
-class InputObject(_Fields):
+class InputObject(RequestModel):
     """The older form, in which the labels are beside the image."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
     image: Annotated[str, Field(description="A data URI, base64, or a URL where that is allowed.")]
     candidate_labels: _Labels | None = None
     camel_labels: Annotated[_Labels | None, Field(alias="candidateLabels")] = None
 
 
-class ZeroShotRequest(_Fields):
+class ZeroShotRequest(RequestModel):
     """Hugging Face's request for the task zero-shot-image-classification."""
 
     inputs: Annotated[

@@ -15,7 +15,7 @@ from service.api.lifecycle import Lifecycle
 from service.api.middleware.protocols import protocol_of
 from service.api.problems.protocol_forms import render_error
 from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, problem
-from service.api.request.memory_budget import BodyRoom
+from service.api.request.memory_budget import BufferedBody, MemoryBudget
 from service.monitoring.metrics import Metrics
 
 HEADER: Final = "x-request-id"
@@ -35,17 +35,24 @@ _log = structlog.stdlib.get_logger("service.access")
 class RequestContext:
     """Pure ASGI middleware.
 
-    `scope["state"]` carries ``request_id``, ``started`` (`time.perf_counter`, seconds) and ``held_body`` (`HeldBody`).
+    `scope["state"]` carries ``request_id``, ``started`` (`time.perf_counter`, seconds) and ``buffered_body``
+    (`BufferedBody`).
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, lifecycle: Lifecycle, bodies: BodyRoom, stall_timeout_s: float
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        memory_budget: MemoryBudget,
+        stall_timeout_s: float,
     ) -> None:
-        """A client that holds room in `bodies` and takes nothing of its answer for `stall_timeout_s` is given up."""
+        """Drop a client that has a body in memory and reads nothing of its answer for `stall_timeout_s`."""
         self.app = app
         self._metrics = metrics
         self._lifecycle = lifecycle
-        self._bodies = bodies
+        self._memory_budget = memory_budget
         self._stall_timeout_s = stall_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +65,7 @@ class RequestContext:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["started"] = started
-        held = state["held_body"] = self._bodies.hold()
+        buffered = state["buffered_body"] = BufferedBody(self._memory_budget)
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -71,7 +78,7 @@ class RequestContext:
                     # So that clients that keep their connection open take the next request elsewhere.
                     headers["connection"] = "close"
             try:
-                async with asyncio.timeout(self._stall_timeout_s if held.held_bytes else None):
+                async with asyncio.timeout(self._stall_timeout_s if buffered.size_bytes else None):
                     await send(message)
             except TimeoutError as exc:
                 raise ClientDisconnect from exc
@@ -92,7 +99,7 @@ class RequestContext:
             state["problem"] = INTERNAL.slug
             await render_error(scope["path"], body)(scope, receive, send_with_id)
         finally:
-            held.release()
+            buffered.release()
             self._metrics.http_in_flight.dec()
             self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
 

@@ -1,6 +1,5 @@
-"""POST /v1/classify/batch: many images, the same labels; as one document or line by line."""
+"""POST /v1/classify/batch: many images, the same labels; answered as one document or line by line."""
 
-import asyncio
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
@@ -17,9 +16,9 @@ from service.api.json_writer import json_text, one_line, predictions_text
 from service.api.native.schemas import BatchAnswer
 from service.api.problems.handlers import log_failure
 from service.api.problems.table import NotAcceptable, problem_of
-from service.api.request import body as bodies
-from service.api.request.archive import MEDIA_TYPES, ArchiveImages, Upload, check_room
-from service.api.request.classify_request import media_type, parse_archive_query, parse_batch
+from service.api.request.archive import MEDIA_TYPES, ArchiveImages, ArchiveUpload, check_archives_in_work
+from service.api.request.body import check_declared_length, media_type
+from service.api.request.classify_request import parse_archive_query, parse_batch
 from service.api.request.disconnect import unless_client_goes
 from service.api.request.fields import ClassifyRequest
 from service.api.request.spool import Spool
@@ -37,9 +36,10 @@ _LINES: Final = (
 )
 
 Result: TypeAlias = tuple[int, str | None, Classification | AnyclassError]
-"""An image's index, its name where it has one, and what became of it."""
+"""An image's index, its name if it comes from an archive, and its classification or error."""
 
 Gone: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+"""Waits until the client has disconnected."""
 
 router = APIRouter(tags=["Classify"])
 
@@ -84,38 +84,37 @@ async def classify_batch(request: Request) -> Response:
     gone = None if batch.upload is None else batch.upload.client_gone
     if not streamed:
         return await unless_client_goes(request, _document(request, services, batch.parsed, results), gone)
-    pump = _Pump(results)
     try:
-        # What is wrong with the whole request shows before the first line, while the answer's status is still open.
-        await unless_client_goes(request, pump.first(), gone)
+        # Errors of the whole request are raised with the first result, before the status is sent.
+        first = await unless_client_goes(request, _next(results), gone)
     except BaseException:
-        await pump.close()
+        await results.aclose()
         raise
-    return _Lines(request, pump, gone)
+    return _Lines(request, first, results, gone)
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """A request, the archive that its images are in, and the upload that the archive still is."""
+    """A request, its archive of images if it has one, and the upload of that archive if it is the body."""
 
     parsed: ClassifyRequest
     archive: ArchiveImages | None = None
-    upload: Upload | None = None
+    upload: ArchiveUpload | None = None
 
 
 async def _batch(request: Request, services: Services, *, streamed: bool) -> _Batch:
-    """Read the request; of an archive in its body nothing is read yet."""
+    """Read the request. An archive that is the body is not read yet."""
     settings = services.settings
     max_images = settings.max_archive_images if streamed else settings.max_batch_images
     if media_type(request) in MEDIA_TYPES:
         limit = settings.max_archive_bytes
         try:
-            bodies.check_declared_length(request.headers.get("content-length"), limit)
+            check_declared_length(request.headers.get("content-length"), limit)
         except PayloadTooLarge as exc:
             raise too_large(limit) from exc
         spool = Spool()
         archive = ArchiveImages(cast("IO[bytes]", spool), settings, max_images=max_images)
-        return _Batch(parse_archive_query(request, settings), archive, Upload(request.receive, spool, settings))
+        return _Batch(parse_archive_query(request, settings), archive, ArchiveUpload(request.receive, spool, settings))
     parsed = await parse_batch(request, settings, services.image_fetcher)
     if parsed.archive is None:
         return _Batch(parsed)
@@ -123,14 +122,14 @@ async def _batch(request: Request, services: Services, *, streamed: bool) -> _Ba
 
 
 async def _results(services: Services, batch: _Batch) -> AsyncGenerator[Result]:
-    """Results in the images' order. Closing it drops what is not done."""
+    """Yield results in the images' order. Closing the generator cancels the work under way."""
     parsed, archive = batch.parsed, batch.archive
     if archive is None:
         async with aclosing(_classified(services, parsed, parsed.images)) as classified:
             async for index, result in classified:
                 yield index, None, result
         return
-    check_room(services.archives)
+    check_archives_in_work(services.archives)
     services.archives += 1
     try:
         if batch.upload is not None:
@@ -164,8 +163,8 @@ async def _document(
             size += len(rows[-1])
             if size > limit:
                 raise InvalidRequest(
-                    f"The answer would have more than {limit} bytes, the limit of this server: ask for the best labels "
-                    f"only (top_k), or for lines (Accept: {NDJSON}), which may have any number."
+                    f"The answer would have more than {limit} bytes, the limit of this server. Ask for fewer "
+                    f"labels (top_k), or for lines (Accept: {NDJSON}), which have no limit."
                 )
             if classified is None and isinstance(row[2], Classification):
                 classified = row[2]
@@ -181,72 +180,38 @@ async def _document(
 
 
 class _Lines(StreamingResponse):
-    """The results line by line, for as long as the client stays.
+    """Sends the results line by line until the client disconnects.
 
-    Starlette's own way to notice that it has gone would swallow the body of an upload that is still coming in.
+    Starlette's own check for a disconnect would swallow the body of an upload that is still arriving.
     """
 
-    def __init__(self, request: Request, pump: "_Pump", gone: Gone | None) -> None:
-        super().__init__(_lines(request, pump), media_type=NDJSON)
+    def __init__(
+        self, request: Request, first: Result | None, results: AsyncGenerator[Result], gone: Gone | None
+    ) -> None:
+        super().__init__(_lines(request, first, results), media_type=NDJSON)
         self._request = request
-        self._pump = pump
+        self._results = results
         self._gone = gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Send everything. Raises `ClientDisconnect`."""
-        try:
+        async with aclosing(self._results):
             await unless_client_goes(self._request, self.stream_response(send), self._gone)
-        finally:
-            await self._pump.close()
 
 
-async def _lines(request: Request, pump: "_Pump") -> AsyncIterator[bytes]:
+async def _lines(request: Request, first: Result | None, results: AsyncGenerator[Result]) -> AsyncIterator[bytes]:
+    result = first
     try:
-        while (item := await pump.next()) is not None:
-            yield f"{one_line(await _row(request, *item))}\n".encode()
+        while result is not None:
+            yield f"{one_line(await _row(request, *result))}\n".encode()
+            result = await _next(results)
     except AnyclassError as exc:
-        # The status is long sent; a line without an index says that the rest will not come.
+        # The status is already sent; a line without an index ends the results early.
         yield f"{one_line(json_text(_error(request, exc)))}\n".encode()
 
 
-class _Pump:
-    """Runs a generator in a task of its own, one result ahead, so that it may be waited for from several tasks.
-
-    The first result is awaited by the route and the others by the response; an async generator that holds a
-    timeout or a task group must not be handed about like that.
-    """
-
-    def __init__(self, results: AsyncGenerator[Result]) -> None:
-        self._queue: asyncio.Queue[Result | BaseException | None] = asyncio.Queue(maxsize=1)
-        self._first: list[Result | None] = []
-        self._task = asyncio.create_task(self._run(results))
-
-    async def close(self) -> None:
-        """Drop the work that is not done."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self, results: AsyncGenerator[Result]) -> None:
-        try:
-            async with aclosing(results):
-                async for result in results:
-                    await self._queue.put(result)
-            await self._queue.put(None)
-        except Exception as exc:  # noqa: BLE001 - raised again where the result is awaited
-            await self._queue.put(exc)
-
-    async def first(self) -> None:
-        """Wait for the first result and keep it for `next`. Raises what the generator raised."""
-        self._first = [await self.next()]
-
-    async def next(self) -> Result | None:
-        """The next result, or None after the last. Raises what the generator raised."""
-        if self._first:
-            return self._first.pop()
-        item = await self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+async def _next(results: AsyncGenerator[Result]) -> Result | None:
+    return await anext(results, None)
 
 
 async def _row(request: Request, index: int, name: str | None, result: Classification | AnyclassError) -> str:
@@ -263,7 +228,7 @@ def _error(request: Request, error: AnyclassError) -> dict[str, Any]:
 
 
 def _wants_lines(request: Request) -> bool:
-    """Whether the client prefers lines to one document; the document when it does not mind."""
+    """Return whether the client prefers lines to one document. Without a preference it gets the document."""
     weights: dict[str, float] = {}
     for part in request.headers.get("accept", "*/*").split(","):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -276,5 +241,5 @@ def _wants_lines(request: Request) -> bool:
     lines = weights.get(NDJSON, anything)
     document = weights.get("application/json", anything)
     if lines <= 0 and document <= 0:
-        raise NotAcceptable(f"This route answers with application/json or {NDJSON}; accept one of them.")
+        raise NotAcceptable(f"This route answers with application/json or {NDJSON}. Accept one of them.")
     return lines > document

@@ -4,10 +4,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.api.problems.schemas import AnswerModel
-from service.api.request.classify_request import JSON
+from service.api.request.body import JSON
+from service.api.request.validation import RequestModel
 from service.label_sets.definition import NAME, Definition
 from service.label_sets.status import LabelSetStatus
 
@@ -15,18 +16,14 @@ DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1_000
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class DescribedLabel(_Body):
+class DescribedLabel(RequestModel):
     """A label that is described by other words than its own; include the label itself where it should count too."""
 
     label: Annotated[str, Field(examples=["cat"])]
     descriptions: Annotated[list[str], Field(examples=[["a cat", "a small furry animal with whiskers"]])]
 
 
-class LabelSetIn(_Body):
+class LabelSetIn(RequestModel):
     """A label set as a client writes it."""
 
     labels: Annotated[

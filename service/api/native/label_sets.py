@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 
 from service.api.documentation import responses as answers
 from service.api.native.label_set_schemas import (
@@ -24,11 +23,12 @@ from service.api.native.label_set_schemas import (
     label_set_json,
 )
 from service.api.problems.table import FieldErrors, UnsupportedMediaType, quoted
-from service.api.request import body as bodies
-from service.api.request.classify_request import JSON, body_of, media_type, refuse_query
+from service.api.request.body import JSON, media_type, read_body
 from service.api.request.disconnect import unless_client_goes
-from service.api.request.etags import condition_of, etag
-from service.api.request.fields import field_errors, parse_json_object
+from service.api.request.etags import etag, read_condition
+from service.api.request.query import read_query, refuse_query
+from service.api.request.strict_json import parse_json_object
+from service.api.request.validation import validate_fields
 from service.api.services import services_of
 from service.errors import (
     DeadlineExceeded,
@@ -98,8 +98,8 @@ async def put_label_set(request: Request, name: Name) -> Response:
     refuse_query(request)
     if (kind := media_type(request)) != JSON:
         raise UnsupportedMediaType(f"A label set is sent as application/json, not as {quoted(kind or 'nothing', 100)}.")
-    condition = condition_of(request)
-    content = await bodies.read(body_of(request, settings))
+    condition = read_condition(request)
+    content = await read_body(request, settings)
     # Up to 100,000 labels: too many to look at on the event loop.
     definition = await services.parsed(content, lambda: _definition(content, settings))
 
@@ -136,10 +136,10 @@ async def put_label_set(request: Request, name: Name) -> Response:
 async def get_label_set(request: Request, name: Name) -> Response:
     """While it is computed `Retry-After` says when to ask again."""
     sets = services_of(request).classifier.label_sets
-    include = _query(request, "include").get("include")
+    include = read_query(request, "include").get("include")
     if include not in (None, "labels"):
         raise FieldErrors([("include", "must be labels, or left out")])
-    known = condition_of(request).if_none_match
+    known = read_condition(request).if_none_match
     status, definition = (await sets.status(name), None) if include is None else await sets.described(name)
     if known is not None and status.state == "ready" and known & {"*", status.head.version}:
         return Response(status_code=_NOT_MODIFIED, headers={"etag": etag(status.head.version)})
@@ -160,7 +160,7 @@ async def get_label_set(request: Request, name: Name) -> Response:
 async def delete_label_set(request: Request, name: Name) -> Response:
     """Requests that use it end with it as it was."""
     sets = services_of(request).classifier.label_sets
-    await sets.delete(name, condition_of(request))
+    await sets.delete(name, read_condition(request))
     return Response(status_code=204)
 
 
@@ -182,7 +182,7 @@ async def delete_label_set(request: Request, name: Name) -> Response:
 async def list_label_sets(request: Request) -> Response:
     """By name, a page at a time."""
     sets: LabelSets = services_of(request).classifier.label_sets
-    query = _query(request, "after", "limit")
+    query = read_query(request, "after", "limit")
     after, limit = query.get("after", ""), query.get("limit", str(DEFAULT_PAGE))
     if after and not NAME.fullmatch(after):
         raise FieldErrors([("after", "is not the name of a label set")])
@@ -197,27 +197,13 @@ def _check_name(name: str) -> None:
         raise FieldErrors([("name", "must have 1 to 100 of a-z 0-9 . _ - and begin with a letter or a digit")])
 
 
-def _query(request: Request, *names: str) -> dict[str, str]:
-    query: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in names:
-            raise FieldErrors([(quoted(name), f"is not a parameter of this route; it has {', '.join(names)}")])
-        if name in query:
-            raise FieldErrors([(name, "is given more than once")])
-        query[name] = value
-    return query
-
-
 def _definition(content: bytes, settings: Settings) -> Definition:
     fields = parse_json_object(content)
     labels = fields.get("labels")
     limit = settings.max_label_set_labels
     if isinstance(labels, list) and len(labels) > limit:
         raise TooManyLabels(f"The label set has {len(labels)} labels; {limit} are the limit here.")
-    try:
-        parsed = LabelSetIn.model_validate(fields)
-    except ValidationError as exc:
-        raise FieldErrors(list(field_errors(exc))) from exc
+    parsed = validate_fields(LabelSetIn, fields)
     return check_definition(
         [each if isinstance(each, str) else each.label for each in parsed.labels],
         {index: each.descriptions for index, each in enumerate(parsed.labels) if isinstance(each, DescribedLabel)},

@@ -1,7 +1,6 @@
 """What people, probes and monitoring ask of the service."""
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -10,7 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from service.api.documentation import request_bodies as openapi
 from service.api.documentation import responses as answers
 from service.api.native.schemas import ModelsAnswer, OpenAIModel, Status, TemplatesAnswer, model_json
-from service.api.problems.table import FieldErrors, quoted
+from service.api.problems.table import FieldErrors
+from service.api.request.query import read_query
 from service.api.services import services_of
 from service.errors import NotReady, UnknownModel
 
@@ -69,7 +69,7 @@ async def one_model(request: Request, model: openapi.ModelName) -> Response:
 )
 async def templates(request: Request) -> Response:
     """Each set's name can be sent as `templates`."""
-    model = services_of(request).models.get(_only_model(request))
+    model = services_of(request).models.get(read_query(request, "model").get("model"))
     sets = {name: list(each) for name, each in model.bundle.templates.items()}
     return JSONResponse({"model": model.name, "templates": sets})
 
@@ -126,15 +126,3 @@ async def metrics(request: Request) -> Response:
     # In a thread: what is known of the process is read from files.
     text = await asyncio.to_thread(services_of(request).metrics.render)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
-
-
-def _only_model(request: Request) -> str | None:
-    """The query's `model`, the one parameter there is."""
-    query: dict[str, Any] = {}
-    for name, value in request.query_params.multi_items():
-        if name != "model":
-            raise FieldErrors([(quoted(name), "is not a parameter of this route; it has model")])
-        if name in query:
-            raise FieldErrors([(name, "is given more than once")])
-        query[name] = value
-    return query.get("model")

@@ -8,7 +8,7 @@ from service.api.documentation import examples
 from service.api.documentation import responses as answers
 from service.api.documentation.examples import RED_DOT
 from service.api.open_inference.schemas import InferAnswer, ModelMetadata, ModelReady
-from service.api.request.classify_request import JSON, OCTETS
+from service.api.request.body import JSON, OCTETS
 from service.errors import InvalidLabels, InvalidScoring, InvalidTemplates, NotReady, PromptTooLong, UnknownModel
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {

@@ -26,10 +26,10 @@ from service.api.open_inference.schemas import (
 )
 from service.api.open_inference.tensors import Inferred, Limits, read_infer, write_infer
 from service.api.problems.table import FieldErrors, UnsupportedMediaType
-from service.api.request import body as bodies
-from service.api.request.classify_request import JSON, OCTETS, body_of, media_type, refuse_query
+from service.api.request.body import JSON, OCTETS, media_type, read_body
 from service.api.request.disconnect import unless_client_goes
-from service.api.request.fields import parse_json_list
+from service.api.request.query import refuse_query
+from service.api.request.strict_json import parse_json_list
 from service.api.services import services_of
 from service.api.timing import server_timing
 from service.classification.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
@@ -136,7 +136,7 @@ async def _infer(request: Request, chosen: Model) -> Response:
         raise UnsupportedMediaType(f"Send {JSON}, or {OCTETS} where binary tensors follow the JSON.")
     refuse_query(request)
     header_length = request.headers.get(HEADER_LENGTH)
-    body = await bodies.read(body_of(request, settings))
+    body = await read_body(request, settings)
     limits = Limits(settings.max_batch_images, settings.max_embed_texts, chosen.manifest.image)
     inferred = await services.parsed(body, lambda: read_infer(body, header_length, limits, services.image_fetcher))
     wanted = _wanted(inferred)

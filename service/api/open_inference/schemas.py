@@ -5,8 +5,9 @@ https://github.com/kserve/open-inference-protocol and, for the binary tensors, T
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from service.api.request.validation import RequestModel
 from service.inference.registry import ModelInfo
 
 IMAGE: Final = "image"
@@ -21,11 +22,7 @@ _MAX_DIMENSIONS: Final = 4
 _REVISION_CHARS: Final = 12
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class InputParameters(_Fields):
+class InputParameters(RequestModel):
     """How an input's data come."""
 
     binary_data_size: Annotated[
@@ -33,7 +30,7 @@ class InputParameters(_Fields):
     ] = None
 
 
-class InputTensor(_Fields):
+class InputTensor(RequestModel):
     """An input: its data are in `data`, in row order, flat or nested, or follow the JSON."""
 
     name: Literal["image", "text"]
@@ -53,20 +50,20 @@ class InputTensor(_Fields):
     ] = None
 
 
-class OutputParameters(_Fields):
+class OutputParameters(RequestModel):
     """How an output is wanted."""
 
     binary_data: Annotated[bool | None, Field(description="Whether its data follow the JSON.")] = None
 
 
-class RequestedOutput(_Fields):
+class RequestedOutput(RequestModel):
     """An output that is wanted."""
 
     name: Literal["image_embeddings", "text_embeddings", "scores"]
     parameters: OutputParameters = OutputParameters()
 
 
-class RequestParameters(_Fields):
+class RequestParameters(RequestModel):
     """What concerns the whole request."""
 
     binary_data_output: Annotated[bool, Field(description="Whether the data of all outputs follow the JSON.")] = False
@@ -83,7 +80,7 @@ class RequestParameters(_Fields):
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
-class InferRequest(_Fields):
+class InferRequest(RequestModel):
     """A request to infer. With `image` and `text` there are `scores` too."""
 
     id: Annotated[str | None, Field(max_length=_MAX_NAME_CHARS, description="Comes back in the answer.")] = None

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from service.api.json_writer import json_numbers
 from service.api.open_inference.schemas import IMAGE, TEXT, InferRequest, InputTensor
 from service.api.problems.table import FieldErrors
-from service.api.request.fields import parse_json_object
 from service.api.request.image_field import encoded_or_url, image_source
-from service.api.request.json_body import checked
+from service.api.request.strict_json import parse_json_object
+from service.api.request.validation import validate_fields
 from service.classification.embedder import Pixels
 from service.classification.types import ImageSource
 from service.errors import InvalidImage, MalformedRequest, PayloadTooLarge
@@ -64,7 +64,7 @@ def read_infer(body: bytes, header_length: str | None, limits: Limits, fetcher: 
         InvalidImage: an image in JSON is not base64, or one is a URL and there is no fetcher.
     """
     end = _json_length(header_length, len(body))
-    request = checked(InferRequest, parse_json_object(body[:end], numbers=True))
+    request = validate_fields(InferRequest, parse_json_object(body[:end], numbers=True))
     rest = memoryview(body)[end:]
     inputs: dict[str, Any] = {}
     for index, tensor in enumerate(request.inputs):

@@ -8,9 +8,10 @@ from service.api.openai.embeddings import EmbeddingsRequest, answer_embeddings
 from service.api.problems import table as problems
 from service.api.problems.protocol_forms import form_of
 from service.api.problems.table import FieldErrors
-from service.api.request.fields import parse_json_object, validated
+from service.api.request.fields import read_options
 from service.api.request.image_field import image_source
-from service.api.request.json_body import checked
+from service.api.request.strict_json import parse_json_object
+from service.api.request.validation import validate_fields
 from service.api.services import Services
 from service.concurrency import run_off_loop
 from service.errors import AnyclassError, InvalidLine
@@ -55,10 +56,10 @@ class JobLines:
         services = self._services
         fields = dict(request.body)
         if endpoint == EMBEDDINGS:
-            content = await answer_embeddings(services, checked(EmbeddingsRequest, fields), background=True)
+            content = await answer_embeddings(services, validate_fields(EmbeddingsRequest, fields), background=True)
             return Answer(_OK, content.decode())
         source = image_source(fields.pop("image"), services.image_fetcher)
-        options = validated(fields, services.settings)
+        options = read_options(fields, services.settings)
         classification = await services.classifier.classify_in_background(
             source, options.query(), options.scoring_options(), model=options.model
         )
@@ -76,11 +77,11 @@ class JobLines:
 
     def _check_body(self, body: Mapping[str, Any], endpoint: str) -> None:
         if endpoint == EMBEDDINGS:
-            checked(EmbeddingsRequest, body)
+            validate_fields(EmbeddingsRequest, body)
             return
         if not isinstance(body.get("image"), str):
             raise FieldErrors([("image", "must be a string: a data URI or base64")])
-        validated({name: value for name, value in body.items() if name != "image"}, self._services.settings)
+        read_options({name: value for name, value in body.items() if name != "image"}, self._services.settings)
 
 
 def _envelope(fields: Mapping[str, Any], endpoint: str) -> tuple[str, Mapping[str, Any]]:

@@ -22,7 +22,8 @@ from service.api.openai.schemas import (
     page_json,
 )
 from service.api.problems.table import FieldErrors
-from service.api.request.json_body import checked, read_json
+from service.api.request.json_body import read_json
+from service.api.request.validation import validate_fields
 from service.api.services import services_of
 from service.errors import Conflict, Overloaded, UnknownObject
 from service.jobs.records import JOB_PREFIX, is_id
@@ -90,7 +91,7 @@ async def create_batch(request: Request, idempotency_key: IdempotencyKey = None)
     services = services_of(request)
     desk, settings = services.desk, services.settings
     idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
-    asked = checked(BatchRequest, await read_json(request, settings))
+    asked = validate_fields(BatchRequest, await read_json(request, settings))
     if asked.endpoint not in ENDPOINTS:
         raise FieldErrors([("endpoint", f"must be one of {', '.join(ENDPOINTS)}")])
     keep = asked.output_expires_after

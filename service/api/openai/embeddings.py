@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from service.api.documentation import responses as answers
 from service.api.documentation.examples import RED_DOT
@@ -15,7 +15,8 @@ from service.api.openai.schemas import EmbeddingsAnswer
 from service.api.problems.table import FieldErrors
 from service.api.request.disconnect import unless_client_goes
 from service.api.request.image_field import image_source
-from service.api.request.json_body import checked, read_json
+from service.api.request.json_body import read_json
+from service.api.request.validation import RequestModel, validate_fields
 from service.api.services import Services, services_of
 from service.api.timing import server_timing
 from service.classification.embedder import Embedded, EmbedQuery
@@ -48,10 +49,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 router = APIRouter(tags=["OpenAI"])
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(RequestModel):
     """The fields of OpenAI's request."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     input: Annotated[
         Any,
@@ -106,7 +105,7 @@ async def embeddings(request: Request) -> Response:
     """Vectors have unit length; texts and images are in one space. Texts are taken as they are, in no template."""
     services = services_of(request)
     services.embedder  # noqa: B018 - raises NotReady before the body is read
-    asked = checked(EmbeddingsRequest, await read_json(request, services.settings))
+    asked = validate_fields(EmbeddingsRequest, await read_json(request, services.settings))
     body = await unless_client_goes(request, answer_embeddings(services, asked))
     headers = {"server-timing": server_timing(request.state.started, None)}
     return Response(body, media_type="application/json", headers=headers)

@@ -24,10 +24,10 @@ from service.api.openai.schemas import (
     page_json,
 )
 from service.api.problems.table import BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
-from service.api.request import body as bodies
-from service.api.request.classify_request import MULTIPART, media_type, refuse_query
-from service.api.request.file_upload import FILE, Upload, read_upload
-from service.api.request.json_body import checked
+from service.api.request.body import MULTIPART, check_declared_length, media_type, receive_chunks
+from service.api.request.file_upload import FILE, FileForm, read_file_form
+from service.api.request.query import refuse_query
+from service.api.request.validation import validate_fields
 from service.api.services import services_of
 from service.errors import Conflict, MalformedRequest, PayloadTooLarge, StateFull, UnknownObject
 from service.jobs.records import FILE_PREFIX, is_id
@@ -132,12 +132,12 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
     if (kind := media_type(request)) != MULTIPART:
         raise UnsupportedMediaType(f"A file is sent as multipart/form-data, not as {quoted(kind or 'nothing', 100)}.")
     limit = settings.max_file_bytes + _FORM_BYTES
-    declared = bodies.check_declared_length(request.headers.get("content-length"), limit)
-    body = bodies.chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
+    declared = check_declared_length(request.headers.get("content-length"), limit)
+    chunks = receive_chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
     writer = await desk.begin_file(max(0, declared - _FORM_BYTES))
     try:
-        upload = await read_upload(body, request.headers["content-type"], writer.write)
-        name, keep_s = _checked(upload, settings.keep_files_s)
+        form = await read_file_form(chunks, request.headers["content-type"], writer.write)
+        name, keep_s = _checked(form, settings.keep_files_s)
         record = await desk.add_file(writer, name=name, purpose="batch", keep_s=keep_s, idempotency=idempotency)
     except BaseException:
         await writer.discard()
@@ -224,18 +224,18 @@ async def delete_file(request: Request, file_id: FileId) -> Response:
     return JSONResponse(FileDeletedOut(id=file_id).model_dump())
 
 
-def _checked(upload: Upload, longest_s: int) -> tuple[str, float]:
+def _checked(form: FileForm, longest_s: int) -> tuple[str, float]:
     """The file's name, and how long it is kept, in seconds."""
-    fields: Mapping[str, str] = upload.fields
+    fields: Mapping[str, str] = form.fields
     if unknown := [name for name in fields if name not in _FIELDS]:
         raise FieldErrors(
             [(quoted(name), f"is not a field of this request; it has {', '.join(_FIELDS)}") for name in unknown]
         )
-    if upload.name is None:
+    if form.name is None:
         raise FieldErrors([(FILE, "is missing; send the file as a file part of that name")])
     if fields.get("purpose") != "batch":
         raise FieldErrors([("purpose", "must be batch")])
     if _ANCHOR not in fields and _SECONDS not in fields:
-        return upload.name, longest_s
+        return form.name, longest_s
     given = {"anchor": fields.get(_ANCHOR), "seconds": fields.get(_SECONDS)}
-    return upload.name, min(checked(ExpiresAfter, given).seconds, longest_s)
+    return form.name, min(validate_fields(ExpiresAfter, given).seconds, longest_s)

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from service.api.documentation import examples
 from service.api.problems.schemas import AnswerModel
 from service.api.problems.table import FieldErrors
+from service.api.request.validation import RequestModel
 from service.jobs.records import FILE_PREFIX, JOB_PREFIX, FileRecord, Job
 from service.jobs.use_cases import Idempotency
 
@@ -153,10 +154,8 @@ def _whole_hours(window: str) -> str:
     return window
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(RequestModel):
     """The fields of OpenAI's request."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     input_file_id: Annotated[
         str,

@@ -1,4 +1,4 @@
-"""Reading a request body without trusting what it says about itself."""
+"""Reads a request's body without trusting the headers that describe it."""
 
 import asyncio
 import io
@@ -6,43 +6,89 @@ import math
 from collections.abc import AsyncIterator
 from typing import Final
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from service.api.problems.table import BodyTimeout
-from service.api.request.memory_budget import HeldBody
+from service.api.problems.table import BodyTimeout, UnsupportedMediaType, quoted
+from service.api.request.memory_budget import BufferedBody
 from service.errors import MalformedRequest, PayloadTooLarge
+from service.settings import Settings
+
+JSON: Final = "application/json"
+MULTIPART: Final = "multipart/form-data"
+OCTETS: Final = "application/octet-stream"
 
 _MIB: Final = 2**20
 
 
-def check_declared_length(content_length: str | None, limit: int) -> int:
-    """Refuse by the Content-Length header alone, before a byte is read; what it promises is not believed.
+def media_type(request: Request) -> str:
+    """Return the body's media type in lower case, without parameters.
 
-    Returns the length, 0 where there is none.
+    Raises `UnsupportedMediaType` for a body with a Content-Encoding.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(
+            "This server reads no compressed bodies: send the body as it is, without a Content-Encoding."
+        )
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def content_type_shown(kind: str) -> str:
+    """Return the media type `kind` as error messages name it; `kind` may be empty."""
+    return f"the Content-Type {quoted(kind, 100)}" if kind else "a body without a Content-Type"
+
+
+def body_chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+    """Check the declared length of a body that goes to memory; return its chunks as they arrive.
+
+    Raises `MalformedRequest`, `PayloadTooLarge` and `BodiesFull`. Iterating raises `BodiesFull`, and as
+    `receive_chunks`.
+    """
+    limit = settings.max_body_bytes
+    buffered: BufferedBody = request.state.buffered_body
+    buffered.check_fits(check_declared_length(request.headers.get("content-length"), limit))
+    return _counted(receive_chunks(request.receive, limit=limit, timeout_s=settings.request_timeout_s), buffered)
+
+
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """Read a whole body into memory. Raises as `body_chunks`."""
+    return await joined(body_chunks(request, settings))
+
+
+async def joined(chunks: AsyncIterator[bytes]) -> bytes:
+    """Read all chunks and join them."""
+    # A BytesIO hands out what it has collected; a bytearray would be copied.
+    whole = io.BytesIO()
+    async for chunk in chunks:
+        whole.write(chunk)
+    return whole.getvalue()
+
+
+def check_declared_length(content_length: str | None, limit: int) -> int:
+    """Refuse a body by its Content-Length, before a byte is read. The header is not trusted beyond that.
+
+    Returns the declared length, 0 without the header. Raises `MalformedRequest` and `PayloadTooLarge`.
     """
     if content_length is None:
         return 0
     if not (content_length.isascii() and content_length.isdigit()):
         raise MalformedRequest("Content-Length is not a number.")
     if (declared := int(content_length[:20])) > limit:
-        raise too_large(limit)
+        raise _too_large(limit)
     return declared
 
 
-def too_large(limit: int) -> PayloadTooLarge:
-    """The refusal of a body of more than `limit` bytes."""
-    shown = f"{limit / _MIB:g} MiB" if limit >= _MIB else f"{limit} bytes"
-    return PayloadTooLarge(f"The request body is larger than {shown}, the limit of this server.")
-
-
-async def chunks(
+async def receive_chunks(
     receive: Receive, *, limit: int, timeout_s: float, bytes_per_s: float = math.inf
 ) -> AsyncIterator[bytes]:
-    """The body as it arrives, `limit` bytes at most.
+    """Yield a body as it arrives, at most `limit` bytes.
 
-    Raises `PayloadTooLarge` at the first byte too many, `BodyTimeout` when the whole takes longer than
-    `timeout_s` and the time that its bytes take at `bytes_per_s`, and `ClientDisconnect`.
+    Args:
+        timeout_s: time for the whole body, in seconds.
+        bytes_per_s: extends `timeout_s` by the time that the bytes received take at this rate.
+
+    Raises: `PayloadTooLarge` at the first byte too many, `BodyTimeout`, and `ClientDisconnect`.
     """
     count = 0
     deadline = asyncio.get_running_loop().time() + timeout_s
@@ -59,22 +105,17 @@ async def chunks(
         more = message.get("more_body", False)
         count += len(chunk)
         if count > limit:
-            raise too_large(limit)
+            raise _too_large(limit)
         if chunk:
             yield chunk
 
 
-async def read(body: AsyncIterator[bytes]) -> bytes:
-    """The whole body."""
-    # Hands out what it has collected, where a bytearray would be copied.
-    whole = io.BytesIO()
-    async for chunk in body:
-        whole.write(chunk)
-    return whole.getvalue()
-
-
-async def counted(body: AsyncIterator[bytes], held: HeldBody) -> AsyncIterator[bytes]:
-    """The body as it arrives, as long as there is room for it. Raises `BodiesFull`."""
-    async for chunk in body:
-        held.add(len(chunk))
+async def _counted(chunks: AsyncIterator[bytes], buffered: BufferedBody) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        buffered.add(len(chunk))
         yield chunk
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    shown = f"{limit / _MIB:g} MiB" if limit >= _MIB else f"{limit} bytes"
+    return PayloadTooLarge(f"The request body is larger than {shown}, the limit of this server.")

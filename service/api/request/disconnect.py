@@ -1,4 +1,4 @@
-"""Work that is done only as long as somebody waits for it."""
+"""Stops work whose client has disconnected."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -13,9 +13,10 @@ T = TypeVar("T")
 async def unless_client_goes(
     request: Request, work: Coroutine[Any, Any, T], gone: Callable[[], Coroutine[Any, Any, None]] | None = None
 ) -> T:
-    """Do `work`, or drop it and raise `ClientDisconnect` as soon as nobody waits for it any more.
+    """Return the result of `work`; cancel it and raise `ClientDisconnect` as soon as the client disconnects.
 
-    `gone` waits for that; it is needed where the request's body is still being read by somebody else.
+    Args:
+        gone: waits for the disconnect; required while another task still reads the request's body.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_client_gone(request) if gone is None else gone())

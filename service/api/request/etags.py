@@ -1,4 +1,4 @@
-"""Entity tags (RFC 9110, sections 8.8.3 and 13.1): what a client wants to be so before something is changed."""
+"""Entity tags (RFC 9110, section 8.8.3) and the conditional requests made with them (section 13.1)."""
 
 import re
 from typing import Final
@@ -12,20 +12,20 @@ _TAG: Final = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _MAX_HEADER_CHARS: Final = 4_096
 
 
-def condition_of(request: Request) -> Condition:
-    """What `If-Match` and `If-None-Match` ask for. Raises `MalformedRequest`."""
+def read_condition(request: Request) -> Condition:
+    """Read `If-Match` and `If-None-Match`. Raises `MalformedRequest`."""
     return Condition(
         if_match=_tags(request, "if-match", weak=False), if_none_match=_tags(request, "if-none-match", weak=True)
     )
 
 
 def etag(version: str) -> str:
-    """The strong entity tag of a version."""
+    """Return the strong entity tag of a version."""
     return f'"{version}"'
 
 
 def _tags(request: Request, header: str, *, weak: bool) -> frozenset[str] | None:
-    """The versions in a header; a weak tag equals none where the comparison is strong (`weak` false)."""
+    """Return the versions in a header, None without the header. Weak tags count only if `weak`."""
     values = request.headers.getlist(header)
     if not values:
         return None
@@ -41,5 +41,5 @@ def _tags(request: Request, header: str, *, weak: bool) -> frozenset[str] | None
             versions.add(match[2])
     if text[position:].strip(" \t,") or position == 0:
         raise MalformedRequest(f'{header} must be * or one or more entity tags, each in double quotes: "…".')
-    # A tag may be spelled as an asterisk in quotes; here it would mean any.
+    # "*" in quotes is a tag like any other, but in the returned set it would mean any version.
     return frozenset(versions - {"*"})

@@ -1,4 +1,4 @@
-"""A file that comes in as multipart/form-data and goes on piece by piece, never whole in memory."""
+"""Reads a file from multipart/form-data and passes it on in pieces, never whole in memory."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,36 +15,41 @@ _MAX_NAME_CHARS: Final = 256
 
 
 @dataclass(slots=True)
-class Upload:
-    """What came with the file: its name, None where there was no file, and the form's other fields."""
+class FileForm:
+    """A form with one file, without the file's content.
+
+    Attributes:
+        name: the file's name; None if the form has no file.
+        fields: the form's other parts.
+    """
 
     name: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
 
 
 class _Reader(FormReader):
-    """Collects fields; `pending` is the part of the file that nobody has taken yet."""
+    """Collects fields; `pending` holds the pieces of the file that are not written yet."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.upload = Upload()
+        self.form = FileForm()
         self.pending: list[bytes] = []
         self._field: str | None = None
         self._value = bytearray()
 
     def part_begins(self, name: str, options: dict[bytes, bytes]) -> None:
         if name == FILE:
-            if self.upload.name is not None:
+            if self.form.name is not None:
                 raise FieldErrors([(FILE, "is given more than once")])
-            self.upload.name = utf8(options.get(b"filename", b""), FILE)[:_MAX_NAME_CHARS] or "upload.jsonl"
+            self.form.name = utf8(options.get(b"filename", b""), FILE)[:_MAX_NAME_CHARS] or "upload.jsonl"
             self._field = None
             return
         if b"filename" in options:
-            raise FieldErrors([(quoted(name), f"is a file; only `{FILE}` may be one")])
-        if name in self.upload.fields:
+            raise FieldErrors([(quoted(name), f"must not be a file; send the file as `{FILE}`")])
+        if name in self.form.fields:
             raise FieldErrors([(quoted(name), "is given more than once")])
-        if len(self.upload.fields) >= _MAX_FIELDS:
-            raise PayloadTooLarge(f"The form has more fields than {_MAX_FIELDS}, the limit of this server.")
+        if len(self.form.fields) >= _MAX_FIELDS:
+            raise PayloadTooLarge(f"The form has more than {_MAX_FIELDS} fields, the limit of this server.")
         self._field = name
         self._value.clear()
 
@@ -54,24 +59,24 @@ class _Reader(FormReader):
             return
         self._value += data[start:end]
         if len(self._value) > _MAX_FIELD_BYTES:
-            raise FieldErrors([(quoted(self._field), f"has more than {_MAX_FIELD_BYTES} bytes")])
+            raise FieldErrors([(quoted(self._field), f"must have at most {_MAX_FIELD_BYTES} bytes")])
 
     def part_ends(self) -> None:
         if self._field is not None:
-            self.upload.fields[self._field] = utf8(self._value, self._field)
+            self.form.fields[self._field] = utf8(self._value, self._field)
 
 
-async def read_upload(
+async def read_file_form(
     body: AsyncIterator[bytes], content_type: str, write: Callable[[bytes], Awaitable[None]]
-) -> Upload:
-    """Read a whole form, and hand the content of its part `file` to `write` as it comes.
+) -> FileForm:
+    """Read a whole form; pass the content of its part `file` to `write` as it arrives.
 
-    Raises `MalformedRequest` where it is not a form, `FieldErrors` for a part that must not be there, `PayloadTooLarge`
-    for more parts than allowed, and what reading `body` and `write` raise.
+    Raises `MalformedRequest` for a body that is no form, `FieldErrors` for a part that is not allowed,
+    `PayloadTooLarge` for too many parts, and as `write` and iterating `body`.
     """
     reader = _Reader()
     async for _ in reader.chunks(body, content_type):
         for part in reader.pending:
             await write(part)
         reader.pending.clear()
-    return reader.upload
+    return reader.form

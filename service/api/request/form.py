@@ -1,7 +1,7 @@
-"""multipart/form-data (RFC 7578), in memory and with every count capped.
+"""Reads multipart/form-data (RFC 7578) into memory, with limits on the numbers of fields and files.
 
-Starlette's own reader spools files to disk, has a limit per part and none for the whole, and takes a broken
-encoding for Latin-1; so the parser underneath it is used directly. The caller caps the bytes of the whole.
+Uses the parser below Starlette's own reader, which spools files to disk, limits each part but not the whole form, and
+decodes broken text as Latin-1. The caller limits the bytes of the whole form.
 """
 
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ _IDENTITY_ENCODINGS: Final = (b"", b"7bit", b"8bit", b"binary")
 
 @dataclass(slots=True)
 class Form:
-    """Fields and files in the order of their coming, by name."""
+    """Fields and files by name, in the order of their arrival."""
 
     fields: dict[str, list[str]] = field(default_factory=dict)
     files: dict[str, list[bytes]] = field(default_factory=dict)
@@ -41,18 +41,18 @@ class _Reader(FormReader):
         self._name = name
         self._data = bytearray()
         if self.headers.get(b"content-transfer-encoding", b"").strip().lower() not in _IDENTITY_ENCODINGS:
-            raise FieldErrors([(self._name, "send the part as it is, without a Content-Transfer-Encoding")])
-        # Some clients send a file without a name and say by its type that it is one.
+            raise FieldErrors([(self._name, "must be sent without a Content-Transfer-Encoding")])
+        # Some clients send a file without a file name and mark it by its Content-Type only.
         content_type = self.headers.get(b"content-type", b"text/plain").strip().lower()
         self._is_file = b"filename" in options or content_type.startswith((b"image/", b"application/octet-stream"))
         if self._is_file:
             self._n_files += 1
             if self._n_files > self._max_files:
-                raise PayloadTooLarge(f"The form has more files than may be sent at once here, {self._max_files}.")
+                raise PayloadTooLarge(f"The form has more than {self._max_files} files, the limit of this server.")
         else:
             self._n_fields += 1
             if self._n_fields > self._max_fields:
-                raise PayloadTooLarge(f"The form has more fields than {self._max_fields}, the limit of this server.")
+                raise PayloadTooLarge(f"The form has more than {self._max_fields} fields, the limit of this server.")
 
     def part_data(self, data: bytes, start: int, end: int) -> None:
         self._data += memoryview(data)[start:end]
@@ -68,8 +68,8 @@ class _Reader(FormReader):
 async def read_form(body: AsyncIterator[bytes], content_type: str, *, max_fields: int, max_files: int) -> Form:
     """Read a whole form.
 
-    Raises `MalformedRequest` where it is not one, `FieldErrors` for text that is not UTF-8, `PayloadTooLarge`
-    for more parts than allowed, and what reading `body` raises.
+    Raises `MalformedRequest` for a body that is no form, `FieldErrors` for text that is not UTF-8, `PayloadTooLarge`
+    for too many parts, and as iterating `body`.
     """
     reader = _Reader(max_fields=max_fields, max_files=max_files)
     async for _ in reader.chunks(body, content_type):

@@ -1,4 +1,4 @@
-"""What every reader of multipart/form-data (RFC 7578) does alike: boundary, headers of a part, and how a form ends."""
+"""The common part of all readers of multipart/form-data (RFC 7578): boundary, part headers, end of the form."""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from service.errors import MalformedRequest
 
 
 class FormReader(ABC):
-    """Takes what the parser calls back with. A subclass says what becomes of a part."""
+    """Handles the parser's callbacks. Subclasses handle the parts."""
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
@@ -21,26 +21,31 @@ class FormReader(ABC):
 
     @abstractmethod
     def part_begins(self, name: str, options: dict[bytes, bytes]) -> None:
-        """Take the part's name and the options of its Content-Disposition; `headers` has all of them, lower-cased."""
+        """Start a part.
+
+        Args:
+            name: the part's name.
+            options: parameters of its Content-Disposition. `headers` has all its headers, with names in lower case.
+        """
 
     @abstractmethod
     def part_data(self, data: bytes, start: int, end: int) -> None:
-        """Take a piece of the part."""
+        """Handle the bytes `data[start:end]` of the part."""
 
     @abstractmethod
     def part_ends(self) -> None:
-        """The part is whole."""
+        """Finish the part."""
 
     async def chunks(self, body: AsyncIterator[bytes], content_type: str) -> AsyncIterator[None]:
-        """Read a whole form; comes back after each chunk of the body.
+        """Parse a whole form; yield after each chunk of the body.
 
-        Raises `MalformedRequest` where it is not a form, and what reading `body` and the subclass raise.
+        Raises `MalformedRequest` for a body that is no form, and as the subclass and iterating `body`.
         """
         _, options = parse_options_header(content_type.encode("latin-1", "replace"))
         boundary = options.get(b"boundary")
         if not boundary:
             raise MalformedRequest(
-                "The Content-Type multipart/form-data has no boundary; let your client set the header."
+                "The Content-Type multipart/form-data has no boundary. Let your HTTP client set this header."
             )
         try:
             parser = MultipartParser(
@@ -87,7 +92,7 @@ class FormReader(ABC):
 
 
 def utf8(data: bytes | bytearray, name: str) -> str:
-    """Decode a part's text. Raises `FieldErrors` naming it where it is not UTF-8."""
+    """Decode a part's text. Raises `FieldErrors` for `name` if it is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as exc:

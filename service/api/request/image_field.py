@@ -1,4 +1,4 @@
-"""The image as text, in JSON: a data URI (RFC 2397), base64 (RFC 4648), or a URL where the operator allows it."""
+"""Images given as text in JSON: a data URI (RFC 2397), base64 (RFC 4648), or a URL if the operator allows URLs."""
 
 import binascii
 import re
@@ -15,15 +15,14 @@ _URL_SAFE_TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _LINE_BREAKS: Final = b"\r\n"
 
 URLS_OFF: Final = (
-    "Image URLs are switched off on this server, so it fetches nothing. "
-    "Send the picture itself: as a file, as base64 or as a data URI."
+    "Image URLs are switched off on this server. Send the image itself: as a file, as base64 or as a data URI."
 )
 
 
 def image_source(text: str, fetcher: ImageFetcher | None) -> ImageSource:
-    """The bytes of an image as `decode_image_text` has them, or a way to fetch those of a URL where that is allowed.
+    """Return the image's bytes as `decode_image_text`; for a URL, with a `fetcher`, a function that fetches them.
 
-    Raises `InvalidImage`; fetching raises what `ImageFetcher.fetch` raises.
+    Raises `InvalidImage`. The function raises as `ImageFetcher.fetch`.
     """
     if fetcher is not None and _WEB.match(text):
         return partial(fetcher.fetch, text)
@@ -31,9 +30,9 @@ def image_source(text: str, fetcher: ImageFetcher | None) -> ImageSource:
 
 
 def encoded_or_url(data: bytes, fetcher: ImageFetcher | None) -> ImageSource:
-    """`data`, an encoded image, or a way to fetch one where it is a URL: no picture begins as a URL does.
+    """Return `data`, an encoded image; if it is a URL, a function that fetches the image. No image begins like a URL.
 
-    Raises `InvalidImage` for a URL without a fetcher.
+    Raises `InvalidImage` for a URL without a `fetcher`.
     """
     if not data[:8].lower().startswith((b"http://", b"https://")):
         return data
@@ -41,11 +40,10 @@ def encoded_or_url(data: bytes, fetcher: ImageFetcher | None) -> ImageSource:
 
 
 def decode_image_text(text: str) -> bytes:
-    """The bytes of an image given as a data URI or as base64.
+    """Decode an image given as a data URI or as base64.
 
-    The alphabet may be the standard or the URL-safe one, padding may be left out and lines may be broken (as
-    MIME does); any other character is refused. A data URI's media type is not believed, the bytes tell. Raises
-    `InvalidImage`, also for a URL.
+    Accepts the standard and the URL-safe alphabet, missing padding, and line breaks (as MIME has them); no other
+    character. Ignores a data URI's media type: the bytes decide. Raises `InvalidImage`, also for a URL.
     """
     if match := _SCHEME.match(text):
         scheme = match[1].lower()
@@ -62,7 +60,7 @@ def decode_image_text(text: str) -> bytes:
         encoded = text.encode("ascii").translate(_URL_SAFE_TO_STANDARD, _LINE_BREAKS).rstrip(b"=")
         data = binascii.a2b_base64(encoded + b"=" * (-len(encoded) % 4), strict_mode=True)
     except (UnicodeEncodeError, binascii.Error) as exc:
-        raise InvalidImage(f"The image is not valid {what}; it must hold the picture's bytes in base64.") from exc
+        raise InvalidImage(f"The image is not valid {what}. Send the image's bytes in base64.") from exc
     if not data:
         raise InvalidImage("The image is empty.")
     return data

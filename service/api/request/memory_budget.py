@@ -1,8 +1,8 @@
-"""How many bytes of request bodies may be in memory, over all requests together.
+"""Limits the bytes of request bodies in memory, over all requests of a process.
 
-A body is held from its first byte until its request is answered or given up, for the picture in it waits for its turn
-to be decoded. Nothing waits for room: what does not fit is refused at once, so nobody can be locked up with anybody
-else, and a body within its own limit always fits where there is no other.
+A body counts from its first byte until its request is answered or dropped, because its image waits for decoding. No
+request waits for memory: a body that does not fit is refused at once, so requests cannot deadlock, and a body within
+its own limit always fits if it is the only one.
 """
 
 from service.api.problems.table import BodiesFull
@@ -11,59 +11,55 @@ from service.monitoring.metrics import Metrics
 _RETRY_S = 2.0
 
 
-class BodyRoom:
-    """The room for the bodies of all requests of a process. Not for several threads.
+class MemoryBudget:
+    """Counts the body bytes of all requests of a process. Not thread-safe.
 
     Attributes:
-        held_bytes: what is taken of it.
+        used_bytes: body bytes in memory.
     """
 
     def __init__(self, limit_bytes: int, metrics: Metrics) -> None:
-        self.held_bytes = 0
+        self.used_bytes = 0
         self._limit_bytes = limit_bytes
         self._metrics = metrics
 
-    def hold(self) -> "HeldBody":
-        """The share of one request, which is empty at first."""
-        return HeldBody(self)
-
     def check(self, more_bytes: int) -> None:
-        """Raise `BodiesFull` where so many bytes more do not fit."""
-        if self.held_bytes + more_bytes > self._limit_bytes:
+        """Raise `BodiesFull` if `more_bytes` do not fit."""
+        if self.used_bytes + more_bytes > self._limit_bytes:
             self._metrics.bodies_refused.inc()
-            raise BodiesFull("Too many bytes of requests are in memory here; try again later.", _RETRY_S)
+            raise BodiesFull("Too many bytes of requests are in memory; try again later.", _RETRY_S)
 
     def change(self, by_bytes: int) -> None:
-        """Take or give back."""
-        self.held_bytes += by_bytes
+        """Add bytes, or subtract them if negative."""
+        self.used_bytes += by_bytes
         self._metrics.body_bytes.inc(by_bytes)
 
 
-class HeldBody:
-    """What one request has taken of the room. Whoever has made it calls `release`, however the request ends.
+class BufferedBody:
+    """The body bytes of one request, counted in a `MemoryBudget`. Its creator calls `release` when the request ends.
 
     Attributes:
-        held_bytes: how much that is.
+        size_bytes: bytes counted for this request.
     """
 
-    def __init__(self, room: BodyRoom) -> None:
-        self.held_bytes = 0
-        self._room = room
+    def __init__(self, budget: MemoryBudget) -> None:
+        self.size_bytes = 0
+        self._budget = budget
 
-    def expect(self, size_bytes: int) -> None:
-        """Look whether a body of this size would fit now. Raises `BodiesFull`; takes nothing.
+    def check_fits(self, size_bytes: int) -> None:
+        """Raise `BodiesFull` if a body of this size does not fit now. Counts nothing.
 
-        To take what is only promised would let clients fill the room without sending a byte.
+        Counting announced bytes would let clients use up the budget without sending any.
         """
-        self._room.check(size_bytes)
+        self._budget.check(size_bytes)
 
     def add(self, size_bytes: int) -> None:
-        """Take room for what has arrived. Raises `BodiesFull`, and then takes nothing."""
-        self._room.check(size_bytes)
-        self._room.change(size_bytes)
-        self.held_bytes += size_bytes
+        """Count bytes that have arrived. Raises `BodiesFull`, and then counts nothing."""
+        self._budget.check(size_bytes)
+        self._budget.change(size_bytes)
+        self.size_bytes += size_bytes
 
     def release(self) -> None:
-        """Give everything back."""
-        self._room.change(-self.held_bytes)
-        self.held_bytes = 0
+        """Subtract everything that was added."""
+        self._budget.change(-self.size_bytes)
+        self.size_bytes = 0

@@ -1,7 +1,6 @@
-"""Where an upload waits to be read: in memory while it is small, else in a temporary file.
+"""Buffers an upload between the thread that receives it and the thread that reads it.
 
-It is written by one thread and read by another, which may be behind or wait for more. All here blocks, so none of it is
-for an event loop.
+A small upload stays in memory, a larger one goes to a temporary file. Methods block: call none on an event loop.
 """
 
 import io
@@ -11,11 +10,11 @@ from collections.abc import Callable
 from typing import Final, cast
 
 _IN_MEMORY: Final = 2**20
-"""Bytes of an upload that are kept without a file."""
+"""Bytes of an upload that are kept in memory."""
 
 
 class Spool(io.RawIOBase):
-    """An upload on its way: `append` and `finish`, or `fail`, on one side; a seekable file on the other."""
+    """A seekable file that is read while it is still being written with `append` and `finish`, or `fail`."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by `close`
@@ -26,7 +25,7 @@ class Spool(io.RawIOBase):
         self._failure: Exception | None = None
 
     def append(self, data: bytes) -> None:
-        """Add what has arrived."""
+        """Add bytes that have arrived."""
         with self._changed:
             if not self._file.closed:
                 self._file.seek(self._size)
@@ -35,13 +34,13 @@ class Spool(io.RawIOBase):
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Say that nothing more comes."""
+        """Mark the upload as complete."""
         with self._changed:
             self._complete = True
             self._changed.notify_all()
 
     def fail(self, failure: Exception) -> None:
-        """Say that the rest does not come; whoever reads gets `failure`."""
+        """Mark the upload as failed; reading raises `failure` from now on."""
         with self._changed:
             self._failure = self._failure or failure
             self._changed.notify_all()
@@ -55,7 +54,7 @@ class Spool(io.RawIOBase):
         return True
 
     def readinto(self, buffer: object) -> int:
-        """Read what there is, and wait where there is nothing yet. Raises what `fail` was given."""
+        """Read what has arrived; wait if nothing has. Raises the exception given to `fail`."""
         view = memoryview(cast("bytearray", buffer))
         with self._changed:
             self._wait(lambda: self._size > self._position)
@@ -66,7 +65,7 @@ class Spool(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; the end is known, and so waited for, when all has arrived."""
+        """Move. Seeking from the end waits for the whole upload."""
         with self._changed:
             if whence == io.SEEK_END:
                 self._wait(lambda: False)
@@ -79,7 +78,7 @@ class Spool(io.RawIOBase):
         return self._position
 
     def close(self) -> None:
-        """Delete what was kept; a thread that still reads gets an error."""
+        """Delete the content; a thread that still reads gets an error."""
         with self._changed:
             self._failure = self._failure or ValueError("the upload was closed")
             self._file.close()

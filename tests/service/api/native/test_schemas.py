@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.json_writer import answer_json, answer_text, one_line, predictions_text
-from service.api.native.schemas import ClassifyAnswer
+from service.api.native.schemas import ClassifyAnswer, PredictionOut, Usage
 from service.classification.types import Classification, Prediction, Ranking
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -29,6 +29,14 @@ def test_what_is_written_is_json(predictions: list[Prediction]) -> None:
     assert all(isinstance(each["score"], float) for each in json.loads(predictions_text(answer)))
     assert {"labels": 7, "labels_cached": 3} == answer_json(answer)["usage"]
     ClassifyAnswer.model_validate_json(answer_text(answer), strict=True)
+
+
+def test_the_writer_has_the_fields_of_the_schema() -> None:
+    """A field added to `ClassifyAnswer` must be added to `answer_text` too: same names, same order."""
+    answer = answer_json(classification(Prediction("cat", 0.5)))
+    assert list(ClassifyAnswer.model_fields) == list(answer)
+    assert list(PredictionOut.model_fields) == list(answer["predictions"][0])
+    assert list(Usage.model_fields) == list(answer["usage"])
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

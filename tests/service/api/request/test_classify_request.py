@@ -12,9 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.api.problems.table import BodyTimeout, FieldErrors, UnsupportedMediaType
 from service.api.request.classify_request import parse_batch, parse_single
-from service.api.request.fields import ClassifyRequest, parse_json_object
+from service.api.request.fields import ClassifyRequest
 from service.api.request.image_field import decode_image_text
-from service.api.request.memory_budget import BodyRoom
+from service.api.request.memory_budget import BufferedBody, MemoryBudget
+from service.api.request.strict_json import parse_json_object
 from service.classification.types import LabelQuery, ScoringOptions
 from service.errors import (
     AnyclassError,
@@ -51,7 +52,7 @@ def request_of(
         "method": "POST",
         "path": "/v1/classify",
         "query_string": query.encode(),
-        "state": {"held_body": BodyRoom(2**20, Metrics()).hold()},
+        "state": {"buffered_body": BufferedBody(MemoryBudget(2**20, Metrics()))},
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in given_headers.items()],
     }
     return Request(scope, receive)
@@ -541,7 +542,7 @@ async def test_a_batch_without_pictures_names_both_ways_to_send_them() -> None:
     """Files, or an archive of them; for one picture there is no archive."""
     with pytest.raises(FieldErrors, match=r"^image: is missing; .* as the part `archive`$"):
         await parse_batch(as_form(("labels", "a", None)), SETTINGS)
-    with pytest.raises(FieldErrors, match=r"^image: is missing; send the picture as a file part of that name$"):
+    with pytest.raises(FieldErrors, match=r"^image: is missing; send the image as a file part of that name$"):
         await parse_single(as_form(("labels", "a", None)), SETTINGS)
-    with pytest.raises(FieldErrors, match="only `image` or `archive` may be one"):
+    with pytest.raises(FieldErrors, match=r"send the file as `image` or `archive`$"):
         await parse_batch(as_form(("picture", IMAGE, "a.png"), ("labels", "a", None)), SETTINGS)

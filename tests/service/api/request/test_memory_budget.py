@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.lifecycle import Lifecycle
 from service.api.middleware.request_context import RequestContext
 from service.api.problems.table import BodiesFull
-from service.api.request.memory_budget import BodyRoom
+from service.api.request.memory_budget import BufferedBody, MemoryBudget
 from service.api.services import Services
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
@@ -82,31 +82,31 @@ def stalled(server: HttpServer, size: int, *, declared: bool = True) -> Iterator
 def test_the_room_is_for_all_together() -> None:
     """What one holds another cannot; what is refused or only expected takes nothing; what is released is free."""
     metrics = Metrics()
-    room = BodyRoom(100, metrics)
-    first, second = room.hold(), room.hold()
-    first.expect(100)
+    budget = MemoryBudget(100, metrics)
+    first, second = BufferedBody(budget), BufferedBody(budget)
+    first.check_fits(100)
     first.add(60)
     second.add(40)
     with pytest.raises(BodiesFull):
         second.add(1)
     with pytest.raises(BodiesFull):
-        room.hold().expect(1)
-    assert 100 == room.held_bytes == metrics.registry.get_sample_value("anyclass_body_bytes")
+        BufferedBody(budget).check_fits(1)
+    assert 100 == budget.used_bytes == metrics.registry.get_sample_value("anyclass_body_bytes")
     assert 2 == metrics.registry.get_sample_value("anyclass_bodies_refused_total")
     first.release()
     first.release()
-    assert 40 == room.held_bytes
+    assert 40 == budget.used_bytes
     second.add(60)
     second.release()
-    assert 0 == room.held_bytes == metrics.registry.get_sample_value("anyclass_body_bytes")
+    assert 0 == budget.used_bytes == metrics.registry.get_sample_value("anyclass_body_bytes")
 
 
 async def test_who_takes_nothing_of_the_answer_is_given_up() -> None:
     """A client that has sent a body and does not read what it is answered does not keep its room for ever."""
-    room = BodyRoom(100, Metrics())
+    budget = MemoryBudget(100, Metrics())
 
     async def app(scope: Scope, _: Receive, send: Send) -> None:
-        scope["state"]["held_body"].add(100)
+        scope["state"]["buffered_body"].add(100)
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def receive() -> Message:
@@ -115,9 +115,9 @@ async def test_who_takes_nothing_of_the_answer_is_given_up() -> None:
     async def send(_: Message) -> None:
         await asyncio.Event().wait()
 
-    context = RequestContext(app, metrics=Metrics(), lifecycle=Lifecycle(), bodies=room, stall_timeout_s=0.01)
+    context = RequestContext(app, metrics=Metrics(), lifecycle=Lifecycle(), memory_budget=budget, stall_timeout_s=0.01)
     await context({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
-    assert 0 == room.held_bytes
+    assert 0 == budget.used_bytes
 
 
 async def test_large_bodies_are_parsed_one_at_a_time() -> None:
@@ -221,4 +221,4 @@ def test_every_protocol_says_that_there_is_no_room(bundle: Path, tmp_path: Path)
                 answer = httpx.request(method, server.url + path, content=sent, headers=headers, timeout=PATIENCE_S)
                 assert (path, 429, "2") == (path, answer.status_code, answer.headers["retry-after"])
                 assert "close" == answer.headers["connection"]
-                assert "Too many bytes of requests are in memory here; try again later." == told(path, answer.json())
+                assert "Too many bytes of requests are in memory; try again later." == told(path, answer.json())
