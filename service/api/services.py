@@ -65,6 +65,10 @@ class Services:
         """Return the use cases of files and batch jobs. Raises `NotReady` until the models are loaded."""
         return self._loaded(self.job_desk)
 
+    def require_loaded(self) -> None:
+        """Raise `NotReady` until the models are loaded; for routes that check before they read the body."""
+        self._loaded(self.ready_classifier)
+
     def require_alive(self) -> None:
         """Raise `NotReady` where only a restart helps: the start failed, or a device's scheduler died."""
         if self.lifecycle.phase is Phase.FAILED:

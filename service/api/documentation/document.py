@@ -1,6 +1,6 @@
-"""The OpenAPI document: what FastAPI makes of the routes, and what holds for all of them.
+"""The OpenAPI document: FastAPI's description of the routes, completed with what all routes share.
 
-It is made when it is first asked for, and kept.
+It is built on the first request for it, and kept.
 """
 
 import asyncio
@@ -18,19 +18,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api.documentation.responses import HEADERS, REFERENCE, header, shared_examples
+from service.api.documentation.examples import ANSWERS
+from service.api.documentation.responses import HEADERS, REFERENCE, header
+from service.api.problems.schemas import OpenAIError, PlainError, Problem
 from service.api.services import Services
 
 PATH: Final = "/openapi.json"
 
 TAGS: Final = (
-    {"name": "Classify", "description": "Pictures against any labels."},
-    {"name": "Label sets", "description": "Labels with a name: written once, computed once, used by name."},
-    {"name": "Models", "description": "What is served, and what can be asked of it."},
-    {
-        "name": "Batch jobs",
-        "description": "Files of requests, answered in the background, in OpenAI's form.",
-    },
+    {"name": "Classify", "description": "Images against any labels."},
+    {"name": "Label sets", "description": "Named lists of labels: written once, computed once, used by name."},
+    {"name": "Models", "description": "The served models and their prompt templates."},
+    {"name": "Batch jobs", "description": "Files of requests, answered in the background, in OpenAI's form."},
     {"name": "OpenAI", "description": "For the clients of OpenAI's API."},
     {"name": "Hugging Face", "description": "For `huggingface_hub` and `@huggingface/inference`."},
     {"name": "Open Inference Protocol", "description": "For clients of KServe and Triton: version 2 of the protocol."},
@@ -38,29 +37,30 @@ TAGS: Final = (
 )
 
 _NEVER_ANSWERED: Final = ("HTTPValidationError", "ValidationError")
-"""What FastAPI would answer where it checks a parameter; here that is an error like any other."""
-_NOTHING_SAID: Final = "Successful Response"
-"""FastAPI's description of an answer of which a route says nothing."""
+"""FastAPI's own errors for a parameter; here such an error has the form of all others."""
+_DEFAULT_DESCRIPTION: Final = "Successful Response"
+"""FastAPI's description of a response that a route does not describe."""
+_ERRORS: Final = (Problem, OpenAIError, PlainError)
 _METHODS: Final = ("get", "put", "post", "delete")
 _LIMITED: Final = re.compile("2..|429")
 _SECURITY: Final = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server needs one."},
-    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in a header of its own."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, if the server requires one."},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key in its own header."},
 }
 
 
 def operation_id(route: APIRoute) -> str:
-    """The name by which generated clients call a route."""
+    """Return the name by which generated clients call a route."""
     return route.name
 
 
-def describe(app: FastAPI, schemas: Collection[type[BaseModel]]) -> None:
+def describe(app: FastAPI, request_models: Collection[type[BaseModel]]) -> None:
     """Give `app` a complete OpenAPI document and a route to it.
 
     Args:
-        schemas: models to which routes refer by name, so that FastAPI does not know of them.
+        request_models: models to which routes refer by name (see `json_body`), and which FastAPI therefore misses.
     """
-    making = threading.Lock()
+    building = threading.Lock()
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -72,20 +72,28 @@ def describe(app: FastAPI, schemas: Collection[type[BaseModel]]) -> None:
                 tags=[dict(tag) for tag in TAGS],
                 routes=app.routes,
             )
-            _complete(schema, schemas, app.state.services)
+            _complete(schema, (*_ERRORS, *request_models), app.state.services)
             app.openapi_schema = schema
         return app.openapi_schema
 
-    def written() -> bytes:
-        with making:
+    def as_bytes() -> bytes:
+        with building:
             return json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()
 
-    async def answered(_: Request) -> Response:
-        # In a thread: it takes a tenth of a second, for which no other request should have to wait.
-        return Response(await asyncio.to_thread(written), media_type="application/json")
+    async def answer(_: Request) -> Response:
+        # Building takes a tenth of a second, so it runs in a thread.
+        return Response(await asyncio.to_thread(as_bytes), media_type="application/json")
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
-    app.router.routes.append(Route(PATH, answered, include_in_schema=False))
+    app.router.routes.append(Route(PATH, answer, include_in_schema=False))
+
+
+def operations_of(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield the path, the method in lower case and the description of every operation."""
+    for path, item in document["paths"].items():
+        for method in _METHODS:
+            if method in item:
+                yield path, method, item[method]
 
 
 def _complete(document: dict[str, Any], models: Collection[type[BaseModel]], services: Services) -> None:
@@ -96,7 +104,10 @@ def _complete(document: dict[str, Any], models: Collection[type[BaseModel]], ser
         schemas[model.__name__] = part
     for name in _NEVER_ANSWERED:
         schemas.pop(name, None)
-    document["components"] |= {"headers": dict(HEADERS), "examples": shared_examples()}
+    # Not in the models themselves: FastAPI drops every null from an example.
+    for name, example in ANSWERS.items():
+        schemas[name]["examples"] = [example]
+    document["components"]["headers"] = dict(HEADERS)
     for _, _, operation in operations_of(document):
         for parameter in operation.get("parameters", ()):
             parameter["schema"] = _without_null(parameter["schema"])
@@ -105,11 +116,11 @@ def _complete(document: dict[str, Any], models: Collection[type[BaseModel]], ser
         for status, response in operation["responses"].items():
             _complete_response(status, response, schemas)
     if services.api_keys.required:
-        _lock(document, services.settings.open_paths)
+        _require_key(document, services.settings.open_paths)
 
 
 def _complete_response(status: str, response: dict[str, Any], schemas: dict[str, Any]) -> None:
-    if response["description"] == _NOTHING_SAID:
+    if response["description"] == _DEFAULT_DESCRIPTION:
         response["description"] = _description(response, schemas)
     headers = response.setdefault("headers", {})
     headers |= header("X-Request-ID", always=True)
@@ -117,8 +128,8 @@ def _complete_response(status: str, response: dict[str, Any], schemas: dict[str,
         headers |= header("RateLimit") | header("RateLimit-Policy")
 
 
-def _lock(document: dict[str, Any], open_paths: Collection[str]) -> None:
-    """Say that a key is needed, where it is."""
+def _require_key(document: dict[str, Any], open_paths: Collection[str]) -> None:
+    """Require an API key for every operation except GET on an open path."""
     document["components"]["securitySchemes"] = dict(_SECURITY)
     document["security"] = [{name: []} for name in _SECURITY]
     for path, method, operation in operations_of(document):
@@ -127,23 +138,15 @@ def _lock(document: dict[str, Any], open_paths: Collection[str]) -> None:
 
 
 def _description(response: dict[str, Any], schemas: dict[str, Any]) -> str:
-    """What the schema of the answer says of itself."""
+    """Return the description of the answer's schema."""
     references = [content["schema"].get("$ref", "") for content in response.get("content", {}).values()]
     found = [schemas[reference.removeprefix(REFERENCE)]["description"] for reference in references if reference]
-    return str(found[0]) if found else _NOTHING_SAID
+    return str(found[0]) if found else _DEFAULT_DESCRIPTION
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a parameter, which can be left out but never be null."""
+    """Return the schema of a parameter without null: a parameter is left out instead."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return schema
     return {**kinds[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
-
-
-def operations_of(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Path, method in lower case, and description of every operation."""
-    for path, item in document["paths"].items():
-        for method in _METHODS:
-            if method in item:
-                yield path, method, item[method]

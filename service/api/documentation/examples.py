@@ -1,75 +1,39 @@
-"""What the routes answer, for the OpenAPI document: one example of each answer that is no error."""
+"""Examples for the OpenAPI document: of every answer, and of values that several examples share."""
 
 from typing import Any, Final
 
+from service.api.problems.protocol_forms import form_of
+from service.api.problems.table import FieldErrors, problem_of
 from service.installation import VERSION
 
+REQUEST_ID: Final = "5a3f0c1e9b7d4c2f8e6a1b0d9c8f7e6a"
+RED_DOT: Final = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8F7UQOfAAAAAElFTkSuQmCC"
+"""A PNG image of 8×8 red pixels, small enough for an example."""
 REVISION: Final = "38fc8dd378c48fb27a452c0b6dacdc65bc1d6679ca838f36a58ad52ab3d1e798"
 FILE_ID: Final = "file-01a212d6c605f94d760cdac344b54030"
 BATCH_ID: Final = "batch_01a212d6c605f94d760cdac344b54031"
 _CREATED: Final = 1_795_612_395
 _DAY_S: Final = 24 * 3_600
 
-_PREDICTIONS: Final = [{"label": "cat", "score": 0.9731544}, {"label": "dog", "score": 0.02684565}]
-_USAGE: Final = {"labels": 2, "labels_cached": 2}
-_BROKEN: Final = {
-    "type": "urn:anyclass:problem:invalid-image",
-    "title": "The image cannot be read",
-    "status": 422,
-    "detail": "The PNG image is corrupt, truncated or of a kind that cannot be read.",
-    "request_id": "5a3f0c1e9b7d4c2f8e6a1b0d9c8f7e6a",
-}
-
-CLASSIFIED: Final[dict[str, Any]] = {
-    "model": "demo",
-    "revision": REVISION,
-    "predictions": _PREDICTIONS,
-    "usage": _USAGE,
-}
-BATCH: Final[dict[str, Any]] = {
-    "model": "demo",
-    "results": [{"index": 0, "predictions": _PREDICTIONS}, {"index": 1, "error": _BROKEN}],
-    "usage": _USAGE,
-}
-BATCH_LINES: Final = (
+FILE_LINES: Final = (
+    '{"custom_id":"1","method":"POST","url":"/v1/embeddings","body":{"input":"a photo of a cat"}}\n'
+    '{"custom_id":"2","method":"POST","url":"/v1/embeddings","body":{"input":"a photo of a dog"}}\n'
+)
+RESULT_LINES: Final = (
     '{"index":0,"name":"photos/1.jpg","predictions":[{"label":"cat","score":0.9731544}]}\n'
     '{"index":1,"name":"photos/2.jpg","predictions":[{"label":"dog","score":0.8812001}]}\n'
 )
-MODELS: Final[dict[str, Any]] = {
-    "models": [
-        {
-            "name": "demo",
-            "aliases": [],
-            "default": True,
-            "architecture": "clip/residual_conv",
-            "revision": REVISION,
-            "provider": "cpu",
-            "precision": "fp32",
-            "parity": None,
-            "dim": 256,
-            "image": {"height": 32, "width": 32},
-            "context_length": 32,
-            "scoring": "softmax",
-            "templates": ["default", "none"],
-        }
-    ],
-    "object": "list",
-    "data": [{"id": "demo", "object": "model", "created": 0, "owned_by": "anyclass"}],
-}
-ONE_MODEL: Final[dict[str, Any]] = MODELS["data"][0]
-TEMPLATES: Final[dict[str, Any]] = {
-    "model": "demo",
-    "templates": {"default": ["a photo of a {}."], "none": ["{}"]},
-}
-ALIVE: Final = {"status": "alive"}
-READY: Final = {"status": "ready"}
 METRICS: Final = (
     "# HELP anyclass_http_requests_total HTTP requests that were answered.\n"
     "# TYPE anyclass_http_requests_total counter\n"
     'anyclass_http_requests_total{method="POST",protocol="own",route="/v1/classify",status="2xx"} 1024.0\n'
 )
+PREDICTIONS: Final = [{"label": "cat", "score": 0.9731544}, {"label": "dog", "score": 0.02684565}]
 
-LABEL_SET: Final[dict[str, Any]] = {
+_USAGE: Final = {"labels": 2, "labels_cached": 2}
+_PROBLEM: Final = problem_of(FieldErrors([("labels[3]", "must be a string")]), REQUEST_ID)
+_OPENAI_MODEL: Final = {"id": "demo", "object": "model", "created": 0, "owned_by": "anyclass"}
+_LABEL_SET: Final = {
     "name": "animals",
     "version": "3f2a9c0d1e5b7a84",
     "status": "ready",
@@ -79,20 +43,7 @@ LABEL_SET: Final[dict[str, Any]] = {
     "written": "2026-11-25T13:00:00+00:00",
     "models": [{"model": "demo", "status": "ready", "done": 2, "total": 2}],
 }
-LABEL_SET_COMPUTING: Final[dict[str, Any]] = {
-    **LABEL_SET,
-    "status": "computing",
-    "progress": {"done": 1_200, "total": 50_000},
-    "label_count": 50_000,
-    "models": [{"model": "demo", "status": "computing", "done": 1_200, "total": 50_000}],
-}
-LABEL_SETS: Final[dict[str, Any]] = {"label_sets": [LABEL_SET], "next": None}
-
-FILE_LINES: Final = (
-    '{"custom_id":"1","method":"POST","url":"/v1/embeddings","body":{"input":"a photo of a cat"}}\n'
-    '{"custom_id":"2","method":"POST","url":"/v1/embeddings","body":{"input":"a photo of a dog"}}\n'
-)
-FILE: Final[dict[str, Any]] = {
+_FILE: Final = {
     "id": FILE_ID,
     "object": "file",
     "bytes": len(FILE_LINES),
@@ -102,16 +53,7 @@ FILE: Final[dict[str, Any]] = {
     "purpose": "batch",
     "status": "processed",
 }
-FILES: Final[dict[str, Any]] = {
-    "object": "list",
-    "data": [FILE],
-    "first_id": FILE_ID,
-    "last_id": FILE_ID,
-    "has_more": False,
-}
-FILE_DELETED: Final[dict[str, Any]] = {"id": FILE_ID, "object": "file", "deleted": True}
-
-JOB: Final[dict[str, Any]] = {
+_BATCH: Final = {
     "id": BATCH_ID,
     "object": "batch",
     "endpoint": "/v1/embeddings",
@@ -124,85 +66,87 @@ JOB: Final[dict[str, Any]] = {
     "created_at": _CREATED,
     "in_progress_at": _CREATED + 1,
     "expires_at": _CREATED + _DAY_S,
-    "finalizing_at": None,
-    "completed_at": None,
-    "failed_at": None,
-    "expired_at": None,
-    "cancelling_at": None,
-    "cancelled_at": None,
+    **dict.fromkeys(
+        ("finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at"), None
+    ),
     "request_counts": {"total": 2, "completed": 1, "failed": 0},
     "metadata": {"experiment": "7"},
 }
-JOB_CANCELLING: Final[dict[str, Any]] = {**JOB, "status": "cancelling", "cancelling_at": _CREATED + 60}
-JOBS: Final[dict[str, Any]] = {
-    "object": "list",
-    "data": [JOB],
-    "first_id": BATCH_ID,
-    "last_id": BATCH_ID,
-    "has_more": False,
-}
-
-EMBEDDINGS: Final[dict[str, Any]] = {
-    "object": "list",
-    "data": [{"object": "embedding", "index": 0, "embedding": [0.0123, -0.0456, 0.0789]}],
-    "model": "demo",
-    "usage": {"prompt_tokens": 7, "total_tokens": 7},
-}
-SCORES: Final = _PREDICTIONS
-SERVER: Final = {"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]}
-LIVE: Final = {"live": True}
-SERVER_READY: Final = {"ready": True}
-MODEL_READY: Final = {"name": "demo", "ready": True}
-MODEL_METADATA: Final[dict[str, Any]] = {
-    "name": "demo",
-    "versions": [REVISION[:12]],
-    "platform": "onnxruntime_cpu",
-    "inputs": [
-        {"name": "image", "datatype": "BYTES", "shape": [-1]},
-        {"name": "text", "datatype": "BYTES", "shape": [-1]},
-    ],
-    "outputs": [
-        {"name": "image_embeddings", "datatype": "FP32", "shape": [-1, 256]},
-        {"name": "text_embeddings", "datatype": "FP32", "shape": [-1, 256]},
-        {"name": "scores", "datatype": "FP32", "shape": [-1, -1]},
-    ],
-}
-INFERRED: Final[dict[str, Any]] = {
-    "model_name": "demo",
-    "model_version": REVISION[:12],
-    "outputs": [{"name": "scores", "datatype": "FP32", "shape": [1, 2], "data": [0.9731544, 0.02684565]}],
-}
-
-ANSWERS: Final[dict[str, Any]] = {
-    "CLASSIFIED": CLASSIFIED,
-    "BATCH": BATCH,
-    "BATCH_LINES": BATCH_LINES,
-    "MODELS": MODELS,
-    "ONE_MODEL": ONE_MODEL,
-    "TEMPLATES": TEMPLATES,
-    "ALIVE": ALIVE,
-    "READY": READY,
-    "METRICS": METRICS,
-    "LABEL_SET": LABEL_SET,
-    "LABEL_SET_COMPUTING": LABEL_SET_COMPUTING,
-    "LABEL_SETS": LABEL_SETS,
-    "FILE": FILE,
-    "FILES": FILES,
-    "FILE_DELETED": FILE_DELETED,
-    "JOB": JOB,
-    "JOB_CANCELLING": JOB_CANCELLING,
-    "JOBS": JOBS,
-    "EMBEDDINGS": EMBEDDINGS,
-    "SCORES": SCORES,
-    "SERVER": SERVER,
-    "LIVE": LIVE,
-    "SERVER_READY": SERVER_READY,
-    "MODEL_READY": MODEL_READY,
-    "MODEL_METADATA": MODEL_METADATA,
-    "INFERRED": INFERRED,
-}
-"""Each by the name under which the document refers to it."""
 
 
-RED_DOT: Final = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8F7UQOfAAAAAElFTkSuQmCC"
-"""A picture small enough to stand in an example: 8×8 pixels of red."""
+def _page(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "list", "data": [entry], "first_id": entry["id"], "last_id": entry["id"], "has_more": False}
+
+
+ANSWERS: Final[dict[str, dict[str, Any]]] = {
+    "Problem": _PROBLEM,
+    "OpenAIError": form_of("/v1/embeddings")(_PROBLEM)[2],
+    "PlainError": form_of("/v2")(_PROBLEM)[2],
+    "ClassifyAnswer": {"model": "demo", "revision": REVISION, "predictions": PREDICTIONS, "usage": _USAGE},
+    "BatchAnswer": {
+        "model": "demo",
+        "results": [{"index": 0, "predictions": PREDICTIONS}, {"index": 1, "error": _PROBLEM}],
+        "usage": _USAGE,
+    },
+    "ModelsAnswer": {
+        "models": [
+            {
+                "name": "demo",
+                "aliases": [],
+                "default": True,
+                "architecture": "clip/residual_conv",
+                "revision": REVISION,
+                "provider": "cpu",
+                "precision": "fp32",
+                "parity": None,
+                "dim": 256,
+                "image": {"height": 32, "width": 32},
+                "context_length": 32,
+                "scoring": "softmax",
+                "templates": ["default", "none"],
+            }
+        ],
+        "object": "list",
+        "data": [_OPENAI_MODEL],
+    },
+    "OpenAIModel": _OPENAI_MODEL,
+    "TemplatesAnswer": {"model": "demo", "templates": {"default": ["a photo of a {}."], "none": ["{}"]}},
+    "Status": {"status": "ready"},
+    "LabelSetOut": _LABEL_SET,
+    "LabelSetsOut": {"label_sets": [_LABEL_SET], "next": None},
+    "FileOut": _FILE,
+    "FilesOut": _page(_FILE),
+    "FileDeletedOut": {"id": FILE_ID, "object": "file", "deleted": True},
+    "BatchOut": _BATCH,
+    "BatchesOut": _page(_BATCH),
+    "EmbeddingsAnswer": {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.0123, -0.0456, 0.0789]}],
+        "model": "demo",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    },
+    "ServerInfo": {"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]},
+    "Live": {"live": True},
+    "Ready": {"ready": True},
+    "ModelReady": {"name": "demo", "ready": True},
+    "ModelMetadata": {
+        "name": "demo",
+        "versions": [REVISION[:12]],
+        "platform": "onnxruntime_cpu",
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "text", "datatype": "BYTES", "shape": [-1]},
+        ],
+        "outputs": [
+            {"name": "image_embeddings", "datatype": "FP32", "shape": [-1, 256]},
+            {"name": "text_embeddings", "datatype": "FP32", "shape": [-1, 256]},
+            {"name": "scores", "datatype": "FP32", "shape": [-1, -1]},
+        ],
+    },
+    "InferAnswer": {
+        "model_name": "demo",
+        "model_version": REVISION[:12],
+        "outputs": [{"name": "scores", "datatype": "FP32", "shape": [1, 2], "data": [0.9731544, 0.02684565]}],
+    },
+}
+"""One example for each schema of an answer, by the schema's name."""

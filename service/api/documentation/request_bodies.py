@@ -1,19 +1,20 @@
-"""What the routes that read their own bodies say about themselves in the OpenAPI document."""
+"""Request bodies and parameters for the OpenAPI document, of routes that read them without FastAPI."""
 
 from typing import Annotated, Any, Final
 
 from fastapi import Path
+from pydantic import BaseModel
 
 from service.api.documentation.examples import RED_DOT
+from service.api.documentation.responses import REFERENCE
 from service.api.request.fields import Options
 
 _IMAGE_TEXT: Final = {
     "type": "string",
-    "description": "The picture as a data URI or as base64 (standard or URL-safe alphabet), "
-    "or as an http:// or https:// URL where the operator has allowed that.",
+    "description": "The image as a data URI or as base64 (standard or URL-safe alphabet), "
+    "or as an http:// or https:// URL if the operator allows that.",
 }
-_FILE: Final = {"type": "string", "format": "binary", "description": "The picture's bytes."}
-
+_FILE: Final = {"type": "string", "format": "binary", "description": "The image's bytes."}
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "labels": {
@@ -36,7 +37,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 }
 BATCH_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "batch": {
-        "summary": "Two pictures, one of them broken",
+        "summary": "Two images, one of them broken",
         "value": {"images": [RED_DOT, "AAAA"], "labels": ["red", "green"]},
     }
 }
@@ -49,8 +50,18 @@ _FILLED_IN: Final[dict[str, Any]] = {
     "temperature": 1,
     "model": "",
 }
-"""What Swagger UI writes into its form; an empty field is one that is not given. Without this it makes up words."""
+"""Values that Swagger UI fills into its form in place of made-up words; an empty field is left out."""
 _BYTES: Final = "(the bytes of a file)"
+
+
+def json_body(model: type[BaseModel], examples: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a route's `openapi_extra` for a JSON body that the route checks against `model`."""
+    return {"requestBody": {"required": True, "content": {"application/json": json_content(model, examples)}}}
+
+
+def json_content(model: type[BaseModel], examples: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the media type of `json_body` alone, for a route that takes others too."""
+    return {"schema": {"$ref": REFERENCE + model.__name__}, "examples": examples}
 
 
 def _json_schema(image: dict[str, Any], name: str) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def _json_schema(image: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _text_fields() -> dict[str, Any]:
-    """The fields as a form or a query has them: there is no null, a field is left out."""
+    """Return the fields as a form or a query has them: without null, for a field is left out instead."""
     fields = {}
     for name, schema in Options.model_json_schema()["properties"].items():
         kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
@@ -94,15 +105,15 @@ def _form(image: dict[str, Any]) -> dict[str, Any]:
 
 
 def _batch_form() -> dict[str, Any]:
-    """Several pictures, or one archive of them."""
+    """Return the form for several images, or for one archive of them."""
     form = _form({"type": "array", "minItems": 1, "items": _FILE})
     schema = form["schema"]
-    archive = {**_FILE, "description": "A tar, tar.gz or zip of pictures, in place of `image`."}
+    archive = {**_FILE, "description": "A tar, tar.gz or zip of images, in place of `image`."}
     properties = {**schema["properties"], "archive": archive}
-    pictures = {"oneOf": [{"required": ["image"]}, {"required": ["archive"]}]}
+    images = {"oneOf": [{"required": ["image"]}, {"required": ["archive"]}]}
     del schema["required"]
     return {
-        "schema": {**schema, **pictures, "properties": properties},
+        "schema": {**schema, **images, "properties": properties},
         "examples": {
             "images": {"summary": "Files", "value": {"image": [_BYTES, _BYTES], **FORM_FIELDS}},
             "archive": {"summary": "An archive", "value": {"archive": _BYTES, **FORM_FIELDS}},
@@ -126,10 +137,10 @@ def _query_parameters(when: str) -> list[dict[str, Any]]:
 _RAW: Final = {"schema": {"type": "string", "format": "binary"}}
 
 CLASSIFY: Final[dict[str, Any]] = {
-    "parameters": _query_parameters("Only with the picture as the body. "),
+    "parameters": _query_parameters("Only with the image as the body. "),
     "requestBody": {
-        "description": "JSON with the picture as text; a form with the picture as a file; or the picture itself, with "
-        "the rest in the query.",
+        "description": "JSON with the image as text; a form with the image as a file; or the image itself, with the "
+        "other fields in the query.",
         "required": True,
         "content": {
             "application/json": {"schema": _json_schema(_IMAGE_TEXT, "image"), "examples": EXAMPLES},
@@ -141,14 +152,14 @@ CLASSIFY: Final[dict[str, Any]] = {
 }
 
 _ARCHIVE: Final = {
-    "schema": {"type": "string", "format": "binary", "description": "The archive's bytes; its files are the pictures."}
+    "schema": {"type": "string", "format": "binary", "description": "The archive's bytes; its files are the images."}
 }
 
 BATCH: Final[dict[str, Any]] = {
     "parameters": _query_parameters("Only with an archive as the body. "),
     "requestBody": {
-        "description": "JSON with the pictures as text; a form with the pictures as files, or with one archive; or the "
-        "archive itself, with the rest in the query.",
+        "description": "JSON with the images as text; a form with the images as files, or with one archive; or the "
+        "archive itself, with the other fields in the query.",
         "required": True,
         "content": {
             "application/json": {
@@ -166,7 +177,7 @@ BATCH: Final[dict[str, Any]] = {
 ModelName = Annotated[
     str,
     Path(
-        description="Name or alias of a model (`GET /v1/models`), which may have a slash in it.",
+        description="Name or alias of a model (`GET /v1/models`); it may contain a slash.",
         examples=["demo"],
     ),
 ]
@@ -177,7 +188,7 @@ MODEL_PARAMETER: Final[dict[str, Any]] = {
             "name": "model",
             "in": "query",
             "required": False,
-            "description": "Name or alias of a model; the default model when left out.",
+            "description": "Name or alias of a model; the default model if left out.",
             "schema": {"type": "string"},
         }
     ]

@@ -4,9 +4,16 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.documentation import responses as answers
-from service.api.documentation.examples import RED_DOT
-from service.api.documentation.request_bodies import ModelName
+from service.api.documentation.examples import PREDICTIONS, RED_DOT
+from service.api.documentation.request_bodies import ModelName, json_body
+from service.api.documentation.responses import (
+    BODY_ERRORS,
+    IMAGE_ERRORS,
+    INFERENCE_ERRORS,
+    LABEL_ERRORS,
+    error_responses,
+    header,
+)
 from service.api.huggingface.schemas import InputObject, LabelScore, ZeroShotRequest
 from service.api.json_writer import predictions_text
 from service.api.problems.table import FieldErrors
@@ -42,30 +49,20 @@ router = APIRouter(tags=["Hugging Face"])
 
 _DOCUMENTED: Final[dict[str, Any]] = {
     "response_model": list[LabelScore],
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": "#/components/schemas/ZeroShotRequest"},
-                    "examples": EXAMPLES,
-                }
-            },
-        }
-    },
+    "openapi_extra": json_body(ZeroShotRequest, EXAMPLES),
 }
-_ANSWERED: Final = answers.answer(
-    "SCORES",
-    description="Every label and its score, best first.",
-    headers=answers.header("Server-Timing", always=True),
-)
-_REFUSALS: Final = (*answers.READING, *answers.PICTURES, *answers.LABELLING, *answers.COMPUTING)
+_ANSWER: Final[dict[str, Any]] = {
+    "description": "Every label and its score, best first.",
+    "headers": header("Server-Timing", always=True),
+    "content": {"application/json": {"example": PREDICTIONS}},
+}
+_ERRORS: Final = (*BODY_ERRORS, *IMAGE_ERRORS, *LABEL_ERRORS, *INFERENCE_ERRORS)
 
 
 @router.post(
     "/",
     summary="Zero-shot image classification",
-    responses={200: _ANSWERED, **answers.refusals("/", *_REFUSALS)},
+    responses={200: _ANSWER, **error_responses("/", *_ERRORS)},
     **_DOCUMENTED,
 )
 async def classify_by_default(request: Request) -> Response:
@@ -76,7 +73,7 @@ async def classify_by_default(request: Request) -> Response:
 @router.post(
     "/models/{model:path}",
     summary="Zero-shot image classification by a model",
-    responses={200: _ANSWERED, **answers.refusals("/models/{model:path}", UnknownModel, *_REFUSALS)},
+    responses={200: _ANSWER, **error_responses("/models/{model:path}", UnknownModel, *_ERRORS)},
     **_DOCUMENTED,
 )
 async def classify_by_model(request: Request, model: ModelName) -> Response:

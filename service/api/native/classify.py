@@ -3,8 +3,16 @@
 from fastapi import APIRouter, Request, Response
 
 from service.api.direct_route import DirectRoute
-from service.api.documentation import request_bodies as openapi
-from service.api.documentation import responses as answers
+from service.api.documentation.request_bodies import CLASSIFY
+from service.api.documentation.responses import (
+    BODY_ERRORS,
+    IMAGE_ERRORS,
+    INFERENCE_ERRORS,
+    LABEL_ERRORS,
+    LABEL_SET_ERRORS,
+    error_responses,
+    header,
+)
 from service.api.json_writer import answer_text
 from service.api.native.schemas import ClassifyAnswer
 from service.api.request.classify_request import parse_single
@@ -24,17 +32,17 @@ router = APIRouter(tags=["Classify"], route_class=DirectRoute)
     "/v1/classify",
     response_model=ClassifyAnswer,
     summary="Classify one image against any labels",
-    openapi_extra=openapi.CLASSIFY,
+    openapi_extra=CLASSIFY,
     responses={
-        200: answers.answer("CLASSIFIED", headers=answers.header("Server-Timing", always=True)),
-        **answers.refusals(
+        200: {"headers": header("Server-Timing", always=True)},
+        **error_responses(
             "/v1/classify",
-            *answers.READING,
-            *answers.PICTURES,
-            *answers.LABELLING,
-            *answers.LABEL_SETS,
+            *BODY_ERRORS,
+            *IMAGE_ERRORS,
+            *LABEL_ERRORS,
+            *LABEL_SET_ERRORS,
             UnknownModel,
-            *answers.COMPUTING,
+            *INFERENCE_ERRORS,
         ),
     },
 )

@@ -10,8 +10,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.api.documentation import request_bodies as openapi
-from service.api.documentation import responses as answers
+from service.api.documentation.examples import RESULT_LINES
+from service.api.documentation.request_bodies import BATCH
+from service.api.documentation.responses import (
+    BODY_ERRORS,
+    INFERENCE_ERRORS,
+    LABEL_ERRORS,
+    LABEL_SET_ERRORS,
+    error_responses,
+    header,
+)
 from service.api.json_writer import json_text, one_line, predictions_text
 from service.api.native.schemas import BatchAnswer
 from service.api.problems.handlers import log_failure
@@ -49,24 +57,21 @@ router = APIRouter(tags=["Classify"])
     response_model=BatchAnswer,
     response_model_exclude_none=True,
     summary="Classify several images against the same labels",
-    openapi_extra=openapi.BATCH,
+    openapi_extra=BATCH,
     responses={
         200: {
             "description": "Every image has its result; one that cannot be classified has its error there.",
-            "headers": answers.header("Server-Timing"),
-            "content": {
-                "application/json": answers.example("BATCH"),
-                NDJSON: {"schema": {"type": "string", "description": _LINES}, **answers.example("BATCH_LINES")},
-            },
+            "headers": header("Server-Timing"),
+            "content": {NDJSON: {"schema": {"type": "string", "description": _LINES}, "example": RESULT_LINES}},
         },
-        **answers.refusals(
+        **error_responses(
             "/v1/classify/batch",
             NotAcceptable,
-            *answers.READING,
-            *answers.LABELLING,
-            *answers.LABEL_SETS,
+            *BODY_ERRORS,
+            *LABEL_ERRORS,
+            *LABEL_SET_ERRORS,
             UnknownModel,
-            *answers.COMPUTING,
+            *INFERENCE_ERRORS,
         ),
     },
 )
@@ -77,7 +82,7 @@ async def classify_batch(request: Request) -> Response:
     sent as soon as it is known.
     """
     services = services_of(request)
-    services.classifier  # noqa: B018 - raises NotReady before the body is read
+    services.require_loaded()
     streamed = _wants_lines(request)
     batch = await _batch(request, services, streamed=streamed)
     results = _results(services, batch)

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Path
 from pydantic import Field
 
+from service.api.documentation.request_bodies import json_body
 from service.api.problems.schemas import AnswerModel
-from service.api.request.body import JSON
 from service.api.request.validation import RequestModel
 from service.label_sets.definition import NAME, Definition
 from service.label_sets.status import LabelSetStatus
@@ -99,24 +99,19 @@ _CONDITIONS: Final = [
 DELETE: Final[dict[str, Any]] = {"parameters": [*_CONDITIONS]}
 PUT: Final[dict[str, Any]] = {
     "parameters": [*_CONDITIONS],
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON: {
-                "schema": {"$ref": "#/components/schemas/LabelSetIn"},
-                "examples": {
-                    "labels": {"summary": "Two labels", "value": {"labels": ["cat", "dog"]}},
-                    "descriptions": {
-                        "summary": "Descriptions and templates",
-                        "value": {
-                            "labels": [{"label": "cat", "descriptions": ["cat", "small cat"]}, "dog"],
-                            "templates": ["a photo of a {}.", "{}"],
-                        },
-                    },
+    **json_body(
+        LabelSetIn,
+        {
+            "labels": {"summary": "Two labels", "value": {"labels": ["cat", "dog"]}},
+            "descriptions": {
+                "summary": "Descriptions and templates",
+                "value": {
+                    "labels": [{"label": "cat", "descriptions": ["cat", "small cat"]}, "dog"],
+                    "templates": ["a photo of a {}.", "{}"],
                 },
-            }
+            },
         },
-    },
+    ),
 }
 GET: Final[dict[str, Any]] = {
     "parameters": [

@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.api.documentation import responses as answers
+from service.api.documentation.responses import BODY_ERRORS, INFERENCE_ERRORS, STATE_ERRORS, error_responses, header
 from service.api.native.label_set_schemas import (
     DEFAULT_PAGE,
     DELETE,
@@ -50,15 +50,13 @@ _CREATED: Final = 201
 _ACCEPTED: Final = 202
 _NOT_MODIFIED: Final = 304
 
-_BAD_CONDITION: Final = MalformedRequest('if-match must be * or one or more entity tags, each in double quotes: "…".')
-
 router = APIRouter(tags=["Label sets"])
 
 
-def _described(description: str, example: str, *, waiting: bool = False) -> dict[str, Any]:
-    """An answer with a set; `waiting` where it is always still being computed."""
-    headers = answers.header("ETag", always=True) | answers.header("Retry-After", always=waiting)
-    return answers.answer(example, description=description, headers=headers)
+def _described(description: str, *, computing: bool = False) -> dict[str, Any]:
+    """Describe a response with a set; `computing` if the set is always still being computed."""
+    headers = header("ETag", always=True) | header("Retry-After", always=computing)
+    return {"description": description, "headers": headers, "model": LabelSetOut}
 
 
 @router.put(
@@ -67,23 +65,20 @@ def _described(description: str, example: str, *, waiting: bool = False) -> dict
     summary="Write a label set",
     openapi_extra=PUT,
     responses={
-        200: _described("It was there already, and is ready.", "LABEL_SET"),
-        201: {**_described("It is new, and ready.", "LABEL_SET"), "model": LabelSetOut},
-        202: {
-            **_described("It is written, and being computed.", "LABEL_SET_COMPUTING", waiting=True),
-            "model": LabelSetOut,
-        },
-        **answers.refusals(
+        200: _described("The set existed already, and is ready."),
+        201: _described("The set is new, and ready."),
+        202: _described("The set is written, and being computed.", computing=True),
+        **error_responses(
             "/v1/label-sets/{name}",
-            *answers.READING,
+            *BODY_ERRORS,
             InvalidLabels,
             InvalidTemplates,
             TooManyLabels,
             VersionMismatch,
             PromptTooLong,
-            *answers.COMPUTING,
+            *INFERENCE_ERRORS,
             StateFull,
-            *answers.STORED,
+            *STATE_ERRORS,
         ),
     },
 )
@@ -122,14 +117,14 @@ async def put_label_set(request: Request, name: Name) -> Response:
     summary="How a label set stands",
     openapi_extra=GET,
     responses={
-        200: _described("How it stands; with `Retry-After` while it is computed.", "LABEL_SET"),
-        304: {"description": "It is ready and has not changed.", "headers": answers.header("ETag", always=True)},
-        **answers.refusals(
+        200: _described("The set's status; with `Retry-After` while it is computed."),
+        304: {"description": "The set is ready and has not changed.", "headers": header("ETag", always=True)},
+        **error_responses(
             "/v1/label-sets/{name}",
-            _BAD_CONDITION,
+            MalformedRequest,
             UnknownLabelSet,
-            FieldErrors([("include", "must be labels, or left out")]),
-            *answers.STORED,
+            FieldErrors,
+            *STATE_ERRORS,
         ),
     },
 )
@@ -153,8 +148,8 @@ async def get_label_set(request: Request, name: Name) -> Response:
     summary="Delete a label set",
     openapi_extra=DELETE,
     responses={
-        204: {"description": "It is no more."},
-        **answers.refusals("/v1/label-sets/{name}", _BAD_CONDITION, UnknownLabelSet, VersionMismatch, *answers.STORED),
+        204: {"description": "The set is deleted."},
+        **error_responses("/v1/label-sets/{name}", MalformedRequest, UnknownLabelSet, VersionMismatch, *STATE_ERRORS),
     },
 )
 async def delete_label_set(request: Request, name: Name) -> Response:
@@ -170,14 +165,7 @@ async def delete_label_set(request: Request, name: Name) -> Response:
     response_model_exclude_none=True,
     summary="The label sets there are",
     openapi_extra=LIST,
-    responses={
-        200: answers.answer("LABEL_SETS"),
-        **answers.refusals(
-            "/v1/label-sets",
-            FieldErrors([("limit", f"must be a whole number from 1 to {MAX_PAGE}")]),
-            *answers.STORED,
-        ),
-    },
+    responses=error_responses("/v1/label-sets", FieldErrors, *STATE_ERRORS),
 )
 async def list_label_sets(request: Request) -> Response:
     """By name, a page at a time."""

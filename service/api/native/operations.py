@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api.documentation import request_bodies as openapi
-from service.api.documentation import responses as answers
+from service.api.documentation.examples import METRICS
+from service.api.documentation.request_bodies import MODEL_PARAMETER, ModelName
+from service.api.documentation.responses import error_responses
 from service.api.native.schemas import ModelsAnswer, OpenAIModel, Status, TemplatesAnswer, model_json
 from service.api.problems.table import FieldErrors
 from service.api.request.query import read_query
@@ -22,7 +23,7 @@ router = APIRouter()
     tags=["Models"],
     response_model=ModelsAnswer,
     summary="The models that really run",
-    responses={200: answers.answer("MODELS"), **answers.refusals("/v1/models", NotReady)},
+    responses=error_responses("/v1/models", NotReady),
 )
 async def models(request: Request) -> Response:
     """Provider, precision and parity are those of the running process, not of its configuration."""
@@ -41,12 +42,9 @@ async def models(request: Request) -> Response:
     tags=["OpenAI"],
     response_model=OpenAIModel,
     summary="One model",
-    responses={
-        200: answers.answer("ONE_MODEL"),
-        **answers.refusals("/v1/models/{model:path}", NotReady, UnknownModel),
-    },
+    responses=error_responses("/v1/models/{model:path}", NotReady, UnknownModel),
 )
-async def one_model(request: Request, model: openapi.ModelName) -> Response:
+async def one_model(request: Request, model: ModelName) -> Response:
     """By name or alias; the answer has the name."""
     return JSONResponse(OpenAIModel(id=services_of(request).models.get(model).name).model_dump())
 
@@ -56,16 +54,8 @@ async def one_model(request: Request, model: openapi.ModelName) -> Response:
     tags=["Models"],
     response_model=TemplatesAnswer,
     summary="The prompt templates of a model",
-    openapi_extra=openapi.MODEL_PARAMETER,
-    responses={
-        200: answers.answer("TEMPLATES"),
-        **answers.refusals(
-            "/v1/templates",
-            NotReady,
-            UnknownModel,
-            FieldErrors([("modle", "is not a parameter of this route; it has model")]),
-        ),
-    },
+    openapi_extra=MODEL_PARAMETER,
+    responses=error_responses("/v1/templates", NotReady, UnknownModel, FieldErrors),
 )
 async def templates(request: Request) -> Response:
     """Each set's name can be sent as `templates`."""
@@ -79,10 +69,7 @@ async def templates(request: Request) -> Response:
     tags=["Probes"],
     response_model=Status,
     summary="Whether the process is alive",
-    responses={
-        200: answers.answer("ALIVE"),
-        **answers.refusals("/livez", NotReady("A device's scheduler has died; the process must be started anew.")),
-    },
+    responses=error_responses("/livez", NotReady),
 )
 async def livez(request: Request) -> Response:
     """Says no only when a restart is the remedy. Needs no model."""
@@ -95,10 +82,7 @@ async def livez(request: Request) -> Response:
     tags=["Probes"],
     response_model=Status,
     summary="Whether to send requests here",
-    responses={
-        200: answers.answer("READY"),
-        **answers.refusals("/readyz", NotReady("Not ready: the model is being loaded.")),
-    },
+    responses=error_responses("/readyz", NotReady),
 )
 async def readyz(request: Request) -> Response:
     """Says no until the model is warm, and from the moment the service is asked to stop."""
@@ -112,13 +96,11 @@ async def readyz(request: Request) -> Response:
     response_class=Response,
     summary="Metrics in the Prometheus text format",
     responses={
-        200: answers.answer(
-            "METRICS",
-            media_type="text/plain",
-            schema={"type": "string"},
-            description="Everything that is measured.",
-        ),
-        **answers.refusals("/metrics"),
+        200: {
+            "description": "All metrics.",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS}},
+        },
+        **error_responses("/metrics"),
     },
 )
 async def metrics(request: Request) -> Response:

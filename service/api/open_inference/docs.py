@@ -4,10 +4,10 @@ from typing import Annotated, Any, Final
 
 from fastapi import Path
 
-from service.api.documentation import examples
-from service.api.documentation import responses as answers
-from service.api.documentation.examples import RED_DOT
-from service.api.open_inference.schemas import InferAnswer, ModelMetadata, ModelReady
+from service.api.documentation.examples import RED_DOT, REVISION
+from service.api.documentation.request_bodies import json_content
+from service.api.documentation.responses import BODY_ERRORS, IMAGE_ERRORS, INFERENCE_ERRORS, error_responses, header
+from service.api.open_inference.schemas import InferAnswer, InferRequest, ModelMetadata, ModelReady
 from service.api.request.body import JSON, OCTETS
 from service.errors import InvalidLabels, InvalidScoring, InvalidTemplates, NotReady, PromptTooLong, UnknownModel
 
@@ -31,18 +31,19 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 
 Version = Annotated[
     str,
-    Path(description="The model's version, which `GET /v2/models/{model}` tells.", examples=[examples.REVISION[:12]]),
+    Path(description="The model's version, which `GET /v2/models/{model}` tells.", examples=[REVISION[:12]]),
 ]
 
-_FINDING: Final = answers.refusals("/v2", NotReady, UnknownModel)
-READY: Final[dict[str, Any]] = {
-    "response_model": ModelReady,
-    "responses": {200: answers.answer("MODEL_READY"), **_FINDING},
-}
-METADATA: Final[dict[str, Any]] = {
-    "response_model": ModelMetadata,
-    "responses": {200: answers.answer("MODEL_METADATA"), **_FINDING},
-}
+
+def _binary(model: str) -> dict[str, Any]:
+    """Describe a body of JSON and binary tensors."""
+    description = f"`{model}` as JSON, and after it the tensors that have a `binary_data_size`, in their order."
+    return {"schema": {"type": "string", "format": "binary", "description": description}}
+
+
+_MODEL_ERRORS: Final = error_responses("/v2", NotReady, UnknownModel)
+READY: Final[dict[str, Any]] = {"response_model": ModelReady, "responses": _MODEL_ERRORS}
+METADATA: Final[dict[str, Any]] = {"response_model": ModelMetadata, "responses": _MODEL_ERRORS}
 INFER: Final[dict[str, Any]] = {
     "response_model": InferAnswer,
     "response_model_exclude_none": True,
@@ -58,46 +59,26 @@ INFER: Final[dict[str, Any]] = {
         ],
         "requestBody": {
             "required": True,
-            "content": {
-                JSON: {"schema": {"$ref": "#/components/schemas/InferRequest"}, "examples": EXAMPLES},
-                OCTETS: {
-                    "schema": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "`InferRequest` as JSON, and after it the tensors that have a "
-                        "`binary_data_size`, in their order.",
-                    }
-                },
-            },
+            "content": {JSON: json_content(InferRequest, EXAMPLES), OCTETS: _binary("InferRequest")},
         },
     },
     "responses": {
         200: {
-            "content": {
-                JSON: answers.example("INFERRED"),
-                OCTETS: {
-                    "schema": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "`InferAnswer` as JSON, and after it the tensors that have a "
-                        "`binary_data_size`, in their order.",
-                    }
-                },
-            },
+            "content": {OCTETS: _binary("InferAnswer")},
             "description": "The outputs as JSON; where some are binary these follow it, and the header "
             "Inference-Header-Content-Length has the bytes of the JSON.",
-            "headers": answers.header("Server-Timing", always=True) | answers.header("Inference-Header-Content-Length"),
+            "headers": header("Server-Timing", always=True) | header("Inference-Header-Content-Length"),
         },
-        **answers.refusals(
+        **error_responses(
             "/v2",
-            *answers.READING,
-            *answers.PICTURES,
-            InvalidLabels("Text 0 is empty."),
+            *BODY_ERRORS,
+            *IMAGE_ERRORS,
+            InvalidLabels,
             InvalidTemplates,
             InvalidScoring,
-            PromptTooLong("Text 0 has 90 tokens with its template; this model reads 32. Shorten it."),
+            PromptTooLong,
             UnknownModel,
-            *answers.COMPUTING,
+            *INFERENCE_ERRORS,
         ),
     },
 }

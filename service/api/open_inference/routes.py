@@ -8,9 +8,8 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.api.documentation import examples
-from service.api.documentation import responses as answers
 from service.api.documentation.request_bodies import ModelName
+from service.api.documentation.responses import error_responses
 from service.api.open_inference.docs import INFER, METADATA, READY, Version
 from service.api.open_inference.schemas import (
     IMAGE_EMBEDDINGS,
@@ -35,6 +34,7 @@ from service.api.timing import server_timing
 from service.classification.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
 from service.errors import NotReady, UnknownModel
 from service.inference.served_model import Model
+from service.installation import VERSION
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 
@@ -45,23 +45,18 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     "",
     response_model=ServerInfo,
     summary="The server",
-    responses={200: answers.answer("SERVER"), **answers.refusals("/v2")},
+    responses=error_responses("/v2"),
 )
 async def server() -> Response:
     """Needs no model."""
-    return JSONResponse(examples.SERVER)
+    return JSONResponse({"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]})
 
 
 @router.get(
     "/health/live",
     response_model=Live,
     summary="Whether the process is alive",
-    responses={
-        200: answers.answer("LIVE"),
-        **answers.refusals(
-            "/v2/health/live", NotReady("A device's scheduler has died; the process must be started anew.")
-        ),
-    },
+    responses=error_responses("/v2/health/live", NotReady),
 )
 async def live(request: Request) -> Response:
     """As `GET /livez`."""
@@ -73,10 +68,7 @@ async def live(request: Request) -> Response:
     "/health/ready",
     response_model=Ready,
     summary="Whether to send requests here",
-    responses={
-        200: answers.answer("SERVER_READY"),
-        **answers.refusals("/v2/health/ready", NotReady("Not ready: the model is being loaded.")),
-    },
+    responses=error_responses("/v2/health/ready", NotReady),
 )
 async def ready(request: Request) -> Response:
     """As `GET /readyz`."""

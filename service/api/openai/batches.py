@@ -5,8 +5,9 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.api.documentation import examples
-from service.api.documentation import responses as answers
+from service.api.documentation.examples import FILE_ID
+from service.api.documentation.request_bodies import json_body
+from service.api.documentation.responses import BODY_ERRORS, STATE_ERRORS, error_responses
 from service.api.openai.batch_lines import ENDPOINTS
 from service.api.openai.schemas import (
     BATCHES_PAGE,
@@ -32,7 +33,7 @@ _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "batch": {
         "summary": "Classify what is in a file",
         "value": {
-            "input_file_id": examples.FILE_ID,
+            "input_file_id": FILE_ID,
             "endpoint": "/v1/classify",
             "completion_window": "24h",
         },
@@ -40,7 +41,7 @@ _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "every field": {
         "summary": "Every field",
         "value": {
-            "input_file_id": examples.FILE_ID,
+            "input_file_id": FILE_ID,
             "endpoint": "/v1/embeddings",
             "completion_window": "6h",
             "metadata": {"experiment": "7"},
@@ -53,8 +54,6 @@ _LINKS: Final = {
     "retrieve": {"operationId": "retrieve_batch", "parameters": {"batch_id": "$response.body#/id"}},
     "cancel": {"operationId": "cancel_batch", "parameters": {"batch_id": "$response.body#/id"}},
 }
-_BAD_ID: Final = FieldErrors([("batch_id", "String should have at most 100 characters")])
-_UNKNOWN: Final = UnknownObject("There is no batch of that id here.")
 
 router = APIRouter(tags=["Batch jobs"])
 
@@ -63,26 +62,15 @@ router = APIRouter(tags=["Batch jobs"])
     "/v1/batches",
     response_model=BatchOut,
     summary="Have a file of requests answered in the background",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": f"{answers.REFERENCE}BatchRequest"},
-                    "examples": _EXAMPLES,
-                }
-            },
-        }
-    },
+    openapi_extra=json_body(BatchRequest, _EXAMPLES),
     responses={
-        200: answers.answer("JOB", description="The batch, which has begun.", links=_LINKS),
-        **answers.refusals(
+        200: {"description": "The batch, which has begun.", "links": _LINKS},
+        **error_responses(
             "/v1/batches",
-            *answers.READING,
-            FieldErrors([("input_file_id", "There is no file of that id here.")]),
-            Conflict("This Idempotency-Key was used for another request; take a new one."),
-            Overloaded("Too many batches are waiting; try again later.", 10.0),
-            *answers.STORED,
+            *BODY_ERRORS,
+            Conflict,
+            Overloaded,
+            *STATE_ERRORS,
         ),
     },
 )
@@ -113,10 +101,7 @@ async def create_batch(request: Request, idempotency_key: IdempotencyKey = None)
     "/v1/batches",
     response_model=BatchesOut,
     summary="The batches",
-    responses={
-        200: answers.answer("JOBS"),
-        **answers.refusals("/v1/batches", FieldErrors([("after", "is not the id of a batch")]), *answers.STORED),
-    },
+    responses=error_responses("/v1/batches", FieldErrors, *STATE_ERRORS),
 )
 async def list_batches(
     request: Request,
@@ -134,10 +119,7 @@ async def list_batches(
     "/v1/batches/{batch_id}",
     response_model=BatchOut,
     summary="A batch",
-    responses={
-        200: answers.answer("JOB"),
-        **answers.refusals("/v1/batches/{batch_id}", _BAD_ID, _UNKNOWN, *answers.STORED),
-    },
+    responses=error_responses("/v1/batches/{batch_id}", FieldErrors, UnknownObject, *STATE_ERRORS),
 )
 async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
     """How far it is."""
@@ -148,16 +130,7 @@ async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
     "/v1/batches/{batch_id}/cancel",
     response_model=BatchOut,
     summary="Cancel a batch",
-    responses={
-        200: answers.answer("JOB_CANCELLING"),
-        **answers.refusals(
-            "/v1/batches/{batch_id}/cancel",
-            _BAD_ID,
-            _UNKNOWN,
-            Conflict("A batch that is completed cannot be cancelled."),
-            *answers.STORED,
-        ),
-    },
+    responses=error_responses("/v1/batches/{batch_id}/cancel", FieldErrors, UnknownObject, Conflict, *STATE_ERRORS),
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
     """Lines in work are still answered; what is done is kept."""

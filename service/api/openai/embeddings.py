@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, WithJsonSchema
 
-from service.api.documentation import responses as answers
 from service.api.documentation.examples import RED_DOT
+from service.api.documentation.request_bodies import json_body
+from service.api.documentation.responses import BODY_ERRORS, IMAGE_ERRORS, INFERENCE_ERRORS, error_responses, header
 from service.api.json_writer import json_numbers
 from service.api.openai.schemas import EmbeddingsAnswer
 from service.api.problems.table import FieldErrors
@@ -77,34 +78,24 @@ class EmbeddingsRequest(RequestModel):
     "/v1/embeddings",
     response_model=EmbeddingsAnswer,
     summary="Vectors of texts and images",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": f"{answers.REFERENCE}EmbeddingsRequest"},
-                    "examples": EXAMPLES,
-                }
-            },
-        }
-    },
+    openapi_extra=json_body(EmbeddingsRequest, EXAMPLES),
     responses={
-        200: answers.answer("EMBEDDINGS", headers=answers.header("Server-Timing", always=True)),
-        **answers.refusals(
+        200: {"headers": header("Server-Timing", always=True)},
+        **error_responses(
             "/v1/embeddings",
-            *answers.READING,
-            *answers.PICTURES,
-            InvalidLabels("Text 0 is empty."),
-            PromptTooLong("Text 0 has 90 tokens with its template; this model reads 32. Shorten it."),
+            *BODY_ERRORS,
+            *IMAGE_ERRORS,
+            InvalidLabels,
+            PromptTooLong,
             UnknownModel,
-            *answers.COMPUTING,
+            *INFERENCE_ERRORS,
         ),
     },
 )
 async def embeddings(request: Request) -> Response:
     """Vectors have unit length; texts and images are in one space. Texts are taken as they are, in no template."""
     services = services_of(request)
-    services.embedder  # noqa: B018 - raises NotReady before the body is read
+    services.require_loaded()
     asked = validate_fields(EmbeddingsRequest, await read_json(request, services.settings))
     body = await unless_client_goes(request, answer_embeddings(services, asked))
     headers = {"server-timing": server_timing(request.state.started, None)}

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from service.api.documentation import examples
-from service.api.documentation import responses as answers
+from service.api.documentation.examples import FILE_LINES
+from service.api.documentation.responses import STATE_ERRORS, error_responses
 from service.api.openai.schemas import (
     FILES_PAGE,
     LONGEST_KEEP_S,
@@ -68,12 +68,12 @@ _UPLOAD: Final[dict[str, Any]] = {
                 "examples": {
                     "file": {
                         "summary": "Two requests",
-                        "value": {"file": examples.FILE_LINES, "purpose": "batch"},
+                        "value": {"file": FILE_LINES, "purpose": "batch"},
                     },
                     "kept": {
                         "summary": "A file that is kept for a day",
                         "value": {
-                            "file": examples.FILE_LINES,
+                            "file": FILE_LINES,
                             "purpose": "batch",
                             _ANCHOR: "created_at",
                             _SECONDS: 86_400,
@@ -94,8 +94,7 @@ _LINKS: Final = {
         "requestBody": {"input_file_id": "$response.body#/id", "endpoint": "/v1/embeddings"},
     },
 }
-_BAD_ID: Final = FieldErrors([("file_id", "String should have at most 100 characters")])
-_OF_ONE: Final = answers.refusals("/v1/files/{file_id}", _BAD_ID, UnknownObject, *answers.STORED)
+_ONE_FILE_ERRORS: Final = error_responses("/v1/files/{file_id}", FieldErrors, UnknownObject, *STATE_ERRORS)
 
 router = APIRouter(tags=["Batch jobs"])
 
@@ -106,20 +105,17 @@ router = APIRouter(tags=["Batch jobs"])
     summary="Send a file of requests",
     openapi_extra=_UPLOAD,
     responses={
-        200: answers.answer("FILE", description="The file that is kept.", links=_LINKS),
-        **answers.refusals(
+        200: {"description": "The stored file.", "links": _LINKS},
+        **error_responses(
             "/v1/files",
-            MalformedRequest("The form ends before its closing boundary."),
-            FieldErrors([("purpose", "must be batch")]),
-            UnsupportedMediaType("A file is sent as multipart/form-data, not as text/plain."),
+            MalformedRequest,
+            FieldErrors,
+            UnsupportedMediaType,
             PayloadTooLarge,
             BodyTimeout,
-            Conflict("This Idempotency-Key was used for another request; take a new one."),
-            StateFull(
-                "The files kept here may have 10737418240 bytes together, and this one has no room among them; "
-                "delete files that are no longer needed, or have ANYCLASS_MAX_TOTAL_FILE_BYTES raised."
-            ),
-            *answers.STORED,
+            Conflict,
+            StateFull,
+            *STATE_ERRORS,
         ),
     },
 )
@@ -149,10 +145,7 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
     "/v1/files",
     response_model=FilesOut,
     summary="The files",
-    responses={
-        200: answers.answer("FILES"),
-        **answers.refusals("/v1/files", FieldErrors([("after", "is not the id of a file")]), *answers.STORED),
-    },
+    responses=error_responses("/v1/files", FieldErrors, *STATE_ERRORS),
 )
 async def list_files(
     request: Request,
@@ -173,7 +166,7 @@ async def list_files(
     "/v1/files/{file_id}",
     response_model=FileOut,
     summary="A file",
-    responses={200: answers.answer("FILE"), **_OF_ONE},
+    responses=_ONE_FILE_ERRORS,
 )
 async def retrieve_file(request: Request, file_id: FileId) -> Response:
     """What is known of a file; its content is below it."""
@@ -189,7 +182,7 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
             "description": "The bytes.",
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         },
-        **_OF_ONE,
+        **_ONE_FILE_ERRORS,
     },
 )
 async def file_content(request: Request, file_id: FileId) -> Response:
@@ -213,10 +206,7 @@ async def file_content(request: Request, file_id: FileId) -> Response:
     "/v1/files/{file_id}",
     response_model=FileDeletedOut,
     summary="Delete a file",
-    responses={
-        200: answers.answer("FILE_DELETED"),
-        **answers.refusals("/v1/files/{file_id}", _BAD_ID, UnknownObject, Conflict, *answers.STORED),
-    },
+    responses=error_responses("/v1/files/{file_id}", FieldErrors, UnknownObject, Conflict, *STATE_ERRORS),
 )
 async def delete_file(request: Request, file_id: FileId) -> Response:
     """A file that a batch still reads is not deleted."""

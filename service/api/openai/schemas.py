@@ -7,7 +7,7 @@ from fastapi import Header, Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from service.api.documentation import examples
+from service.api.documentation.examples import BATCH_ID, FILE_ID
 from service.api.problems.schemas import AnswerModel
 from service.api.problems.table import FieldErrors
 from service.api.request.validation import RequestModel
@@ -26,10 +26,10 @@ _MAX_KEY_CHARS: Final = 255
 _FILE_ID: Final = {"pattern": f"^{FILE_PREFIX}[0-9a-f]{{32}}$"}
 _BATCH_ID: Final = {"pattern": f"^{JOB_PREFIX}[0-9a-f]{{32}}$"}
 FileId = Annotated[
-    str, Path(description="The file's id.", max_length=100, examples=[examples.FILE_ID], json_schema_extra=_FILE_ID)
+    str, Path(description="The file's id.", max_length=100, examples=[FILE_ID], json_schema_extra=_FILE_ID)
 ]
 BatchId = Annotated[
-    str, Path(description="The batch's id.", max_length=100, examples=[examples.BATCH_ID], json_schema_extra=_BATCH_ID)
+    str, Path(description="The batch's id.", max_length=100, examples=[BATCH_ID], json_schema_extra=_BATCH_ID)
 ]
 AfterFile = Annotated[
     str | None, Query(description="The id after which the page begins.", max_length=100, json_schema_extra=_FILE_ID)

@@ -12,10 +12,11 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from service.api.documentation import responses as answers
 from service.api.documentation.document import operations_of
-from service.api.problems.table import KINDS
+from service.api.documentation.responses import error_responses
+from service.api.problems.table import KINDS, MEDIA_TYPE
 from service.app import create_app
+from service.errors import AnyclassError, LabelSetComputing, NotReady, Overloaded, RateLimited, StateUnavailable
 from service.settings import Settings
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -42,12 +43,11 @@ def media(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]
 
 
 def examples_of(document: dict[str, Any], described: dict[str, Any]) -> list[Any]:
-    """The values of the examples, wherever they stand."""
+    """Return the examples of a body: its own, and those of the schema that it refers to."""
     found = [described["example"]] if "example" in described else []
-    for example in described.get("examples", {}).values():
-        name = example.get("$ref", "").removeprefix("#/components/examples/")
-        found.append((document["components"]["examples"][name] if name else example)["value"])
-    return found
+    found += [example["value"] for example in described.get("examples", {}).values()]
+    name = described["schema"].get("$ref", "").removeprefix("#/components/schemas/")
+    return found + (document["components"]["schemas"][name].get("examples", []) if name else [])
 
 
 def is_binary(described: dict[str, Any]) -> bool:
@@ -100,9 +100,15 @@ def test_every_operation_and_parameter_is_described(document: dict[str, Any]) ->
     assert "HTTPValidationError" not in json.dumps(document)
 
 
-def test_every_error_has_a_sample() -> None:
-    """Each row of the table of problems can be told of by a route."""
-    assert set(KINDS) == set(answers._SAMPLES)
+@pytest.mark.parametrize("error", KINDS)
+def test_every_error_can_be_documented(error: type[AnyclassError]) -> None:
+    """A route may name any error of the table; the response has its status, code, title and headers."""
+    kind = KINDS[error]
+    response = error_responses("/v1/classify", error)[kind.status]
+    assert f"`{kind.type}`: {kind.title}" in response["description"]
+    assert {"$ref": "#/components/schemas/Problem"} == response["content"][MEDIA_TYPE]["schema"]
+    waiting = issubclass(error, Overloaded | RateLimited | LabelSetComputing | NotReady | StateUnavailable)
+    assert not waiting or "Retry-After" in response["headers"]
 
 
 @pytest.fixture(scope="module")
