@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.model.choices import ComputeChoice, Preprocessing
+from service.model.engine.provider_table import ProviderName
 from service.validation_messages import worded
 
 ENV_PREFIX = "ANYCLASS_"
@@ -27,9 +29,6 @@ _ALIKE: Final = 0.8
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
-Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
-Compute = Literal["auto", "fp32", "bf16"]
-Preprocessing = Literal["exact", "fast"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
 
@@ -57,8 +56,8 @@ class Settings(BaseSettings):
     # What to run, and on what
     model: Path | None = None
     more_models: Annotated[tuple[Path, ...], NoDecode] = ()
-    provider: Provider = "auto"
-    compute: Compute = "auto"
+    provider: ProviderName = "auto"
+    compute: ComputeChoice = "auto"
     gpu_memory_mib: PositiveInt | None = None
     engine_cache: Path | None = None
     threads: PositiveInt | None = None

@@ -24,8 +24,9 @@ from service.errors import (
 from service.inference.batch_execution import Vectors
 from service.inference.served_model import Model
 from service.lanes import Lane
+from service.model.choices import ScoringMethod
 from service.model.prompts import PLACEHOLDER, normalise_labels, prompts_for
-from service.model.scoring import ScoringMethod, check_scoring, cosines, scores
+from service.model.scoring import check_scoring, cosines, scores
 from service.settings import Settings
 
 Pixels = npt.NDArray[np.uint8]

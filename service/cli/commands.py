@@ -15,7 +15,8 @@ import typer
 from service.cli import label_sets
 from service.cli.batches import command as batches
 from service.cli.classify.command import EXAMPLES, EXIT_CODES, HELP, classify
-from service.cli.options import ANOTHER_PORT, FAILED, ProviderChoice, examples, fail, settings_of
+from service.cli.options import ANOTHER_PORT, FAILED, examples, fail, settings_of
+from service.model.engine.provider_table import ProviderName
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -59,7 +60,7 @@ ModelsOption = Annotated[
         help="Folder of a model bundle; the demo model when left out. Again: one more, which requests name.",
     ),
 ]
-ProviderOption = Annotated[ProviderChoice | None, typer.Option("--provider", help="What runs the model.")]
+ProviderOption = Annotated[ProviderName | None, typer.Option("--provider", help="What runs the model.")]
 
 
 @app.command(epilog=examples("anyclass serve", "anyclass serve --port 9000 --model bundles/vit-b-32"))
@@ -82,7 +83,7 @@ def serve(
     from service.monitoring import logs
 
     given: dict[str, Any] = {"host": host, "port": port, "workers": workers}
-    given["provider"] = provider.value if provider else None
+    given["provider"] = provider
     if model:
         given |= {"model": model[0], "more_models": tuple(model[1:])}
     settings = settings_of(**given)

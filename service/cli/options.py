@@ -21,16 +21,6 @@ BAD_USAGE: Final = 2
 INTERRUPTED: Final = 130
 
 
-class ProviderChoice(StrEnum):
-    """What runs the model."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
-    openvino = "openvino"
-
-
 class Format(StrEnum):
     """How results are written."""
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 import platformdirs
 
@@ -12,6 +12,7 @@ from service.concurrency import together
 from service.errors import ConfigurationError, UnknownModel
 from service.inference.batcher import Batcher
 from service.inference.served_model import Model
+from service.model.choices import ScoringKind
 from service.model.engine.engine import Engine, OnnxEngine
 from service.model.engine.provider_table import DeviceLimits
 from service.model.engine.providers import resolve
@@ -41,7 +42,7 @@ class ModelInfo:
     image_height: int
     image_width: int
     context_length: int
-    scoring: Literal["softmax", "sigmoid"]
+    scoring: ScoringKind
     templates: dict[str, tuple[str, ...]]
 
 

@@ -5,17 +5,17 @@ again; an image is compared to it by cosine.
 """
 
 import math
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from service.errors import InvalidScoring, NonFiniteOutput
+from service.model.choices import ScoringMethod
 from service.model.manifest import SigmoidScoring, SoftmaxScoring
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Indices: TypeAlias = npt.NDArray[np.intp]
-ScoringMethod: TypeAlias = Literal["softmax", "sigmoid", "cosine"]
 
 STORED_FLOAT32: Final = np.dtype("<f4")
 """Byte format of vectors that are stored or sent: little-endian on every machine."""

@@ -12,7 +12,8 @@ import sys
 import time
 from typing import Final
 
-from service.images.decoding import Preprocessing, decode
+from service.images.decoding import decode
+from service.model.choices import Preprocessing
 from service.model.manifest import ImageSection
 from tests.bench import pictures
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from service.api.problems.schemas import AnswerModel, Problem
 from service.inference.registry import ModelInfo
+from service.model.choices import ScoringKind
 from service.model.manifest import Parity
 
 
@@ -77,7 +78,7 @@ class ModelOut(AnswerModel):
     dim: int
     image: ImageSize
     context_length: Annotated[int, Field(description="Tokens that a prompt may have.")]
-    scoring: Annotated[Literal["softmax", "sigmoid"], Field(description="The model's own way.")]
+    scoring: Annotated[ScoringKind, Field(description="The model's own way.")]
     templates: Annotated[list[str], Field(description="Names of its template sets.", examples=[["default", "none"]])]
 
 

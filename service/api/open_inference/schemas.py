@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from service.api.request.validation import RequestModel
 from service.inference.registry import ModelInfo
+from service.model.choices import ScoringMethod
 
 IMAGE: Final = "image"
 TEXT: Final = "text"
@@ -74,9 +75,7 @@ class RequestParameters(RequestModel):
             "templates in a string. When left out texts are taken as they are."
         ),
     ] = None
-    scoring: Annotated[
-        Literal["softmax", "sigmoid", "cosine"] | None, Field(description="The model's own way when left out.")
-    ] = None
+    scoring: Annotated[ScoringMethod | None, Field(description="The model's own way when left out.")] = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,6 +13,7 @@ from service.api.request.strict_json import parse_json_list
 from service.api.request.validation import MAX_ERRORS_SHOWN, RequestModel, validate_fields
 from service.classification.types import ImageSource, LabelQuery, ScoringOptions
 from service.errors import TooManyLabels
+from service.model.choices import ScoringMethod
 from service.settings import Settings
 
 _MAX_NAME_CHARS: Final = 256
@@ -48,7 +49,7 @@ class Options(RequestModel):
         ),
     ] = "default"
     scoring: Annotated[
-        Literal["softmax", "sigmoid", "cosine"] | None,
+        ScoringMethod | None,
         Field(description="How similarities become scores; the model's own way when null."),
     ] = None
     top_k: Annotated[int | None, Field(ge=1, description="Answer with the best `top_k` labels only.")] = None

@@ -1,7 +1,6 @@
 """The command line of `anyclass classify`: its options, its help, and what goes together."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,26 +11,19 @@ from service.cli.options import (
     WHERE,
     ApiKeyOption,
     Format,
-    ProviderChoice,
     RetryOption,
     bundle_path,
     fail,
     service_at,
     settings_of,
 )
+from service.model.choices import ScoringMethod
+from service.model.engine.provider_table import ProviderName
 
 _LABELS: Final = "What the images may show"
 _SCORES: Final = "Scores"
 _OUTPUT: Final = "Results"
 _IN_FLIGHT: Final = 8
-
-
-class ScoringChoice(StrEnum):
-    """How similarities become scores."""
-
-    softmax = "softmax"
-    sigmoid = "sigmoid"
-    cosine = "cosine"
 
 
 EXAMPLES: Final = (
@@ -92,7 +84,7 @@ def classify(
         ),
     ] = None,
     scoring: Annotated[
-        ScoringChoice | None,
+        ScoringMethod | None,
         typer.Option("--scoring", help="How to score; else the model's way.", rich_help_panel=_SCORES),
     ] = None,
     top_k: Annotated[
@@ -115,7 +107,7 @@ def classify(
         ),
     ] = None,
     provider: Annotated[
-        ProviderChoice | None,
+        ProviderName | None,
         typer.Option("--provider", help="What runs the model; not with --url.", rich_help_panel=WHERE),
     ] = None,
     url: Annotated[
@@ -196,9 +188,7 @@ def classify(
     job = Job(
         images=tuple(paths),
         query=LabelQuery(tuple(given), templates_of(templates or []), label_set),
-        options=ScoringOptions(
-            method=scoring.value if scoring else None, top_k=top_k, min_score=min_score, temperature=temperature
-        ),
+        options=ScoringOptions(method=scoring, top_k=top_k, min_score=min_score, temperature=temperature),
         format=chosen,
         output=output,
         progress=progress,
@@ -208,7 +198,7 @@ def classify(
             fail("--provider is the service's business with --url")
         service = service_at(url, api_key, in_flight=in_flight, retry_for_s=retry_for)
         raise typer.Exit(run_remote(job, service, model=model, in_flight=in_flight))
-    settings = settings_of(model=bundle_path(model), provider=provider.value if provider else None)
+    settings = settings_of(model=bundle_path(model), provider=provider)
     raise typer.Exit(run_here(job, settings))
 
 

@@ -23,7 +23,6 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 
 _FULL_FLOATS: Final = frozenset({"fp32", "fp16-stored"})
 """Precisions of a bundle whose graphs compute in 32-bit floats, for which a provider may take bf16."""
-_CPU_PROVIDERS: Final = frozenset({"cpu", "openvino"})
 _MIN_COSINE: Final = 0.99
 _MIN_COSINE_QUANTISED: Final = 0.95
 """How near a provider must come to a bundle's probes. bf16 costs less than 0.001, a graph computed wrongly far more."""
@@ -126,9 +125,9 @@ class OnnxEngine:
         """
         resolved = resolve(provider) if isinstance(provider, str) else provider
         precision = bundle.manifest.precision
-        if precision == "fp16" and resolved.name in _CPU_PROVIDERS and not force_precision:
+        if precision == "fp16" and not TABLE[resolved.name].fp16 and not force_precision:
             raise ConfigurationError(
-                f"Model {bundle.manifest.name} is fp16, which the CPU would compute in fp32; "
+                f"Model {bundle.manifest.name} is fp16, which provider {resolved.name} would compute in fp32; "
                 "serve it on a GPU, or export it with --precision fp32 or fp16-stored."
             )
         if resolved.second is None:

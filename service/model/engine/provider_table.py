@@ -6,10 +6,9 @@ ONNX Runtime checks the options of CUDA and TensorRT only where those are instal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-Compute: TypeAlias = Literal["fp32", "bf16"]
-"""In what a graph of 32-bit floats is really computed."""
+from service.model.choices import Compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +124,7 @@ class Row:
         binds: whether inputs and outputs are bound to the session before a run, which saves a GPU provider a wait.
         builds: whether it builds an engine ahead, for the shapes it is told.
         runtime: what computes: a provider of ONNX Runtime, or OpenVINO itself.
+        fp16: whether it computes a fp16 graph in fp16; any other would compute it in fp32.
         trusted: whether it computes what the graph says; any other must first answer a bundle's probes rightly.
     """
 
@@ -136,12 +136,15 @@ class Row:
     binds: bool = False
     builds: bool = False
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    fp16: bool = False
     trusted: bool = False
 
 
 TABLE: Final[Mapping[str, Row]] = {
     "cpu": Row("CPUExecutionProvider", "the extra cpu", trusted=True),
-    "cuda": Row("CUDAExecutionProvider", "the extra gpu, in place of cpu", _cuda, needs_cuda=True, binds=True),
+    "cuda": Row(
+        "CUDAExecutionProvider", "the extra gpu, in place of cpu", _cuda, needs_cuda=True, binds=True, fp16=True
+    ),
     "tensorrt": Row(
         "TensorrtExecutionProvider",
         "the extra gpu, in place of cpu, and the package tensorrt",
@@ -150,6 +153,7 @@ TABLE: Final[Mapping[str, Row]] = {
         needs_cuda=True,
         binds=True,
         builds=True,
+        fp16=True,
     ),
     "openvino": Row(
         "OpenVINO",
@@ -158,3 +162,8 @@ TABLE: Final[Mapping[str, Row]] = {
         runtime="openvino",
     ),
 }
+
+if TYPE_CHECKING:
+    ProviderName: TypeAlias = str
+else:
+    ProviderName = Literal["auto", *TABLE]  # mypy reads no computed Literal; pydantic and Typer do

@@ -7,18 +7,16 @@ afterwards what it holds.
 
 import ctypes
 from dataclasses import replace
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import numpy as np
 
 from service.errors import ConfigurationError, ProviderUnavailable
 from service.installation import PAGE
+from service.model.choices import Compute, ComputeChoice
 from service.model.engine.cpus import Cpu, this_cpu
-from service.model.engine.provider_table import TABLE, Compute
+from service.model.engine.provider_table import TABLE
 from service.model.engine.sessions import ResolvedProvider, import_onnxruntime, open_session
-
-ProviderName: TypeAlias = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
-ComputeChoice: TypeAlias = Literal["auto", "fp32", "bf16"]
 
 # One node, y = x, float32 [1]: the smallest graph that shows that a device computes.
 _PROBE: Final = (
@@ -28,7 +26,7 @@ _PROBE: Final = (
 _NOT_BUILT_IN: Final = "this onnxruntime was built without it"
 
 
-def resolve(name: ProviderName | str, *, compute: ComputeChoice = "auto", cpu: Cpu | None = None) -> ResolvedProvider:
+def resolve(name: str, *, compute: ComputeChoice = "auto", cpu: Cpu | None = None) -> ResolvedProvider:
     """Find the provider to use.
 
     `auto` is CUDA where it really works, else OpenVINO where the CPU is much faster in bf16 and that is allowed, else

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from service.errors import ConfigurationError, ProviderUnavailable
 from service.installation import PAGE
+from service.model.choices import Compute
 from service.model.engine.cpus import available_cpus
 from service.model.engine.openvino import OpenVinoSession
-from service.model.engine.provider_table import TABLE, Compute, DeviceLimits, InputRange, Plan
+from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange, Plan
 
 _LOG_ERRORS_ONLY: Final = 3
 _NO_LIMITS: Final = DeviceLimits()
