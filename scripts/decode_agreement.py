@@ -24,7 +24,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from service.images.decoding import DEFAULT_LIMITS, Pixels, Undecoded, decode, open_rgb
+from service.images.decoding import DEFAULT_LIMITS, Undecoded, decode, open_rgb
+from service.model.arrays import Pixels
 from service.model.engine.engine import OnnxEngine
 from service.model.loading import load_bundle
 from service.model.manifest import DEMO_BUNDLE, ImageSection

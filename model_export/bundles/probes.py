@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save
 
 from model_export.errors import ExportError
 from service.errors import PromptTooLong
+from service.model.arrays import Ids, Pixels, Vectors
 from service.model.loading import Bundle
 from service.model.manifest import DEFAULT_TEMPLATES
 from service.model.probes import IMAGES, PROBES, probe_pictures
@@ -34,8 +35,6 @@ LABELS: Final = (
 )
 MIN_LENGTH: Final = 2
 
-Vectors = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -47,8 +46,8 @@ class Inputs:
         lengths: int64 ``[texts]``, the tokens of each text; every length from 2 to the context is there.
     """
 
-    pixels: npt.NDArray[np.uint8]
-    ids: npt.NDArray[np.int64]
+    pixels: Pixels
+    ids: Ids
     lengths: npt.NDArray[np.int64]
 
 

@@ -13,9 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from model_export.bundles.probes import Inputs, Probes, Vectors, load_probes, probe_inputs
+from model_export.bundles.probes import Inputs, Probes, load_probes, probe_inputs
 from model_export.errors import ExportError
 from service.errors import AnyclassError, BundleError, ProviderUnavailable
+from service.model.arrays import Vectors
 from service.model.engine.engine import Engine, OnnxEngine
 from service.model.engine.providers import resolve
 from service.model.loading import Bundle, load_bundle

@@ -4,16 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from model_export.errors import DataError
 from service.errors import PromptTooLong
+from service.model.arrays import Vectors
 from service.model.engine.engine import Engine
 from service.model.prompts import prompts_for
 from service.model.scoring import class_vectors
 from service.model.tokenizer import Tokenizer
 
-Vectors: TypeAlias = npt.NDArray[np.float32]
 TemplateSets: TypeAlias = Mapping[str, Sequence[str]]
 
 _PROMPTS_AT_ONCE: Final = 4_096

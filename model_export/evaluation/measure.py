@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from model_export.errors import DataError
 from model_export.evaluation.classes import Targets
@@ -18,13 +17,11 @@ from model_export.evaluation.data.samples import Rows, Sample, Source
 from model_export.evaluation.figures import Answers, answers
 from service.errors import AnyclassError
 from service.images.decoding import decode
+from service.model.arrays import Pixels, Vectors
 from service.model.engine.cpus import available_cpus
 from service.model.engine.engine import Engine
 from service.model.manifest import ImageSection
 from service.model.scoring import cosines
-
-Pixels: TypeAlias = npt.NDArray[np.uint8]
-Vectors: TypeAlias = npt.NDArray[np.float32]
 
 _MOST_THREADS: Final = 8
 _BROKEN_NAMED: Final = 100

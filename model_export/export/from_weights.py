@@ -14,7 +14,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from model_export.architectures.encoders import ImageEncoder, TextEncoder, unused_tower
-from model_export.bundles.probes import Probes, Vectors, probe_inputs, save_probes
+from model_export.bundles.probes import Probes, probe_inputs, save_probes
 from model_export.bundles.verification import Report, compare
 from model_export.bundles.writer import staged, write_manifest
 from model_export.checkpoints.model_source import ModelSource
@@ -23,6 +23,7 @@ from model_export.graphs.folding import fold_batch_norm, round_to_fp16
 from model_export.graphs.graph_files import Listener, write_graph
 from model_export.graphs.passes import store_fp16
 from model_export.graphs.torch_export import export_image_encoder, export_text_encoder
+from service.model.arrays import Vectors
 from service.model.engine.providers import resolve
 from service.model.loading import Bundle, load_bundle
 from service.model.manifest import IMAGE_ENCODER, TEMPLATES, TEXT_ENCODER, TOKENIZER, Manifest, Precision

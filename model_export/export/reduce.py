@@ -10,13 +10,13 @@ from typing import Literal, Protocol
 import numpy as np
 import onnx
 
-from model_export.bundles.probes import Vectors, fitting_labels, load_probes
+from model_export.bundles.probes import fitting_labels, load_probes
 from model_export.bundles.verification import Report, compare
 from model_export.bundles.writer import staged, write_manifest
 from model_export.errors import ExportError, ParityError
 from model_export.graphs.graph_files import Listener, write_graph
 from model_export.graphs.precision import to_fp16, to_int8
-from service.images.decoding import Pixels
+from service.model.arrays import Ids, Pixels, Vectors
 from service.model.engine.engine import Engine, OnnxEngine
 from service.model.loading import Bundle, load_bundle
 from service.model.manifest import (
@@ -31,7 +31,7 @@ from service.model.manifest import (
 from service.model.probes import PROBES
 from service.model.prompts import prompts_for
 from service.model.scoring import class_vectors
-from service.model.tokenizer import Ids, Tokenizer
+from service.model.tokenizer import Tokenizer
 
 Reduced = Literal["fp16", "int8"]
 BATCH = 32

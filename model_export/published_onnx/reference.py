@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from onnx import helper
 
-from model_export.bundles.probes import Inputs, Vectors
+from model_export.bundles.probes import Inputs
 from model_export.bundles.verification import Thresholds
 from model_export.errors import SourceError
 from model_export.published_onnx.graph_files import one_line
 from model_export.published_onnx.layout import ATTENTION_MASK, INPUT_IDS, PIXEL_VALUES, POSITION_IDS, Encoder
 from model_export.published_onnx.source import OnnxSource
+from service.model.arrays import Vectors
 from service.model.engine.providers import resolve
 from service.model.engine.sessions import Session, open_session
 

@@ -4,10 +4,8 @@ import json
 from json.encoder import encode_basestring
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from service.classification.types import Classification
+from service.model.arrays import Vectors
 
 
 def predictions_text(classification: Classification) -> str:
@@ -51,6 +49,6 @@ def json_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def json_numbers(values: npt.NDArray[np.float32]) -> str:
+def json_numbers(values: Vectors) -> str:
     """Finite float32 of any shape, flattened, as JSON numbers between commas; nine digits give each back exactly."""
     return ",".join([f"{value:.9g}" for value in values.ravel().tolist()])

@@ -18,13 +18,13 @@ from service.classification.types import (
 from service.concurrency import both, in_order, run_off_loop
 from service.errors import AnyclassError, Overloaded, StateUnavailable
 from service.inference.admission import Place
-from service.inference.batch_execution import Vectors
 from service.inference.served_model import Model
 from service.label_sets.ready_sets import ReadySet
 from service.label_sets.use_cases import LabelSets
 from service.labels.checked_labels import CheckedLabels, KnownLabels
 from service.labels.vectors import LabelMatrix
 from service.lanes import Lane
+from service.model.arrays import Vectors
 from service.model.scoring import check_ranking, check_scoring, cosines, rank, scores
 from service.monitoring.metrics import Metrics
 from service.settings import Settings

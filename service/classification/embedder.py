@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from service.classification.pipeline import Pipeline
 from service.classification.types import ImageSource, Timings, load_image
@@ -21,15 +20,13 @@ from service.errors import (
     PromptTooLong,
     UnsupportedImageFormat,
 )
-from service.inference.batch_execution import Vectors
 from service.inference.served_model import Model
 from service.lanes import Lane
+from service.model.arrays import Pixels, Vectors
 from service.model.choices import ScoringMethod
 from service.model.prompts import PLACEHOLDER, normalise_labels, prompts_for
 from service.model.scoring import check_scoring, cosines, scores
 from service.settings import Settings
-
-Pixels = npt.NDArray[np.uint8]
 
 AS_WRITTEN = (PLACEHOLDER,)
 """The templates of a text that stands for itself."""

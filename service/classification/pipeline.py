@@ -9,13 +9,13 @@ from typing import Final
 from service.classification.types import ImageSource, Timings, load_image
 from service.errors import AnyclassError, DeadlineExceeded, NotReady
 from service.images.decode_pool import DecodePool
-from service.images.decoding import ImageLimits, Pixels
-from service.inference.batch_execution import Vectors
+from service.images.decoding import ImageLimits
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
 from service.labels.cache import TextCache
 from service.labels.vectors import LabelMatrix, LabelVectors
 from service.lanes import Lane
+from service.model.arrays import Pixels, Vectors
 from service.model.engine.cpus import available_cpus
 from service.model.prompts import validate_templates
 from service.monitoring.metrics import Metrics

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, overload
 
 from service.errors import AnyclassError
+from service.model.arrays import Indices, Vectors
 from service.model.choices import ScoringMethod
-from service.model.scoring import Indices, Vectors
 
 ImageSource: TypeAlias = bytes | AnyclassError | Callable[[], Awaitable[bytes]]
 """An encoded image, a way to get one, or why there is none."""

@@ -18,8 +18,9 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from service.errors import NotReady, Overloaded
-from service.images.decoding import ImageLimits, Pixels, Undecoded
+from service.images.decoding import ImageLimits, Undecoded
 from service.lanes import Lane
+from service.model.arrays import Pixels
 from service.model.choices import Preprocessing
 from service.model.manifest import ImageSection
 

@@ -16,19 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, features
 
 from service.errors import ConfigurationError, InvalidImage, PayloadTooLarge, UnsupportedImageFormat
 from service.images.jpeg import MARGIN, check_scans, shrink
+from service.model.arrays import Pixels
 from service.model.choices import Preprocessing
 from service.model.manifest import ImageSection
 from service.model.resizing import covering_size, preprocess, preprocess_window
-
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 _SIGNATURES: Final = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import AnyclassError, DeviceOutOfMemory, InferenceFailed, NonFiniteOutput
+from service.model.arrays import Vectors
 
 _LOG: Final = logging.getLogger(__name__)
 
 Inputs: TypeAlias = npt.NDArray[Any]
 Rows: TypeAlias = Sequence[Any] | Inputs
-Vectors: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

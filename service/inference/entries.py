@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from service.errors import AnyclassError
-from service.inference.batch_execution import Inputs, Rows, Vectors, Work
+from service.inference.batch_execution import Inputs, Rows, Work
 from service.lanes import Lane
+from service.model.arrays import Vectors
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from service.concurrency import together
 from service.errors import InvalidTemplates
 from service.inference.admission import Admission
-from service.inference.batch_execution import Rows, Vectors, Work
+from service.inference.batch_execution import Rows, Work
 from service.inference.batch_selection import split_sorted
 from service.inference.batcher import Batcher
 from service.inference.entries import Done
 from service.lanes import Lane
+from service.model.arrays import Ids, Pixels, Vectors
 from service.model.engine.engine import Engine, OnnxEngine
 from service.model.loading import Bundle
 from service.model.manifest import Manifest
@@ -91,7 +91,7 @@ class Model:
             raise InvalidTemplates(f"Model {self.name} has no template set of that name; it has {known}.") from None
 
     async def encode_image(
-        self, pixels: npt.NDArray[np.uint8], *, lane: Lane, deadline: float, on_taken: Callable[[], None] | None = None
+        self, pixels: Pixels, *, lane: Lane, deadline: float, on_taken: Callable[[], None] | None = None
     ) -> Done:
         """Encode uint8 `[height, width, 3]` → float32 `[1, dim]`; `on_taken` is called once it waits no longer.
 
@@ -140,9 +140,9 @@ class Model:
     def _padded_length(self, rows: Rows) -> int:
         return max(self.manifest.text.min_length, *map(len, rows))
 
-    def _pad(self, entries: Sequence[Any]) -> npt.NDArray[np.int64]:
+    def _pad(self, entries: Sequence[Any]) -> Ids:
         return self.tokenizer.pad([row for rows in entries for row in rows])
 
 
-def _concatenate(entries: Sequence[Any]) -> npt.NDArray[np.uint8]:
+def _concatenate(entries: Sequence[Any]) -> Pixels:
     return entries[0] if len(entries) == 1 else np.concatenate(entries)

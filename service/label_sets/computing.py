@@ -32,8 +32,9 @@ from service.label_sets.storage import BLOCK, Head, LabelSetRecords, VectorsId
 from service.labels.cache_keys import vector_identity
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
+from service.model.arrays import Vectors
 from service.model.prompts import prompts_for
-from service.model.scoring import Vectors, class_vectors
+from service.model.scoring import class_vectors
 from service.monitoring.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Final
 
 from service.errors import StateUnavailable
 from service.label_sets.storage import Head, LabelSetRecords, VectorsId
-from service.model.scoring import Vectors
+from service.model.arrays import Vectors
 
 FRESH_S: Final = 1.0
 """How long a version that was seen is taken for the current one: a change elsewhere is seen that much later."""

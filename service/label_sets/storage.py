@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import StateCorrupt
 from service.label_sets.definition import Definition, definition_from_json
-from service.model.scoring import STORED_FLOAT32, Vectors
+from service.model.arrays import STORED_FLOAT32, Vectors
 from service.state.protocol import StateStore
 
 BLOCK: Final = 1_024

@@ -16,7 +16,7 @@ from service.label_sets.status import Condition, LabelSetStatus, ModelStatus, un
 from service.label_sets.storage import BLOCK, Head, LabelSetRecords, StoredHead, new_version
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
-from service.model.scoring import Vectors
+from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from service.state.protocol import StateStore

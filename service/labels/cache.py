@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from service.labels.redis_cache import RedisTextCache
-from service.model.scoring import Vectors
+from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from service.errors import AnyclassError, PromptTooLong
 from service.inference.served_model import Model
+from service.model.arrays import Vectors
 from service.model.prompts import prompts_for
-from service.model.scoring import Vectors
 
 
 @dataclass(eq=False)

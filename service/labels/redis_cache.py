@@ -15,7 +15,7 @@ import numpy as np
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from service.model.scoring import STORED_FLOAT32, Vectors
+from service.model.arrays import STORED_FLOAT32, Vectors
 from service.monitoring.metrics import Metrics, Operation
 from service.redis_client import Breaker, connection_pool, diagnose, redis_timed_out
 

@@ -23,7 +23,8 @@ from service.labels.cache import MatrixCache, TextCache
 from service.labels.cache_keys import class_vector_keys, labels_digest, matrix_digest, vector_identity
 from service.labels.pending_vectors import PendingVectors, cancel_if_unwanted, tokenise, vector
 from service.lanes import Lane
-from service.model.scoring import Vectors, class_vectors
+from service.model.arrays import Vectors
+from service.model.scoring import class_vectors
 from service.monitoring.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)

@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import BundleError
+from service.model.arrays import STORED_FLOAT32, Ids, Pixels, Vectors
 from service.model.loading import Bundle
 
 PROBES: Final = "probes.safetensors"
 IMAGES: Final = 7
 
-_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"F32": STORED_FLOAT32, "I64": np.dtype("<i8")}
 _LENGTH_BYTES: Final = 8
 
 
@@ -36,13 +37,13 @@ class Probes:
         image_vectors, text_vectors: float32 `[images, dim]` and `[texts, dim]`, of unit length.
     """
 
-    pixels: npt.NDArray[np.uint8]
-    ids: npt.NDArray[np.int64]
-    image_vectors: npt.NDArray[np.float32]
-    text_vectors: npt.NDArray[np.float32]
+    pixels: Pixels
+    ids: Ids
+    image_vectors: Vectors
+    text_vectors: Vectors
 
 
-def probe_pictures(height: int, width: int) -> npt.NDArray[np.uint8]:
+def probe_pictures(height: int, width: int) -> Pixels:
     """Pictures from a hash, the same on every machine and in every release of NumPy: `[IMAGES, height, width, 3]`."""
     size = height * width * 3
     noise = np.frombuffer(hashlib.shake_256(b"anyclass").digest(IMAGES * size), dtype=np.uint8)

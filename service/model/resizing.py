@@ -4,9 +4,9 @@ import math
 from typing import Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from service.model.arrays import Pixels
 from service.model.manifest import ImageSection
 
 Box: TypeAlias = tuple[float, float, float, float]
@@ -24,7 +24,7 @@ _REDUCING_GAP: Final = 5.0
 """A large picture is first reduced to this many times its final size, by averages, then resized with the filter."""
 
 
-def preprocess(image: Image.Image, section: ImageSection) -> npt.NDArray[np.uint8]:
+def preprocess(image: Image.Image, section: ImageSection) -> Pixels:
     """Resize and crop as the manifest says: mode RGB in, uint8 `[height, width, 3]` out.
 
     CLIP's reference, to the bit: torchvision's `Resize` on PIL images, which filters with antialiasing, then
@@ -46,9 +46,7 @@ def preprocess(image: Image.Image, section: ImageSection) -> npt.NDArray[np.uint
     return np.array(resized.crop((left, top, left + size[0], top + size[1])))
 
 
-def preprocess_window(
-    image: Image.Image, section: ImageSection, whole: tuple[int, int], box: Box
-) -> npt.NDArray[np.uint8]:
+def preprocess_window(image: Image.Image, section: ImageSection, whole: tuple[int, int], box: Box) -> Pixels:
     """Resize only what the crop will keep: nearly the pixels of `preprocess`, for less work.
 
     Args:

@@ -5,20 +5,15 @@ again; an image is compared to it by cosine.
 """
 
 import math
-from typing import Any, Final, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from service.errors import InvalidScoring, NonFiniteOutput
+from service.model.arrays import Indices, Vectors
 from service.model.choices import ScoringMethod
 from service.model.manifest import SigmoidScoring, SoftmaxScoring
-
-Vectors: TypeAlias = npt.NDArray[np.float32]
-Indices: TypeAlias = npt.NDArray[np.intp]
-
-STORED_FLOAT32: Final = np.dtype("<f4")
-"""Byte format of vectors that are stored or sent: little-endian on every machine."""
 
 _SHORTEST_MEAN = 1e-6
 """A mean of unit vectors shorter than this is rounding noise: it points nowhere."""

@@ -5,17 +5,15 @@ padded to its own longest text only: exact, and several times faster than paddin
 """
 
 from collections.abc import Sequence
-from typing import Self, TypeAlias
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from service.errors import BundleError, PromptTooLong
+from service.model.arrays import Ids
 from service.model.loading import Bundle
 from service.model.manifest import TOKENIZER, TextSection
-
-Ids: TypeAlias = npt.NDArray[np.int64]
 
 
 class Tokenizer:

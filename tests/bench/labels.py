@@ -27,12 +27,12 @@ from service.api.request.strict_json import parse_json_object
 from service.classification.classifier import Classifier
 from service.classification.pipeline import Pipeline
 from service.classification.types import LabelQuery, ScoringOptions, Timings
-from service.inference.batch_execution import Vectors
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
 from service.labels.cache import open_text_cache
 from service.labels.cache_keys import class_vector_keys, vector_identity
 from service.labels.redis_cache import RedisTextCache
+from service.model.arrays import Vectors
 from service.model.engine.engine import OnnxEngine
 from service.model.loading import Bundle, load_bundle
 from service.monitoring.metrics import Metrics

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-Vectors = npt.NDArray[np.float32]
+from service.model.arrays import Ids, Pixels, Vectors
 
 
 @dataclass
@@ -37,13 +37,13 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def encode_images(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
+    def encode_images(self, pixels: Pixels) -> Vectors:
         """uint8 `[batch, height, width, 3]` → unit vectors by mean colour."""
         self._run("image", pixels)
         means = pixels.reshape(len(pixels), -1, 3).mean(axis=1) / 127.5 - 1
         return self._unit(np.concatenate([means, np.full((len(pixels), self.dim - 3), 0.01)], axis=1))
 
-    def encode_texts(self, ids: npt.NDArray[np.int64]) -> Vectors:
+    def encode_texts(self, ids: Ids) -> Vectors:
         """int64 `[batch, length]` → unit vectors, random but always the same for the same ids."""
         self._run("text", ids)
         texts = [tuple(int(token) for token in row if token) for row in ids]

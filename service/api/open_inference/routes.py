@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -35,6 +33,7 @@ from service.classification.embedder import AS_WRITTEN, Embedded, EmbedQuery, sc
 from service.errors import NotReady, UnknownModel
 from service.inference.served_model import Model
 from service.installation import VERSION
+from service.model.arrays import Vectors
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 
@@ -200,7 +199,7 @@ def _templates(given: str | None) -> str | tuple[str, ...]:
 
 def _answer(request: InferRequest, embedded: Embedded, wanted: dict[str, bool]) -> tuple[bytes, int | None]:
     """The body and the length of its JSON, see `write_infer`; runs in a thread."""
-    values: dict[str, npt.NDArray[np.float32]] = {IMAGE_EMBEDDINGS: embedded.images, TEXT_EMBEDDINGS: embedded.texts}
+    values: dict[str, Vectors] = {IMAGE_EMBEDDINGS: embedded.images, TEXT_EMBEDDINGS: embedded.texts}
     if SCORES in wanted:
         parameters = request.parameters
         values[SCORES] = scores_of(embedded, parameters.scoring, parameters.temperature)

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from service.api.json_writer import json_numbers
 from service.api.open_inference.schemas import IMAGE, TEXT, InferRequest, InputTensor
@@ -21,12 +20,11 @@ from service.api.problems.table import FieldErrors
 from service.api.request.image_field import encoded_or_url, image_source
 from service.api.request.strict_json import parse_json_object
 from service.api.request.validation import validate_fields
-from service.classification.embedder import Pixels
 from service.classification.types import ImageSource
 from service.errors import InvalidImage, MalformedRequest, PayloadTooLarge
 from service.images.fetching import ImageFetcher
+from service.model.arrays import STORED_FLOAT32, Pixels, Vectors
 from service.model.manifest import ImageSection
-from service.model.scoring import STORED_FLOAT32
 
 _LENGTH: Final = struct.Struct("<I")
 
@@ -89,9 +87,7 @@ def read_infer(body: bytes, header_length: str | None, limits: Limits, fetcher: 
     return Inferred(request, inputs.get(IMAGE, ()), inputs.get(TEXT, ()))
 
 
-def write_infer(
-    answer: Mapping[str, Any], outputs: Sequence[tuple[str, npt.NDArray[np.float32], bool]]
-) -> tuple[bytes, int | None]:
+def write_infer(answer: Mapping[str, Any], outputs: Sequence[tuple[str, Vectors, bool]]) -> tuple[bytes, int | None]:
     """Write an answer.
 
     Args:

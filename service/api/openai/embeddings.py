@@ -24,7 +24,7 @@ from service.classification.embedder import Embedded, EmbedQuery
 from service.classification.types import ImageSource
 from service.errors import InvalidImage, InvalidLabels, PromptTooLong, UnknownModel
 from service.images.fetching import ImageFetcher
-from service.model.scoring import STORED_FLOAT32
+from service.model.arrays import STORED_FLOAT32
 
 _MAX_NAME_CHARS: Final = 256
 _RED_DOT: Final = f"data:image/png;base64,{RED_DOT}"

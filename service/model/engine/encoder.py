@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import AnyclassError, BundleError, InferenceFailed, NonFiniteOutput
+from service.model.arrays import Vectors
 from service.model.engine.device_errors import inference_error
 from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange
 from service.model.engine.sessions import ResolvedProvider, input_name, open_session
 from service.model.loading import Bundle
 from service.model.manifest import IMAGE_ENCODER
 
-Vectors: TypeAlias = npt.NDArray[np.float32]
 Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """The smallest and the largest shape of one row."""
 

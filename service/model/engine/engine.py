@@ -3,12 +3,12 @@
 import logging
 import time
 from dataclasses import replace
-from typing import Final, Protocol, Self, TypeAlias
+from typing import Final, Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from service.errors import BundleError, ConfigurationError, InferenceFailed, ProviderUnavailable
+from service.model.arrays import Ids, Pixels, Vectors
 from service.model.engine.encoder import Encoder, Shapes
 from service.model.engine.provider_table import TABLE, DeviceLimits
 from service.model.engine.providers import resolve
@@ -16,10 +16,6 @@ from service.model.engine.sessions import ResolvedProvider
 from service.model.loading import Bundle
 from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 from service.model.probes import quick_probes
-
-Pixels: TypeAlias = npt.NDArray[np.uint8]
-Ids: TypeAlias = npt.NDArray[np.int64]
-Vectors: TypeAlias = npt.NDArray[np.float32]
 
 _FULL_FLOATS: Final = frozenset({"fp32", "fp16-stored"})
 """Precisions of a bundle whose graphs compute in 32-bit floats, for which a provider may take bf16."""

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -13,6 +12,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from model_export.checkpoints.preprocessing import ModelType, image_section
 from model_export.errors import SourceError
 from service.images.decoding import decode
+from service.model.arrays import Pixels
 from service.model.manifest import ImageSection
 from service.model.resizing import preprocess
 from tests.support.pictures import noise
@@ -49,8 +49,6 @@ SQUASH: dict[str, Any] = {"image_processor_type": "SiglipImageProcessor", "size"
 
 AS_READ = {"do_rescale": False, "do_normalize": False}
 """So that transformers stops at whole pixel values."""
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def read(folder: Path, fields: object, model_type: ModelType = "clip", image_size: int = 32) -> ImageSection:

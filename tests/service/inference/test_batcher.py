@@ -18,10 +18,11 @@ from service.errors import (
     NonFiniteOutput,
     NotReady,
 )
-from service.inference.batch_execution import Inputs, Rows, Vectors, Work
+from service.inference.batch_execution import Inputs, Rows, Work
 from service.inference.batch_selection import Rules, Take, split_sorted, take_batch
 from service.inference.batcher import Batcher
 from service.lanes import Lane
+from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
 
 LIMIT = 8

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from service.inference.batch_execution import Inputs, Rows, Vectors, Work
+from service.inference.batch_execution import Inputs, Rows, Work
 from service.inference.entries import Running
 from service.inference.latency_model import WINDOW
 from service.inference.load_estimator import Pace
 from service.lanes import Lane
+from service.model.arrays import Vectors
 
 
 class Clock:

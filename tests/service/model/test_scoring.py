@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidScoring, NonFiniteOutput
+from service.model.arrays import Vectors
 from service.model.manifest import SigmoidScoring, SoftmaxScoring
-from service.model.scoring import Vectors, check_scoring, class_vectors, cosines, logits, rank, scores
+from service.model.scoring import check_scoring, class_vectors, cosines, logits, rank, scores
 
 SOFTMAX = SoftmaxScoring(logit_scale=100.0)
 SIGMOID = SigmoidScoring(logit_scale=10.0, logit_bias=-5.0)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +25,7 @@ from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.errors import SourceError
 from model_export.export.from_weights import export_model
 from service.images.decoding import decode
+from service.model.arrays import Vectors
 from service.model.engine.engine import OnnxEngine
 from service.model.engine.providers import resolve
 from service.model.loading import load_bundle
@@ -45,7 +45,6 @@ from tests.support.tiny_hugging_face import (
 )
 
 Weights = dict[str, torch.Tensor]
-Vectors = npt.NDArray[np.float32]
 
 ATOL = 1e-4
 DISTINCT = 100 * ATOL

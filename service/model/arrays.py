@@ -1,0 +1,18 @@
+"""Types of the arrays that pass between tokenizer, decoder, encoders and scoring."""
+
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+"""Pictures as an image encoder reads them, `[height, width, 3]` or a batch of these."""
+Ids: TypeAlias = npt.NDArray[np.int64]
+"""Token ids as a text encoder reads them, `[texts, length]`."""
+Vectors: TypeAlias = npt.NDArray[np.float32]
+"""Embeddings of unit length, `[rows, dim]` or `[dim]`, and the cosines and scores made of them."""
+Indices: TypeAlias = npt.NDArray[np.intp]
+"""Positions in an array."""
+
+STORED_FLOAT32: Final = np.dtype("<f4")
+"""Byte format of vectors that are stored or sent: little-endian on every machine."""
