@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from service.api.problems.protocol_forms import form_of
+from service.api.problems.protocol_forms import write_error
 from service.api.problems.table import FieldErrors, problem_of
 from service.installation import VERSION
 
@@ -80,8 +80,8 @@ def _page(entry: dict[str, Any]) -> dict[str, Any]:
 
 ANSWERS: Final[dict[str, dict[str, Any]]] = {
     "Problem": _PROBLEM,
-    "OpenAIError": form_of("/v1/embeddings")(_PROBLEM)[2],
-    "PlainError": form_of("/v2")(_PROBLEM)[2],
+    "OpenAIError": write_error("/v1/embeddings", _PROBLEM)[2],
+    "PlainError": write_error("/v2", _PROBLEM)[2],
     "ClassifyAnswer": {"model": "demo", "revision": REVISION, "predictions": PREDICTIONS, "usage": _USAGE},
     "BatchAnswer": {
         "model": "demo",

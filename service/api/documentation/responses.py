@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from service import errors
 from service.api.documentation.examples import REQUEST_ID
-from service.api.problems.protocol_forms import form_of
+from service.api.problems.protocol_forms import write_error
 from service.api.problems.table import (
     NOT_FOUND,
     BodiesFull,
@@ -23,6 +23,7 @@ from service.api.problems.table import (
     kind_of,
     problem,
 )
+from service.api.protocols import ErrorForm, error_form_of
 
 ErrorType: TypeAlias = type[errors.AnyclassError]
 
@@ -119,11 +120,11 @@ HEADERS: Final[Mapping[str, dict[str, Any]]] = {
 
 _ONE_SEGMENT: Final = re.compile(r"\{\w+\}")
 """A path parameter that matches no slash: a value with one leads to no route."""
-_ERROR_MODELS: Final = {
-    form_of("/v1/classify"): "Problem",
-    form_of("/v1/embeddings"): "OpenAIError",
-    form_of("/"): "PlainError",
-    form_of("/v2"): "PlainError",
+_ERROR_MODELS: Final[Mapping[ErrorForm, str]] = {
+    "problem": "Problem",
+    "openai": "OpenAIError",
+    "huggingface": "PlainError",
+    "open-inference": "PlainError",
 }
 
 
@@ -137,7 +138,7 @@ def error_responses(path: str, *raised: ErrorType) -> dict[int | str, dict[str, 
 
     `raised` need not name the errors that every route may give.
     """
-    model = _ERROR_MODELS[form_of(path)]
+    model = _ERROR_MODELS[error_form_of(path)]
     described = [_described(path, kind_of(each), headers_of(each)) for each in map(_sample, (*raised, *_EVERY_ROUTE))]
     if _ONE_SEGMENT.search(path):
         described.append(_described(path, NOT_FOUND))
@@ -169,7 +170,7 @@ def _sample(error: ErrorType) -> errors.AnyclassError:
 
 
 def _described(path: str, kind: Kind, headers: Iterable[str] = ()) -> _Described:
-    status, media_type, body = form_of(path)(problem(kind, kind.title, REQUEST_ID))
+    status, media_type, body = write_error(path, problem(kind, kind.title, REQUEST_ID))
     match body:
         case {"type": code} | {"error": {"code": code}}:
             description = f"`{code}`: {kind.title}"

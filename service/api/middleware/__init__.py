@@ -1,1 +1,1 @@
-"""Around every request: access control, request context, the protocol of a path."""
+"""ASGI middleware around every request: request context and access control."""

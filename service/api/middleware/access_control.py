@@ -11,8 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access.rate_limit import Limiter, Verdict, open_limiter
-from service.api.problems import table as problems
 from service.api.problems.protocol_forms import render_error
+from service.api.problems.table import headers_of, kind_of, problem_of
 from service.api.services import Services
 from service.errors import AnyclassError, NotReady, RateLimited, Unauthorized
 from service.images.fetching import ImageFetcher
@@ -56,9 +56,9 @@ class AccessControl:
                     self._services.metrics.access_refused.labels("rate").inc()
                     raise RateLimited("You ask more often than this server allows.", verdict.retry_after_s)
         except AnyclassError as exc:
-            scope["state"]["problem"] = problems.kind_of(exc).slug
-            body = problems.problem_of(exc, scope["state"]["request_id"])
-            answer = render_error(scope["path"], body, {**problems.headers_of(exc), **headers})
+            scope["state"]["problem"] = kind_of(exc).slug
+            body = problem_of(exc, scope["state"]["request_id"])
+            answer = render_error(scope["path"], body, {**headers_of(exc), **headers})
             await answer(scope, receive, send)
             return
 

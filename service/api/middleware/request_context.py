@@ -12,9 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.lifecycle import Lifecycle
-from service.api.middleware.protocols import protocol_of
 from service.api.problems.protocol_forms import render_error
 from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, problem
+from service.api.protocols import protocol_of
 from service.api.request.memory_budget import BufferedBody, MemoryBudget
 from service.monitoring.metrics import Metrics
 

@@ -5,9 +5,8 @@ from typing import Any, Final
 
 from service.api.json_writer import answer_text, json_text, one_line
 from service.api.openai.embeddings import EmbeddingsRequest, answer_embeddings
-from service.api.problems import table as problems
-from service.api.problems.protocol_forms import form_of
-from service.api.problems.table import FieldErrors
+from service.api.problems.protocol_forms import write_error
+from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, FieldErrors, kind_of, problem, problem_of, quoted
 from service.api.request.fields import read_options
 from service.api.request.image_field import image_source
 from service.api.request.strict_json import parse_json_object
@@ -48,7 +47,7 @@ class JobLines:
         except FieldErrors as exc:
             raise InvalidLine("invalid_request", exc.detail, f"body.{exc.fields[0][0]}") from exc
         except AnyclassError as exc:
-            raise InvalidLine(problems.kind_of(exc).slug.replace("-", "_"), exc.detail, "body") from exc
+            raise InvalidLine(kind_of(exc).slug.replace("-", "_"), exc.detail, "body") from exc
         return LineRequest(custom_id, body)
 
     async def answer(self, request: LineRequest, endpoint: str) -> Answer:
@@ -68,11 +67,8 @@ class JobLines:
 
     def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> Answer:
         """See `LineHandler`."""
-        if error is None:
-            problem = problems.problem(problems.INTERNAL, problems.INTERNAL_DETAIL, request_id)
-        else:
-            problem = problems.problem_of(error, request_id)
-        status, _, body = form_of(endpoint)(problem)
+        failure = problem(INTERNAL, INTERNAL_DETAIL, request_id) if error is None else problem_of(error, request_id)
+        status, _, body = write_error(endpoint, failure)
         return Answer(status, one_line(json_text(body)))
 
     def _check_body(self, body: Mapping[str, Any], endpoint: str) -> None:
@@ -88,8 +84,8 @@ def _envelope(fields: Mapping[str, Any], endpoint: str) -> tuple[str, Mapping[st
     """The id and the body of a line. Raises InvalidLine."""
     for name in fields:
         if name not in _FIELDS:
-            message = f"{problems.quoted(name)}: is not a field of a line; it has {', '.join(_FIELDS)}"
-            raise InvalidLine("unknown_field", message, problems.quoted(name))
+            message = f"{quoted(name)}: is not a field of a line; it has {', '.join(_FIELDS)}"
+            raise InvalidLine("unknown_field", message, quoted(name))
     for name in _FIELDS:
         if name not in fields:
             raise InvalidLine("missing_required_parameter", f"{name}: is missing", name)

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from service.api.problems import table as problems
+from service.api.problems import table
 from service.api.problems.protocol_forms import render_error
 from service.errors import AnyclassError
 from service.validation_messages import worded
@@ -30,7 +30,7 @@ def add_handlers(app: FastAPI) -> None:
 
 def log_failure(error: AnyclassError) -> None:
     """Log `error`, with what caused it, where the service and not the client is at fault."""
-    kind = problems.kind_of(error)
+    kind = table.kind_of(error)
     if kind.status == _SERVER_ERROR:
         _log.error("request failed", problem=kind.slug, exc_info=error)
 
@@ -38,27 +38,27 @@ def log_failure(error: AnyclassError) -> None:
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AnyclassError)  # noqa: S101 - what it is registered for
     log_failure(error)
-    request.state.problem = problems.kind_of(error).slug
-    body = problems.problem_of(error, request.state.request_id)
-    return render_error(request.url.path, body, problems.headers_of(error))
+    request.state.problem = table.kind_of(error).slug
+    body = table.problem_of(error, request.state.request_id)
+    return render_error(request.url.path, body, table.headers_of(error))
 
 
 async def _framework_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
     status = error.status_code
-    kind = problems.ROUTING_KINDS.get(status) or problems.Kind("http-error", HTTPStatus(status).phrase, status)
-    path = problems.quoted(request.url.path)
+    kind = table.ROUTING_KINDS.get(status) or table.Kind("http-error", HTTPStatus(status).phrase, status)
+    path = table.quoted(request.url.path)
     headers = dict(error.headers or {})
     match kind:
-        case problems.NOT_FOUND:
+        case table.NOT_FOUND:
             detail = f"There is no {path} here; GET /docs shows what there is."
-        case problems.METHOD_NOT_ALLOWED:
+        case table.METHOD_NOT_ALLOWED:
             headers = {"allow": _allowed(request)}
-            detail = f"{path} does not take {problems.quoted(request.method, 20)}; it takes {headers['allow']}."
+            detail = f"{path} does not take {table.quoted(request.method, 20)}; it takes {headers['allow']}."
         case _:
             detail = str(error.detail)
     request.state.problem = kind.slug
-    body = problems.problem(kind, detail, request.state.request_id)
+    body = table.problem(kind, detail, request.state.request_id)
     return render_error(request.url.path, body, headers)
 
 
@@ -80,4 +80,4 @@ def _allowed(request: Request) -> str:
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
     fields = [(".".join(str(part) for part in entry["loc"][1:]), worded(entry)) for entry in error.errors()]
-    return await _service_error(request, problems.FieldErrors(fields))
+    return await _service_error(request, table.FieldErrors(fields))

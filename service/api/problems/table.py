@@ -4,13 +4,10 @@
 The slugs are documented in ``docs/api.md``.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-
-from fastapi.responses import Response
 
 from service import errors
 
@@ -176,14 +173,3 @@ def quoted(text: str, limit: int = 200) -> str:
     """`text` as it may be shown to a client: valid UTF-8, and not longer than `limit` characters."""
     safe = text.encode("utf-8", "replace").decode("utf-8")
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
-
-
-def problem_response(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    """The HTTP answer that carries a problem."""
-    content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-    return Response(content, status_code=body["status"], headers=headers, media_type=MEDIA_TYPE)
-
-
-def error_response(error: errors.AnyclassError, request_id: str) -> Response:
-    """The HTTP answer that tells a client of `error`."""
-    return problem_response(problem_of(error, request_id), headers_of(error))

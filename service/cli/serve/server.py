@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from service.api.lifecycle import Lifecycle
 from service.api.middleware.request_context import HEADER, request_id_of
-from service.api.problems import table as problems
+from service.api.problems.table import BAD_HTTP, MEDIA_TYPE, problem
 from service.cli.serve.http_limits import BoundedProtocol
 from service.errors import AnyclassError
 from service.settings import Settings
@@ -47,11 +47,11 @@ class ProblemHttpProtocol(BoundedProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer a request that the parser gave up on, and hang up."""
         request_id = request_id_of(None)
-        body = problems.problem(problems.BAD_HTTP, msg, request_id)
+        body = problem(BAD_HTTP, msg, request_id)
         content = json.dumps(body).encode()
         head = (
             "HTTP/1.1 400 Bad Request\r\n"
-            f"content-type: {problems.MEDIA_TYPE}\r\n"
+            f"content-type: {MEDIA_TYPE}\r\n"
             f"content-length: {len(content)}\r\n"
             f"{HEADER}: {request_id}\r\n"
             "connection: close\r\n\r\n"

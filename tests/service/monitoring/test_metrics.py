@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.api.middleware.protocols import Protocol, protocol_of
+from service.api.protocols import Protocol, protocol_of
 from service.app import create_app
 from service.monitoring import metrics as module
 from service.monitoring.metrics import KINDS, Metrics

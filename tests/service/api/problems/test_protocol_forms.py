@@ -16,11 +16,12 @@ import pytest
 import tritonclient.http as triton
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from starlette.responses import Response
 from tritonclient.utils import InferenceServerException
 
 from service.api.problems.protocol_forms import render_error
 from service.api.problems.schemas import OpenAIError, PlainError, Problem
-from service.api.problems.table import KINDS, error_response, problem, problem_of
+from service.api.problems.table import KINDS, MEDIA_TYPE, headers_of, problem, problem_of
 from service.errors import AnyclassError, DeadlineExceeded, NotReady, Overloaded
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
@@ -185,8 +186,9 @@ def check_form(path: str, kind: type[AnyclassError]) -> None:
 def test_other_paths_have_the_services_own_form(path: str) -> None:
     """A path that only begins alike is not another protocol's."""
     error = Overloaded("busy", 2.0)
-    own = error_response(error, "r-1")
-    answer = render_error(path, problem_of(error, "r-1"), {"retry-after": "2"})
+    body = problem_of(error, "r-1")
+    own = Response(json.dumps(body), body["status"], headers_of(error), MEDIA_TYPE)
+    answer = render_error(path, body, {"retry-after": "2"})
     assert (own.status_code, own.body, own.headers) == (answer.status_code, answer.body, answer.headers)
 
 

@@ -4,11 +4,13 @@ import pkgutil
 from collections.abc import Iterator
 
 import pytest
+from starlette.responses import Response
 
 import service
 from service import errors
 from service.api.middleware.request_context import CLIENT_GONE, GONE_SLUG
-from service.api.problems import table as problems
+from service.api.problems import table
+from service.api.problems.protocol_forms import render_error
 from tests.support.places import ROOT
 
 DOCS = ROOT / "docs" / "api.md"
@@ -31,12 +33,12 @@ def all_errors() -> list[type[errors.AnyclassError]]:
 
 def test_every_error_is_in_the_table() -> None:
     """Each exception of the service, wherever it is defined, has a row of its own: none is a bare 500 by oversight."""
-    assert [] == [cls.__name__ for cls in all_errors() if cls not in problems.KINDS]
+    assert [] == [cls.__name__ for cls in all_errors() if cls not in table.KINDS]
 
 
 def test_every_problem_is_documented() -> None:
     """docs/api.md lists each problem type with its status."""
-    kinds = [*problems.KINDS.values(), problems.NOT_FOUND, problems.METHOD_NOT_ALLOWED, problems.BAD_HTTP]
+    kinds = [*table.KINDS.values(), table.NOT_FOUND, table.METHOD_NOT_ALLOWED, table.BAD_HTTP]
     text = DOCS.read_text("utf-8")
     missing = [kind.slug for kind in kinds if f"| `{kind.slug}` | {kind.status} |" not in text]
     assert [] == missing
@@ -51,8 +53,8 @@ def test_the_status_of_a_client_that_left_is_documented() -> None:
 
 def test_one_slug_has_one_meaning() -> None:
     """Where classes share a slug they share title and status too."""
-    by_slug: dict[str, problems.Kind] = {}
-    for kind in problems.KINDS.values():
+    by_slug: dict[str, table.Kind] = {}
+    for kind in table.KINDS.values():
         assert kind == by_slug.setdefault(kind.slug, kind)
 
 
@@ -73,12 +75,17 @@ def test_one_slug_has_one_meaning() -> None:
 )
 def test_statuses(error: errors.AnyclassError, status: int) -> None:
     """Each error has the status that the interface promises."""
-    assert status == problems.problem_of(error, "id")["status"]
+    assert status == table.problem_of(error, "id")["status"]
+
+
+def answer_for(error: errors.AnyclassError) -> Response:
+    """Return the service's own answer for `error`."""
+    return render_error("/v1/classify", table.problem_of(error, "r-1"), table.headers_of(error))
 
 
 def test_problem_has_the_members_of_rfc_9457_and_the_request_id() -> None:
     """Type, title, status, detail and request id, in an answer of the right media type."""
-    answer = problems.error_response(errors.UnknownModel("There is no such model."), "r-1")
+    answer = answer_for(errors.UnknownModel("There is no such model."))
     assert "application/problem+json" == answer.headers["content-type"]
     assert {
         "type": "urn:anyclass:problem:unknown-model",
@@ -92,11 +99,11 @@ def test_problem_has_the_members_of_rfc_9457_and_the_request_id() -> None:
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (2.1, "3")])
 def test_overload_says_when_to_come_again(seconds: float, header: str) -> None:
     """Retry-After is in whole seconds, rounded up, and never 0: a client would come again at once."""
-    answer = problems.error_response(errors.Overloaded("busy", seconds), "r-1")
+    answer = answer_for(errors.Overloaded("busy", seconds))
     assert header == answer.headers["retry-after"]
 
 
 def test_a_lone_surrogate_in_a_detail_does_not_break_the_answer() -> None:
     """A detail that quotes what UTF-8 cannot hold is still a valid JSON document."""
-    answer = problems.error_response(problems.FieldErrors([("\ud800", "is \udfff bad")]), "r-1")
+    answer = answer_for(table.FieldErrors([("\ud800", "is \udfff bad")]))
     assert {"field": "?", "detail": "is ? bad"} == json.loads(bytes(answer.body))["errors"][0]
