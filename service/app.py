@@ -22,7 +22,7 @@ from service.api.native.label_set_schemas import LabelSetIn
 from service.api.open_inference import routes as open_inference
 from service.api.open_inference.schemas import InferRequest
 from service.api.openai import batches, embeddings, files
-from service.api.openai.batch_lines import JobLines
+from service.api.openai.batch_lines import RouteLineHandler
 from service.api.openai.embeddings import EmbeddingsRequest
 from service.api.openai.schemas import BatchRequest
 from service.api.problems.handlers import add_handlers
@@ -35,8 +35,8 @@ from service.classification.pipeline import Pipeline
 from service.inference.registry import ModelRegistry
 from service.installation import VERSION
 from service.jobs.runner import JobRunner
-from service.jobs.use_cases import JobDesk
-from service.jobs.work import JobWork, Limits
+from service.jobs.use_cases import Jobs
+from service.jobs.work import InputLimits, JobWork
 from service.label_sets.use_cases import LabelSets
 from service.labels.cache import TextCache, open_text_cache
 from service.monitoring.metrics import NO_STATE, Metrics
@@ -167,7 +167,7 @@ async def _start(
     services.registry = registry
     services.ready_classifier = classifier
     services.ready_embedder = Embedder(pipeline, services.settings)
-    services.job_desk, runner = open_jobs(services, store)
+    services.ready_jobs, runner = open_jobs(services, store)
     undo.push_async_callback(runner.close)
     # Before anybody is told of the end of the start: what a terminal then shows is not to be torn apart.
     for info in registry.describe():
@@ -189,25 +189,25 @@ async def _given_up(starting: asyncio.Task[None]) -> None:
     await asyncio.gather(starting, return_exceptions=True)
 
 
-def open_jobs(services: Services, state: StateStore) -> tuple[JobDesk, JobRunner]:
-    """The desk, and a runner that is yet to be started."""
+def open_jobs(services: Services, state: StateStore) -> tuple[Jobs, JobRunner]:
+    """Return the use cases of jobs, and a runner to start later."""
     settings = services.settings
-    desk = JobDesk(
+    jobs = Jobs(
         state,
         max_file_bytes=settings.max_file_bytes,
         max_total_file_bytes=settings.max_total_file_bytes,
         max_active=settings.max_active_jobs,
     )
-    limits = Limits(max_lines=settings.max_job_lines, max_line_bytes=settings.max_body_bytes)
+    limits = InputLimits(max_lines=settings.max_job_lines, max_line_bytes=settings.max_body_bytes)
     runner = JobRunner(
-        desk.jobs,
-        desk.files,
-        JobWork(desk.jobs, desk.files, JobLines(services), limits),
+        jobs.job_store,
+        jobs.file_store,
+        JobWork(jobs.job_store, jobs.file_store, RouteLineHandler(services), limits),
         services.metrics,
         workers=settings.job_workers,
         lease_s=settings.job_lease_s,
         keep_s=settings.keep_files_s,
         stopping=lambda: services.lifecycle.stopping,
     )
-    desk.on_news = runner.wake
-    return desk, runner
+    jobs.on_change = runner.wake
+    return jobs, runner

@@ -15,7 +15,7 @@ from service.classification.embedder import Embedder
 from service.errors import NotReady
 from service.images.fetching import ImageFetcher
 from service.inference.registry import ModelRegistry
-from service.jobs.use_cases import JobDesk
+from service.jobs.use_cases import Jobs
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
@@ -39,7 +39,7 @@ class Services:
     limiter: Limiter | None = None
     image_fetcher: ImageFetcher | None = None
     archives: int = 0
-    job_desk: JobDesk | None = None
+    ready_jobs: Jobs | None = None
     registry: ModelRegistry | None = None
     ready_classifier: Classifier | None = None
     ready_embedder: Embedder | None = None
@@ -61,9 +61,9 @@ class Services:
         return self._loaded(self.ready_embedder)
 
     @property
-    def desk(self) -> JobDesk:
+    def jobs(self) -> Jobs:
         """Return the use cases of files and batch jobs. Raises `NotReady` until the models are loaded."""
-        return self._loaded(self.job_desk)
+        return self._loaded(self.ready_jobs)
 
     def require_loaded(self) -> None:
         """Raise `NotReady` until the models are loaded; for routes that check before they read the body."""

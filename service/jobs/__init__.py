@@ -1,1 +1,1 @@
-"""Durable batch jobs: files of requests, answered in the background, through any number of crashes exactly once."""
+"""Durable batch jobs: files of requests, answered in the background, each exactly once even after crashes."""

@@ -1,4 +1,4 @@
-"""Files in the state store: a record, and the content in blobs of `PIECE_BYTES` each, so never whole in memory."""
+"""Stores files as a record and blobs of `PIECE_BYTES`, so that no file is ever whole in memory."""
 
 import hashlib
 import time
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from service.errors import PayloadTooLarge, StateCorrupt
-from service.jobs.quota import Room
+from service.jobs.quota import FileQuota
 from service.jobs.records import (
     ALL,
     FILE_PREFIX,
@@ -26,51 +26,51 @@ PIECE_BYTES: Final = 2**20
 
 _DATA: Final = "files/data/"
 _ABANDONED_S: Final = 24 * 3600.0
-"""Content without a record is of an upload that is going on; one this old was broken off."""
+"""Age from which content without a record belongs to an aborted upload; younger content may still be growing."""
 
 
 class FileWriter:
-    """Content that is coming in. It is a file only after `FileStore.add`; else `discard` it.
+    """Writes the content of a new file. End it with `FileStore.add` or `discard`.
 
     Attributes:
-        data: what the content is called in the store.
-        bytes: how many there are so far.
-        kept: whether a file may hold the content already, so that it must not be discarded.
+        data: the content's name in the store.
+        bytes: written so far.
+        kept: whether a file may already hold the content, so that it must not be discarded.
     """
 
-    def __init__(self, state: StateStore, max_bytes: int | None, room: Room | None) -> None:
-        """`max_bytes` and `room` None: no limit, for what the service itself writes."""
+    def __init__(self, state: StateStore, max_bytes: int | None, quota: FileQuota | None) -> None:
+        """Begin a file. Files that the service itself writes are unlimited: `max_bytes` and `quota` are None."""
         self.data = new_id(FILE_PREFIX, time.time())
         self.bytes = 0
         self.kept = False
         self._state = state
         self._max_bytes = max_bytes
-        self._room = room
+        self._quota = quota
         self._buffer = bytearray()
         self._pieces = 0
         self._digest = hashlib.sha256()
-        if room is not None:
-            room.enter(self)
+        if quota is not None:
+            quota.begin_upload(self)
 
     @property
     def digest(self) -> str:
-        """The sha256 of the content so far."""
+        """Return the sha256 of the content so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     async def write(self, content: bytes) -> None:
-        """Add to the end. Raises PayloadTooLarge, StateFull and StateUnavailable."""
+        """Append content. Raises PayloadTooLarge, StateFull and StateUnavailable."""
         self.bytes += len(content)
         if self._max_bytes is not None and self.bytes > self._max_bytes:
             raise PayloadTooLarge(f"The file is larger than {self._max_bytes} bytes, the limit of this server.")
-        if self._room is not None:
-            await self._room.ensure_still()
+        if self._quota is not None:
+            await self._quota.check_quickly()
         self._digest.update(content)
         self._buffer += content
         while len(self._buffer) >= PIECE_BYTES:
             await self._flush()
 
     async def close(self) -> None:
-        """Write what is left."""
+        """Write the buffered rest."""
         if self._buffer:
             await self._flush()
 
@@ -80,14 +80,14 @@ class FileWriter:
             if not self.kept:
                 await self._state.delete_blobs(f"{_DATA}{self.data}/")
         finally:
-            if self._room is not None:
-                self._room.leave(self)
+            if self._quota is not None:
+                self._quota.end_upload(self)
 
-    def became(self, record: FileRecord) -> None:
-        """It is the content of a file now, or there was that file already."""
-        if self._room is not None:
-            self._room.keep(_key(record.id), record.data, record.bytes)
-            self._room.leave(self)
+    def stored_as(self, record: FileRecord) -> None:
+        """Count the content as the file `record` from now on, which may have existed before."""
+        if self._quota is not None:
+            self._quota.add_stored(_key(record.id), record.data, record.bytes)
+            self._quota.end_upload(self)
 
     async def _flush(self) -> None:
         piece = bytes(self._buffer[:PIECE_BYTES])
@@ -97,19 +97,19 @@ class FileWriter:
 
 
 class FileStore:
-    """All files."""
+    """Reads, writes and deletes files."""
 
     def __init__(self, state: StateStore) -> None:
         self._state = state
 
-    def writer(self, max_bytes: int | None = None, room: Room | None = None) -> FileWriter:
+    def writer(self, max_bytes: int | None = None, quota: FileQuota | None = None) -> FileWriter:
         """Begin a file."""
-        return FileWriter(self._state, max_bytes, room)
+        return FileWriter(self._state, max_bytes, quota)
 
     async def add(
         self, writer: FileWriter, *, file_id: str, name: str, purpose: Purpose, now: float, keep_s: float
     ) -> FileRecord:
-        """Make a file of what was written. Where one of that id is there already, it stays and is returned."""
+        """Turn written content into a file. Returns the existing file, unchanged, if the id is already in use."""
         await writer.close()
         record = FileRecord(
             id=file_id,
@@ -120,21 +120,20 @@ class FileStore:
             expires_at=int(now + keep_s),
             data=writer.data,
         )
-        # Said before it is so: should the writing fail in its middle, the record may be there or not. Where it is not,
-        # `sweep` finds the content.
+        # Set beforehand: a write that fails may have stored the record or not. If not, `sweep` deletes the content.
         writer.kept = True
         while await self._state.put(_key(file_id), dump(record), expected=None) is None:
-            if (there := await self.get(file_id)) is not None:
-                if there.data != writer.data:
+            if (existing := await self.get(file_id)) is not None:
+                if existing.data != writer.data:
                     writer.kept = False
                     await writer.discard()
-                writer.became(there)
-                return there
-        writer.became(record)
+                writer.stored_as(existing)
+                return existing
+        writer.stored_as(record)
         return record
 
     async def get(self, file_id: str) -> FileRecord | None:
-        """Look up a file; None for what is not even an id."""
+        """Look up a file; return None if it does not exist or the id is malformed."""
         if not is_id(FILE_PREFIX, file_id):
             return None
         entry = await self._state.get(_key(file_id))
@@ -143,7 +142,7 @@ class FileStore:
     async def page(
         self, *, after: str | None, limit: int, ascending: bool = False, purpose: str | None = None
     ) -> tuple[list[FileRecord], bool]:
-        """Up to `limit` files that follow `after`, the newest first unless `ascending`, and whether there are more."""
+        """Return up to `limit` files after `after`, newest first unless `ascending`, and whether more follow."""
         keys = await self._state.keys(FILE_RECORDS, limit=ALL)
         if ascending:
             keys.reverse()
@@ -162,19 +161,19 @@ class FileStore:
         return found, False
 
     async def read(self, record: FileRecord, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The content from byte `start` to before `end`. Raises StateCorrupt where a part of it is missing."""
+        """Yield the content of bytes `start` to `end`, exclusive. Raises StateCorrupt if a part is missing."""
         end = record.bytes if end is None else min(end, record.bytes)
         while start < end:
             number, offset = divmod(start, PIECE_BYTES)
             piece = await self._state.get_blob(_piece(record.data, number))
             if piece is None or len(piece) <= offset:
-                raise StateCorrupt(f"The content of the file {record.id} is incomplete; send it again.")
+                raise StateCorrupt(f"The content of the file {record.id} is incomplete. Send it again.")
             part = piece[offset : offset + end - start]
             start += len(part)
             yield part
 
     async def delete(self, file_id: str) -> bool:
-        """Delete a file; whether there was one."""
+        """Delete a file; return whether it existed."""
         if not is_id(FILE_PREFIX, file_id):
             return False
         entry = await self._state.get(_key(file_id))
@@ -185,7 +184,7 @@ class FileStore:
         return True
 
     async def sweep(self, now: float, in_use: frozenset[str]) -> None:
-        """Delete files that have expired and are not `in_use`, and what broken uploads left."""
+        """Delete expired files that are not `in_use`, and the content of aborted uploads."""
         known = set()
         for key in await self._state.keys(FILE_RECORDS, limit=ALL):
             entry = await self._state.get(key)

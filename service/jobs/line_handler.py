@@ -1,4 +1,4 @@
-"""What a job asks of the routes whose requests it runs."""
+"""The interface through which jobs read and answer the requests in their lines."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from service.errors import AnyclassError
 
 @dataclass(frozen=True, slots=True)
 class LineRequest:
-    """One line of an input file: a client's own id, and the body of a request."""
+    """A line of an input file: the client's id of the request, and its body."""
 
     custom_id: str
     body: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer to one line: an HTTP status, and the body in the words of the line's route: JSON, in one line."""
+class LineAnswer:
+    """The answer to a line: an HTTP status, and the body as the line's route sends it, as JSON without line breaks."""
 
     status: int
     body: str
@@ -29,13 +29,13 @@ class LineHandler(Protocol):
     endpoints: Collection[str]
 
     def read(self, line: bytes, endpoint: str) -> LineRequest:
-        """Check all of a line that can be known without its picture. Runs in a thread. Raises InvalidLine."""
+        """Parse a line and check everything but its image. Runs in a thread. Raises InvalidLine."""
         ...
 
-    async def answer(self, request: LineRequest, endpoint: str) -> Answer:
+    async def answer(self, request: LineRequest, endpoint: str) -> LineAnswer:
         """Answer a line in the background lane. Raises AnyclassError."""
         ...
 
-    def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> Answer:
-        """The answer that tells of `error`, None for one that nobody foresaw."""
+    def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> LineAnswer:
+        """Build the answer for `error`; None means an unexpected exception."""
         ...

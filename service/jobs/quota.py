@@ -1,7 +1,7 @@
-"""How many bytes all files have together, and whether there is room for more.
+"""Limits the total size of all files.
 
-Files in the state store count whoever wrote them, replicas and jobs too; content that is still coming in counts in the
-process that receives it. Only what clients send is ever refused: the results of a job that was accepted are written.
+Files in the state store count, including those of replicas and jobs; uploads count in the process that receives them.
+Only uploads are refused: the results of an accepted job are always written.
 """
 
 from contextlib import suppress
@@ -12,75 +12,78 @@ from service.jobs.records import ALL, FILE_RECORDS, FileRecord, parse
 from service.state.protocol import StateStore
 
 
-class Arriving(Protocol):
-    """Content that is coming in: what it is called in the store, and how many bytes there are so far."""
+class Upload(Protocol):
+    """Content that is being received: its name in the store, and its bytes so far."""
 
     data: str
     bytes: int
 
 
-class Room:
-    """Knows the size of every file: a record never changes, so each is read once. Belongs to one event loop."""
+class FileQuota:
+    """Limits all files together to `max_bytes`. Belongs to one event loop.
+
+    Records never change, so each is read once.
+    """
 
     def __init__(self, state: StateStore, max_bytes: int) -> None:
         self._state = state
         self._max_bytes = max_bytes
-        self._kept: dict[str, tuple[str, int]] = {}
-        self._kept_bytes = 0
-        self._kept_data: set[str] = set()
-        self._arriving: set[Arriving] = set()
+        self._stored: dict[str, tuple[str, int]] = {}
+        self._stored_bytes = 0
+        self._stored_data: set[str] = set()
+        self._uploads: set[Upload] = set()
 
-    async def ensure(self, more: int = 0) -> None:
-        """Raise StateFull where all files and `more` bytes are more than the limit, by what is in the store now."""
-        await self._look()
-        self._check(more)
+    async def check(self, more: int = 0) -> None:
+        """Read the store, and raise StateFull if all files and `more` bytes exceed the limit."""
+        await self._refresh()
+        self._check_known(more)
 
-    async def ensure_still(self) -> None:
-        """The same, and quick: the store is asked only where it looks as if there were no room any more."""
+    async def check_quickly(self) -> None:
+        """Raise StateFull if all files exceed the limit; read the store only if they seem to."""
         try:
-            self._check(0)
+            self._check_known(0)
         except StateFull:
-            await self.ensure()
+            await self.check()
 
-    def keep(self, key: str, data: str, size: int) -> None:
-        """Take note of a file that is in the store: the key of its record, its content's name, its bytes."""
-        if key not in self._kept:
-            self._kept[key] = (data, size)
-            self._kept_bytes += size
-            self._kept_data.add(data)
+    def add_stored(self, key: str, data: str, size: int) -> None:
+        """Count a stored file: its record's key, its content's name, its bytes."""
+        if key not in self._stored:
+            self._stored[key] = (data, size)
+            self._stored_bytes += size
+            self._stored_data.add(data)
 
-    def enter(self, content: Arriving) -> None:
-        """Count content from now on, as it grows."""
-        self._arriving.add(content)
+    def begin_upload(self, upload: Upload) -> None:
+        """Count an upload as it grows."""
+        self._uploads.add(upload)
 
-    def leave(self, content: Arriving) -> None:
-        """Count content no longer: it is gone, or a file."""
-        self._arriving.discard(content)
+    def end_upload(self, upload: Upload) -> None:
+        """Stop counting an upload: it was discarded, or is stored."""
+        self._uploads.discard(upload)
 
-    async def _look(self) -> None:
-        """See which files there are now. Raises StateUnavailable."""
-        before = set(self._kept)
-        there = await self._state.keys(FILE_RECORDS, limit=ALL)
-        for key in before.difference(there):
-            data, size = self._kept.pop(key, ("", 0))
-            self._kept_bytes -= size
-            self._kept_data.discard(data)
-        for key in there:
-            if key not in self._kept:
-                with suppress(StateCorrupt):  # a damaged record, whose size nobody knows, keeps no client from sending
+    async def _refresh(self) -> None:
+        """Update the stored files. Raises StateUnavailable."""
+        before = set(self._stored)
+        current = await self._state.keys(FILE_RECORDS, limit=ALL)
+        for key in before.difference(current):
+            data, size = self._stored.pop(key, ("", 0))
+            self._stored_bytes -= size
+            self._stored_data.discard(data)
+        for key in current:
+            if key not in self._stored:
+                with suppress(StateCorrupt):  # a damaged record, of unknown size, must not block uploads
                     await self._read(key)
 
-    def _check(self, more: int) -> None:
-        # A file whose record has just been written may be among both.
-        arriving = sum(each.bytes for each in self._arriving if each.data not in self._kept_data)
-        if self._kept_bytes + arriving + more > self._max_bytes:
+    def _check_known(self, more: int) -> None:
+        # An upload whose record was just written may also be among the stored files.
+        uploaded = sum(upload.bytes for upload in self._uploads if upload.data not in self._stored_data)
+        if self._stored_bytes + uploaded + more > self._max_bytes:
             raise StateFull(
-                f"The files kept here may have {self._max_bytes} bytes together, and this one has no room among them; "
-                "delete files that are no longer needed, or have ANYCLASS_MAX_TOTAL_FILE_BYTES raised."
+                f"The file does not fit: all files together may have {self._max_bytes} bytes. Delete files that are no "
+                "longer needed, or have ANYCLASS_MAX_TOTAL_FILE_BYTES raised."
             )
 
     async def _read(self, key: str) -> None:
         entry = await self._state.get(key)
         if entry is not None:
             record = parse(FileRecord, key, entry.value)
-            self.keep(key, record.data, record.bytes)
+            self.add_stored(key, record.data, record.bytes)

@@ -1,4 +1,4 @@
-"""What is stored of files and jobs: JSON, checked when it is read."""
+"""The stored records of files and jobs: JSON, validated on reading."""
 
 import re
 import secrets
@@ -14,20 +14,20 @@ R = TypeVar("R", bound=BaseModel)
 FILE_PREFIX: Final = "file-"
 JOB_PREFIX: Final = "batch_"
 ALL: Final = 1_000_000
-"""As the limit of a look at keys: every one of them."""
+"""A `limit` for `StateStore.keys` that stands for all keys."""
 FILE_RECORDS: Final = "files/record/"
-"""Where the records of files are in the state store."""
+"""Key prefix of the records of files."""
 
 Purpose = Literal["batch", "batch_output"]
 Unit = int | Literal["validate", "finalise"]
-"""A piece of a job's work: a chunk of lines by its number, or what comes before and after all chunks."""
+"""A piece of a job's work: a chunk of lines by its number, or the step before or after all chunks."""
 
 _ID: Final = re.compile(rf"(?:{FILE_PREFIX}|{JOB_PREFIX})([0-9a-f]{{12}})([0-9a-f]{{20}})")
 _NEWEST: Final = 2**48 - 1
 
 
-class Status(StrEnum):
-    """Where a job stands, in OpenAI's words."""
+class JobStatus(StrEnum):
+    """The state of a job, in OpenAI's terms."""
 
     VALIDATING = "validating"
     IN_PROGRESS = "in_progress"
@@ -39,8 +39,8 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-ACTIVE: Final = (Status.VALIDATING, Status.IN_PROGRESS, Status.FINALIZING, Status.CANCELLING)
-ENDED: Final = (Status.COMPLETED, Status.FAILED, Status.EXPIRED, Status.CANCELLED)
+ACTIVE: Final = (JobStatus.VALIDATING, JobStatus.IN_PROGRESS, JobStatus.FINALIZING, JobStatus.CANCELLING)
+ENDED: Final = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.EXPIRED, JobStatus.CANCELLED)
 
 
 class _Record(BaseModel):
@@ -48,7 +48,7 @@ class _Record(BaseModel):
 
 
 class FileRecord(_Record):
-    """A file; its content is in blobs under `data`. Times are seconds since 1970."""
+    """A file whose content is in blobs under `data`. Times are seconds since 1970."""
 
     id: str
     name: str
@@ -60,7 +60,7 @@ class FileRecord(_Record):
 
 
 class LineFault(_Record):
-    """Why an input file, or one line of it (counted from 1), cannot be used."""
+    """A fault of an input file, or of one of its lines, counted from 1."""
 
     code: str
     message: str
@@ -69,7 +69,7 @@ class LineFault(_Record):
 
 
 class Lease(_Record):
-    """The right to work on a unit until a time, in seconds since 1970; the token is never given twice in a job."""
+    """The right to work on a unit until a time, in seconds since 1970. No token is used twice in a job."""
 
     token: int
     until: float
@@ -79,13 +79,13 @@ class Job(_Record):
     """A batch job and the state of its work. Times are seconds since 1970.
 
     Attributes:
-        output_id: what the file of answers is called once it is there; `error_id` likewise.
+        output_id: id of the future file of answers; `error_id` of the file of errors.
         starts: byte at which each chunk of the input begins.
         first_lines: number of each chunk's first line, counted from 1.
-        accepted: for each chunk the token under which its results were accepted, 0 while there are none.
-        leases: unit → who may work on it.
-        fence: the last token given.
-        outcome: what the job ends as, once it is being finalised.
+        accepted: for each chunk, the token under which its results were accepted; 0 while it has none.
+        leases: unit → its current lease.
+        fence: the token given last.
+        outcome: the final status, set once the job is being finalised.
     """
 
     id: str
@@ -93,7 +93,7 @@ class Job(_Record):
     input_file_id: str
     completion_window: str
     metadata: dict[str, str] | None
-    status: Status = Status.VALIDATING
+    status: JobStatus = JobStatus.VALIDATING
     created_at: int
     expires_at: int
     in_progress_at: int | None = None
@@ -119,21 +119,21 @@ class Job(_Record):
     accepted: tuple[int, ...] = ()
     leases: dict[str, Lease] = Field(default_factory=dict)
     fence: Annotated[int, Field(ge=0)] = 0
-    outcome: Literal[Status.COMPLETED, Status.CANCELLED, Status.EXPIRED] | None = None
+    outcome: Literal[JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.EXPIRED] | None = None
 
     @property
     def active(self) -> bool:
-        """Whether there is still something to do for it."""
+        """Return whether work on the job remains."""
         return self.status in ACTIVE
 
     def chunk(self, number: int) -> tuple[int, int, int]:
-        """First byte of a chunk, the byte after it, and the number of its first line."""
+        """Return the first byte of a chunk, the byte after its last, and the number of its first line."""
         end = self.starts[number + 1] if number + 1 < len(self.starts) else self.input_bytes
         return self.starts[number], end, self.first_lines[number]
 
 
-class Reservation(_Record):
-    """What an idempotency key stands for until a time, in seconds since 1970."""
+class IdempotencyRecord(_Record):
+    """The object that an idempotency key stands for, until a time in seconds since 1970."""
 
     fingerprint: str
     object_id: str
@@ -141,23 +141,23 @@ class Reservation(_Record):
 
 
 def new_id(prefix: str, now: float) -> str:
-    """A new id: the prefix, twelve digits of time (ms, hexadecimal) and twenty that are random."""
+    """Return a new id: the prefix, twelve hexadecimal digits of time (ms), and twenty random ones."""
     return f"{prefix}{int(now * 1000) & _NEWEST:012x}{secrets.token_hex(10)}"
 
 
 def is_id(prefix: str, text: str) -> bool:
-    """Whether `text` could be an id of that kind; anything else is no part of a key."""
+    """Return whether `text` is a well-formed id with the prefix, and so safe in a key."""
     return text.startswith(prefix) and _ID.fullmatch(text) is not None
 
 
 def made_at(text: str) -> float:
-    """When an id was made, in seconds since 1970."""
+    """Return the creation time of an id, in seconds since 1970; 0 for a malformed one."""
     found = _ID.fullmatch(text)
     return int(found[1], 16) / 1000 if found else 0.0
 
 
 def newest_first(text: str) -> str:
-    """The part of a key that stands for an id, such that the newest comes first."""
+    """Return the part of a key that stands for an id, sorting newest first."""
     found = _ID.fullmatch(text)
     if found is None:
         raise ValueError("not an id")
@@ -165,13 +165,13 @@ def newest_first(text: str) -> str:
 
 
 def dump(record: BaseModel) -> bytes:
-    """A record as JSON."""
+    """Serialise a record as JSON."""
     return record.model_dump_json(exclude_defaults=True).encode()
 
 
 def parse(model: type[R], key: str, value: bytes) -> R:
-    """The record in `value`. Raises StateCorrupt, naming `key`."""
+    """Parse the record in `value`. Raises StateCorrupt, naming `key`."""
     try:
         return model.model_validate_json(value)
     except ValidationError as exc:
-        raise StateCorrupt(f"The stored entry {key} is damaged; delete it.") from exc
+        raise StateCorrupt(f"The stored entry {key} is damaged. Delete it.") from exc

@@ -1,35 +1,35 @@
-"""Works on jobs in the background: takes a unit under a lease, does it, and hands in what came of it."""
+"""Runs jobs in the background: leases a unit of work, does it, and stores its results."""
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from service.errors import AnyclassError, StateUnavailable
-from service.jobs import transitions as ledger
+from service.jobs import transitions
 from service.jobs.files import FileStore
-from service.jobs.records import ACTIVE, ENDED, Job, LineFault, Status
-from service.jobs.store import JobStore, count_by_status
+from service.jobs.records import ACTIVE, ENDED, Job, JobStatus, LineFault
+from service.jobs.store import JobStore, LineResult, count_by_status
 from service.jobs.transitions import Claim
-from service.jobs.work import JobWork, Patience
+from service.jobs.work import JobWork, WaitLimit
 from service.monitoring.metrics import NO_STATE, Metrics
 
 _POLL_S: Final = 1.0
-"""How often is looked for jobs that another process took in."""
-_AWAY_S: Final = 5.0
-"""How long a store that did not answer is left alone: it logs each attempt."""
+"""Interval of looking for jobs that another process received."""
+_STORE_PAUSE_S: Final = 5.0
+"""Pause after the store did not answer; it logs every failed attempt."""
 _SWEEP_S: Final = 60.0
-_LAST_MOMENTS_S: Final = 5.0
-"""How long lines in flight may take once the end was asked for; what takes longer is done again later."""
+_CLOSE_TIMEOUT_S: Final = 5.0
+"""Time for lines in flight when closing; lines that take longer are answered again after the next start."""
 
 _log = structlog.stdlib.get_logger("service.jobs")
 
 
 class JobRunner:
-    """A number of workers, and a keeper who deletes what has expired. Belongs to one event loop."""
+    """Runs workers, and a housekeeping task that deletes expired records. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -44,18 +44,18 @@ class JobRunner:
         stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Nothing is done before `start`.
+        """Create a runner; `start` starts it.
 
         Args:
-            jobs: where the jobs are.
-            files: where their files are.
-            work: what is done.
-            metrics: where jobs and lines are counted.
-            workers: units at the same time in this process.
-            lease_s: how long a unit is left to a process that shows no sign of life.
-            keep_s: how long outputs, and jobs that have ended, are kept.
-            stopping: whether to begin nothing new, because the process is about to end.
-            clock: seconds since 1970.
+            jobs: reads and changes jobs.
+            files: reads and writes their files.
+            work: does a unit of work.
+            metrics: counts jobs and lines.
+            workers: number of units run at the same time in this process.
+            lease_s: time after which a unit is taken from a process that does not renew its lease.
+            keep_s: lifetime of outputs and of ended jobs.
+            stopping: returns whether the process is about to end, so that no new unit may begin.
+            clock: returns seconds since 1970.
         """
         self._jobs = jobs
         self._files = files
@@ -67,7 +67,7 @@ class JobRunner:
         self._stopping = stopping
         self._clock = clock
         self._closing = asyncio.Event()
-        self._news = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         for status in ACTIVE:
             metrics.jobs_active.labels(status.value)
@@ -75,31 +75,31 @@ class JobRunner:
             metrics.jobs_ended.labels(status.value)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the workers and the housekeeping."""
         if self._workers:
-            self._tasks = [asyncio.create_task(self._serve(), name=f"jobs-{n}") for n in range(self._workers)]
-            self._tasks.append(asyncio.create_task(self._keep(), name="jobs-keeper"))
+            self._tasks = [asyncio.create_task(self._work_loop(), name=f"jobs-{n}") for n in range(self._workers)]
+            self._tasks.append(asyncio.create_task(self._housekeep(), name="jobs-housekeeping"))
 
     def wake(self) -> None:
-        """There is a new job, or a change to one."""
-        self._news.set()
+        """Wake a worker because a job was added or changed."""
+        self._wakeup.set()
 
     async def close(self) -> None:
-        """Begin nothing new, and let the lines in flight end; what takes too long is left for the next start."""
+        """Begin nothing new and wait for lines in flight; cancel them after `_CLOSE_TIMEOUT_S`."""
         self._closing.set()
-        self._news.set()
+        self._wakeup.set()
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=_LAST_MOMENTS_S)
+            _, late = await asyncio.wait(self._tasks, timeout=_CLOSE_TIMEOUT_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self) -> None:
+    async def _work_loop(self) -> None:
         while not self._closing.is_set():
-            self._news.clear()
+            self._wakeup.clear()
             claim = None if self._stopping() else await self._claim()
             if claim is None:
-                await self._pause(self._news, _POLL_S)
+                await self._pause(self._wakeup, _POLL_S)
                 continue
             structlog.contextvars.clear_contextvars()
             await self._under_lease(claim)
@@ -108,18 +108,18 @@ class JobRunner:
         try:
             return await self._jobs.claim(self._clock(), self._lease_s)
         except StateUnavailable:
-            await self._pause(self._closing, _AWAY_S)
+            await self._pause(self._closing, _STORE_PAUSE_S)
         except AnyclassError as exc:
             _log.error("a batch cannot be read", reason=exc.detail)
-        except Exception:  # noqa: BLE001 - a worker that dies would be missed by nobody
+        except Exception:  # noqa: BLE001 - a worker must survive any error
             _log.exception("a batch could not be claimed")
         return None
 
     async def _under_lease(self, claim: Claim) -> None:
-        """Do a unit for as long as the lease on it can be kept."""
-        patience = Patience(claim.job, self._clock)
-        work = asyncio.create_task(self._do(claim, patience), name=f"job-unit-{claim.unit}")
-        renewals = asyncio.create_task(self._renew(claim, patience), name="job-lease")
+        """Do a unit while its lease can be renewed."""
+        wait_limit = WaitLimit(claim.job, self._clock)
+        work = asyncio.create_task(self._do(claim, wait_limit), name=f"job-unit-{claim.unit}")
+        renewals = asyncio.create_task(self._renew(claim, wait_limit), name="job-lease")
         try:
             await asyncio.wait({work, renewals}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -129,57 +129,58 @@ class JobRunner:
             if isinstance(done, BaseException):
                 await self._give_back(claim, done)
 
-    async def _renew(self, claim: Claim, patience: Patience) -> None:
-        """Return once the lease is lost. Tells those who wait of a job that is being cancelled."""
+    async def _renew(self, claim: Claim, wait_limit: WaitLimit) -> None:
+        """Renew the lease; return once it is lost. Cancels `wait_limit` when the job is being cancelled."""
         until = self._clock() + self._lease_s
         while True:
             await asyncio.sleep(self._lease_s / 3)
-            wanted = self._clock() + self._lease_s
+            renewed_until = self._clock() + self._lease_s
             try:
-                job = await self._jobs.renew(claim, wanted)
+                job = await self._jobs.renew(claim, renewed_until)
                 if job is None:
                     return
-                if job.status is Status.CANCELLING:
-                    patience.cancel()
-                until = wanted
+                if job.status is JobStatus.CANCELLING:
+                    wait_limit.cancel()
+                until = renewed_until
             except StateUnavailable:
                 if self._clock() > until:
                     return
 
     async def _give_back(self, claim: Claim, error: BaseException) -> None:
+        """Give up the lease of a unit that failed, and log the reason."""
         if not isinstance(error, AnyclassError | asyncio.CancelledError):
             _log.error("a part of a batch failed", batch=claim.job.id, unit=claim.unit, exc_info=error)
         with suppress(AnyclassError):
             if isinstance(error, AnyclassError) and not isinstance(error, StateUnavailable):
                 _log.warning("a part of a batch was put off", batch=claim.job.id, reason=type(error).__name__)
             await self._jobs.release(claim)
-        # Not at once again: what failed may still be so.
+        # Pause, because the next attempt would probably fail in the same way.
         await self._pause(self._closing, _POLL_S)
 
-    async def _do(self, claim: Claim, patience: Patience) -> None:
+    async def _do(self, claim: Claim, wait_limit: WaitLimit) -> None:
         match claim.unit:
             case "validate":
                 await self._check(claim)
             case "finalise":
                 await self._finish(claim)
             case chunk:
-                results = await self._work.answer(claim.job, chunk, patience)
-                if await self._persist(self._jobs.accept, claim, results):
+                results = await self._work.answer(claim.job, chunk, wait_limit)
+                if await self._accept(claim, results):
                     ok = sum(each.ok for each in results)
                     self._metrics.job_lines.labels("completed").inc(ok)
                     self._metrics.job_lines.labels("failed").inc(len(results) - ok)
-        self._news.set()
+        self._wakeup.set()
 
     async def _check(self, claim: Claim) -> None:
         plan, faults = await self._work.check(claim.job)
         now = self._clock()
         if not faults:
-            await self._jobs.change(claim.job.id, lambda job: ledger.start(job, claim, plan, now))
+            await self._jobs.change(claim.job.id, lambda job: transitions.start(job, claim, plan, now))
         else:
-            await self._end(claim, lambda job: ledger.fail(job, claim, faults, now))
+            await self._end(claim, lambda job: transitions.fail(job, claim, faults, now))
 
     async def _finish(self, claim: Claim) -> None:
-        job = await self._jobs.change(claim.job.id, lambda job: ledger.finalise(job, claim, self._clock()))
+        job = await self._jobs.change(claim.job.id, lambda job: transitions.finalise(job, claim, self._clock()))
         if job is None:
             return
         now = self._clock()
@@ -190,9 +191,11 @@ class JobRunner:
         except AnyclassError as exc:
             _log.error("a batch cannot be finished", batch=job.id, reason=exc.detail)
             fault = LineFault(code="state_corrupt", message="A part of the batch's results is damaged.")
-            await self._end(claim, lambda job: ledger.fail(job, claim, [fault], now))
+            await self._end(claim, lambda job: transitions.fail(job, claim, [fault], now))
             return
-        await self._end(claim, lambda job: ledger.end(job, claim, now, has_output=has_output, has_errors=has_errors))
+        await self._end(
+            claim, lambda job: transitions.end(job, claim, now, has_output=has_output, has_errors=has_errors)
+        )
 
     async def _end(self, claim: Claim, change: Callable[[Job], Job | None]) -> None:
         ended = await self._jobs.change(claim.job.id, change)
@@ -208,15 +211,15 @@ class JobRunner:
             )
             await self._jobs.ended(ended)
 
-    async def _persist(self, write: Callable[..., Coroutine[Any, Any, bool]], *arguments: Any) -> bool:  # noqa: ANN401
-        """Write finished work however long the store is away, while the lease lasts: it was dear."""
+    async def _accept(self, claim: Claim, results: Sequence[LineResult]) -> bool:
+        """Retry the write until the lease expires: the results were expensive to compute."""
         while True:
             try:
-                return await write(*arguments)
+                return await self._jobs.accept(claim, results)
             except StateUnavailable:
                 await asyncio.sleep(_POLL_S)
 
-    async def _keep(self) -> None:
+    async def _housekeep(self) -> None:
         swept = -_SWEEP_S
         while not self._closing.is_set():
             try:
@@ -234,7 +237,7 @@ class JobRunner:
                 self._metrics.state_up.set(NO_STATE if exc.lasting else 0)
             except AnyclassError as exc:
                 _log.error("what has expired cannot be deleted", reason=exc.detail)
-            except Exception:  # noqa: BLE001 - the same
+            except Exception:  # noqa: BLE001 - as for workers
                 _log.exception("what has expired could not be deleted")
             await self._pause(self._closing, 5 * _POLL_S)
 

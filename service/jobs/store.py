@@ -1,7 +1,7 @@
-"""Jobs in the state store: records changed by compare-and-set, and the results of each chunk in a blob of its own.
+"""Stores jobs: records changed by compare-and-set, and the results of each chunk in a blob of its own.
 
-A blob of results is written first and counts only once the job's record names the token it was written under. So a
-process may be killed at any moment, and one that comes back late is not heard.
+A blob of results is written first, and counts only once the job's record contains the token it was written under. So a
+process may be killed at any time, and late results of a lost lease are ignored.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from typing import Final
 import structlog
 
 from service.errors import Conflict, StateCorrupt, StateUnavailable
-from service.jobs import transitions as ledger
+from service.jobs import transitions
 from service.jobs.records import (
     ALL,
     JOB_PREFIX,
+    IdempotencyRecord,
     Job,
-    Reservation,
     dump,
     is_id,
     made_at,
@@ -43,7 +43,7 @@ _log = structlog.stdlib.get_logger("service.jobs")
 
 @dataclass(frozen=True, slots=True)
 class LineResult:
-    """The line of output, without its end, that belongs to a line of input; `ok` tells for which file."""
+    """The line of output for a line of input, without a line break; `ok` selects output or error file."""
 
     line: int
     ok: bool
@@ -51,41 +51,41 @@ class LineResult:
 
 
 class JobStore:
-    """All jobs."""
+    """Reads and changes jobs."""
 
     def __init__(self, state: StateStore) -> None:
         self._state = state
 
     async def add(self, job: Job, *, limit: int) -> Job | None:
-        """Keep a new job, to be worked on at once; None where `limit` jobs are active already.
+        """Store a new active job; return None if `limit` jobs are active already.
 
-        Where one of that id is there already, it stays and is returned.
+        Returns the existing job, unchanged, if the id is already in use.
         """
-        if (there := await self.get(job.id)) is not None:
-            return there
+        if (existing := await self.get(job.id)) is not None:
+            return existing
         if len(await self._state.keys(_ACTIVE, limit=limit)) >= limit:
             return None
-        # In this order: a killed process may leave a mark without a job, never a job that nobody looks at.
+        # In this order: a killed process may leave a mark without a job, but never an active job without a mark.
         await self._state.put(_ACTIVE + _hex(job.id), b"", expected=None)
         await self._state.put(_key(job.id), dump(job), expected=None)
         return await self.get(job.id)
 
     async def get(self, job_id: str) -> Job | None:
-        """Look up a job; None for what is not even an id."""
+        """Look up a job; return None if it does not exist or the id is malformed."""
         if not is_id(JOB_PREFIX, job_id):
             return None
         entry = await self._state.get(_key(job_id))
         return None if entry is None else parse(Job, _key(job_id), entry.value)
 
     async def page(self, *, after: str | None, limit: int) -> tuple[list[Job], bool]:
-        """Up to `limit` jobs that follow `after`, the newest first, and whether there are more."""
+        """Return up to `limit` jobs after `after`, newest first, and whether more follow."""
         keys = await self._state.keys(_RECORDS, after="" if after is None else _key(after), limit=limit + 1)
         entries = [(key, await self._state.get(key)) for key in keys[:limit]]
         jobs = [parse(Job, key, entry.value) for key, entry in entries if entry is not None]
         return jobs, len(keys) > limit
 
     async def change(self, job_id: str, change: Callable[[Job], Job | None]) -> Job | None:
-        """Change a job in one step; None where it is gone or `change`, which may be called again, says so."""
+        """Change a job atomically; return None if it is gone or `change` returns None. `change` may be called again."""
         key = _key(job_id)
         for _ in range(_ATTEMPTS):
             entry = await self._state.get(key)
@@ -94,11 +94,11 @@ class JobStore:
                 return None
             if await self._state.put(key, dump(changed), expected=entry.version) is not None:
                 return changed
-            await asyncio.sleep(random.uniform(0, _LONGEST_PAUSE_S))  # noqa: S311 - only to part those who meet
-        raise StateUnavailable("Too many are changing this batch at once; try again later.")
+            await asyncio.sleep(random.uniform(0, _LONGEST_PAUSE_S))  # noqa: S311 - separates writers that collided
+        raise StateUnavailable("Too many clients are changing this batch at once; try again later.")
 
     async def claim(self, now: float, lease_s: float) -> Claim | None:
-        """Lease a unit of the oldest job that has one to give."""
+        """Lease a unit of the oldest job that has a free one."""
         for name in await self._state.keys(_ACTIVE, limit=ALL):
             job_id = JOB_PREFIX + name.removeprefix(_ACTIVE)
             try:
@@ -111,45 +111,45 @@ class JobStore:
                 if job is not None or made_at(job_id) < now - _ORPHANED_S:
                     await self._forget_active(name)
                 continue
-            if ledger.take(job, now, lease_s) is None:
+            if transitions.lease_unit(job, now, lease_s) is None:
                 continue
-            if (claim := await self._take(job_id, now, lease_s)) is not None:
+            if (claim := await self._lease_unit(job_id, now, lease_s)) is not None:
                 return claim
         return None
 
-    async def _take(self, job_id: str, now: float, lease_s: float) -> Claim | None:
+    async def _lease_unit(self, job_id: str, now: float, lease_s: float) -> Claim | None:
         claims: list[Claim] = []
 
-        def take(job: Job) -> Job | None:
+        def lease(job: Job) -> Job | None:
             claims.clear()
-            taken = ledger.take(job, now, lease_s)
-            if taken is None:
+            leased = transitions.lease_unit(job, now, lease_s)
+            if leased is None:
                 return None
-            claims.append(taken[1])
-            return taken[0]
+            claims.append(leased[1])
+            return leased[0]
 
-        return claims[0] if await self.change(job_id, take) is not None else None
+        return claims[0] if await self.change(job_id, lease) is not None else None
 
     async def renew(self, claim: Claim, until: float) -> Job | None:
-        """Keep a lease, and see the job as it is now; None where the lease is lost."""
-        return await self.change(claim.job.id, lambda job: ledger.renew(job, claim, until))
+        """Extend a lease and return the current job, or None if the lease is lost."""
+        return await self.change(claim.job.id, lambda job: transitions.renew(job, claim, until))
 
     async def release(self, claim: Claim) -> None:
-        """Give a lease back, if it is still held."""
-        await self.change(claim.job.id, lambda job: ledger.release(job, claim))
+        """Give up a lease if it is still held."""
+        await self.change(claim.job.id, lambda job: transitions.release(job, claim))
 
     async def accept(self, claim: Claim, results: Sequence[LineResult]) -> bool:
-        """Have a chunk's results count; False, and nothing has changed, where the lease is lost."""
+        """Store the results of a chunk; return False, without a change, if the lease is lost."""
         assert isinstance(claim.unit, int)  # noqa: S101 - only chunks have results
         completed = sum(result.ok for result in results)
         lines = [f"{'+' if each.ok else '-'}{each.line} {each.text}" for each in results]
         await self._state.put_blob(_results_key(claim.job.id, claim.unit, claim.token), "\n".join(lines).encode())
         failed = len(results) - completed
-        changed = await self.change(claim.job.id, lambda job: ledger.accept(job, claim, completed, failed))
+        changed = await self.change(claim.job.id, lambda job: transitions.accept(job, claim, completed, failed))
         return changed is not None
 
     async def results(self, job: Job, chunk: int) -> list[LineResult] | None:
-        """The results of a chunk that count, None where there are none yet."""
+        """Return the accepted results of a chunk, or None if it has none yet."""
         token = job.accepted[chunk]
         if not token:
             return None
@@ -160,45 +160,45 @@ class JobStore:
         return [_result(line) for line in blob.decode().split("\n") if line]
 
     async def ended(self, job: Job) -> None:
-        """Tidy up behind a job that has ended."""
+        """Delete the results and the active mark of an ended job."""
         await self._forget_active(_ACTIVE + _hex(job.id))
         await self._state.delete_blobs(f"{_RESULTS}{_hex(job.id)}/")
 
     async def reserved(self, key: str, fingerprint: str, *, now: float) -> str | None:
-        """The id of the object that an idempotency key stands for, None where it is new. Raises as `reserve`."""
+        """Return the id of the object of an idempotency key, or None if the key is new. Raises as `reserve`."""
         entry = await self._state.get(_RESERVED + key)
         return None if entry is None else _object_of(entry.value, _RESERVED + key, fingerprint, now)
 
     async def reserve(self, key: str, fingerprint: str, object_id: str, *, now: float, keep_s: float) -> str:
-        """The id of the object that an idempotency key stands for: `object_id` if the key is new.
+        """Return the id of the object of an idempotency key: `object_id`, reserved for `keep_s`, if the key is new.
 
-        Raises Conflict where the key was used for another request.
+        Raises Conflict if the key was used for another request.
         """
-        place = _RESERVED + key
-        wanted = Reservation(fingerprint=fingerprint, object_id=object_id, until=now + keep_s)
+        stored_key = _RESERVED + key
+        wanted = IdempotencyRecord(fingerprint=fingerprint, object_id=object_id, until=now + keep_s)
         while True:
-            entry = await self._state.get(place)
-            there = None if entry is None else _object_of(entry.value, place, fingerprint, now)
-            if there is not None:
-                return there
+            entry = await self._state.get(stored_key)
+            existing = None if entry is None else _object_of(entry.value, stored_key, fingerprint, now)
+            if existing is not None:
+                return existing
             expected = None if entry is None else entry.version
-            if await self._state.put(place, dump(wanted), expected=expected) is not None:
+            if await self._state.put(stored_key, dump(wanted), expected=expected) is not None:
                 return object_id
 
     async def active(self) -> list[Job]:
-        """All jobs that have not ended, the oldest first."""
+        """Return all jobs that have not ended, oldest first."""
         found: list[Job] = []
         for name in await self._state.keys(_ACTIVE, limit=ALL):
-            with suppress(StateCorrupt):  # `claim` tells of it
+            with suppress(StateCorrupt):  # `claim` reports it
                 job = await self.get(JOB_PREFIX + name.removeprefix(_ACTIVE))
                 if job is not None and job.active:
                     found.append(job)
         return found
 
     async def sweep(self, now: float, keep_s: float) -> None:
-        """Delete what ended more than `keep_s` ago, idempotency keys that ran out, and results nobody needs.
+        """Delete jobs that ended more than `keep_s` ago, expired idempotency keys, and results of ended jobs.
 
-        A job that has not ended and is not marked as such is marked again.
+        Also restores missing marks of active jobs.
         """
         for key in await self._state.keys(_RECORDS, limit=ALL):
             entry = await self._state.get(key)
@@ -207,13 +207,13 @@ class JobStore:
                 await self._state.delete_blobs(f"{_RESULTS}{_hex(job.id)}/")
                 await self._state.delete(key, expected=entry.version)
             if job is not None and job.active:
-                # Its mark was taken for one without a job by a process that looked just before the record was written.
+                # Another process may have deleted the mark as orphaned just before the record was written.
                 await self._state.put(_ACTIVE + _hex(job.id), b"", expected=None)
         for key in await self._state.keys(_RESERVED, limit=ALL):
             entry = await self._state.get(key)
-            if entry is not None and parse(Reservation, key, entry.value).until < now:
+            if entry is not None and parse(IdempotencyRecord, key, entry.value).until < now:
                 await self._state.delete(key, expected=entry.version)
-        # A process that was killed between the end of a job and the tidying up has left its results.
+        # A process that was killed just after a job ended has left its results.
         for name in {key.split("/")[2] for key in await self._state.blob_keys(_RESULTS)}:
             job = await self.get(JOB_PREFIX + name)
             if job is None or not job.active:
@@ -226,18 +226,18 @@ class JobStore:
 
 
 def count_by_status(jobs: Sequence[Job]) -> Mapping[str, int]:
-    """How many jobs are in each status."""
+    """Count jobs by status."""
     return Counter(job.status.value for job in jobs)
 
 
-def _object_of(value: bytes, place: str, fingerprint: str, now: float) -> str | None:
-    """The object of a reservation, None where it has run out. Raises Conflict where it is of another request."""
-    there = parse(Reservation, place, value)
-    if there.until <= now:
+def _object_of(value: bytes, key: str, fingerprint: str, now: float) -> str | None:
+    """Return the object of an idempotency record, None if it has expired. Raises Conflict for another request's."""
+    record = parse(IdempotencyRecord, key, value)
+    if record.until <= now:
         return None
-    if there.fingerprint != fingerprint:
+    if record.fingerprint != fingerprint:
         raise Conflict("This Idempotency-Key was used for another request; take a new one.")
-    return there.object_id
+    return record.object_id
 
 
 def _hex(job_id: str) -> str:

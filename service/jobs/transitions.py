@@ -1,8 +1,8 @@
-"""Who works on what of a job, and how it goes on: pure functions from a job to the next, None where it may not be.
+"""Transitions of a job's state: pure functions from a job to the changed job, or None if the change is not allowed.
 
-A unit of work is leased under a token. Only the holder of the current token can have its results accepted, so one
-that was taken for dead and comes back changes nothing: nothing is done twice. What was leased and not accepted is
-leased again: nothing is lost.
+A unit of work is leased under a token. Only results under the unit's current token are accepted, so a worker whose
+lease ran out cannot change anything: nothing is done twice. A unit without accepted results is leased again: nothing
+is lost.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.errors import Conflict
-from service.jobs.records import Job, Lease, LineFault, Status, Unit
+from service.jobs.records import Job, JobStatus, Lease, LineFault, Unit
 
-_CANCELLABLE: Final = (Status.VALIDATING, Status.IN_PROGRESS)
+_CANCELLABLE: Final = (JobStatus.VALIDATING, JobStatus.IN_PROGRESS)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work on one unit of a job, as it was when the unit was leased."""
+    """A leased unit of a job; `job` is the state at the time of the lease."""
 
     job: Job
     unit: Unit
@@ -25,8 +25,8 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How an input file is cut: byte and line at which each chunk begins, and the totals."""
+class ChunkPlan:
+    """The division of an input file into chunks: first byte and first line of each, and the totals."""
 
     starts: Sequence[int]
     first_lines: Sequence[int]
@@ -34,8 +34,8 @@ class Plan:
     lines: int
 
 
-def take(job: Job, now: float, lease_s: float) -> tuple[Job, Claim] | None:
-    """Lease the next unit that nobody works on; whoever let a lease run out has lost it."""
+def lease_unit(job: Job, now: float, lease_s: float) -> tuple[Job, Claim] | None:
+    """Lease the next free unit; expired leases are dropped. Returns None if no unit is free."""
     live = {unit: lease for unit, lease in job.leases.items() if lease.until > now}
     unit = _next_unit(job, live, now)
     if unit is None:
@@ -49,9 +49,9 @@ def take(job: Job, now: float, lease_s: float) -> tuple[Job, Claim] | None:
 def _next_unit(job: Job, live: dict[str, Lease], now: float) -> Unit | None:
     if not job.active:
         return None
-    if job.status in (Status.FINALIZING, Status.CANCELLING) or now >= job.expires_at:
+    if job.status in (JobStatus.FINALIZING, JobStatus.CANCELLING) or now >= job.expires_at:
         return None if live else "finalise"
-    if job.status is Status.VALIDATING:
+    if job.status is JobStatus.VALIDATING:
         return None if live else "validate"
     todo = (number for number, token in enumerate(job.accepted) if not token and str(number) not in live)
     chunk = next(todo, None)
@@ -61,13 +61,13 @@ def _next_unit(job: Job, live: dict[str, Lease], now: float) -> Unit | None:
 
 
 def holds(job: Job, claim: Claim) -> bool:
-    """Whether the claim's token is the current one of its unit."""
+    """Return whether the claim's token is the current one of its unit."""
     lease = job.leases.get(str(claim.unit))
     return lease is not None and lease.token == claim.token
 
 
 def renew(job: Job, claim: Claim, until: float) -> Job | None:
-    """Keep a lease."""
+    """Extend a lease."""
     if not holds(job, claim):
         return None
     lease = Lease(token=claim.token, until=until)
@@ -75,26 +75,26 @@ def renew(job: Job, claim: Claim, until: float) -> Job | None:
 
 
 def release(job: Job, claim: Claim) -> Job | None:
-    """Give a lease back with nothing done."""
+    """Give up a lease without results."""
     return _without(job, claim) if holds(job, claim) else None
 
 
 def accept(job: Job, claim: Claim, completed: int, failed: int) -> Job | None:
-    """Take a chunk's results as the ones that count."""
+    """Accept the results of a chunk."""
     assert isinstance(claim.unit, int)  # noqa: S101 - only chunks have results
     if claim.unit < len(job.accepted) and job.accepted[claim.unit] == claim.token:
-        return job  # it was accepted, and only the answer that told so was lost
+        return job  # accepted before; only the reply was lost
     if not holds(job, claim):
         return None
     accepted = (*job.accepted[: claim.unit], claim.token, *job.accepted[claim.unit + 1 :])
     return _without(job, claim, accepted=accepted, completed=job.completed + completed, failed=job.failed + failed)
 
 
-def start(job: Job, claim: Claim, plan: Plan, now: float) -> Job | None:
-    """The input is valid: begin. A job that is being cancelled stays so."""
+def start(job: Job, claim: Claim, plan: ChunkPlan, now: float) -> Job | None:
+    """Begin answering after a successful validation. A job that is being cancelled stays so."""
     if not holds(job, claim):
         return None
-    going = {"status": Status.IN_PROGRESS, "in_progress_at": int(now)} if job.status is Status.VALIDATING else {}
+    going = {"status": JobStatus.IN_PROGRESS, "in_progress_at": int(now)} if job.status is JobStatus.VALIDATING else {}
     return _without(
         job,
         claim,
@@ -108,35 +108,35 @@ def start(job: Job, claim: Claim, plan: Plan, now: float) -> Job | None:
 
 
 def fail(job: Job, claim: Claim, faults: Sequence[LineFault], now: float) -> Job | None:
-    """The job cannot be done."""
+    """End the job as failed because of its input."""
     if not holds(job, claim):
         return None
-    return _without(job, claim, status=Status.FAILED, failed_at=int(now), errors=tuple(faults), leases={})
+    return _without(job, claim, status=JobStatus.FAILED, failed_at=int(now), errors=tuple(faults), leases={})
 
 
 def cancel(job: Job, now: float) -> Job:
-    """Ask for the end. Raises Conflict for a job that has ended or is about to."""
-    if job.status is Status.CANCELLING:
+    """Begin cancelling. Raises Conflict if the job is finalising or has ended."""
+    if job.status is JobStatus.CANCELLING:
         return job
     if job.status not in _CANCELLABLE:
         raise Conflict(f"A batch that is {job.status.value} cannot be cancelled.")
-    return job.model_copy(update={"status": Status.CANCELLING, "cancelling_at": int(now)})
+    return job.model_copy(update={"status": JobStatus.CANCELLING, "cancelling_at": int(now)})
 
 
 def finalise(job: Job, claim: Claim, now: float) -> Job | None:
-    """Begin to write the output; what the job ends as is decided now."""
+    """Begin to write the output, and decide the final status."""
     if not holds(job, claim):
         return None
     if job.outcome is not None:
         return job
-    if job.status is Status.CANCELLING:
-        return job.model_copy(update={"outcome": Status.CANCELLED})
-    outcome = Status.COMPLETED if job.starts and all(job.accepted) else Status.EXPIRED
-    return job.model_copy(update={"status": Status.FINALIZING, "finalizing_at": int(now), "outcome": outcome})
+    if job.status is JobStatus.CANCELLING:
+        return job.model_copy(update={"outcome": JobStatus.CANCELLED})
+    outcome = JobStatus.COMPLETED if job.starts and all(job.accepted) else JobStatus.EXPIRED
+    return job.model_copy(update={"status": JobStatus.FINALIZING, "finalizing_at": int(now), "outcome": outcome})
 
 
 def end(job: Job, claim: Claim, now: float, *, has_output: bool, has_errors: bool) -> Job | None:
-    """The output is written."""
+    """End the job after its output was written."""
     if not holds(job, claim) or job.outcome is None:
         return None
     ended = {f"{job.outcome.value}_at": int(now), "status": job.outcome}

@@ -1,4 +1,4 @@
-"""What clients may do with files and jobs, whatever protocol they speak."""
+"""The use cases of files and batch jobs, independent of a protocol."""
 
 import hashlib
 import time
@@ -7,33 +7,37 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.errors import Conflict, Overloaded, UnknownObject
-from service.jobs import transitions as ledger
+from service.jobs import transitions
 from service.jobs.files import FileStore, FileWriter
-from service.jobs.quota import Room
+from service.jobs.quota import FileQuota
 from service.jobs.records import FILE_PREFIX, JOB_PREFIX, FileRecord, Job, Purpose, new_id
 from service.jobs.store import JobStore
 from service.state.protocol import StateStore
 
 IDEMPOTENCY_S: Final = 24 * 3600.0
-"""How long an idempotency key is remembered."""
+"""Lifetime of an idempotency key."""
 _HOUR_S: Final = 3600
 _RETRY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's key for a request, and whose it is: the same key of another client is another key."""
+    """A client's key for a request; keys of different clients are independent."""
 
     key: str
     client: str = ""
 
     def digest(self, kind: str) -> str:
-        """The key as it is kept."""
+        """Return the key under which it is stored."""
         return hashlib.sha256(f"{kind}\n{self.client}\n{self.key}".encode("utf-8", "replace")).hexdigest()
 
 
-class JobDesk:
-    """Takes in files and jobs, and tells of them."""
+class Jobs:
+    """Create, read, cancel and delete files and batch jobs.
+
+    Attributes:
+        on_change: called when a job was added or cancelled.
+    """
 
     def __init__(
         self,
@@ -44,55 +48,55 @@ class JobDesk:
         max_active: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.files = FileStore(state)
-        self.jobs = JobStore(state)
-        self.on_news: Callable[[], None] = lambda: None
+        self.file_store = FileStore(state)
+        self.job_store = JobStore(state)
+        self.on_change: Callable[[], None] = lambda: None
         self._max_file_bytes = max_file_bytes
-        self._room = Room(state, max_total_file_bytes)
+        self._quota = FileQuota(state, max_total_file_bytes)
         self._max_active = max_active
         self._clock = clock
 
     async def begin_file(self, at_least: int = 0) -> FileWriter:
-        """Begin to take in a file of `max_file_bytes` at most; end it with `add_file` or `FileWriter.discard`.
+        """Begin a file of at most `max_file_bytes`; end it with `add_file` or `FileWriter.discard`.
 
-        Raises StateFull where all files have so many bytes already that there is no room for `at_least` more.
+        Raises StateFull if all files together leave fewer than `at_least` bytes.
         """
-        await self._room.ensure(at_least)
-        return self.files.writer(self._max_file_bytes, self._room)
+        await self._quota.check(at_least)
+        return self.file_store.writer(self._max_file_bytes, self._quota)
 
     async def add_file(
         self, writer: FileWriter, *, name: str, purpose: Purpose, keep_s: float, idempotency: Idempotency | None = None
     ) -> FileRecord:
-        """Keep a file.
+        """Store a written file.
 
-        Raises Conflict for an idempotency key that was used for another, and StateFull where other processes have taken
-        the room meanwhile; the key is not used up then.
+        Raises Conflict if the idempotency key was used for another file, and StateFull if other processes have filled
+        the store meanwhile; the key can then be used again.
         """
         now = self._clock()
         file_id = new_id(FILE_PREFIX, now)
         await writer.close()
-        await self._room.ensure()
+        await self._quota.check()
         if idempotency is not None:
             fingerprint = _digest(writer.digest, name, purpose, str(keep_s))
-            file_id = await self.jobs.reserve(
+            file_id = await self.job_store.reserve(
                 idempotency.digest("file"), fingerprint, file_id, now=now, keep_s=IDEMPOTENCY_S
             )
-        return await self.files.add(writer, file_id=file_id, name=name, purpose=purpose, now=now, keep_s=keep_s)
+        return await self.file_store.add(writer, file_id=file_id, name=name, purpose=purpose, now=now, keep_s=keep_s)
 
     async def file(self, file_id: str) -> FileRecord:
-        """A file that has not expired. Raises UnknownObject."""
-        record = await self.files.get(file_id)
+        """Return a file that has not expired. Raises UnknownObject."""
+        record = await self.file_store.get(file_id)
         if record is None or record.expires_at <= self._clock():
-            raise UnknownObject("There is no file of that id here.")
+            raise UnknownObject("No file has this id.")
         return record
 
     async def delete_file(self, file_id: str) -> None:
         """Delete a file. Raises UnknownObject, and Conflict while a batch reads it."""
         await self.file(file_id)
-        if any(job.input_file_id == file_id for job in await self.jobs.active()):
-            raise Conflict("A batch still reads this file; cancel the batch first, or wait for its end.")
-        if not await self.files.delete(file_id):
-            raise UnknownObject("There is no file of that id here.")
+        if any(job.input_file_id == file_id for job in await self.job_store.active()):
+            raise Conflict("A batch still reads this file. Cancel the batch first, or wait until it has ended.")
+        if not await self.file_store.delete(file_id):
+            raise UnknownObject("No file has this id.")
 
     async def add_job(
         self,
@@ -104,27 +108,27 @@ class JobDesk:
         keep_output_s: int | None = None,
         idempotency: Idempotency | None = None,
     ) -> Job:
-        """Begin a job.
+        """Create a job.
 
         Raises:
-            UnknownObject: there is no input file of that id. A request that is sent again with its idempotency key is
-                answered all the same: the file may have gone since.
+            UnknownObject: the input file does not exist. Not raised for a repeated request with its idempotency key:
+                the file may have been deleted since.
             Conflict: the idempotency key was used for another request.
-            Overloaded: as many jobs as may be are active.
+            Overloaded: `max_active` jobs are active.
         """
         now = self._clock()
         job_id = new_id(JOB_PREFIX, now)
         pairs = [part for pair in sorted((metadata or {}).items()) for part in pair]
         fingerprint = _digest(endpoint, input_file_id, str(window_hours), str(keep_output_s), *pairs)
         if idempotency is not None:
-            known = await self.jobs.reserved(idempotency.digest("batch"), fingerprint, now=now)
-            if known is not None and (there := await self.jobs.get(known)) is not None:
-                return there
+            known = await self.job_store.reserved(idempotency.digest("batch"), fingerprint, now=now)
+            if known is not None and (existing := await self.job_store.get(known)) is not None:
+                return existing
         if (await self.file(input_file_id)).purpose != "batch":
-            raise UnknownObject("The file of that id was not sent with the purpose batch.")
+            raise UnknownObject("The file with this id was not sent with the purpose batch.")
         if idempotency is not None:
-            # Only now: a request that is refused uses no key up.
-            job_id = await self.jobs.reserve(
+            # Only now, so that a refused request does not use up its key.
+            job_id = await self.job_store.reserve(
                 idempotency.digest("batch"), fingerprint, job_id, now=now, keep_s=IDEMPOTENCY_S
             )
         job = Job(
@@ -139,26 +143,26 @@ class JobDesk:
             output_id=new_id(FILE_PREFIX, now),
             error_id=new_id(FILE_PREFIX, now),
         )
-        added = await self.jobs.add(job, limit=self._max_active)
+        added = await self.job_store.add(job, limit=self._max_active)
         if added is None:
             raise Overloaded("Too many batches are waiting; try again later.", _RETRY_S)
-        self.on_news()
+        self.on_change()
         return added
 
     async def job(self, job_id: str) -> Job:
-        """A job. Raises UnknownObject."""
-        job = await self.jobs.get(job_id)
+        """Return a job. Raises UnknownObject."""
+        job = await self.job_store.get(job_id)
         if job is None:
-            raise UnknownObject("There is no batch of that id here.")
+            raise UnknownObject("No batch has this id.")
         return job
 
     async def cancel(self, job_id: str) -> Job:
-        """Ask for a job's end. Raises UnknownObject, and Conflict for one that has ended."""
+        """Begin to cancel a job. Raises UnknownObject, and Conflict if it has ended."""
         await self.job(job_id)
-        cancelled = await self.jobs.change(job_id, lambda job: ledger.cancel(job, self._clock()))
+        cancelled = await self.job_store.change(job_id, lambda job: transitions.cancel(job, self._clock()))
         if cancelled is None:
-            raise UnknownObject("There is no batch of that id here.")
-        self.on_news()
+            raise UnknownObject("No batch has this id.")
+        self.on_change()
         return cancelled
 
 

@@ -1,4 +1,4 @@
-"""Checks an input file line by line as its bytes arrive, and cuts it into chunks of lines."""
+"""Validates an input file line by line as its bytes arrive, and divides it into chunks of lines."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -6,17 +6,17 @@ from typing import Final
 from service.errors import InvalidLine
 from service.jobs.line_handler import LineHandler
 from service.jobs.records import LineFault
-from service.jobs.transitions import Plan
+from service.jobs.transitions import ChunkPlan
 
 CHUNK_LINES: Final = 32
-"""Lines that are answered together, and whose results are written together."""
+"""Lines per chunk: they are answered, and their results written, together."""
 CHUNK_BYTES: Final = 8 * 2**20
-"""A chunk ends once it has so many bytes: it is held in memory as a whole."""
+"""Size from which a chunk ends: it is held in memory as a whole."""
 MAX_FAULTS: Final = 50
 
 
 class LineSplitter:
-    """Cuts bytes into lines, none of which may be longer than `max_bytes`."""
+    """Splits bytes into lines of at most `max_bytes`."""
 
     def __init__(self, max_bytes: int, *, offset: int = 0, first_line: int = 1) -> None:
         self._max_bytes = max_bytes
@@ -27,20 +27,20 @@ class LineSplitter:
         self._dropped = 0
 
     def feed(self, content: bytes) -> Iterator[tuple[int, int, bytes | None]]:
-        """The lines that are complete: byte where each begins, its number, and itself, None where it is too long."""
+        """Yield complete lines: first byte, number, and content, which is None if the line is too long."""
         *complete, rest = content.split(b"\n")
         for part in complete:
             yield from self._end(part, 1)
         self._keep(rest)
 
     def finish(self) -> Iterator[tuple[int, int, bytes | None]]:
-        """The last line, where it has no end."""
+        """Yield the last line if it has no line break."""
         if self._rest or self._too_long:
             yield from self._end(b"", 0)
 
     def _keep(self, part: bytes) -> None:
         if self._too_long or len(self._rest) + len(part) > self._max_bytes:
-            # What is too long is not kept, only counted.
+            # A line that is too long is counted, but not kept.
             self._dropped += len(self._rest) + len(part)
             self._too_long = True
             self._rest.clear()
@@ -59,7 +59,7 @@ class LineSplitter:
 
 
 class Validation:
-    """The check of one file. `feed` and `finish` are for a thread: they parse all there is."""
+    """Validates one file. Call `feed` and `finish` in a thread: they parse every line."""
 
     def __init__(self, handler: LineHandler, endpoint: str, *, max_lines: int, max_line_bytes: int) -> None:
         self.faults: list[LineFault] = []
@@ -77,22 +77,22 @@ class Validation:
 
     @property
     def over(self) -> bool:
-        """Whether more faults would only repeat that the file cannot be used."""
+        """Return whether the file is already invalid enough to stop reading."""
         return len(self.faults) >= MAX_FAULTS or self.lines > self._max_lines
 
     def feed(self, content: bytes) -> None:
-        """Check the lines that are complete."""
+        """Check complete lines."""
         self._bytes += len(content)
         for each in self._splitter.feed(content):
             self._check(*each)
 
-    def finish(self) -> Plan:
-        """Check the rest. The plan is of use only where there are no `faults`."""
+    def finish(self) -> ChunkPlan:
+        """Check the rest. The plan is valid only without `faults`."""
         for each in self._splitter.finish():
             self._check(*each)
         if not self.lines and not self.faults:
             self.faults.append(LineFault(code="empty_file", message="The file has no requests."))
-        return Plan(self._starts, self._first_lines, self._bytes, self.lines)
+        return ChunkPlan(self._starts, self._first_lines, self._bytes, self.lines)
 
     def _check(self, start: int, number: int, line: bytes | None) -> None:
         if self.over or (line is not None and not line.strip()):

@@ -1,4 +1,4 @@
-"""The three kinds of work on a job: to check its input, to answer a chunk of its lines, and to write its output."""
+"""The three kinds of work on a job: check its input, answer a chunk of its lines, write its output."""
 
 import asyncio
 import hashlib
@@ -25,18 +25,18 @@ from service.errors import (
     StateUnavailable,
 )
 from service.jobs.files import FileStore, FileWriter
-from service.jobs.line_handler import Answer, LineHandler, LineRequest
-from service.jobs.records import Job, LineFault, Status
+from service.jobs.line_handler import LineAnswer, LineHandler, LineRequest
+from service.jobs.records import Job, JobStatus, LineFault
 from service.jobs.store import JobStore, LineResult
-from service.jobs.transitions import Plan
+from service.jobs.transitions import ChunkPlan
 from service.jobs.validation import LineSplitter, Validation
 
 _SUCCESS: Final = range(200, 300)
 _ATTEMPTS: Final = 3
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0
-_PASSING: Final = (
-    NotReady,  # as `DeviceLost`: the line is done after the restart
+_TRANSIENT: Final = (
+    NotReady,  # like `DeviceLost`: the line is answered after the restart
     DeviceLost,
     Overloaded,
     LabelSetComputing,
@@ -44,27 +44,27 @@ _PASSING: Final = (
     DeadlineExceeded,
     DeviceOutOfMemory,
 )
-"""Errors that say nothing about the line."""
-_NOT_DONE: Final[Mapping[Status, tuple[str, str]]] = {
-    Status.EXPIRED: ("batch_expired", "The request was not begun before the completion window ended."),
-    Status.CANCELLED: ("batch_cancelled", "The request was not begun before the batch was cancelled."),
+"""Errors that are not caused by the line."""
+_NOT_DONE: Final[Mapping[JobStatus, tuple[str, str]]] = {
+    JobStatus.EXPIRED: ("batch_expired", "The request was not begun before the completion window ended."),
+    JobStatus.CANCELLED: ("batch_cancelled", "The request was not begun before the batch was cancelled."),
 }
 
 _log = structlog.stdlib.get_logger("service.jobs")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What an input file may hold."""
+class InputLimits:
+    """Limits of an input file."""
 
     max_lines: int
     max_line_bytes: int
 
 
-class Patience:
-    """How long the lines of a chunk may wait for what passes by itself: not once their job has expired or is cancelled.
+class WaitLimit:
+    """Limits how long the lines of a chunk may be retried: until their job expires or is cancelled.
 
-    Waiting is not work: a cancelled job answers what it has begun, and does not go on trying.
+    A cancelled job answers the lines that it has begun, but does not retry them.
     """
 
     def __init__(self, job: Job, clock: Callable[[], float] = time.time) -> None:
@@ -73,34 +73,34 @@ class Patience:
         self._cancelled = asyncio.Event()
 
     def cancel(self) -> None:
-        """Wake all who wait: the job is being cancelled."""
+        """End all pauses, because the job is being cancelled."""
         self._cancelled.set()
 
     @property
-    def outcome(self) -> Status | None:
-        """What becomes of a line that would have to wait on; None while it may."""
+    def outcome(self) -> JobStatus | None:
+        """Return the outcome of a line that would have to wait longer, or None if it may wait."""
         if self._cancelled.is_set():
-            return Status.CANCELLED
-        return Status.EXPIRED if self._clock() >= self._expires_at else None
+            return JobStatus.CANCELLED
+        return JobStatus.EXPIRED if self._clock() >= self._expires_at else None
 
     async def pause(self, seconds: float) -> None:
-        """Wait so long, or until the job is cancelled."""
+        """Sleep, or until the job is cancelled."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._cancelled.wait()
 
 
 class JobWork:
-    """Does the work; who may do it, and what becomes of it, is the runner's business."""
+    """Does the units of work. The runner handles leases and results."""
 
-    def __init__(self, jobs: JobStore, files: FileStore, handler: LineHandler, limits: Limits) -> None:
+    def __init__(self, jobs: JobStore, files: FileStore, handler: LineHandler, limits: InputLimits) -> None:
         self._jobs = jobs
         self._files = files
         self._handler = handler
         self._limits = limits
 
-    async def check(self, job: Job) -> tuple[Plan, Sequence[LineFault]]:
-        """Read the whole input, and say how to cut it, or what is wrong with it."""
+    async def check(self, job: Job) -> tuple[ChunkPlan, Sequence[LineFault]]:
+        """Validate the whole input; return its division into chunks, and its faults."""
         limits = self._limits
         validation = Validation(
             self._handler, job.endpoint, max_lines=limits.max_lines, max_line_bytes=limits.max_line_bytes
@@ -115,15 +115,15 @@ class JobWork:
         plan = await asyncio.to_thread(validation.finish)
         return plan, validation.faults
 
-    async def answer(self, job: Job, chunk: int, patience: Patience) -> list[LineResult]:
+    async def answer(self, job: Job, chunk: int, wait_limit: WaitLimit) -> list[LineResult]:
         """Answer all lines of a chunk, in the order of the input. Raises NotReady and StateUnavailable."""
         lines = await self._lines(job, chunk)
-        return await together([self._answer(job, number, line, patience) for number, line in lines])
+        return await together([self._answer(job, number, line, wait_limit) for number, line in lines])
 
     async def write(self, job: Job, now: float, keep_s: float) -> tuple[bool, bool]:
-        """Write the output, the input's order kept; whether there are answers, and whether there are errors.
+        """Write the output and error files in the order of the input; return whether each has lines.
 
-        May be done again: files that are there already stay.
+        May be repeated: existing files stay.
         """
         output, errors = self._files.writer(), self._files.writer()
         try:
@@ -154,7 +154,7 @@ class JobWork:
         results = await self._jobs.results(job, chunk)
         if results is not None:
             return results
-        assert job.outcome is not None  # noqa: S101 - it is decided before the output is written
+        assert job.outcome is not None  # noqa: S101 - decided before the output is written
         outcome = job.outcome
         lines = await self._lines(job, chunk)
         names = await asyncio.to_thread(lambda: [self._custom_id(job, line) for _, line in lines])
@@ -163,11 +163,11 @@ class JobWork:
     def _custom_id(self, job: Job, line: bytes) -> str | None:
         try:
             return self._handler.read(line, job.endpoint).custom_id
-        except InvalidLine:  # it was valid once: a limit has been lowered since
+        except InvalidLine:  # valid before: a limit was lowered since
             return None
 
     async def _lines(self, job: Job, chunk: int) -> list[tuple[int, bytes]]:
-        """Number and content of each line of a chunk that is not blank."""
+        """Return number and content of the lines of a chunk, without blank ones."""
         start, end, first_line = job.chunk(chunk)
         splitter = LineSplitter(self._limits.max_line_bytes, offset=start, first_line=first_line)
         found: list[tuple[int, bytes]] = []
@@ -179,45 +179,47 @@ class JobWork:
     async def _input(self, job: Job, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         record = await self._files.get(job.input_file_id)
         if record is None:
-            raise StateCorrupt("The input file is gone.")
+            raise StateCorrupt("The input file was deleted.")
         async for piece in self._files.read(record, start, end):
             yield piece
 
-    async def _answer(self, job: Job, number: int, line: bytes, patience: Patience) -> LineResult:
+    async def _answer(self, job: Job, number: int, line: bytes, wait_limit: WaitLimit) -> LineResult:
         try:
             request = await asyncio.to_thread(self._handler.read, line, job.endpoint)
-        except InvalidLine as exc:  # it was valid once: a limit has been lowered since
+        except InvalidLine as exc:  # valid before: a limit was lowered since
             answer = self._handler.failure(exc, job.endpoint, request_id(job, number))
             return _result(job, number, None, answer)
         structlog.contextvars.bind_contextvars(request_id=request_id(job, number))
-        return await self._patiently(job, number, request, patience)
+        return await self._answer_with_retries(job, number, request, wait_limit)
 
-    async def _patiently(self, job: Job, number: int, request: LineRequest, patience: Patience) -> LineResult:
-        """Answer one line; what will pass by itself is waited for, unless the job ends meanwhile."""
+    async def _answer_with_retries(
+        self, job: Job, number: int, request: LineRequest, wait_limit: WaitLimit
+    ) -> LineResult:
+        """Answer a line; retry it after transient errors, unless the job ends meanwhile."""
         pause_s = _FIRST_PAUSE_S
         failures = 0
         while True:
             try:
                 return await self._once(job, number, request)
             except (Overloaded, LabelSetComputing, StateUnavailable):
-                if (outcome := patience.outcome) is not None:
+                if (outcome := wait_limit.outcome) is not None:
                     return _not_done(job, number, request.custom_id, outcome)
             except (DeadlineExceeded, DeviceOutOfMemory) as exc:
                 failures += 1
                 if failures == _ATTEMPTS:
                     return self._failed(job, number, request, exc)
-            await patience.pause(pause_s)
+            await wait_limit.pause(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _once(self, job: Job, number: int, request: LineRequest) -> LineResult:
-        """Answer one line, or say why not. Raises what is `_PASSING`."""
+        """Answer a line once; errors other than `_TRANSIENT` become its result."""
         try:
             answer = await self._handler.answer(request, job.endpoint)
-        except _PASSING:
+        except _TRANSIENT:
             raise
         except AnyclassError as exc:
             return self._failed(job, number, request, exc)
-        except Exception:  # noqa: BLE001 - one line fails no other
+        except Exception:  # noqa: BLE001 - a line must not fail the others
             _log.exception("unexpected error in a batch line", batch=job.id, line=number)
             return self._failed(job, number, request, None)
         return _result(job, number, request.custom_id, answer)
@@ -228,27 +230,27 @@ class JobWork:
 
 
 def request_id(job: Job, number: int) -> str:
-    """The id of a line's request: the same however often the line is begun, and in the log."""
+    """Return the request id of a line, for answer and log; the same for every attempt."""
     return f"batch_req_{hashlib.sha256(f'{job.id} {number}'.encode()).hexdigest()[:32]}"
 
 
-def _result(job: Job, number: int, custom_id: str | None, answer: Answer) -> LineResult:
+def _result(job: Job, number: int, custom_id: str | None, answer: LineAnswer) -> LineResult:
     text = _output_line(job, number, custom_id, answer, None)
     return LineResult(number, ok=answer.status in _SUCCESS, text=text)
 
 
-def _not_done(job: Job, number: int, custom_id: str | None, outcome: Status) -> LineResult:
+def _not_done(job: Job, number: int, custom_id: str | None, outcome: JobStatus) -> LineResult:
     code, message = _NOT_DONE[outcome]
     text = _output_line(job, number, custom_id, None, {"code": code, "message": message})
     return LineResult(number, ok=False, text=text)
 
 
 def _output_line(
-    job: Job, number: int, custom_id: str | None, answer: Answer | None, error: Mapping[str, str] | None
+    job: Job, number: int, custom_id: str | None, answer: LineAnswer | None, error: Mapping[str, str] | None
 ) -> str:
     own_id = json.dumps(request_id(job, number))
     response = "null"
     if answer is not None:
-        # The body is JSON already, and may be long: it is not read to be written again.
+        # The body is JSON already and may be long, so it is not parsed and written again.
         response = f'{{"status_code":{answer.status},"request_id":{own_id},"body":{answer.body}}}'
     return f'{{"id":{own_id},"custom_id":{json.dumps(custom_id)},"response":{response},"error":{json.dumps(error)}}}'

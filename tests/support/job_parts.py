@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from service.errors import AnyclassError, InvalidLine
-from service.jobs.line_handler import Answer, LineRequest
+from service.jobs.line_handler import LineAnswer, LineRequest
 from service.jobs.records import FileRecord, Job
 from service.jobs.runner import JobRunner
-from service.jobs.use_cases import JobDesk
-from service.jobs.work import JobWork, Limits
+from service.jobs.use_cases import Jobs
+from service.jobs.work import InputLimits, JobWork
 from service.monitoring.metrics import Metrics
 from service.state.protocol import StateStore
 
@@ -54,7 +54,7 @@ class Words:
             raise InvalidLine("no_word", "The line is not a word.")
         return LineRequest(word, {"word": word})
 
-    async def answer(self, request: LineRequest, endpoint: str) -> Answer:
+    async def answer(self, request: LineRequest, endpoint: str) -> LineAnswer:
         """See `LineHandler`."""
         self.begun += 1
         await self.gate.wait()
@@ -62,16 +62,16 @@ class Words:
         if self.failing.get(word):
             raise self.failing[word].pop(0)
         self.answered.append(word)
-        return Answer(200, json.dumps({"word": word.upper()}))
+        return LineAnswer(200, json.dumps({"word": word.upper()}))
 
-    def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> Answer:
+    def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> LineAnswer:
         """See `LineHandler`."""
         detail = "internal" if error is None else error.detail
-        return Answer(500 if error is None else 422, json.dumps({"detail": detail}))
+        return LineAnswer(500 if error is None else 422, json.dumps({"detail": detail}))
 
 
-class Office:
-    """One replica: a desk and a runner on a store."""
+class Replica:
+    """A replica: the use cases and a runner on a store."""
 
     def __init__(
         self,
@@ -85,18 +85,20 @@ class Office:
         self.clock = clock or Clock()
         self.words = Words()
         self.metrics = Metrics()
-        self.desk = JobDesk(
+        self.jobs = Jobs(
             state,
             max_file_bytes=3 * 2**20,
             max_total_file_bytes=max_total_file_bytes,
             max_active=3,
             clock=self.clock,
         )
-        self.work = JobWork(self.desk.jobs, self.desk.files, self.words, Limits(max_lines=10_000, max_line_bytes=1_000))
+        self.work = JobWork(
+            self.jobs.job_store, self.jobs.file_store, self.words, InputLimits(max_lines=10_000, max_line_bytes=1_000)
+        )
         self.stopping = False
         self.runner = JobRunner(
-            self.desk.jobs,
-            self.desk.files,
+            self.jobs.job_store,
+            self.jobs.file_store,
             self.work,
             self.metrics,
             workers=workers,
@@ -105,23 +107,23 @@ class Office:
             stopping=lambda: self.stopping,
             clock=self.clock,
         )
-        self.desk.on_news = self.runner.wake
+        self.jobs.on_change = self.runner.wake
 
     async def file(self, content: bytes, *, keep_s: float = 100_000.0) -> FileRecord:
         """Take in a file."""
-        writer = await self.desk.begin_file()
+        writer = await self.jobs.begin_file()
         await writer.write(content)
-        return await self.desk.add_file(writer, name="in.jsonl", purpose="batch", keep_s=keep_s)
+        return await self.jobs.add_file(writer, name="in.jsonl", purpose="batch", keep_s=keep_s)
 
     async def job(self, words: list[str]) -> Job:
         """Take in a job with a word a line."""
         file = await self.file("\n".join(words).encode())
-        return await self.desk.add_job(endpoint=ENDPOINT, input_file_id=file.id, window_hours=24, metadata=None)
+        return await self.jobs.add_job(endpoint=ENDPOINT, input_file_id=file.id, window_hours=24, metadata=None)
 
     async def content(self, file_id: str) -> list[str]:
         """Read the lines of a file."""
-        record = await self.desk.file(file_id)
-        return b"".join([piece async for piece in self.desk.files.read(record)]).decode().splitlines()
+        record = await self.jobs.file(file_id)
+        return b"".join([piece async for piece in self.jobs.file_store.read(record)]).decode().splitlines()
 
     def count(self, name: str, **labels: str) -> float:
         """A metric's value, 0 where there is none yet."""

@@ -1,4 +1,4 @@
-"""The lines of batch jobs: each is a request to a route, read by the route's own rules and answered by its use case."""
+"""Lines of batch jobs: each is a request to a route, read by the route's rules and answered by its use case."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -14,7 +14,7 @@ from service.api.request.validation import validate_fields
 from service.api.services import Services
 from service.concurrency import run_off_loop
 from service.errors import AnyclassError, InvalidLine
-from service.jobs.line_handler import Answer, LineRequest
+from service.jobs.line_handler import LineAnswer, LineRequest
 
 CLASSIFY: Final = "/v1/classify"
 EMBEDDINGS: Final = "/v1/embeddings"
@@ -25,8 +25,8 @@ _MAX_ID_CHARS: Final = 256
 _OK: Final = 200
 
 
-class JobLines:
-    """A `LineHandler` for the application's own routes."""
+class RouteLineHandler:
+    """A `LineHandler` that reads and answers lines as the service's own routes do."""
 
     endpoints: Collection[str] = ENDPOINTS
 
@@ -50,26 +50,26 @@ class JobLines:
             raise InvalidLine(kind_of(exc).slug.replace("-", "_"), exc.detail, "body") from exc
         return LineRequest(custom_id, body)
 
-    async def answer(self, request: LineRequest, endpoint: str) -> Answer:
+    async def answer(self, request: LineRequest, endpoint: str) -> LineAnswer:
         """See `LineHandler`."""
         services = self._services
         fields = dict(request.body)
         if endpoint == EMBEDDINGS:
             content = await answer_embeddings(services, validate_fields(EmbeddingsRequest, fields), background=True)
-            return Answer(_OK, content.decode())
+            return LineAnswer(_OK, content.decode())
         source = image_source(fields.pop("image"), services.image_fetcher)
         options = read_options(fields, services.settings)
         classification = await services.classifier.classify_in_background(
             source, options.query(), options.scoring_options(), model=options.model
         )
         text = await run_off_loop(len(classification.predictions), lambda: answer_text(classification))
-        return Answer(_OK, one_line(text))
+        return LineAnswer(_OK, one_line(text))
 
-    def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> Answer:
+    def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> LineAnswer:
         """See `LineHandler`."""
         failure = problem(INTERNAL, INTERNAL_DETAIL, request_id) if error is None else problem_of(error, request_id)
         status, _, body = write_error(endpoint, failure)
-        return Answer(status, one_line(json_text(body)))
+        return LineAnswer(status, one_line(json_text(body)))
 
     def _check_body(self, body: Mapping[str, Any], endpoint: str) -> None:
         if endpoint == EMBEDDINGS:

@@ -77,14 +77,14 @@ router = APIRouter(tags=["Batch jobs"])
 async def create_batch(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """The file is checked first; one line that is no request fails the batch, and `errors` says which."""
     services = services_of(request)
-    desk, settings = services.desk, services.settings
+    jobs, settings = services.jobs, services.settings
     idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
     asked = validate_fields(BatchRequest, await read_json(request, settings))
     if asked.endpoint not in ENDPOINTS:
         raise FieldErrors([("endpoint", f"must be one of {', '.join(ENDPOINTS)}")])
     keep = asked.output_expires_after
     try:
-        job = await desk.add_job(
+        job = await jobs.add_job(
             endpoint=asked.endpoint,
             input_file_id=asked.input_file_id,
             window_hours=int(asked.completion_window.removesuffix("h")),
@@ -111,7 +111,7 @@ async def list_batches(
     """The newest first."""
     if after is not None and not is_id(JOB_PREFIX, after):
         raise FieldErrors([("after", "is not the id of a batch")])
-    found, more = await services_of(request).desk.jobs.page(after=after, limit=limit)
+    found, more = await services_of(request).jobs.job_store.page(after=after, limit=limit)
     return JSONResponse(page_json([batch_json(job) for job in found], has_more=more))
 
 
@@ -123,7 +123,7 @@ async def list_batches(
 )
 async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
     """How far it is."""
-    return JSONResponse(batch_json(await services_of(request).desk.job(batch_id)))
+    return JSONResponse(batch_json(await services_of(request).jobs.job(batch_id)))
 
 
 @router.post(
@@ -134,4 +134,4 @@ async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
     """Lines in work are still answered; what is done is kept."""
-    return JSONResponse(batch_json(await services_of(request).desk.cancel(batch_id)))
+    return JSONResponse(batch_json(await services_of(request).jobs.cancel(batch_id)))

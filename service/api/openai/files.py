@@ -122,7 +122,7 @@ router = APIRouter(tags=["Batch jobs"])
 async def create_file(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """The file goes to the state store as it comes in; what is in its lines is checked by the batch."""
     services = services_of(request)
-    desk, settings = services.desk, services.settings
+    jobs, settings = services.jobs, services.settings
     idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
     refuse_query(request)
     if (kind := media_type(request)) != MULTIPART:
@@ -130,11 +130,11 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
     limit = settings.max_file_bytes + _FORM_BYTES
     declared = check_declared_length(request.headers.get("content-length"), limit)
     chunks = receive_chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
-    writer = await desk.begin_file(max(0, declared - _FORM_BYTES))
+    writer = await jobs.begin_file(max(0, declared - _FORM_BYTES))
     try:
         form = await read_file_form(chunks, request.headers["content-type"], writer.write)
         name, keep_s = _checked(form, settings.keep_files_s)
-        record = await desk.add_file(writer, name=name, purpose="batch", keep_s=keep_s, idempotency=idempotency)
+        record = await jobs.add_file(writer, name=name, purpose="batch", keep_s=keep_s, idempotency=idempotency)
     except BaseException:
         await writer.discard()
         raise
@@ -157,7 +157,7 @@ async def list_files(
     """The newest first, unless `order` is `asc`."""
     if after is not None and not is_id(FILE_PREFIX, after):
         raise FieldErrors([("after", "is not the id of a file")])
-    files = services_of(request).desk.files
+    files = services_of(request).jobs.file_store
     found, more = await files.page(after=after, limit=limit, ascending=order == "asc", purpose=purpose)
     return JSONResponse(page_json([file_json(record) for record in found], has_more=more))
 
@@ -170,7 +170,7 @@ async def list_files(
 )
 async def retrieve_file(request: Request, file_id: FileId) -> Response:
     """What is known of a file; its content is below it."""
-    return JSONResponse(file_json(await services_of(request).desk.file(file_id)))
+    return JSONResponse(file_json(await services_of(request).jobs.file(file_id)))
 
 
 @router.get(
@@ -187,9 +187,9 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
 )
 async def file_content(request: Request, file_id: FileId) -> Response:
     """Byte for byte as it was sent, or as the batch has written it."""
-    desk = services_of(request).desk
-    record = await desk.file(file_id)
-    pieces = desk.files.read(record)
+    jobs = services_of(request).jobs
+    record = await jobs.file(file_id)
+    pieces = jobs.file_store.read(record)
     # What is wrong with the file shows while the answer's status is still open.
     first = await anext(pieces, b"")
 
@@ -210,7 +210,7 @@ async def file_content(request: Request, file_id: FileId) -> Response:
 )
 async def delete_file(request: Request, file_id: FileId) -> Response:
     """A file that a batch still reads is not deleted."""
-    await services_of(request).desk.delete_file(file_id)
+    await services_of(request).jobs.delete_file(file_id)
     return JSONResponse(FileDeletedOut(id=file_id).model_dump())
 
 

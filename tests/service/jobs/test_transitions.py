@@ -3,12 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Conflict
-from service.jobs import transitions as ledger
-from service.jobs.records import Job, LineFault, Status, dump, parse
-from service.jobs.transitions import Claim, Plan
+from service.jobs import transitions
+from service.jobs.records import Job, JobStatus, LineFault, dump, parse
+from service.jobs.transitions import ChunkPlan, Claim
 
 LEASE_S = 10.0
-PLAN = Plan(starts=(0, 100, 200), first_lines=(1, 33, 65), bytes=290, lines=96)
+PLAN = ChunkPlan(starts=(0, 100, 200), first_lines=(1, 33, 65), bytes=290, lines=96)
 
 
 def new_job() -> Job:
@@ -28,7 +28,7 @@ def new_job() -> Job:
 
 def take(job: Job, now: float = 0.0) -> tuple[Job, Claim]:
     """Lease the next unit, which there is."""
-    taken = ledger.take(job, now, LEASE_S)
+    taken = transitions.lease_unit(job, now, LEASE_S)
     assert taken is not None
     return taken
 
@@ -36,7 +36,7 @@ def take(job: Job, now: float = 0.0) -> tuple[Job, Claim]:
 def started() -> Job:
     """Make a job of three chunks."""
     job, claim = take(new_job())
-    begun = ledger.start(job, claim, PLAN, 1.0)
+    begun = transitions.start(job, claim, PLAN, 1.0)
     assert begun is not None
     return begun
 
@@ -50,24 +50,24 @@ def must(job: Job | None) -> Job:
 def test_the_way_of_a_job() -> None:
     """It is validated by one, its chunks are leased in order, and it is finished by one after all are accepted."""
     job, claim = take(new_job())
-    assert ("validate", None) == (claim.unit, ledger.take(job, 0.0, LEASE_S))
-    job = must(ledger.start(job, claim, PLAN, 1.0))
-    assert (Status.IN_PROGRESS, 96, 1) == (job.status, job.total, job.in_progress_at)
+    assert ("validate", None) == (claim.unit, transitions.lease_unit(job, 0.0, LEASE_S))
+    job = must(transitions.start(job, claim, PLAN, 1.0))
+    assert (JobStatus.IN_PROGRESS, 96, 1) == (job.status, job.total, job.in_progress_at)
     claims = []
     for _ in range(3):
         job, claim = take(job)
         claims.append(claim)
     assert [0, 1, 2] == [claim.unit for claim in claims]
-    assert ledger.take(job, 0.0, LEASE_S) is None
+    assert transitions.lease_unit(job, 0.0, LEASE_S) is None
     for claim in claims:
-        job = must(ledger.accept(job, claim, 30, 2))
+        job = must(transitions.accept(job, claim, 30, 2))
     job, claim = take(job)
     assert "finalise" == claim.unit
-    job = must(ledger.finalise(job, claim, 5.0))
-    assert Status.FINALIZING == job.status
-    job = must(ledger.end(job, claim, 6.0, has_output=True, has_errors=True))
-    assert (Status.COMPLETED, 6, 90, 6) == (job.status, job.completed_at, job.completed, job.failed)
-    assert ledger.take(job, 7.0, LEASE_S) is None
+    job = must(transitions.finalise(job, claim, 5.0))
+    assert JobStatus.FINALIZING == job.status
+    job = must(transitions.end(job, claim, 6.0, has_output=True, has_errors=True))
+    assert (JobStatus.COMPLETED, 6, 90, 6) == (job.status, job.completed_at, job.completed, job.failed)
+    assert transitions.lease_unit(job, 7.0, LEASE_S) is None
 
 
 def test_chunks_know_their_place() -> None:
@@ -81,77 +81,77 @@ def test_a_unit_whose_lease_ran_out_is_leased_again_and_its_old_holder_is_not_he
     job, late = take(started())
     job, new = take(job, now=LEASE_S + 1)
     assert late.unit == new.unit
-    assert ledger.accept(job, late, 32, 0) is None
-    assert ledger.renew(job, late, 100.0) is None
-    assert ledger.release(job, late) is None
-    assert 32 == must(ledger.accept(job, new, 32, 0)).completed
+    assert transitions.accept(job, late, 32, 0) is None
+    assert transitions.renew(job, late, 100.0) is None
+    assert transitions.release(job, late) is None
+    assert 32 == must(transitions.accept(job, new, 32, 0)).completed
 
 
 def test_results_handed_in_twice_count_once() -> None:
     """A holder who did not hear that its results were accepted may ask again."""
     job, claim = take(started())
-    once = must(ledger.accept(job, claim, 30, 2))
-    assert once == ledger.accept(once, claim, 30, 2)
+    once = must(transitions.accept(job, claim, 30, 2))
+    assert once == transitions.accept(once, claim, 30, 2)
 
 
 def test_a_renewed_lease_lasts_longer() -> None:
     """A unit is not leased to another while its holder shows signs of life."""
     job, claim = take(started())
-    job = must(ledger.renew(job, claim, 30.0))
+    job = must(transitions.renew(job, claim, 30.0))
     assert 1 == take(job, now=20.0)[1].unit
-    assert 0 == take(must(ledger.release(job, claim)), now=20.0)[1].unit
+    assert 0 == take(must(transitions.release(job, claim)), now=20.0)[1].unit
 
 
 def test_a_cancelled_job_ends_after_the_chunks_in_work() -> None:
     """Nothing new is begun; what is done is kept; then it is finished as cancelled."""
     job, claim = take(started())
-    job = ledger.cancel(job, 2.0)
-    assert (Status.CANCELLING, None) == (job.status, ledger.take(job, 2.0, LEASE_S))
-    job, claim = take(must(ledger.accept(job, claim, 32, 0)))
+    job = transitions.cancel(job, 2.0)
+    assert (JobStatus.CANCELLING, None) == (job.status, transitions.lease_unit(job, 2.0, LEASE_S))
+    job, claim = take(must(transitions.accept(job, claim, 32, 0)))
     assert "finalise" == claim.unit
-    job = must(ledger.finalise(job, claim, 3.0))
-    assert (Status.CANCELLING, Status.CANCELLED) == (job.status, job.outcome)
-    job = must(ledger.end(job, claim, 4.0, has_output=True, has_errors=True))
-    assert (Status.CANCELLED, 4) == (job.status, job.cancelled_at)
+    job = must(transitions.finalise(job, claim, 3.0))
+    assert (JobStatus.CANCELLING, JobStatus.CANCELLED) == (job.status, job.outcome)
+    job = must(transitions.end(job, claim, 4.0, has_output=True, has_errors=True))
+    assert (JobStatus.CANCELLED, 4) == (job.status, job.cancelled_at)
     with pytest.raises(Conflict):
-        ledger.cancel(job, 5.0)
+        transitions.cancel(job, 5.0)
 
 
 def test_a_job_cancelled_while_it_is_validated_does_not_begin() -> None:
     """The plan is kept, for what was not done is told line by line; the status stays."""
     job, claim = take(new_job())
-    job = must(ledger.start(ledger.cancel(job, 1.0), claim, PLAN, 2.0))
-    assert (Status.CANCELLING, 96) == (job.status, job.total)
+    job = must(transitions.start(transitions.cancel(job, 1.0), claim, PLAN, 2.0))
+    assert (JobStatus.CANCELLING, 96) == (job.status, job.total)
     assert "finalise" == take(job)[1].unit
 
 
 def test_a_job_past_its_window_expires() -> None:
     """What is in work may end; then it is finished as expired."""
     job, claim = take(started(), now=999.0)
-    assert ledger.take(job, 1_000.0, LEASE_S) is None
-    job, claim = take(must(ledger.accept(job, claim, 32, 0)), now=1_000.0)
-    job = must(ledger.finalise(job, claim, 1_000.0))
-    assert Status.EXPIRED == job.outcome
-    assert Status.EXPIRED == must(ledger.end(job, claim, 1_001.0, has_output=True, has_errors=True)).status
+    assert transitions.lease_unit(job, 1_000.0, LEASE_S) is None
+    job, claim = take(must(transitions.accept(job, claim, 32, 0)), now=1_000.0)
+    job = must(transitions.finalise(job, claim, 1_000.0))
+    assert JobStatus.EXPIRED == job.outcome
+    assert JobStatus.EXPIRED == must(transitions.end(job, claim, 1_001.0, has_output=True, has_errors=True)).status
 
 
 def test_an_invalid_input_fails_the_job() -> None:
     """The faults are kept with it, and there is nothing more to do."""
     job, claim = take(new_job())
     fault = LineFault(code="invalid_json_line", message="The line is not JSON.", line=3)
-    job = must(ledger.fail(job, claim, [fault], 1.0))
-    assert (Status.FAILED, (fault,), None) == (job.status, job.errors, ledger.take(job, 2.0, LEASE_S))
+    job = must(transitions.fail(job, claim, [fault], 1.0))
+    assert (JobStatus.FAILED, (fault,), None) == (job.status, job.errors, transitions.lease_unit(job, 2.0, LEASE_S))
 
 
 def step(data: st.DataObject, job: Job, claim: Claim, now: float) -> Job | None:
     """Something that the holder of a claim, or a former one, does."""
     match data.draw(st.sampled_from(["accept", "release", "renew"])):
         case "accept":
-            return ledger.accept(job, claim, 1, 0)
+            return transitions.accept(job, claim, 1, 0)
         case "release":
-            return ledger.release(job, claim)
+            return transitions.release(job, claim)
         case _:
-            return ledger.renew(job, claim, now + LEASE_S)
+            return transitions.renew(job, claim, now + LEASE_S)
 
 
 @given(st.data())
@@ -162,7 +162,7 @@ def test_every_chunk_is_accepted_once_whatever_happens(data: st.DataObject) -> N
     for _ in range(data.draw(st.integers(0, 40))):
         before = job
         now += data.draw(st.sampled_from([0.0, 1.0, LEASE_S]))
-        taken = ledger.take(job, now, LEASE_S) if data.draw(st.booleans()) else None
+        taken = transitions.lease_unit(job, now, LEASE_S) if data.draw(st.booleans()) else None
         if taken is not None and isinstance(taken[1].unit, int):
             job = taken[0]
             claims.append(taken[1])
@@ -172,8 +172,8 @@ def test_every_chunk_is_accepted_once_whatever_happens(data: st.DataObject) -> N
         assert all(old in (0, new) for old, new in zip(before.accepted, job.accepted, strict=True))
         assert sum(token > 0 for token in job.accepted) == job.completed
     now += LEASE_S + 1
-    while (taken := ledger.take(job, now, LEASE_S)) is not None and isinstance(taken[1].unit, int):
-        job = must(ledger.accept(taken[0], taken[1], 1, 0))
+    while (taken := transitions.lease_unit(job, now, LEASE_S)) is not None and isinstance(taken[1].unit, int):
+        job = must(transitions.accept(taken[0], taken[1], 1, 0))
     assert taken is not None
     assert ("finalise", 3) == (taken[1].unit, job.completed)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.openai.batch_lines import JobLines
+from service.api.openai.batch_lines import RouteLineHandler
 from service.api.services import Services
 from service.jobs.validation import CHUNK_LINES, MAX_FAULTS, LineSplitter, Validation
 from service.monitoring.metrics import Metrics
@@ -22,7 +22,7 @@ def line(custom_id: object = "a", **changes: Any) -> dict[str, Any]:
 
 def validated(content: bytes, *, pieces: int = 7, max_lines: int = 100, endpoint: str = "/v1/classify") -> Validation:
     """Validate a file that comes in pieces."""
-    handler = JobLines(Services(settings=Settings(), metrics=Metrics()))
+    handler = RouteLineHandler(Services(settings=Settings(), metrics=Metrics()))
     validation = Validation(handler, endpoint, max_lines=max_lines, max_line_bytes=1_000)
     for start in range(0, len(content), pieces):
         validation.feed(content[start : start + pieces])

@@ -343,7 +343,7 @@ def test_all_files_together_have_a_limit(tmp_path: Path) -> None:
         filling = client.files.create(file=("big.jsonl", b"x" * (3_000_000 - file.bytes)), purpose="batch")
         kept = content()
         for size in (4_000_000, 1_000):  # the first by its Content-Length, the second by what has come
-            with pytest.raises(InternalServerError, match="delete files that are no longer needed") as caught:
+            with pytest.raises(InternalServerError, match="Delete files that are no longer needed") as caught:
                 client.files.create(file=("more.jsonl", b"x" * size), purpose="batch")
             assert (507, "state_full") == (caught.value.status_code, code_of(caught.value))
         assert kept == content()

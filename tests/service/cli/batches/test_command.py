@@ -157,8 +157,8 @@ def test_what_makes_no_sense(tmp_path: Path, requests: Path) -> None:
         (["create", requests, "--wait", "--json", "--output", "-"], "cannot both"),
         (["create", requests, "--window", "9 days"], "completion_window"),
         (["create", requests, "--endpoint", "/v1/nothing"], "endpoint"),
-        (["status", "batch_nothing"], "no batch of that id"),
-        (["download", "batch_nothing"], "no batch of that id"),
+        (["status", "batch_nothing"], "No batch has this id"),
+        (["download", "batch_nothing"], "No batch has this id"),
     ):
         result = anyclass("batches", *arguments)
         assert (2, "", 1) == (result.returncode, result.stdout, len(result.stderr.splitlines())), arguments
