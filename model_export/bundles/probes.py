@@ -52,7 +52,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Probes:
+class ReferenceProbes:
     """Inputs and the reference's unit vectors, float32 ``[images, dim]`` and ``[texts, dim]``."""
 
     inputs: Inputs
@@ -90,7 +90,7 @@ def fitting_labels(bundle: Bundle, tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(fitting)
 
 
-def save_probes(probes: Probes, path: Path) -> None:
+def save_probes(probes: ReferenceProbes, path: Path) -> None:
     """Write everything but the pixels, which are made again from their size alone."""
     arrays = {
         "ids": probes.inputs.ids,
@@ -102,7 +102,7 @@ def save_probes(probes: Probes, path: Path) -> None:
     path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
-def load_probes(bundle: Bundle) -> Probes:
+def load_probes(bundle: Bundle) -> ReferenceProbes:
     """Read a bundle's probes.
 
     Raises:
@@ -116,7 +116,7 @@ def load_probes(bundle: Bundle) -> Probes:
         inputs = Inputs(
             probe_pictures(bundle.manifest.image.height, bundle.manifest.image.width), arrays["ids"], arrays["lengths"]
         )
-        probes = Probes(inputs, arrays["image_vectors"], arrays["text_vectors"])
+        probes = ReferenceProbes(inputs, arrays["image_vectors"], arrays["text_vectors"])
     except (SafetensorError, OSError, KeyError) as exc:
         raise ExportError(f"{path}: cannot be read ({exc})") from exc
     texts, dim = len(inputs.lengths), bundle.manifest.dim

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from model_export.bundles.probes import Inputs, Probes, load_probes, probe_inputs
+from model_export.bundles.probes import Inputs, ReferenceProbes, load_probes, probe_inputs
 from model_export.errors import ExportError
 from service.errors import AnyclassError, BundleError, ProviderUnavailable
 from service.model.arrays import Vectors
@@ -85,7 +85,9 @@ class Report:
         )
 
 
-def verify_bundle(path: Path, *, provider: str = "cpu", reference: Callable[[Bundle], Probes] = load_probes) -> Report:
+def verify_bundle(
+    path: Path, *, provider: str = "cpu", reference: Callable[[Bundle], ReferenceProbes] = load_probes
+) -> Report:
     """Check everything about the bundle at ``path``; what goes wrong is a failed check, not an exception.
 
     Args:
@@ -122,7 +124,7 @@ def verify_bundle(path: Path, *, provider: str = "cpu", reference: Callable[[Bun
     return Report(tuple(checks), time.monotonic() - started)
 
 
-def compare(bundle: Bundle, probes: Probes, *, provider: str = "cpu") -> list[Check]:
+def compare(bundle: Bundle, probes: ReferenceProbes, *, provider: str = "cpu") -> list[Check]:
     """Run the probes through the engine that serves, in several batch sizes and text lengths.
 
     Raises:
@@ -217,7 +219,7 @@ def _texts(engine: Engine, inputs: Inputs, text: TextSection, batch: int) -> Vec
     return np.concatenate(parts)
 
 
-def _tokenizer(bundle: Bundle, probes: Probes) -> Check:
+def _tokenizer(bundle: Bundle, probes: ReferenceProbes) -> Check:
     """Whether the serving tokenizer makes the same ids of the prompts as at export.
 
     Raises:

@@ -50,7 +50,7 @@ def evaluate(
     label_column: Annotated[str, typer.Option(help="Column of Parquet files with the classes.")] = "label",
 ) -> None:
     """Measure a bundle's zero-shot accuracy on labelled images, and compare template sets."""
-    from model_export.evaluation.data.sources import Columns
+    from model_export.evaluation.data.sources import SampleColumns
     from model_export.evaluation.plot import check_plot, write_plot
     from model_export.evaluation.report import Bars, check_output, show, write_json
     from model_export.evaluation.run import Request
@@ -69,7 +69,7 @@ def evaluate(
         every=every,
         limit=limit,
         batch_size=batch_size,
-        columns=Columns(image_column, label_column),
+        columns=SampleColumns(image_column, label_column),
     )
     with Bars(Console(stderr=True)) as bars:
         found = measure(request, bars)

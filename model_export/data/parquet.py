@@ -17,7 +17,7 @@ from model_export.errors import DataError
 
 
 @dataclass(frozen=True)
-class Columns:
+class PairColumns:
     """The names of the columns: encoded picture (binary), caption or noun (string), class (string)."""
 
     image: str = "image"
@@ -68,7 +68,7 @@ def is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _open(path: Path, columns: Columns) -> pq.ParquetFile:
+def _open(path: Path, columns: PairColumns) -> pq.ParquetFile:
     file = open_parquet(path)
     for column, kind, fits in (
         (columns.image, "binary", is_binary),
@@ -92,7 +92,7 @@ class PairReader:
     files. Pictures stay encoded until they are asked for.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: Columns, *, groups_in_memory: int) -> None:
+    def __init__(self, paths: Sequence[Path], columns: PairColumns, *, groups_in_memory: int) -> None:
         """Check every file's columns and learn its row groups.
 
         Raises:

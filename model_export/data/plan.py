@@ -34,13 +34,6 @@ class BatchPlan:
     zoom_share: float
 
 
-def is_validation(rows: npt.NDArray[np.int64], every: int) -> npt.NDArray[np.bool_]:
-    """Tell which rows of a file are held out: the last of each ``every`` rows; none where ``every`` is 0."""
-    if every == 0:
-        return np.zeros(rows.shape, dtype=np.bool_)
-    return np.equal(rows % every, every - 1)
-
-
 def epoch_order(
     groups: Sequence[npt.NDArray[np.int64]], *, seed: int, epoch: int, window: int
 ) -> npt.NDArray[np.int64]:

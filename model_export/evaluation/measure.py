@@ -3,10 +3,10 @@
 Only a batch or two of images is ever in memory; of each image that is done, three numbers for each set.
 """
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -124,22 +124,26 @@ class Measurement:
             self.broken.append(broken)
 
     def _decoded(self, samples: Iterator[tuple[Sample, int]]) -> Generator[tuple[Pixels | Broken, int], None, None]:
-        """Decode in threads, in order; the next batch is decoded while this one is on the device."""
-        pending: deque[tuple[Future[Pixels | Broken], int]] = deque()
+        """Decode in threads, in order; while one batch is on the device, the threads decode the next."""
         threads = min(_MOST_THREADS, available_cpus())
-        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-            try:
-                for sample, target in samples:
-                    pending.append((pool.submit(_decode, sample, self._image), target))
-                    if len(pending) > self._batch_size:
-                        future, wanted = pending.popleft()
-                        yield future.result(), wanted
-                while pending:
-                    future, wanted = pending.popleft()
-                    yield future.result(), wanted
-            finally:
-                for future, _ in pending:
-                    future.cancel()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        try:
+            ahead: Iterator[tuple[Pixels | Broken, int]] = iter(())
+            while chunk := list(islice(samples, self._batch_size)):
+                ready, ahead = ahead, pool.map(self._decode, chunk)
+                yield from ready
+            yield from ahead
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, wanted: tuple[Sample, int]) -> tuple[Pixels | Broken, int]:
+        sample, target = wanted
+        try:
+            return decode(sample.read(), self._image), target
+        except AnyclassError as exc:
+            return Broken(sample.where, exc.detail), target
+        except OSError as exc:
+            return Broken(sample.where, f"It cannot be read ({exc.strerror or type(exc).__name__})."), target
 
 
 def _wanted(
@@ -149,12 +153,3 @@ def _wanted(
         if len(rows):
             for sample in source.samples(rows):
                 yield sample, int(classes[sample.row])
-
-
-def _decode(sample: Sample, section: ImageSection) -> Pixels | Broken:
-    try:
-        return decode(sample.read(), section)
-    except AnyclassError as exc:
-        return Broken(sample.where, exc.detail)
-    except OSError as exc:
-        return Broken(sample.where, f"It cannot be read ({exc.strerror or type(exc).__name__}).")

@@ -5,8 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
@@ -32,11 +31,11 @@ _BROKEN_SHOWN: Final = 20
 _CONFUSIONS_KEPT: Final = 1_000
 
 
-class Bars:
-    """A bar with a rate for each part of the work, on a terminal only; gone when the work is done."""
+class Bars(Progress):
+    """A progress bar with a rate for each part of an evaluation; on a terminal only, and gone when the work is done."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
+        super().__init__(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -48,19 +47,10 @@ class Bars:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
     def begin(self, what: str, total: int) -> Callable[[int], None]:
-        """Start a bar, and return what moves it on."""
-        task = self._progress.add_task(what, total=total)
-        return lambda count: self._progress.advance(task, count)
+        """Start a bar; return the function that advances it."""
+        task = self.add_task(what, total=total)
+        return lambda count: self.advance(task, count)
 
 
 class _Rate(ProgressColumn):

@@ -12,7 +12,7 @@ from model_export.evaluation.class_files import ClassFile, read_class_file
 from model_export.evaluation.class_matrices import check_prompts, class_matrices
 from model_export.evaluation.classes import find_classes
 from model_export.evaluation.data.samples import choose_rows
-from model_export.evaluation.data.sources import Columns, open_data
+from model_export.evaluation.data.sources import SampleColumns, open_data
 from model_export.evaluation.figures import Figures, figures
 from model_export.evaluation.measure import Broken, Measurement
 from model_export.evaluation.open_clip_metadata import OPENAI_IMAGENET, imagenet_class_names, metadata_file
@@ -36,7 +36,7 @@ class Request:
     every: int = 1
     limit: int | None = None
     batch_size: int = 64
-    columns: Columns = field(default_factory=Columns)
+    columns: SampleColumns = field(default_factory=SampleColumns)
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Evaluation:
         return next(iter(self.figures.values())).images
 
 
-class Progress(Protocol):
-    """Shows how far an evaluation is."""
+class ProgressDisplay(Protocol):
+    """Shows the progress of an evaluation."""
 
     def begin(self, what: str, total: int) -> Callable[[int], None]:
         """Start a bar, and return what moves it on."""
 
 
-def evaluate(request: Request, progress: Progress) -> Evaluation:
+def evaluate(request: Request, progress: ProgressDisplay) -> Evaluation:
     """Measure a bundle's zero-shot accuracy under each template set; every image is encoded once.
 
     Raises:

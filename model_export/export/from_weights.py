@@ -14,7 +14,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from model_export.architectures.encoders import ImageEncoder, TextEncoder, unused_tower
-from model_export.bundles.probes import Probes, probe_inputs, save_probes
+from model_export.bundles.probes import ReferenceProbes, probe_inputs, save_probes
 from model_export.bundles.verification import Report, compare
 from model_export.bundles.writer import staged, write_manifest
 from model_export.checkpoints.model_source import ModelSource
@@ -101,7 +101,7 @@ def served_encoders(source: ModelSource, precision: Precision) -> tuple[nn.Modul
     return image, text
 
 
-def reference_probes(source: ModelSource, bundle: Bundle) -> Probes:
+def reference_probes(source: ModelSource, bundle: Bundle) -> ReferenceProbes:
     """Encode a bundle's probe inputs with torch in float64, from the weights the bundle was exported from.
 
     Raises:
@@ -118,7 +118,7 @@ def reference_probes(source: ModelSource, bundle: Bundle) -> Probes:
     else:
         # Every text at its own length, so that the reference does not depend on padding.
         texts = (ids[None, :length] for ids, length in zip(inputs.ids, inputs.lengths, strict=True))
-    return Probes(inputs, _encode(image, np.split(inputs.pixels, IMAGES)), _encode(text, texts))
+    return ReferenceProbes(inputs, _encode(image, np.split(inputs.pixels, IMAGES)), _encode(text, texts))
 
 
 def _encoders(source: ModelSource) -> tuple[nn.Module, nn.Module]:

@@ -38,7 +38,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Sample:
+class PictureSample:
     """Real pictures to calibrate with and to compare on.
 
     Attributes:
@@ -65,7 +65,7 @@ def reduce_bundle(
     *,
     precision: Reduced,
     listener: ReductionListener,
-    sample: Sample | None = None,
+    sample: PictureSample | None = None,
     calibrate: bool = False,
     force: bool = False,
 ) -> Manifest:
@@ -97,7 +97,7 @@ def reduce_bundle(
     probes = load_probes(bundle)
     tokenizer = Tokenizer.from_bundle(bundle)
     if sample is None:
-        sample = Sample("the bundle's probes", probes.inputs.pixels, fitting_labels(bundle, tokenizer))
+        sample = PictureSample("the bundle's probes", probes.inputs.pixels, fitting_labels(bundle, tokenizer))
     ids = tokenizer.encode(prompts_for(sample.labels, bundle.templates[DEFAULT_TEMPLATES]))
     with staged(out, force=force) as stage:
         # The probes too: a sample may be of two labels and one kind of picture, and others will be asked.
@@ -127,7 +127,7 @@ def reduce_bundle(
         return write_manifest(bundle.manifest, stage, precision=precision, parity=parity, agreement=agreement)
 
 
-def _agreement(bundle: Bundle, reduced: Bundle, sample: Sample, ids: Ids) -> Agreement:
+def _agreement(bundle: Bundle, reduced: Bundle, sample: PictureSample, ids: Ids) -> Agreement:
     templates = len(bundle.templates[DEFAULT_TEMPLATES])
     vectors = []
     for each in (bundle, reduced):

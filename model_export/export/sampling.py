@@ -10,7 +10,7 @@ from model_export.errors import DataError
 from model_export.evaluation.classes import find_classes
 from model_export.evaluation.data.samples import choose_rows, printable
 from model_export.evaluation.data.sources import open_data
-from model_export.export.reduce import Sample
+from model_export.export.reduce import PictureSample
 from service.errors import AnyclassError
 from service.images.decoding import decode
 from service.model.manifest import ImageSection
@@ -28,7 +28,7 @@ def check_data(paths: Sequence[str]) -> None:
     find_classes(open_data(paths))
 
 
-def draw_sample(paths: Sequence[str], section: ImageSection, *, pictures: int = PICTURES) -> Sample:
+def draw_sample(paths: Sequence[str], section: ImageSection, *, pictures: int = PICTURES) -> PictureSample:
     """Draw pictures from all paths together, always the same ones, and prepare them as a bundle says.
 
     Raises:
@@ -46,4 +46,4 @@ def draw_sample(paths: Sequence[str], section: ImageSection, *, pictures: int = 
                 reason = exc.detail if isinstance(exc, AnyclassError) else exc.strerror
                 raise DataError(f"{printable(sample.where)}: {reason}") from exc
     names = ", ".join(Path(path).name for path in paths)
-    return Sample(names, np.stack(pixels), tuple(dict.fromkeys(classes.names)))
+    return PictureSample(names, np.stack(pixels), tuple(dict.fromkeys(classes.names)))

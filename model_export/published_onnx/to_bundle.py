@@ -11,7 +11,7 @@ from onnx import ModelProto
 from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
-from model_export.bundles.probes import Inputs, Probes, probe_inputs, save_probes
+from model_export.bundles.probes import Inputs, ReferenceProbes, probe_inputs, save_probes
 from model_export.bundles.verification import THRESHOLDS, Check, Comparison, Report, Thresholds, compare
 from model_export.bundles.writer import staged, write_manifest
 from model_export.errors import ExportError, ParityError
@@ -80,7 +80,7 @@ def write(source: OnnxSource, out: Path, *, listener: Listener, force: bool = Fa
                 written.unlink()
             listener.wrote(_write_texts(source, text, stage, section))
             bundle = _bundle(source, stage, section)
-        probes = Probes(inputs, images.alone, texts.alone)
+        probes = ReferenceProbes(inputs, images.alone, texts.alone)
         save_probes(probes, stage / PROBES)
         checks = [_padding(texts, section), *compare(bundle, probes), *_same_batch(bundle, inputs, images, texts)]
         report = Report(tuple(checks), time.monotonic() - started)

@@ -16,9 +16,10 @@ from model_export.checkpoints.model_source import text_section
 from model_export.checkpoints.training_run import TOKENIZER
 from model_export.data.augment import Augmentation
 from model_export.data.captions import Captioner, all_captions
+from model_export.data.held_out import is_held_out
 from model_export.data.loading import BatchLoader, open_image
 from model_export.data.parquet import PairReader
-from model_export.data.plan import Phase, TrainingPlan, is_validation
+from model_export.data.plan import Phase, TrainingPlan
 from model_export.errors import DataError, RecipeError
 from model_export.files import replacing
 from model_export.training.recipe import Recipe
@@ -77,9 +78,9 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     nouns, labels = reader.text_columns()
     words = sorted({*nouns, *labels})
     held_out = _validation_rows(recipe, reader)
-    is_held_out = np.zeros(len(nouns), dtype=np.bool_)
+    excluded = np.zeros(len(nouns), dtype=np.bool_)
     for _, rows in held_out:
-        is_held_out[rows] = True
+        excluded[rows] = True
 
     path = run / TOKENIZER
     if own_tokenizer:
@@ -97,7 +98,7 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     groups = []
     for group in reader.groups:
         rows = np.arange(group.first_row, group.first_row + group.rows, dtype=np.int64)
-        groups.append(rows[~is_held_out[rows]])
+        groups.append(rows[~excluded[rows]])
     phases = [Phase(phase.start, phase.size, phase.zoom_share) for phase in recipe.optim.phases]
     plan = TrainingPlan(
         groups,
@@ -119,14 +120,14 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
         {label: i for i, label in enumerate(sorted(set(labels)))},
         {noun: i for i, noun in enumerate(sorted(set(nouns)))},
     )
-    return Prepared(recipe, model_config, loader, plan, train_rows, int(is_held_out.sum()), held_out)
+    return Prepared(recipe, model_config, loader, plan, train_rows, int(excluded.sum()), held_out)
 
 
 def _validation_rows(recipe: Recipe, reader: PairReader) -> list[tuple[str, npt.NDArray[np.int64]]]:
     held_out = []
     for path in reader.paths:
         rows = reader.rows(path)
-        chosen = rows[is_validation(rows - rows[0], recipe.data.validation_every)]
+        chosen = rows[is_held_out(rows - rows[0], recipe.data.validation_every)]
         if len(chosen):
             held_out.append((path.stem, chosen))
     return held_out

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -51,14 +49,10 @@ class Reporter:
         )
         self._task = self._progress.add_task("training", total=total_steps, completed=first_step, state="")
         self._total_steps = total_steps
-
-    def __enter__(self) -> Self:
         self._progress.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Stop the bar, and close both files."""
         self._progress.stop()
         self._file.close()
         self._board.close()

@@ -18,7 +18,7 @@ from pydantic import (
 
 from model_export.architectures.activations import Activation
 from model_export.architectures.config import ImageTowerConfig, ResidualConvConfig, Section
-from model_export.data.parquet import Columns
+from model_export.data.parquet import PairColumns
 from model_export.errors import RecipeError, problems
 
 
@@ -29,9 +29,9 @@ class ColumnsSection(Section):
     text: str = "text"
     label: str = "label"
 
-    def columns(self) -> Columns:
+    def columns(self) -> PairColumns:
         """Return the names as the reader takes them."""
-        return Columns(self.image, self.text, self.label)
+        return PairColumns(self.image, self.text, self.label)
 
 
 class DataSection(Section):

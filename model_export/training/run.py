@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
-    with Reporter(run, console, total_steps=prepared.plan.total_steps, first_step=first_step) as reporter:
+    with closing(Reporter(run, console, total_steps=prepared.plan.total_steps, first_step=first_step)) as reporter:
         trainer.loop(reporter, first_step)
     trainer.save_weights()
     console.print(f"weights: {run / WEIGHTS}  ({trainer.seconds / 60:.1f} minutes of training)", highlight=False)

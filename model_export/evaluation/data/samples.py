@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from model_export.data.plan import is_validation
+from model_export.data.held_out import is_held_out
 
 Label: TypeAlias = str | int
 """A class's name or WordNet id, or its number in a list of classes."""
@@ -68,7 +68,7 @@ def choose_rows(counts: Sequence[int], *, every: int = 1, limit: int | None = No
     Returns:
         For each source its chosen rows, int64, ascending.
     """
-    kept = [np.flatnonzero(is_validation(np.arange(count, dtype=np.int64), every)) for count in counts]
+    kept = [np.flatnonzero(is_held_out(np.arange(count, dtype=np.int64), every)) for count in counts]
     bounds = np.cumsum([0, *map(len, kept)])
     if limit is None or limit >= bounds[-1]:
         return kept

@@ -18,14 +18,14 @@ _TAR: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True)
-class Columns:
+class SampleColumns:
     """The columns of Parquet files: encoded picture, and class."""
 
     image: str = "image"
     label: str = "label"
 
 
-def open_data(paths: Sequence[str], columns: Columns | None = None) -> list[Source]:
+def open_data(paths: Sequence[str], columns: SampleColumns | None = None) -> list[Source]:
     """Open every path, in order; nothing but labels is read yet.
 
     Args:
@@ -36,7 +36,7 @@ def open_data(paths: Sequence[str], columns: Columns | None = None) -> list[Sour
     Raises:
         DataError: a path is not there, is of no known kind, or its labels cannot be read.
     """
-    columns = columns or Columns()
+    columns = columns or SampleColumns()
     files = [file for pattern in paths for path in expand(pattern) for file in _shards(path)]
     # All names are looked at before the first file is read: a wrong one shows at once.
     return [_open(file, columns) for file in files]
@@ -76,7 +76,7 @@ def _shards(path: Path) -> list[Path]:
     raise DataError(f"{path}: holds no sub-folders of images, one for each class, and no Parquet or tar files")
 
 
-def _open(path: Path, columns: Columns) -> Source:
+def _open(path: Path, columns: SampleColumns) -> Source:
     if path.is_dir():
         return FolderSource(path)
     if path.name.lower().endswith(_TAR):

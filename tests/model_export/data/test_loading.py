@@ -12,14 +12,14 @@ from PIL import Image
 
 from model_export.data.augment import Augmentation, is_odd
 from model_export.data.captions import Captioner, all_captions
-from model_export.data.parquet import Columns, PairReader
+from model_export.data.parquet import PairColumns, PairReader
 from model_export.errors import DataError
 from tests.support.pairs import write_pairs
 
 
 def reader(*paths: Path, groups_in_memory: int = 2) -> PairReader:
     """Open files whose columns have the usual names."""
-    return PairReader(paths, Columns(), groups_in_memory=groups_in_memory)
+    return PairReader(paths, PairColumns(), groups_in_memory=groups_in_memory)
 
 
 def test_rows_are_numbered_through_all_files(tmp_path: Path) -> None:

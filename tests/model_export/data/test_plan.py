@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_export.data.plan import Phase, TrainingPlan, epoch_order, is_validation
+from model_export.data.held_out import is_held_out
+from model_export.data.plan import Phase, TrainingPlan, epoch_order
 
 Groups = list[np.ndarray]
 
@@ -86,4 +87,4 @@ def test_every_nth_row_is_held_out(every: int, expected: list[int]) -> None:
     """The split follows from the row number alone, so no run ever trains on another's validation rows."""
     rows = np.arange(10)
 
-    assert expected == rows[is_validation(rows, every)].tolist()
+    assert expected == rows[is_held_out(rows, every)].tolist()

@@ -15,7 +15,7 @@ from PIL import Image
 from model_export.cli import main
 from model_export.errors import DataError
 from model_export.evaluation.data.samples import Label, Rows, Sample, choose_rows, printable
-from model_export.evaluation.data.sources import Columns, expand, open_data
+from model_export.evaluation.data.sources import SampleColumns, expand, open_data
 from model_export.evaluation.figures import Confusion, answers, confusion_matrix, figures
 from model_export.evaluation.measure import Measurement
 from model_export.evaluation.open_clip_metadata import imagenet_class_names, imagenet_templates
@@ -483,10 +483,13 @@ def _write(path: Path, content: str) -> str:
         (lambda p: {"data": p / "{9..0}.tar"}, "must count upwards"),
         (lambda p: {"data": p / "{0..999999999}.tar"}, "must count upwards"),
         (lambda p: {"data": _write(p / "x.parquet", "PAR1")}, "not a readable Parquet file"),
-        (lambda p: {"data": _parquet(p), "columns": Columns(image="img")}, "name yours with --image-column"),
-        (lambda p: {"data": _parquet(p), "columns": Columns(label="class")}, "name yours with --label-column"),
-        (lambda p: {"data": _parquet(p), "columns": Columns(image="text")}, "not encoded pictures"),
-        (lambda p: {"data": _parquet(p), "columns": Columns(label="image")}, "neither class names nor class numbers"),
+        (lambda p: {"data": _parquet(p), "columns": SampleColumns(image="img")}, "name yours with --image-column"),
+        (lambda p: {"data": _parquet(p), "columns": SampleColumns(label="class")}, "name yours with --label-column"),
+        (lambda p: {"data": _parquet(p), "columns": SampleColumns(image="text")}, "not encoded pictures"),
+        (
+            lambda p: {"data": _parquet(p), "columns": SampleColumns(label="image")},
+            "neither class names nor class numbers",
+        ),
         (
             lambda p: {"data": write_parquet(p / "x.parquet", LABELLED, label=list(range(8)))},
             "its labels are numbers, such as 0; say what they stand for with --classes",

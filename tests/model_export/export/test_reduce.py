@@ -17,7 +17,7 @@ from model_export.bundles.verification import verify_bundle
 from model_export.checkpoints.training_run import load_training_run
 from model_export.errors import ExportError
 from model_export.export.from_weights import export_model
-from model_export.export.reduce import Reduced, Sample, reduce_bundle
+from model_export.export.reduce import PictureSample, Reduced, reduce_bundle
 from model_export.graphs.precision import FP32_OPERATORS, to_fp16
 from service.errors import ConfigurationError
 from service.model.engine.engine import OnnxEngine
@@ -36,20 +36,20 @@ def reduced(exported: Exported, out: Path, precision: Reduced, **more: object) -
     return heard
 
 
-def narrow_sample(exported: Exported) -> Sample:
+def narrow_sample(exported: Exported) -> PictureSample:
     """Grey pictures, and two labels."""
     section = load_bundle(exported.bundle).manifest.image
     pixels = np.random.default_rng(2).integers(120, 136, (16, section.height, section.width, 3), dtype=np.uint8)
-    return Sample("grey", pixels, ("cat", "rocket"))
+    return PictureSample("grey", pixels, ("cat", "rocket"))
 
 
-def real_sample(exported: Exported) -> Sample:
+def real_sample(exported: Exported) -> PictureSample:
     """Pictures with structure, of the bundle's size."""
     section = load_bundle(exported.bundle).manifest.image
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
     pixels = coarse.repeat(section.height // 4, axis=1).repeat(section.width // 4, axis=2)
-    return Sample("coarse patterns", pixels, ("cat", "rocket", "cup", "motorcycle"))
+    return PictureSample("coarse patterns", pixels, ("cat", "rocket", "cup", "motorcycle"))
 
 
 def types_into(model: ModelProto, operators: tuple[str, ...]) -> dict[str, set[int]]:
