@@ -1,4 +1,4 @@
-"""Zero-shot image classification as Hugging Face's clients ask for it: POST / and POST /models/{model}."""
+"""Zero-shot image classification for Hugging Face's clients: POST / and POST /models/{model}."""
 
 from typing import Any, Final
 
@@ -66,7 +66,7 @@ _ERRORS: Final = (*BODY_ERRORS, *IMAGE_ERRORS, *LABEL_ERRORS, *INFERENCE_ERRORS)
     **_DOCUMENTED,
 )
 async def classify_by_default(request: Request) -> Response:
-    """The default model classifies one image; scores add up to 1 for a model that scores by softmax."""
+    """Uses the default model. Scores add up to 1 if the model scores by softmax."""
     return await _classify(request, None)
 
 
@@ -77,14 +77,14 @@ async def classify_by_default(request: Request) -> Response:
     **_DOCUMENTED,
 )
 async def classify_by_model(request: Request, model: ModelName) -> Response:
-    """`model` is a name or an alias, which may have a slash in it."""
+    """`model` is a name or an alias, which may contain a slash."""
     return await _classify(request, model)
 
 
 async def _classify(request: Request, model: str | None) -> Response:
     services = services_of(request)
     classifier = services.classifier
-    # The model is known here, so nothing of the body is read where there is no room for its image.
+    # The path names the model, so an overloaded one refuses the request before its body is read.
     classifier.check_admission(model)
     asked = validate_fields(ZeroShotRequest, await read_json(request, services.settings))
     given = asked.inputs
@@ -106,7 +106,7 @@ async def _classify(request: Request, model: str | None) -> Response:
 
 
 def _labels(asked: ZeroShotRequest, *, limit: int) -> tuple[str, ...]:
-    """The labels, from whichever one place they are in."""
+    """Return the labels from the one place that has them."""
     places: list[list[str] | str | None] = [asked.parameters.candidate_labels]
     if isinstance(asked.inputs, InputObject):
         places += [asked.inputs.candidate_labels, asked.inputs.camel_labels]
@@ -119,5 +119,5 @@ def _labels(asked: ZeroShotRequest, *, limit: int) -> tuple[str, ...]:
     if isinstance(labels, str):
         labels = [label.strip() for label in labels.split(",", limit)]
     if len(labels) > limit:
-        raise TooManyLabels(f"The request has more labels than may be sent at once here, {limit}.")
+        raise TooManyLabels(f"The request has more than {limit} labels, the limit of this server.")
     return tuple(labels)

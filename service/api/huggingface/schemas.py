@@ -1,4 +1,4 @@
-"""Hugging Face's request for zero-shot image classification, in the forms that clients send."""
+"""Hugging Face's request for zero-shot image classification, in the variants that clients send."""
 
 from typing import Annotated, Any
 
@@ -11,22 +11,22 @@ _Labels = list[str] | str
 
 
 class Parameters(RequestModel):
-    """What may be the same for many images."""
+    """Labels and template."""
 
     candidate_labels: Annotated[
-        _Labels | None, Field(description="What the image may show: a list, or a text with commas.")
+        _Labels | None, Field(description="The labels to choose from: a list, or a string with commas.")
     ] = None
     hypothesis_template: Annotated[
-        str | None, Field(description="What each label is put into, with one `{}`; the model's own when left out.")
+        str | None, Field(description="The prompt for each label, with one `{}`; the model's default templates if left out.")
     ] = None
 
 
 class InputObject(RequestModel):
-    """The older form, in which the labels are beside the image."""
+    """The older variant, with the labels next to the image."""
 
     model_config = ConfigDict(populate_by_name=True)
 
-    image: Annotated[str, Field(description="A data URI, base64, or a URL where that is allowed.")]
+    image: Annotated[str, Field(description="A data URI, base64, or a URL if this server allows URLs.")]
     candidate_labels: _Labels | None = None
     camel_labels: Annotated[_Labels | None, Field(alias="candidateLabels")] = None
 
@@ -35,14 +35,14 @@ class ZeroShotRequest(RequestModel):
     """Hugging Face's request for the task zero-shot-image-classification."""
 
     inputs: Annotated[
-        str | InputObject, Field(description="The image: a data URI, base64, or a URL where that is allowed.")
+        str | InputObject, Field(description="The image: a data URI, base64, or a URL if this server allows URLs.")
     ]
     parameters: Parameters = Parameters()
-    options: Annotated[dict[str, Any] | None, Field(description="Accepted and not looked at.")] = None
+    options: Annotated[dict[str, Any] | None, Field(description="Accepted and ignored.")] = None
 
 
 class LabelScore(AnswerModel):
-    """A label as the client spelled it, and its score."""
+    """A label in the client's spelling, and its score."""
 
     label: str
     score: float

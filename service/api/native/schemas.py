@@ -1,4 +1,4 @@
-"""What the service answers, as JSON: the shapes for documentation and for clients, and how they are filled."""
+"""The service's own JSON answers: schemas for the documentation and clients, and how to fill them."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,14 +11,14 @@ from service.model.manifest import Parity
 
 
 class PredictionOut(AnswerModel):
-    """A label as the client spelled it, and its score."""
+    """A label in the client's spelling, and its score."""
 
     label: str
     score: float
 
 
 class Usage(AnswerModel):
-    """What the request cost: `labels_cached` of `labels` were known without the text encoder."""
+    """The cost of the request: `labels_cached` of `labels` needed no text encoder."""
 
     labels: int
     labels_cached: int
@@ -34,10 +34,10 @@ class ClassifyAnswer(AnswerModel):
 
 
 class BatchResult(AnswerModel):
-    """The predictions for the image at `index`, best first, or what was wrong with it."""
+    """The predictions for the image at `index`, best first, or its error."""
 
     index: int
-    name: Annotated[str | None, Field(description="The file's name, where the images came in an archive.")] = None
+    name: Annotated[str | None, Field(description="The file's name, if the images came in an archive.")] = None
     predictions: list[PredictionOut] | None = None
     error: Problem | None = None
 
@@ -51,34 +51,34 @@ class BatchAnswer(AnswerModel):
 
 
 class TemplatesAnswer(AnswerModel):
-    """The prompt templates that belong to a model, by the name of their set."""
+    """The prompt templates of a model, by the name of their set."""
 
     model: str
     templates: Annotated[dict[str, list[str]], Field(examples=[{"default": ["a photo of a {}."], "none": ["{}"]}])]
 
 
 class ImageSize(AnswerModel):
-    """The picture that the model sees, in pixels."""
+    """The size of the image that the model reads, in pixels."""
 
     height: int
     width: int
 
 
 class ModelOut(AnswerModel):
-    """What really runs under a name."""
+    """A model as it runs in this process."""
 
     name: str
     aliases: list[str]
     default: Annotated[bool, Field(description="Whether it answers requests that name no model.")]
     architecture: str
     revision: str
-    provider: Annotated[str, Field(description="What runs it.", examples=["cpu"])]
+    provider: Annotated[str, Field(description="The execution provider.", examples=["cpu"])]
     precision: Annotated[str, Field(examples=["fp32"])]
-    parity: Annotated[Parity | None, Field(description="How far it is from its reference; null if not measured.")]
+    parity: Annotated[Parity | None, Field(description="Its measured difference from the reference; null if not measured.")]
     dim: int
     image: ImageSize
-    context_length: Annotated[int, Field(description="Tokens that a prompt may have.")]
-    scoring: Annotated[ScoringKind, Field(description="The model's own way.")]
+    context_length: Annotated[int, Field(description="Most tokens that a prompt may have.")]
+    scoring: Annotated[ScoringKind, Field(description="The model's own scoring.")]
     templates: Annotated[list[str], Field(description="Names of its template sets.", examples=[["default", "none"]])]
 
 
@@ -87,12 +87,12 @@ class OpenAIModel(AnswerModel):
 
     id: Annotated[str, Field(examples=["demo"])]
     object: Literal["model"] = "model"
-    created: Annotated[int, Field(description="Always 0: a bundle does not say when it was made.")] = 0
+    created: Annotated[int, Field(description="Always 0: bundles have no creation time.")] = 0
     owned_by: str = "anyclass"
 
 
 class ModelsAnswer(AnswerModel):
-    """The models that are served, the default first; `object` and `data` are there for OpenAI's clients."""
+    """The models that are served, the default first; OpenAI's clients read `object` and `data`."""
 
     models: list[ModelOut]
     object: Literal["list"] = "list"
@@ -106,7 +106,7 @@ class Status(AnswerModel):
 
 
 def model_json(info: ModelInfo) -> dict[str, Any]:
-    """What really runs under a name, as `ModelOut` describes it."""
+    """Return a model as `ModelOut` describes it."""
     return {
         "name": info.name,
         "aliases": list(info.aliases),

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (v2), which clients of KServe and Triton speak."""
+"""Routes of the Open Inference Protocol (v2), for clients of KServe and Triton."""
 
 import asyncio
 from typing import Any, Final
@@ -21,7 +21,7 @@ from service.api.open_inference.schemas import (
     metadata_json,
     version_of,
 )
-from service.api.open_inference.tensors import Inferred, Limits, read_infer, write_infer
+from service.api.open_inference.tensors import TensorLimits, TensorRequest, read_infer, write_infer
 from service.api.problems.table import FieldErrors, UnsupportedMediaType
 from service.api.request.body import JSON, OCTETS, media_type, read_body
 from service.api.request.disconnect import unless_client_goes
@@ -47,7 +47,7 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     responses=error_responses("/v2"),
 )
 async def server() -> Response:
-    """Needs no model."""
+    """Answers without a model too."""
     return JSONResponse({"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]})
 
 
@@ -58,7 +58,7 @@ async def server() -> Response:
     responses=error_responses("/v2/health/live", NotReady),
 )
 async def live(request: Request) -> Response:
-    """As `GET /livez`."""
+    """Like `GET /livez`."""
     services_of(request).require_alive()
     return JSONResponse({"live": True})
 
@@ -70,19 +70,19 @@ async def live(request: Request) -> Response:
     responses=error_responses("/v2/health/ready", NotReady),
 )
 async def ready(request: Request) -> Response:
-    """As `GET /readyz`."""
+    """Like `GET /readyz`."""
     services_of(request).lifecycle.require_ready()
     return JSONResponse({"ready": True})
 
 
-# A model's alias may have a slash in it, which clients do not encode; so the longer paths come first.
+# A model's alias may contain a slash, which clients do not encode; therefore the longer paths come first.
 @router.get(
     "/models/{model:path}/versions/{version}/ready",
     summary="Whether a version of a model takes requests",
     **READY,
 )
 async def version_ready(request: Request, model: ModelName, version: Version) -> Response:
-    """A model has one version, the beginning of its revision."""
+    """A model has one version: the beginning of its revision."""
     return _ready(request, _find(request, model, version))
 
 
@@ -94,13 +94,13 @@ async def model_ready(request: Request, model: ModelName) -> Response:
 
 @router.get("/models/{model:path}/versions/{version}", summary="A version of a model", **METADATA)
 async def version_metadata(request: Request, model: ModelName, version: Version) -> Response:
-    """As that of the model."""
+    """Like `GET /v2/models/{model}`."""
     return _metadata(request, _find(request, model, version))
 
 
 @router.get("/models/{model:path}", summary="A model", **METADATA)
 async def model_metadata(request: Request, model: ModelName) -> Response:
-    """Its inputs and outputs. `image` is BYTES, encoded images, and is read as UINT8 [n, height, width, 3] too."""
+    """Its inputs and outputs. `image` is BYTES, encoded images; UINT8 [n, height, width, 3] is accepted too."""
     return _metadata(request, _find(request, model))
 
 
@@ -110,13 +110,13 @@ async def model_metadata(request: Request, model: ModelName) -> Response:
     **INFER,
 )
 async def infer_by_version(request: Request, model: ModelName, version: Version) -> Response:
-    """As by the model."""
+    """Like `POST /v2/models/{model}/infer`."""
     return await _infer(request, _find(request, model, version))
 
 
 @router.post("/models/{model:path}/infer", summary="Vectors and scores", **INFER)
 async def infer(request: Request, model: ModelName) -> Response:
-    """Inputs are `image`, `text` or both; outputs `image_embeddings`, `text_embeddings` and, from both, `scores`."""
+    """Inputs are `image`, `text` or both; outputs `image_embeddings`, `text_embeddings` and, from both inputs, `scores`."""
     return await _infer(request, _find(request, model))
 
 
@@ -124,23 +124,23 @@ async def _infer(request: Request, chosen: Model) -> Response:
     services = services_of(request)
     settings = services.settings
     if media_type(request) not in ("", JSON, OCTETS):
-        raise UnsupportedMediaType(f"Send {JSON}, or {OCTETS} where binary tensors follow the JSON.")
+        raise UnsupportedMediaType(f"Send {JSON}, or {OCTETS} if binary tensors follow the JSON.")
     refuse_query(request)
     header_length = request.headers.get(HEADER_LENGTH)
     body = await read_body(request, settings)
-    limits = Limits(settings.max_batch_images, settings.max_embed_texts, chosen.manifest.image)
-    inferred = await services.parsed(body, lambda: read_infer(body, header_length, limits, services.image_fetcher))
-    wanted = _wanted(inferred)
-    parameters = inferred.request.parameters
+    limits = TensorLimits(settings.max_batch_images, settings.max_embed_texts, chosen.manifest.image)
+    sent = await services.parsed(body, lambda: read_infer(body, header_length, limits, services.image_fetcher))
+    wanted = _requested_outputs(sent)
+    parameters = sent.request.parameters
     query = EmbedQuery(
-        inferred.images,
-        inferred.texts,
+        sent.images,
+        sent.texts,
         _templates(parameters.templates),
         method=parameters.scoring,
         temperature=parameters.temperature,
     )
     embedded = await unless_client_goes(request, services.embedder.embed(query, model=chosen.name))
-    content, json_length = await asyncio.to_thread(_answer, inferred.request, embedded, wanted)
+    content, json_length = await asyncio.to_thread(_answer, sent.request, embedded, wanted)
     headers = {"server-timing": server_timing(request.state.started, None)}
     if json_length is not None:
         headers[HEADER_LENGTH] = str(json_length)
@@ -161,26 +161,26 @@ def _find(request: Request, name: str, version: str | None = None) -> Model:
     model = services_of(request).models.get(name)
     revision = model.manifest.revision
     if version not in (None, version_of(revision), revision):
-        raise UnknownModel(f"Model {model.name} is not served in that version; served is {version_of(revision)}.")
+        raise UnknownModel(f"Model {model.name} is served in version {version_of(revision)} only.")
     return model
 
 
-def _wanted(inferred: Inferred) -> dict[str, bool]:
-    """The outputs that were asked for, or all there can be, and whether each is to follow the JSON."""
+def _requested_outputs(sent: TensorRequest) -> dict[str, bool]:
+    """Return the requested outputs, or all possible ones, and whether the data of each follow the JSON."""
     possible = {
-        IMAGE_EMBEDDINGS: bool(len(inferred.images)),
-        TEXT_EMBEDDINGS: bool(inferred.texts),
-        SCORES: bool(len(inferred.images) and inferred.texts),
+        IMAGE_EMBEDDINGS: bool(len(sent.images)),
+        TEXT_EMBEDDINGS: bool(sent.texts),
+        SCORES: bool(len(sent.images) and sent.texts),
     }
-    binary = inferred.request.parameters.binary_data_output
-    if inferred.request.outputs is None:
+    binary = sent.request.parameters.binary_data_output
+    if sent.request.outputs is None:
         return {name: binary for name in OUTPUTS if possible[name]}
     wanted: dict[str, bool] = {}
-    for index, output in enumerate(inferred.request.outputs):
+    for index, output in enumerate(sent.request.outputs):
         if not possible[output.name]:
-            raise FieldErrors([(f"outputs[{index}]", f"{output.name} cannot be had from these inputs")])
+            raise FieldErrors([(f"outputs[{index}]", f"{output.name} cannot be computed from these inputs")])
         if output.name in wanted:
-            raise FieldErrors([(f"outputs[{index}]", f"is a second {output.name}")])
+            raise FieldErrors([(f"outputs[{index}]", f"{output.name} is given more than once")])
         own = output.parameters.binary_data
         wanted[output.name] = binary if own is None else own
     return wanted
@@ -198,7 +198,7 @@ def _templates(given: str | None) -> str | tuple[str, ...]:
 
 
 def _answer(request: InferRequest, embedded: Embedded, wanted: dict[str, bool]) -> tuple[bytes, int | None]:
-    """The body and the length of its JSON, see `write_infer`; runs in a thread."""
+    """Return the body and the length of its JSON as `write_infer`; runs in a thread."""
     values: dict[str, Vectors] = {IMAGE_EMBEDDINGS: embedded.images, TEXT_EMBEDDINGS: embedded.texts}
     if SCORES in wanted:
         parameters = request.parameters

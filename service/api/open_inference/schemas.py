@@ -1,6 +1,6 @@
-"""What the Open Inference Protocol (v2) sends and gets, as JSON.
+"""JSON schemas of the Open Inference Protocol (v2).
 
-https://github.com/kserve/open-inference-protocol and, for the binary tensors, Triton's extension of the same name.
+https://github.com/kserve/open-inference-protocol; binary tensors follow Triton's extension of that name.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -24,15 +24,15 @@ _REVISION_CHARS: Final = 12
 
 
 class InputParameters(RequestModel):
-    """How an input's data come."""
+    """Where the data of an input are."""
 
     binary_data_size: Annotated[
-        int | None, Field(ge=0, description="Bytes of this tensor after the JSON; there is no `data` then.")
+        int | None, Field(ge=0, description="Bytes of this tensor after the JSON; `data` is left out then.")
     ] = None
 
 
 class InputTensor(RequestModel):
-    """An input: its data are in `data`, in row order, flat or nested, or follow the JSON."""
+    """An input. Its data are in `data`, in row order, flat or nested, or follow the JSON."""
 
     name: Literal["image", "text"]
     datatype: Annotated[
@@ -52,47 +52,47 @@ class InputTensor(RequestModel):
 
 
 class OutputParameters(RequestModel):
-    """How an output is wanted."""
+    """Where the data of an output go."""
 
-    binary_data: Annotated[bool | None, Field(description="Whether its data follow the JSON.")] = None
+    binary_data: Annotated[bool | None, Field(description="Send the data after the JSON.")] = None
 
 
 class RequestedOutput(RequestModel):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: Literal["image_embeddings", "text_embeddings", "scores"]
     parameters: OutputParameters = OutputParameters()
 
 
 class RequestParameters(RequestModel):
-    """What concerns the whole request."""
+    """Parameters of the whole request."""
 
-    binary_data_output: Annotated[bool, Field(description="Whether the data of all outputs follow the JSON.")] = False
+    binary_data_output: Annotated[bool, Field(description="Send the data of all outputs after the JSON.")] = False
     templates: Annotated[
         str | None,
         Field(
-            description="What each text is put into: the name of one of the model's template sets, or a JSON list of "
-            "templates in a string. When left out texts are taken as they are."
+            description="The prompt for each text: the name of one of the model's template sets, or a JSON list of "
+            "templates in a string. If left out, texts are used as they are."
         ),
     ] = None
-    scoring: Annotated[ScoringMethod | None, Field(description="The model's own way when left out.")] = None
+    scoring: Annotated[ScoringMethod | None, Field(description="The model's own scoring if left out.")] = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
 class InferRequest(RequestModel):
-    """A request to infer. With `image` and `text` there are `scores` too."""
+    """An inference request. `scores` require both inputs, `image` and `text`."""
 
-    id: Annotated[str | None, Field(max_length=_MAX_NAME_CHARS, description="Comes back in the answer.")] = None
+    id: Annotated[str | None, Field(max_length=_MAX_NAME_CHARS, description="Returned in the answer.")] = None
     parameters: RequestParameters = RequestParameters()
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=2)]
     outputs: Annotated[
         list[RequestedOutput] | None,
-        Field(max_length=len(OUTPUTS), description="All that the inputs allow when left out."),
+        Field(max_length=len(OUTPUTS), description="All that the inputs allow if left out."),
     ] = None
 
 
 class TensorInfo(BaseModel):
-    """An input or output of a model; -1 in a shape is any number."""
+    """An input or output of a model; -1 in a shape stands for any number."""
 
     name: str
     datatype: str
@@ -127,7 +127,7 @@ class ModelReady(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """A model; its one version is the beginning of its revision. `image` is read as UINT8 [n, height, width, 3] too."""
+    """A model. Its only version is the beginning of its revision. `image` may also be UINT8 [n, height, width, 3]."""
 
     name: str
     versions: list[str]
@@ -137,7 +137,7 @@ class ModelMetadata(BaseModel):
 
 
 class OutputTensor(BaseModel):
-    """An output: its data are in `data`, flat, or follow the JSON."""
+    """An output. Its data are in `data`, flat, or follow the JSON."""
 
     name: str
     datatype: str
@@ -147,7 +147,7 @@ class OutputTensor(BaseModel):
 
 
 class InferAnswer(BaseModel):
-    """The outputs that were wanted."""
+    """The requested outputs."""
 
     model_name: str
     model_version: str
@@ -156,12 +156,12 @@ class InferAnswer(BaseModel):
 
 
 def version_of(revision: str) -> str:
-    """The version under which clients know a model of `revision`."""
+    """Return the version by which clients name a model of this revision."""
     return revision[:_REVISION_CHARS]
 
 
 def metadata_json(info: ModelInfo) -> dict[str, Any]:
-    """What a client must know of a model, as `ModelMetadata` describes it."""
+    """Return a model as `ModelMetadata` describes it."""
     return {
         "name": info.name,
         "versions": [version_of(info.revision)],

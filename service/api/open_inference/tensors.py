@@ -1,7 +1,6 @@
-"""Tensors of the Open Inference Protocol, read without trusting what they say about themselves, and written.
+"""Reads and writes tensors of the Open Inference Protocol, without trusting the sizes that clients declare.
 
-Nothing is allocated by a size that a client states: a shape is compared with the limits, and a length with the bytes
-that are really there, before either is used.
+Before it is used, a shape is compared with the limits, and a length with the bytes that have arrived.
 """
 
 import json
@@ -30,8 +29,8 @@ _LENGTH: Final = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How many of each may come in one request, and the size of the model's images, in pixels."""
+class TensorLimits:
+    """Limits on images and texts in one request, and the size of the model's images, in pixels."""
 
     images: int
     texts: int
@@ -39,10 +38,11 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Inferred:
-    """A request with its tensors read; empty where there is no such input.
+class TensorRequest:
+    """A request with its tensors read; an input that was not sent is empty.
 
-    `images` may be one array, uint8 `[images, height, width, 3]`.
+    Attributes:
+        images: encoded images, or one array, uint8 `[images, height, width, 3]`.
     """
 
     request: InferRequest
@@ -50,16 +50,18 @@ class Inferred:
     texts: Sequence[str]
 
 
-def read_infer(body: bytes, header_length: str | None, limits: Limits, fetcher: ImageFetcher | None = None) -> Inferred:
-    """Read a request: JSON, and the binary tensors after it where `header_length` says how long the JSON is.
+def read_infer(
+    body: bytes, header_length: str | None, limits: TensorLimits, fetcher: ImageFetcher | None = None
+) -> TensorRequest:
+    """Read a request: JSON, followed by binary tensors if `header_length` has the length of the JSON.
 
-    With a `fetcher` an image may be a URL; it is still to be fetched then.
+    With a `fetcher` images may be URLs, which are not fetched here.
 
     Raises:
-        MalformedRequest: lengths, shapes and data do not agree, or it is not JSON.
+        MalformedRequest: lengths, shapes and data do not match, or the JSON is invalid.
         FieldErrors: a field is missing, unknown or of the wrong type.
-        PayloadTooLarge: more images or texts than the limits.
-        InvalidImage: an image in JSON is not base64, or one is a URL and there is no fetcher.
+        PayloadTooLarge: too many images or texts.
+        InvalidImage: an image in JSON is not base64, or is a URL without a fetcher.
     """
     end = _json_length(header_length, len(body))
     request = validate_fields(InferRequest, parse_json_object(body[:end], numbers=True))
@@ -67,35 +69,35 @@ def read_infer(body: bytes, header_length: str | None, limits: Limits, fetcher: 
     inputs: dict[str, Any] = {}
     for index, tensor in enumerate(request.inputs):
         if tensor.name in inputs:
-            raise FieldErrors([(f"inputs[{index}]", f"is a second {tensor.name}")])
+            raise FieldErrors([(f"inputs[{index}]", f"{tensor.name} is given more than once")])
         count = _count(tensor, limits)
         size = tensor.parameters.binary_data_size
         if (size is None) == (tensor.data is None):
-            raise MalformedRequest(f"The input {tensor.name} must have either data or binary_data_size.")
+            raise MalformedRequest(f"The input {tensor.name} must have exactly one of data and binary_data_size.")
         if size is None:
             assert tensor.data is not None  # noqa: S101 - checked above
             inputs[tensor.name] = _from_json(tensor, count, _flat(tensor.name, tensor.data, tensor.shape), fetcher)
             continue
         if size > len(rest):
             raise MalformedRequest(
-                f"The input {tensor.name} has a binary_data_size of more than the {len(rest)} bytes that are left."
+                f"The binary_data_size of the input {tensor.name} is larger than the {len(rest)} bytes that are left."
             )
         inputs[tensor.name] = _from_binary(tensor, count, rest[:size], fetcher)
         rest = rest[size:]
     if len(rest):
-        raise MalformedRequest(f"{len(rest)} bytes follow the last input; none claims them.")
-    return Inferred(request, inputs.get(IMAGE, ()), inputs.get(TEXT, ()))
+        raise MalformedRequest(f"{len(rest)} bytes follow the last input. The binary_data_size of the inputs must add up to all bytes.")
+    return TensorRequest(request, inputs.get(IMAGE, ()), inputs.get(TEXT, ()))
 
 
 def write_infer(answer: Mapping[str, Any], outputs: Sequence[tuple[str, Vectors, bool]]) -> tuple[bytes, int | None]:
     """Write an answer.
 
     Args:
-        answer: its members but `outputs`.
-        outputs: name, float32 of any shape, and whether its data follow the JSON.
+        answer: its members except `outputs`.
+        outputs: name, float32 of any shape, and whether the data follow the JSON.
 
     Returns:
-        The body, and the length of the JSON in it where something follows that.
+        The body, and the length of its JSON if binary data follow.
     """
     tensors, tail = [], []
     for name, values, binary in outputs:
@@ -115,27 +117,27 @@ def _json_length(header: str | None, total: int) -> int:
     if not (header.isascii() and header.isdigit()):
         raise MalformedRequest("Inference-Header-Content-Length is not a number.")
     if (length := int(header[:20])) > total:
-        raise MalformedRequest("Inference-Header-Content-Length is more than the body has.")
+        raise MalformedRequest("Inference-Header-Content-Length is larger than the body.")
     return length
 
 
-def _count(tensor: InputTensor, limits: Limits) -> int:
-    """How many images or texts the tensor says that it has: checked against the limits."""
+def _count(tensor: InputTensor, limits: TensorLimits) -> int:
+    """Check a tensor's shape against the limits; return the declared number of images or texts."""
     count, *inner = tensor.shape
     if tensor.datatype == "UINT8":
         wanted = [limits.image.height, limits.image.width, 3]
         if tensor.name != IMAGE or inner != wanted:
-            raise MalformedRequest(f"A tensor of UINT8 must be image, of the shape [n, {', '.join(map(str, wanted))}].")
+            raise MalformedRequest(f"Only the input image may be UINT8, with the shape [n, {', '.join(map(str, wanted))}].")
     elif inner not in ([], [1]):
         raise MalformedRequest(f"The input {tensor.name} must have the shape [n] or [n, 1] with the datatype BYTES.")
     limit, things = (limits.images, "images") if tensor.name == IMAGE else (limits.texts, "texts")
     if count > limit:
-        raise PayloadTooLarge(f"The request has more {things} than may be sent at once here, {limit}.")
+        raise PayloadTooLarge(f"The request has more than {limit} {things}, the limit of this server.")
     return count
 
 
 def _flat(name: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
-    """Data that are nested as `shape` has it, or flat already."""
+    """Flatten data that are nested like `shape`; accept flat data."""
     size = math.prod(shape)
     if len(data) == size and not any(isinstance(each, list) for each in data):
         return data
@@ -155,7 +157,7 @@ def _from_json(
         try:
             pixels = bytes(flat)
         except (TypeError, ValueError) as exc:
-            raise MalformedRequest("The data of UINT8 must be whole numbers from 0 to 255.") from exc
+            raise MalformedRequest("The data of a UINT8 tensor must be whole numbers from 0 to 255.") from exc
         return _pixels(tensor, pixels)
     if not all(isinstance(each, str) for each in flat):
         raise MalformedRequest(f"The data of the input {tensor.name} must be strings.")
@@ -192,7 +194,7 @@ def _from_binary(
 
 
 def _sources(images: Sequence[Callable[[], ImageSource]]) -> list[ImageSource]:
-    """What each gives. Raises InvalidImage with the number of the first that cannot be used."""
+    """Call each function and return the results. Raises `InvalidImage` with the number of the first faulty image."""
     sources = []
     for index, image in enumerate(images):
         try:
@@ -207,4 +209,4 @@ def _pixels(tensor: InputTensor, data: bytes | memoryview) -> Pixels:
 
 
 def _disagrees(name: str) -> MalformedRequest:
-    return MalformedRequest(f"The input {name} does not have as many elements as its shape says.")
+    return MalformedRequest(f"The number of elements of the input {name} does not match its shape.")

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from service.api.open_inference.docs import EXAMPLES
 from service.api.open_inference.schemas import InferAnswer, ModelMetadata
-from service.api.open_inference.tensors import Limits, read_infer
+from service.api.open_inference.tensors import TensorLimits, read_infer
 from service.api.problems.schemas import PlainError
 from service.errors import AnyclassError
 from service.model.loading import load_bundle
@@ -289,7 +289,7 @@ def test_whatever_comes_is_read_or_refused(
     written = json.dumps(header).encode()
     size: Any = SimpleNamespace(height=1, width=2)
     try:
-        read = read_infer(written + tail, str(len(written) + offset), Limits(3, 3, size))
+        read = read_infer(written + tail, str(len(written) + offset), TensorLimits(3, 3, size))
     except AnyclassError:
         assert field is not None or offset or cut
         return
