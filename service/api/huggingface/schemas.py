@@ -17,7 +17,8 @@ class Parameters(RequestModel):
         _Labels | None, Field(description="The labels to choose from: a list, or a string with commas.")
     ] = None
     hypothesis_template: Annotated[
-        str | None, Field(description="The prompt for each label, with one `{}`; the model's default templates if left out.")
+        str | None,
+        Field(description="The prompt for each label, with one `{}`; the model's default templates if left out."),
     ] = None
 
 

@@ -74,7 +74,9 @@ class ModelOut(AnswerModel):
     revision: str
     provider: Annotated[str, Field(description="The execution provider.", examples=["cpu"])]
     precision: Annotated[str, Field(examples=["fp32"])]
-    parity: Annotated[Parity | None, Field(description="Its measured difference from the reference; null if not measured.")]
+    parity: Annotated[
+        Parity | None, Field(description="Its measured difference from the reference; null if not measured.")
+    ]
     dim: int
     image: ImageSize
     context_length: Annotated[int, Field(description="Most tokens that a prompt may have.")]

@@ -116,7 +116,7 @@ async def infer_by_version(request: Request, model: ModelName, version: Version)
 
 @router.post("/models/{model:path}/infer", summary="Vectors and scores", **INFER)
 async def infer(request: Request, model: ModelName) -> Response:
-    """Inputs are `image`, `text` or both; outputs `image_embeddings`, `text_embeddings` and, from both inputs, `scores`."""
+    """Inputs: `image`, `text` or both. Outputs: `image_embeddings`, `text_embeddings` and, for both, `scores`."""
     return await _infer(request, _find(request, model))
 
 

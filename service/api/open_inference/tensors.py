@@ -85,7 +85,9 @@ def read_infer(
         inputs[tensor.name] = _from_binary(tensor, count, rest[:size], fetcher)
         rest = rest[size:]
     if len(rest):
-        raise MalformedRequest(f"{len(rest)} bytes follow the last input. The binary_data_size of the inputs must add up to all bytes.")
+        raise MalformedRequest(
+            f"{len(rest)} bytes follow the last input. The binary_data_size of the inputs must add up to all bytes."
+        )
     return TensorRequest(request, inputs.get(IMAGE, ()), inputs.get(TEXT, ()))
 
 
@@ -127,7 +129,9 @@ def _count(tensor: InputTensor, limits: TensorLimits) -> int:
     if tensor.datatype == "UINT8":
         wanted = [limits.image.height, limits.image.width, 3]
         if tensor.name != IMAGE or inner != wanted:
-            raise MalformedRequest(f"Only the input image may be UINT8, with the shape [n, {', '.join(map(str, wanted))}].")
+            raise MalformedRequest(
+                f"Only the input image may be UINT8, with the shape [n, {', '.join(map(str, wanted))}]."
+            )
     elif inner not in ([], [1]):
         raise MalformedRequest(f"The input {tensor.name} must have the shape [n] or [n, 1] with the datatype BYTES.")
     limit, things = (limits.images, "images") if tensor.name == IMAGE else (limits.texts, "texts")
