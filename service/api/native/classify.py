@@ -1,4 +1,4 @@
-"""POST /v1/classify: a thin route around the classifier."""
+"""POST /v1/classify: one image."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -47,11 +47,11 @@ router = APIRouter(tags=["Classify"], route_class=DirectRoute)
     },
 )
 async def classify(request: Request) -> Response:
-    """Send JSON, a form, or the picture itself; the answer is the same."""
+    """Send JSON, a form, or the image itself; the answer is the same."""
     services = services_of(request)
     classifier = services.classifier
     if len(services.models.names) == 1:
-        # Refused before a byte of the body is read. With more models, which one it is for stands in the body.
+        # Refuse before the body is read. With several models the body names the model, so this check must wait.
         classifier.check_admission()
     parsed = await parse_single(request, services.settings, services.image_fetcher)
     timings = Timings()

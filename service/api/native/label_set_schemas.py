@@ -1,4 +1,4 @@
-"""How label sets look on the wire: what a client writes, what it is answered, and the OpenAPI that says so."""
+"""Schemas of label sets: requests, answers, and their OpenAPI descriptions."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
@@ -17,14 +17,14 @@ MAX_PAGE: Final = 1_000
 
 
 class DescribedLabel(RequestModel):
-    """A label that is described by other words than its own; include the label itself where it should count too."""
+    """A label with descriptions that replace it; repeat the label among them if it should count too."""
 
     label: Annotated[str, Field(examples=["cat"])]
     descriptions: Annotated[list[str], Field(examples=[["a cat", "a small furry animal with whiskers"]])]
 
 
 class LabelSetIn(RequestModel):
-    """A label set as a client writes it."""
+    """A label set as clients write it."""
 
     labels: Annotated[
         list[str | DescribedLabel],
@@ -37,14 +37,14 @@ class LabelSetIn(RequestModel):
 
 
 class Progress(AnswerModel):
-    """Labels whose class vectors are there, over all models, and all of them."""
+    """Labels whose class vectors are computed, and all labels, summed over the models."""
 
     done: int
     total: int
 
 
 class ModelProgress(AnswerModel):
-    """How far the class vectors are for one model; `reason` says why there will be none."""
+    """Progress for one model; `reason` explains a failure."""
 
     model: str
     status: Literal["computing", "ready", "failed"]
@@ -54,7 +54,7 @@ class ModelProgress(AnswerModel):
 
 
 class LabelSetOut(AnswerModel):
-    """A label set; its labels only where they are asked for."""
+    """A label set; with its labels if requested."""
 
     name: Annotated[str, Field(examples=["animals"])]
     version: Annotated[str, Field(description="Changes with each writing of other content; it is the ETag too.")]
@@ -70,7 +70,7 @@ class LabelSetOut(AnswerModel):
 
 
 class LabelSetsOut(AnswerModel):
-    """A page of label sets, by name; `next` is what to send as `after` for the next, null at the end."""
+    """A page of label sets, by name. Send `next` as `after` for the next page; it is null on the last."""
 
     label_sets: list[LabelSetOut]
     next: str | None
@@ -79,7 +79,7 @@ class LabelSetsOut(AnswerModel):
 Name = Annotated[
     str, Path(description="The set's name.", examples=["animals"], json_schema_extra={"pattern": f"^{NAME.pattern}$"})
 ]
-"""A name in a path; not checked here, for a name that no set can have is only unknown to most routes."""
+"""A name in a path. Not validated here, because most routes answer an impossible name as an unknown one."""
 
 _TAGS: Final = r'^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$'
 _CONDITIONS: Final = [
@@ -88,7 +88,7 @@ _CONDITIONS: Final = [
         "in": "header",
         "required": False,
         "description": f"{text} Entity tags, or `*` for any.",
-        # No example here and in other parameters that change what a request does: Swagger UI would fill it in.
+        # No example here, nor for other parameters that change the effect of a request: Swagger UI would fill it in.
         "schema": {"type": "string", "pattern": _TAGS},
     }
     for header, text in (
@@ -119,7 +119,7 @@ GET: Final[dict[str, Any]] = {
             "name": "include",
             "in": "query",
             "required": False,
-            "description": "`labels` answers with the labels too.",
+            "description": "`labels` adds the labels to the answer.",
             "schema": {"type": "string", "enum": ["labels"]},
         },
         {**_CONDITIONS[1], "description": "Answer 304 when the set is ready in one of these versions."},
@@ -131,7 +131,7 @@ LIST: Final[dict[str, Any]] = {
             "name": "after",
             "in": "query",
             "required": False,
-            "description": "Only names that follow this one: `next` of the page before.",
+            "description": "Only names after this one: `next` of the previous page.",
             "schema": {"type": "string", "pattern": f"^({NAME.pattern})?$"},
         },
         {
@@ -146,7 +146,7 @@ LIST: Final[dict[str, Any]] = {
 
 
 def label_set_json(status: LabelSetStatus, definition: Definition | None = None) -> dict[str, Any]:
-    """A set as JSON, as `LabelSetOut` describes it."""
+    """Return a set as `LabelSetOut` describes it; with its labels if `definition` is given."""
     head = status.head
     content: dict[str, Any] = {
         "name": status.name,

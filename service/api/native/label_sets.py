@@ -1,4 +1,4 @@
-"""/v1/label-sets: thin routes around the use cases of label sets."""
+"""/v1/label-sets: routes to the use cases of label sets."""
 
 import asyncio
 import math
@@ -22,8 +22,8 @@ from service.api.native.label_set_schemas import (
     Name,
     label_set_json,
 )
-from service.api.problems.table import FieldErrors, UnsupportedMediaType, quoted
-from service.api.request.body import JSON, media_type, read_body
+from service.api.problems.table import FieldErrors
+from service.api.request.body import JSON, read_body, require_media_type
 from service.api.request.disconnect import unless_client_goes
 from service.api.request.etags import etag, read_condition
 from service.api.request.query import read_query, refuse_query
@@ -83,19 +83,18 @@ def _described(description: str, *, computing: bool = False) -> dict[str, Any]:
     },
 )
 async def put_label_set(request: Request, name: Name) -> Response:
-    """A small set is computed before the answer, a large one (202) in the background.
+    """Computes a small set before the answer, a large one (202) in the background.
 
-    The same content again is no change: the version stays.
+    Writing the same content again changes nothing: the version stays.
     """
     services = services_of(request)
     sets, settings = services.classifier.label_sets, services.settings
     _check_name(name)
     refuse_query(request)
-    if (kind := media_type(request)) != JSON:
-        raise UnsupportedMediaType(f"A label set is sent as application/json, not as {quoted(kind or 'nothing', 100)}.")
+    require_media_type(request, JSON)
     condition = read_condition(request)
     content = await read_body(request, settings)
-    # Up to 100,000 labels: too many to look at on the event loop.
+    # Up to 100,000 labels: checking them would block the event loop.
     definition = await services.parsed(content, lambda: _definition(content, settings))
 
     async def write() -> tuple[LabelSetStatus, bool]:
@@ -103,7 +102,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
             async with asyncio.timeout(settings.request_timeout_s):
                 return await sets.put(name, definition, condition)
         except TimeoutError as exc:
-            raise DeadlineExceeded(f"The set was not computed within {settings.request_timeout_s:g} s.") from exc
+            raise DeadlineExceeded(f"The label set was not computed within {settings.request_timeout_s:g} s.") from exc
 
     status, created = await unless_client_goes(request, write())
     ready = _CREATED if created else 200
@@ -129,7 +128,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
     },
 )
 async def get_label_set(request: Request, name: Name) -> Response:
-    """While it is computed `Retry-After` says when to ask again."""
+    """While the set is being computed, `Retry-After` has the time until the next request."""
     sets = services_of(request).classifier.label_sets
     include = read_query(request, "include").get("include")
     if include not in (None, "labels"):
@@ -153,7 +152,7 @@ async def get_label_set(request: Request, name: Name) -> Response:
     },
 )
 async def delete_label_set(request: Request, name: Name) -> Response:
-    """Requests that use it end with it as it was."""
+    """Requests that already use the set finish with it."""
     sets = services_of(request).classifier.label_sets
     await sets.delete(name, read_condition(request))
     return Response(status_code=204)
@@ -168,7 +167,7 @@ async def delete_label_set(request: Request, name: Name) -> Response:
     responses=error_responses("/v1/label-sets", FieldErrors, *STATE_ERRORS),
 )
 async def list_label_sets(request: Request) -> Response:
-    """By name, a page at a time."""
+    """Ordered by name, in pages."""
     sets: LabelSets = services_of(request).classifier.label_sets
     query = read_query(request, "after", "limit")
     after, limit = query.get("after", ""), query.get("limit", str(DEFAULT_PAGE))
@@ -182,7 +181,9 @@ async def list_label_sets(request: Request) -> Response:
 
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise FieldErrors([("name", "must have 1 to 100 of a-z 0-9 . _ - and begin with a letter or a digit")])
+        raise FieldErrors(
+            [("name", "must have 1 to 100 characters of a-z 0-9 . _ - and begin with a letter or a digit")]
+        )
 
 
 def _definition(content: bytes, settings: Settings) -> Definition:
@@ -190,7 +191,7 @@ def _definition(content: bytes, settings: Settings) -> Definition:
     labels = fields.get("labels")
     limit = settings.max_label_set_labels
     if isinstance(labels, list) and len(labels) > limit:
-        raise TooManyLabels(f"The label set has {len(labels)} labels; {limit} are the limit here.")
+        raise TooManyLabels(f"The label set has {len(labels)} labels; this server accepts at most {limit} in one set.")
     parsed = validate_fields(LabelSetIn, fields)
     return check_definition(
         [each if isinstance(each, str) else each.label for each in parsed.labels],

@@ -1,4 +1,4 @@
-"""What people, probes and monitoring ask of the service."""
+"""Models, templates, health and metrics."""
 
 import asyncio
 
@@ -45,7 +45,7 @@ async def models(request: Request) -> Response:
     responses=error_responses("/v1/models/{model:path}", NotReady, UnknownModel),
 )
 async def one_model(request: Request, model: ModelName) -> Response:
-    """By name or alias; the answer has the name."""
+    """Accepts a name or an alias; the answer has the name."""
     return JSONResponse(OpenAIModel(id=services_of(request).models.get(model).name).model_dump())
 
 
@@ -58,7 +58,7 @@ async def one_model(request: Request, model: ModelName) -> Response:
     responses=error_responses("/v1/templates", NotReady, UnknownModel, FieldErrors),
 )
 async def templates(request: Request) -> Response:
-    """Each set's name can be sent as `templates`."""
+    """The name of each set can be sent as `templates`."""
     model = services_of(request).models.get(read_query(request, "model").get("model"))
     sets = {name: list(each) for name, each in model.bundle.templates.items()}
     return JSONResponse({"model": model.name, "templates": sets})
@@ -72,7 +72,7 @@ async def templates(request: Request) -> Response:
     responses=error_responses("/livez", NotReady),
 )
 async def livez(request: Request) -> Response:
-    """Says no only when a restart is the remedy. Needs no model."""
+    """Fails only if a restart is required. Answers without a model too."""
     services_of(request).require_alive()
     return JSONResponse({"status": "alive"})
 
@@ -85,7 +85,7 @@ async def livez(request: Request) -> Response:
     responses=error_responses("/readyz", NotReady),
 )
 async def readyz(request: Request) -> Response:
-    """Says no until the model is warm, and from the moment the service is asked to stop."""
+    """Fails until the models are warm, and as soon as the service is asked to stop."""
     services_of(request).lifecycle.require_ready()
     return JSONResponse({"status": "ready"})
 
@@ -104,7 +104,7 @@ async def readyz(request: Request) -> Response:
     },
 )
 async def metrics(request: Request) -> Response:
-    """How much was asked, how long it took, and how the text cache fares."""
-    # In a thread: what is known of the process is read from files.
+    """Requests, latencies, queues and caches."""
+    # In a thread, because the metrics of the process are read from files.
     text = await asyncio.to_thread(services_of(request).metrics.render)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

@@ -1,4 +1,4 @@
-"""What the routes of the Open Inference Protocol say about themselves in the OpenAPI document."""
+"""OpenAPI descriptions of the routes of the Open Inference Protocol."""
 
 from typing import Annotated, Any, Final
 
@@ -31,13 +31,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 
 Version = Annotated[
     str,
-    Path(description="The model's version, which `GET /v2/models/{model}` tells.", examples=[REVISION[:12]]),
+    Path(description="The model's version, from `GET /v2/models/{model}`.", examples=[REVISION[:12]]),
 ]
 
 
 def _binary(model: str) -> dict[str, Any]:
     """Describe a body of JSON and binary tensors."""
-    description = f"`{model}` as JSON, and after it the tensors that have a `binary_data_size`, in their order."
+    description = f"`{model}` as JSON, followed by the tensors that have a `binary_data_size`, in order."
     return {"schema": {"type": "string", "format": "binary", "description": description}}
 
 
@@ -53,7 +53,7 @@ INFER: Final[dict[str, Any]] = {
                 "name": "Inference-Header-Content-Length",
                 "in": "header",
                 "required": False,
-                "description": "Bytes of the JSON, where binary tensors follow it.",
+                "description": "Bytes of the JSON, if binary tensors follow it.",
                 "schema": {"type": "integer", "minimum": 1},
             }
         ],
@@ -65,8 +65,8 @@ INFER: Final[dict[str, Any]] = {
     "responses": {
         200: {
             "content": {OCTETS: _binary("InferAnswer")},
-            "description": "The outputs as JSON; where some are binary these follow it, and the header "
-            "Inference-Header-Content-Length has the bytes of the JSON.",
+            "description": "The outputs as JSON. Binary outputs follow the JSON, and the header "
+            "Inference-Header-Content-Length has its length in bytes.",
             "headers": header("Server-Timing", always=True) | header("Inference-Header-Content-Length"),
         },
         **error_responses(

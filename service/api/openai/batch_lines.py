@@ -1,4 +1,4 @@
-"""Lines of batch jobs: each is a request to a route, read by the route's rules and answered by its use case."""
+"""Reads and answers the lines of batch jobs. Each line is a request to a route, with that route's rules."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -81,7 +81,7 @@ class RouteLineHandler:
 
 
 def _envelope(fields: Mapping[str, Any], endpoint: str) -> tuple[str, Mapping[str, Any]]:
-    """The id and the body of a line. Raises InvalidLine."""
+    """Return the id and the body of a line. Raises `InvalidLine`."""
     for name in fields:
         if name not in _FIELDS:
             message = f"{quoted(name)}: is not a field of a line; it has {', '.join(_FIELDS)}"

@@ -31,7 +31,7 @@ from service.jobs.records import JOB_PREFIX, is_id
 
 _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "batch": {
-        "summary": "Classify what is in a file",
+        "summary": "Classify the requests in a file",
         "value": {
             "input_file_id": FILE_ID,
             "endpoint": "/v1/classify",
@@ -64,7 +64,7 @@ router = APIRouter(tags=["Batch jobs"])
     summary="Have a file of requests answered in the background",
     openapi_extra=json_body(BatchRequest, _EXAMPLES),
     responses={
-        200: {"description": "The batch, which has begun.", "links": _LINKS},
+        200: {"description": "The batch, which has started.", "links": _LINKS},
         **error_responses(
             "/v1/batches",
             *BODY_ERRORS,
@@ -75,7 +75,7 @@ router = APIRouter(tags=["Batch jobs"])
     },
 )
 async def create_batch(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """The file is checked first; one line that is no request fails the batch, and `errors` says which."""
+    """The file is validated first. A line that is no valid request fails the batch, and `errors` has its number."""
     services = services_of(request)
     jobs, settings = services.jobs, services.settings
     idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
@@ -108,7 +108,7 @@ async def list_batches(
     after: AfterBatch = None,
     limit: Annotated[int, Query(description="Batches on a page.", ge=1, le=MAX_BATCHES_PAGE)] = BATCHES_PAGE,
 ) -> Response:
-    """The newest first."""
+    """Newest first."""
     if after is not None and not is_id(JOB_PREFIX, after):
         raise FieldErrors([("after", "is not the id of a batch")])
     found, more = await services_of(request).jobs.job_store.page(after=after, limit=limit)
@@ -122,7 +122,7 @@ async def list_batches(
     responses=error_responses("/v1/batches/{batch_id}", FieldErrors, UnknownObject, *STATE_ERRORS),
 )
 async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
-    """How far it is."""
+    """Status, progress and the ids of the result files."""
     return JSONResponse(batch_json(await services_of(request).jobs.job(batch_id)))
 
 
@@ -133,5 +133,5 @@ async def retrieve_batch(request: Request, batch_id: BatchId) -> Response:
     responses=error_responses("/v1/batches/{batch_id}/cancel", FieldErrors, UnknownObject, Conflict, *STATE_ERRORS),
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
-    """Lines in work are still answered; what is done is kept."""
+    """Lines in work are still answered; finished results are kept."""
     return JSONResponse(batch_json(await services_of(request).jobs.cancel(batch_id)))

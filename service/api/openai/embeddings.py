@@ -36,7 +36,7 @@ _INPUT: Final[list[dict[str, Any]]] = [
         "required": ["image"],
         "additionalProperties": False,
         "properties": {
-            "image": {"type": "string", "description": "A data URI, base64, or a URL where that is allowed."}
+            "image": {"type": "string", "description": "A data URI, base64, or a URL if this server allows URLs."}
         },
     },
 ]
@@ -63,15 +63,15 @@ class EmbeddingsRequest(RequestModel):
     ]
     model: Annotated[
         str | None,
-        Field(max_length=_MAX_NAME_CHARS, description="Name or alias of a model; the default model when null."),
+        Field(max_length=_MAX_NAME_CHARS, description="Name or alias of a model; the default model if null."),
     ] = None
     encoding_format: Annotated[
         Literal["float", "base64"], Field(description="Numbers, or base64 of little-endian float32.")
     ] = "float"
     dimensions: Annotated[
-        int | None, Field(ge=1, description="The model's own number of dimensions; no other can be had.")
+        int | None, Field(ge=1, description="The model's own number of dimensions; no other is available.")
     ] = None
-    user: Annotated[str | None, Field(description="Accepted and not looked at.")] = None
+    user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
 
 
 @router.post(
@@ -93,7 +93,7 @@ class EmbeddingsRequest(RequestModel):
     },
 )
 async def embeddings(request: Request) -> Response:
-    """Vectors have unit length; texts and images are in one space. Texts are taken as they are, in no template."""
+    """Vectors have unit length; texts and images share one space. Texts are embedded as they are, without template."""
     services = services_of(request)
     services.require_loaded()
     asked = validate_fields(EmbeddingsRequest, await read_json(request, services.settings))
@@ -103,7 +103,7 @@ async def embeddings(request: Request) -> Response:
 
 
 async def answer_embeddings(services: Services, asked: EmbeddingsRequest, *, background: bool = False) -> bytes:
-    """The answer's JSON; `background` is for work that nobody waits for."""
+    """Return the answer as JSON. `background` marks work without a waiting client."""
     dim = services.models.get(asked.model).manifest.dim
     if asked.dimensions not in (None, dim):
         raise FieldErrors([("dimensions", f"must be {dim} or left out: vectors of this model cannot be shortened")])
@@ -113,10 +113,10 @@ async def answer_embeddings(services: Services, asked: EmbeddingsRequest, *, bac
 
 
 def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[ImageSource], list[str], list[bool]]:
-    """Images, texts, and for each input whether it is an image."""
+    """Return the images, the texts, and for each input whether it is an image."""
     inputs = given if isinstance(given, list) else [given]
     if not inputs:
-        raise FieldErrors([("input", "is empty; send one text or image or more")])
+        raise FieldErrors([("input", "must not be empty; send at least one text or image")])
     images: list[ImageSource] = []
     texts: list[str] = []
     is_image = []
@@ -135,7 +135,7 @@ def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[Im
 
 
 def _image_text(name: str, given: object) -> str | None:
-    """The image in an input, as text; None where the input is a text."""
+    """Return the image of an input, as text; None if the input is a text."""
     match given:
         case str() if given[:11].lower() == "data:image/":
             return given
@@ -144,14 +144,14 @@ def _image_text(name: str, given: object) -> str | None:
         case {"image": str(image), **others} if not others:
             return image
         case int() | [*_]:
-            message = "must be a text or an image; lists of token ids are not read, for each model has its own"
+            message = "must be a text or an image; lists of token ids are not supported, because each model has its own"
         case _:
             message = 'must be a text, an image as a data URI, or {"image": data URI or base64}'
     raise FieldErrors([(name, message)])
 
 
 def _answer(embedded: Embedded, is_image: list[bool], encoding: Literal["float", "base64"]) -> bytes:
-    """The answer's JSON. Written by hand, row by row, for `json.dumps` holds up every other thread meanwhile."""
+    """Return the answer as JSON, written row by row: a single `json.dumps` would block all threads."""
     images, texts = iter(embedded.images), iter(embedded.texts)
     rows = []
     for index, image in enumerate(is_image):

@@ -1,4 +1,4 @@
-"""/v1/files: the files that batches read and write, in OpenAI's form."""
+"""/v1/files: the input and output files of batches, in OpenAI's form."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Final, Literal
@@ -24,7 +24,7 @@ from service.api.openai.schemas import (
     page_json,
 )
 from service.api.problems.table import BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
-from service.api.request.body import MULTIPART, check_declared_length, media_type, receive_chunks
+from service.api.request.body import MULTIPART, check_declared_length, receive_chunks, require_media_type
 from service.api.request.file_upload import FILE, FileForm, read_file_form
 from service.api.request.query import refuse_query
 from service.api.request.validation import validate_fields
@@ -33,7 +33,7 @@ from service.errors import Conflict, MalformedRequest, PayloadTooLarge, StateFul
 from service.jobs.records import FILE_PREFIX, is_id
 
 _FORM_BYTES: Final = 65_536
-"""Room for the form around the file."""
+"""Bytes allowed for the form around the file."""
 _ANCHOR: Final = "expires_after[anchor]"
 _SECONDS: Final = "expires_after[seconds]"
 _FIELDS: Final = ("purpose", _ANCHOR, _SECONDS)
@@ -61,7 +61,7 @@ _UPLOAD: Final[dict[str, Any]] = {
                             "type": "integer",
                             "minimum": SHORTEST_KEEP_S,
                             "maximum": LONGEST_KEEP_S,
-                            "description": "How long the file is kept, but no longer than this server keeps any.",
+                            "description": "Seconds for which the file is kept, up to the maximum of this server.",
                         },
                     },
                 },
@@ -120,20 +120,19 @@ router = APIRouter(tags=["Batch jobs"])
     },
 )
 async def create_file(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """The file goes to the state store as it comes in; what is in its lines is checked by the batch."""
+    """The file is stored as it arrives. Its lines are validated by the batch."""
     services = services_of(request)
     jobs, settings = services.jobs, services.settings
     idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
     refuse_query(request)
-    if (kind := media_type(request)) != MULTIPART:
-        raise UnsupportedMediaType(f"A file is sent as multipart/form-data, not as {quoted(kind or 'nothing', 100)}.")
+    require_media_type(request, MULTIPART)
     limit = settings.max_file_bytes + _FORM_BYTES
     declared = check_declared_length(request.headers.get("content-length"), limit)
     chunks = receive_chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
     writer = await jobs.begin_file(max(0, declared - _FORM_BYTES))
     try:
         form = await read_file_form(chunks, request.headers["content-type"], writer.write)
-        name, keep_s = _checked(form, settings.keep_files_s)
+        name, keep_s = _validated(form, settings.keep_files_s)
         record = await jobs.add_file(writer, name=name, purpose="batch", keep_s=keep_s, idempotency=idempotency)
     except BaseException:
         await writer.discard()
@@ -151,10 +150,10 @@ async def list_files(
     request: Request,
     after: AfterFile = None,
     limit: Annotated[int, Query(description="Files on a page.", ge=1, le=FILES_PAGE)] = FILES_PAGE,
-    order: Annotated[Literal["asc", "desc"], Query(description="By the time they were made.")] = "desc",
+    order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
     purpose: Annotated[str | None, Query(description="Only files of this purpose.", max_length=100)] = None,
 ) -> Response:
-    """The newest first, unless `order` is `asc`."""
+    """Newest first, unless `order` is `asc`."""
     if after is not None and not is_id(FILE_PREFIX, after):
         raise FieldErrors([("after", "is not the id of a file")])
     files = services_of(request).jobs.file_store
@@ -169,7 +168,7 @@ async def list_files(
     responses=_ONE_FILE_ERRORS,
 )
 async def retrieve_file(request: Request, file_id: FileId) -> Response:
-    """What is known of a file; its content is below it."""
+    """The file's metadata; `/content` has its bytes."""
     return JSONResponse(file_json(await services_of(request).jobs.file(file_id)))
 
 
@@ -186,11 +185,11 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
     },
 )
 async def file_content(request: Request, file_id: FileId) -> Response:
-    """Byte for byte as it was sent, or as the batch has written it."""
+    """The bytes as they were uploaded, or as the batch has written them."""
     jobs = services_of(request).jobs
     record = await jobs.file(file_id)
     pieces = jobs.file_store.read(record)
-    # What is wrong with the file shows while the answer's status is still open.
+    # Read the first piece before the status is sent, so that errors of the file change the status.
     first = await anext(pieces, b"")
 
     async def content() -> AsyncIterator[bytes]:
@@ -209,13 +208,13 @@ async def file_content(request: Request, file_id: FileId) -> Response:
     responses=error_responses("/v1/files/{file_id}", FieldErrors, UnknownObject, Conflict, *STATE_ERRORS),
 )
 async def delete_file(request: Request, file_id: FileId) -> Response:
-    """A file that a batch still reads is not deleted."""
+    """Refused with 409 while a batch reads the file."""
     await services_of(request).jobs.delete_file(file_id)
     return JSONResponse(FileDeletedOut(id=file_id).model_dump())
 
 
-def _checked(form: FileForm, longest_s: int) -> tuple[str, float]:
-    """The file's name, and how long it is kept, in seconds."""
+def _validated(form: FileForm, longest_s: int) -> tuple[str, float]:
+    """Validate a form; return the file's name and for how many seconds the file is kept."""
     fields: Mapping[str, str] = form.fields
     if unknown := [name for name in fields if name not in _FIELDS]:
         raise FieldErrors(

@@ -32,16 +32,18 @@ BatchId = Annotated[
     str, Path(description="The batch's id.", max_length=100, examples=[BATCH_ID], json_schema_extra=_BATCH_ID)
 ]
 AfterFile = Annotated[
-    str | None, Query(description="The id after which the page begins.", max_length=100, json_schema_extra=_FILE_ID)
+    str | None,
+    Query(description="The id of the last object of the previous page.", max_length=100, json_schema_extra=_FILE_ID),
 ]
 AfterBatch = Annotated[
-    str | None, Query(description="The id after which the page begins.", max_length=100, json_schema_extra=_BATCH_ID)
+    str | None,
+    Query(description="The id of the last object of the previous page.", max_length=100, json_schema_extra=_BATCH_ID),
 ]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         json_schema_extra={"minLength": 1, "maxLength": _MAX_KEY_CHARS},
-        description="The same request with the same key is done once, for 24 hours: the answer is the same object. "
+        description="Within 24 hours a request is executed once per key; repeating it returns the same object. "
         "The same key with another request is refused with 409.",
     ),
 ]
@@ -71,7 +73,7 @@ class FilesOut(AnswerModel):
 
 
 class FileDeletedOut(AnswerModel):
-    """A file that is no more."""
+    """A deleted file."""
 
     id: str
     object: Literal["file"] = "file"
@@ -79,7 +81,7 @@ class FileDeletedOut(AnswerModel):
 
 
 class BatchErrorOut(AnswerModel):
-    """What is wrong with the input file, or with one line of it, counted from 1."""
+    """An error of the input file, or of one of its lines, counted from 1."""
 
     code: str
     message: str
@@ -88,14 +90,14 @@ class BatchErrorOut(AnswerModel):
 
 
 class BatchErrorsOut(AnswerModel):
-    """What is wrong with the input file."""
+    """Errors of the input file."""
 
     object: Literal["list"] = "list"
     data: list[BatchErrorOut]
 
 
 class RequestCountsOut(AnswerModel):
-    """Lines of the input: all, those answered, and those that failed."""
+    """Lines of the input: all, answered, and failed."""
 
     total: int
     completed: int
@@ -130,7 +132,7 @@ class BatchOut(AnswerModel):
 
 
 class BatchesOut(AnswerModel):
-    """A page of batches, the newest first."""
+    """A page of batches, newest first."""
 
     object: Literal["list"] = "list"
     data: list[BatchOut]
@@ -140,7 +142,7 @@ class BatchesOut(AnswerModel):
 
 
 class ExpiresAfter(BaseModel):
-    """How long a file is kept."""
+    """The time for which a file is kept."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -181,13 +183,15 @@ class BatchRequest(RequestModel):
     metadata: Annotated[
         dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]]
         | None,
-        Field(max_length=_MAX_PAIRS, description="Yours; it is given back as it is."),
+        Field(max_length=_MAX_PAIRS, description="Any pairs of strings; returned unchanged."),
     ] = None
-    output_expires_after: Annotated[ExpiresAfter | None, Field(description="How long the results are kept.")] = None
+    output_expires_after: Annotated[
+        ExpiresAfter | None, Field(description="The time for which the results are kept.")
+    ] = None
 
 
 def idempotency_of(key: str | None, client: str) -> Idempotency | None:
-    """A request's idempotency key. Raises `FieldErrors` for one that is empty or too long."""
+    """Return a request's idempotency key. Raises `FieldErrors` for one that is empty or too long."""
     if key is None:
         return None
     if not 0 < len(key) <= _MAX_KEY_CHARS:
@@ -196,7 +200,7 @@ def idempotency_of(key: str | None, client: str) -> Idempotency | None:
 
 
 def file_json(record: FileRecord) -> dict[str, Any]:
-    """A file as `FileOut` describes it."""
+    """Return a file as `FileOut` describes it."""
     return FileOut(
         id=record.id,
         bytes=record.bytes,
@@ -208,7 +212,7 @@ def file_json(record: FileRecord) -> dict[str, Any]:
 
 
 def batch_json(job: Job) -> dict[str, Any]:
-    """A job as `BatchOut` describes it."""
+    """Return a job as `BatchOut` describes it."""
     faults = [
         {"code": fault.code, "message": fault.message, "line": fault.line, "param": fault.param} for fault in job.errors
     ]
@@ -237,7 +241,7 @@ def batch_json(job: Job) -> dict[str, Any]:
 
 
 def page_json(objects: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """A page of objects, as OpenAI's clients turn it."""
+    """Return a page of objects, as OpenAI's clients expect it."""
     return {
         "object": "list",
         "data": objects,

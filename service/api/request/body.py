@@ -34,6 +34,12 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def require_media_type(request: Request, wanted: str) -> None:
+    """Raise `UnsupportedMediaType` if the body's media type is not `wanted`."""
+    if (kind := media_type(request)) != wanted:
+        raise UnsupportedMediaType(f"This route does not read {content_type_shown(kind)}; send {wanted}.")
+
+
 def content_type_shown(kind: str) -> str:
     """Return the media type `kind` as error messages name it; `kind` may be empty."""
     return f"the Content-Type {quoted(kind, 100)}" if kind else "a body without a Content-Type"

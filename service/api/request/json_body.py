@@ -4,8 +4,7 @@ from typing import Any
 
 from fastapi import Request
 
-from service.api.problems.table import UnsupportedMediaType
-from service.api.request.body import JSON, content_type_shown, media_type, read_body
+from service.api.request.body import JSON, read_body, require_media_type
 from service.api.request.query import refuse_query
 from service.api.request.strict_json import parse_json_object
 from service.settings import Settings
@@ -21,7 +20,6 @@ async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
         BodiesFull: the bodies of other requests leave no memory for this one.
         FieldErrors: a name is repeated, or the request has query parameters.
     """
-    if (kind := media_type(request)) != JSON:
-        raise UnsupportedMediaType(f"This route does not read {content_type_shown(kind)}; send {JSON}.")
+    require_media_type(request, JSON)
     refuse_query(request)
     return parse_json_object(await read_body(request, settings))
