@@ -20,7 +20,7 @@ _MAX_NAME_CHARS: Final = 256
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 
-FORM_LISTS: Final = ("labels", "templates")
+_FORM_LISTS: Final = ("labels", "templates")
 
 
 class Options(RequestModel):
@@ -125,7 +125,7 @@ def fields_from_text(fields: Mapping[str, list[str]]) -> dict[str, Any]:
     """
     typed: dict[str, Any] = {}
     for name, values in fields.items():
-        if name in FORM_LISTS:
+        if name in _FORM_LISTS:
             typed[name] = _list_from_text(name, values)
         elif len(values) > 1:
             raise FieldErrors([(quoted(name), "is given more than once")])

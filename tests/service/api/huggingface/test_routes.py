@@ -127,7 +127,7 @@ def test_older_forms(client: httpx.Client, body: dict[str, Any]) -> None:
         ("POST", "/", {"inputs": "AAAA", "parameters": {"candidate_labels": LABELS}}, 415, "format"),
         ("POST", "/", {"inputs": RED_64, "parameters": {"candidate_labels": LABELS, "hypothesis_template": "x"}}, 422,
             "Template 0 must hold {} exactly once"),
-        ("POST", "/", {"inputs": RED_64, "parameters": {"candidate_labels": "a," * 10_001}}, 413, "more labels"),
+        ("POST", "/", {"inputs": RED_64, "parameters": {"candidate_labels": "a," * 10_001}}, 413, "than 10000 labels"),
         ("POST", "/models/nobody", {"inputs": RED_64}, 404, "no model 'nobody'"),
         ("POST", "/models/acme/nobody", {}, 404, "no model 'acme/nobody'"),
         ("GET", "/models/tiny", None, 405, "it takes POST"),

@@ -152,7 +152,7 @@ def test_errors_reach_the_caller(client: triton.InferenceServerClient) -> None:
     wanted = triton.InferRequestedOutput
     cases: list[tuple[str, list[Any], dict[str, Any], str, str]] = [
         ("nobody", [tensor("text", ["red"])], {}, "404", "no model 'nobody'"),
-        ("tiny", [tensor("text", ["red"])], {"model_version": "1"}, "404", "not served in that version"),
+        ("tiny", [tensor("text", ["red"])], {"model_version": "1"}, "404", "Model tiny is served in version"),
         ("tiny", [tensor("image", [b"%!PS"])], {}, "415", "Image 0: "),
         ("tiny", [tensor("image", [RED, RED[:45]])], {}, "400", "Image 1: "),
         ("tiny", [tensor("text", ["red", ""])], {}, "400", "Text 1 is empty"),
@@ -163,7 +163,7 @@ def test_errors_reach_the_caller(client: triton.InferenceServerClient) -> None:
             [tensor("text", ["red"])],
             {"outputs": [wanted("scores")]},
             "400",
-            "cannot be had",
+            "cannot be computed",
         ),
         ("tiny", [tensor("text", ["red"])], {"outputs": [wanted("x")]}, "400", "outputs[0]"),
         ("tiny", [tensor("text", ["red"])], {"parameters": {"templates": "nothing"}}, "400", "no template set"),
