@@ -1,1 +1,1 @@
-"""Named label sets: written once, computed once, kept in the durable state, and used by name in requests."""
+"""Named label sets: written and computed once, kept in the durable state, and used in requests by name."""

@@ -1,7 +1,7 @@
-"""Class vectors of label sets: how a block is computed, and the background work that computes a large set's blocks.
+"""Computes class vectors of label sets, block by block; those of large sets in the background.
 
-Replicas with the same numerics share the work without knowing of each other: each takes, again and again, any of the
-blocks that are missing, and writes what it computes. Doing a block twice costs time and changes nothing.
+Replicas with the same numerics share the work without coordination: each repeatedly picks a random missing block,
+computes it and writes it. Computing a block twice costs time but does no harm.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from service.errors import (
 )
 from service.inference.served_model import Model
 from service.label_sets.definition import Definition
-from service.label_sets.storage import BLOCK, Head, LabelSetRecords, VectorsId
+from service.label_sets.storage import BLOCK, Head, LabelSetStorage, VectorsId
 from service.labels.cache_keys import vector_identity
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
@@ -40,9 +40,9 @@ from service.monitoring.metrics import Metrics
 _LOG: Final = logging.getLogger(__name__)
 
 _BATCHES_AT_ONCE: Final = 8
-"""Device batches of prompts handed over together, so that they can be sorted by length."""
+"""Device batches of prompts submitted together, so that they can be sorted by length."""
 _PROMPTS_AT_ONCE: Final = 4_096
-"""Prompts asked of the label vectors together: a small part of what may wait for a device."""
+"""Prompts requested from `LabelVectors` together: a small part of a device's queue."""
 _INFERENCE_ATTEMPTS: Final = 3
 _STATE_PAUSES_S: Final = (0.2, 1.0, 5.0, 30.0)
 _FIRST_GUESS_S: Final = 5.0
@@ -50,12 +50,12 @@ _LONGEST_RETRY_S: Final = 60.0
 
 
 def templates_of(model: Model, templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the templates that a set has with a model. Raises InvalidTemplates where it has none of that name."""
+    """Return a set's templates for a model. Raises InvalidTemplates if the model has no template set of that name."""
     return model.template_set(templates) if isinstance(templates, str) else tuple(templates)
 
 
 def vectors_id(name: str, head: Head, model: Model) -> VectorsId:
-    """Name the class vectors that `model` has for a set. Raises InvalidTemplates."""
+    """Return the id of the class vectors of a set for `model`. Raises InvalidTemplates."""
     identity = vector_identity(model.manifest.text_revision, model.numerics, templates_of(model, head.templates))
     return VectorsId(name, head.version, hashlib.sha256(identity).hexdigest()[:32])
 
@@ -65,9 +65,9 @@ async def compute_block(
 ) -> Vectors:
     """Compute the class vectors of one block → float32 `[labels, dim]`, unit length.
 
-    A class vector is the mean over the prompts of all the label's descriptions, normalised again.
+    A class vector is the mean over the prompts of all descriptions of the label, normalised again.
 
-    Raises: as `LabelVectors.matrix`; the index of PromptTooLong counts all labels of the set.
+    Raises: as `LabelVectors.matrix`; the index of PromptTooLong is that in the whole set.
     """
     start = block * BLOCK
     texts = definition.texts(start, start + BLOCK)
@@ -96,7 +96,7 @@ async def compute_block(
 async def _by_one_text(
     model: Model, label_vectors: LabelVectors, texts: Sequence[str], templates: Sequence[str], lane: Lane
 ) -> Vectors:
-    """Class vectors of labels with one text each, by way of the text cache → float32 `[texts, dim]`."""
+    """Compute class vectors of labels with one text each, using the text cache → float32 `[texts, dim]`."""
     unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     try:
         matrix = await label_vectors.matrix(model, list(unique), templates, lane=lane)
@@ -110,7 +110,7 @@ async def _by_one_text(
 async def _by_several_texts(
     model: Model, texts: Sequence[str], count: int, templates: Sequence[str], lane: Lane
 ) -> Vectors:
-    """Class vectors of labels with `count` texts each, label-major → float32 `[texts / count, dim]`."""
+    """Compute class vectors of labels with `count` texts each, label-major → float32 `[texts / count, dim]`."""
     tokens = await asyncio.to_thread(lambda: model.tokenizer.tokenize(prompts_for(texts, templates)))
     place = model.texts[lane].enter(len(tokens))
     try:
@@ -134,7 +134,7 @@ def _too_long(start: int, indices: Sequence[int], position: int | None) -> Promp
 
 
 @dataclass(eq=False, slots=True)
-class _Job:
+class _Computation:
     task: asyncio.Task[None]
     began: float
     began_with: int = -1
@@ -142,42 +142,42 @@ class _Job:
 
 
 class Computations:
-    """The sets that are being computed here in the background, one at a time. Belongs to one event loop."""
+    """Computes sets in the background, one at a time. Belongs to one event loop."""
 
-    def __init__(self, records: LabelSetRecords, label_vectors: LabelVectors, metrics: Metrics) -> None:
-        self._records = records
+    def __init__(self, storage: LabelSetStorage, label_vectors: LabelVectors, metrics: Metrics) -> None:
+        self._storage = storage
         self._label_vectors = label_vectors
         self._metrics = metrics
-        self._jobs: dict[VectorsId, _Job] = {}
+        self._running: dict[VectorsId, _Computation] = {}
         self._turn = asyncio.Semaphore(1)
 
     def ensure(self, which: VectorsId, head: Head, model: Model) -> None:
-        """Have the missing vectors computed, unless that is under way here."""
-        if which in self._jobs:
+        """Start computing the missing vectors, unless this process already does."""
+        if which in self._running:
             return
         task = asyncio.create_task(self._run(which, head, model), name="label-set")
-        self._jobs[which] = _Job(task, time.monotonic())
+        self._running[which] = _Computation(task, time.monotonic())
         self._metrics.label_sets_computing.inc()
         task.add_done_callback(lambda _: self._ended(which))
 
     def retry_after_s(self, which: VectorsId, total: int) -> float:
-        """Time until all is there, in seconds, as far as it can be told: 1 to 60."""
-        job = self._jobs.get(which)
-        fresh = 0 if job is None or job.began_with < 0 else job.done - job.began_with
-        if job is None or fresh < 1:
+        """Estimate the time until all blocks are computed, in seconds: 1 to 60."""
+        running = self._running.get(which)
+        fresh = 0 if running is None or running.began_with < 0 else running.done - running.began_with
+        if running is None or fresh < 1:
             return _FIRST_GUESS_S
-        estimate = (total - job.done) * (time.monotonic() - job.began) / fresh
+        estimate = (total - running.done) * (time.monotonic() - running.began) / fresh
         return min(max(estimate, 1.0), _LONGEST_RETRY_S)
 
     async def close(self) -> None:
-        """Stop; whoever starts next goes on from the blocks that are there."""
-        tasks = [job.task for job in self._jobs.values()]
+        """Stop computing; the next start continues from the stored blocks."""
+        tasks = [running.task for running in self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ended(self, which: VectorsId) -> None:
-        self._jobs.pop(which, None)
+        self._running.pop(which, None)
         self._metrics.label_sets_computing.dec()
 
     async def _run(self, which: VectorsId, head: Head, model: Model) -> None:
@@ -185,8 +185,8 @@ class Computations:
             async with self._turn:
                 await self._keep_trying(which, lambda: self._compute(which, head, model))
         except AnyclassError as exc:
-            _LOG.warning("a label set was left as it is: %s", type(exc).__name__)
-        except Exception:  # noqa: BLE001 - logged; the next who asks for the set begins anew
+            _LOG.warning("computing a label set was stopped: %s", type(exc).__name__)
+        except Exception:  # noqa: BLE001 - logged; the next request for the set starts again
             _LOG.exception("computing a label set failed")
             self._metrics.label_set_failures.inc()
 
@@ -206,29 +206,29 @@ class Computations:
                     await asyncio.sleep(_STATE_PAUSES_S[failures])
                     continue
                 self._metrics.label_set_failures.inc()
-                await self._records.write_failure(which, exc.detail)
+                await self._storage.write_failure(which, exc.detail)
                 return None
             except NotReady:
                 return None  # stopping
 
     async def _compute(self, which: VectorsId, head: Head, model: Model) -> None:
-        definition = await self._records.definition(which.name, which.version)
-        job = self._jobs[which]
-        job.began, job.began_with = time.monotonic(), -1
+        definition = await self._storage.definition(which.name, which.version)
+        running = self._running[which]
+        running.began, running.began_with = time.monotonic(), -1
         while True:
-            present = await self._records.blocks(which)
-            job.done = len(present)
-            if job.began_with < 0:
-                job.began_with = job.done
+            present = await self._storage.blocks(which)
+            running.done = len(present)
+            if running.began_with < 0:
+                running.began_with = running.done
             missing = [block for block in range(head.blocks) if block not in present]
             if not missing:
                 break
-            current = await self._records.head(which.name)
+            current = await self._storage.head(which.name)
             if definition is None or current is None or current.head.version != which.version:
-                await self._records.drop(which.name, which.version)
+                await self._storage.delete_content(which.name, which.version)
                 return
-            block = random.choice(missing)  # noqa: S311 - so that two replicas seldom do the same
+            block = random.choice(missing)  # noqa: S311 - replicas seldom pick the same block
             vectors = await compute_block(model, self._label_vectors, definition, block, lane=Lane.BACKGROUND)
-            await self._records.write_block(which, block, vectors)
+            await self._storage.write_block(which, block, vectors)
             self._metrics.label_set_blocks.inc()
         _LOG.info("a label set of %d labels was computed", head.labels)

@@ -1,4 +1,4 @@
-"""What a label set consists of: labels, the texts that describe each of them, and templates."""
+"""The definition of a label set: labels, descriptions of each label, and templates."""
 
 import hashlib
 import json
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service.errors import InvalidLabels, TooManyLabels
+from service.model.manifest import DEFAULT_TEMPLATES
 from service.model.prompts import check_set_name, normalise_label, normalise_labels, validate_templates
 from service.settings import Settings
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-DEFAULT_TEMPLATES: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Definition:
 
     Attributes:
         labels: as the client spelled them.
-        descriptions: by a label's position, its normalised descriptions; a label that is not here describes itself.
-        templates: the name of a template set, which each model looks up among its own, or the templates themselves.
+        descriptions: position of a label → its normalised descriptions; other labels describe themselves.
+        templates: the name of a template set, which each model resolves to its own, or the templates themselves.
     """
 
     labels: tuple[str, ...]
@@ -31,7 +31,7 @@ class Definition:
 
     @property
     def text_count(self) -> int:
-        """Descriptions of all labels together."""
+        """Return the number of descriptions of all labels."""
         return len(self.labels) - len(self.descriptions) + sum(map(len, self.descriptions.values()))
 
     def texts(self, start: int, stop: int) -> list[tuple[str, ...]]:
@@ -42,7 +42,7 @@ class Definition:
         ]
 
     def to_json(self) -> bytes:
-        """Write it, always the same way."""
+        """Serialise the definition; equal definitions give equal bytes."""
         templates = self.templates if isinstance(self.templates, str) else list(self.templates)
         content = {
             "schema": 1,
@@ -53,12 +53,12 @@ class Definition:
         return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
     def digest(self) -> str:
-        """Identify its content: sha256 in hexadecimal."""
+        """Return the sha256 of the content, in hexadecimal."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
 
 def definition_from_json(content: bytes) -> Definition:
-    """Read what `Definition.to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    """Parse the bytes of `Definition.to_json`. Raises ValueError, KeyError or TypeError for anything else."""
     fields: dict[str, Any] = json.loads(content)
     labels, templates = fields["labels"], fields["templates"]
     descriptions = {int(index): tuple(texts) for index, texts in fields["descriptions"].items()}
@@ -76,18 +76,18 @@ def check_definition(
     templates: str | Sequence[str] | None,
     settings: Settings,
 ) -> Definition:
-    """Check what a client sent; whether a model has a template set of that name is not known here.
+    """Check a client's label set, except that the models have its named template set.
 
     Args:
-        labels: in the client's spelling.
-        descriptions: by a label's position, for labels that have some of their own.
-        templates: a set's name, the templates themselves, or None for the default set.
-        settings: for the limits.
+        labels: as the client spelled them.
+        descriptions: position of a label → descriptions, for labels that have them.
+        templates: the name of a template set, the templates themselves, or None for the default set.
+        settings: provide the limits.
 
     Raises:
-        TooManyLabels: more labels, descriptions of a label, or prompts than the limits.
-        InvalidLabels: as `normalise_labels`, for descriptions too.
-        InvalidTemplates: as `validate_templates`, and as `check_set_name`.
+        TooManyLabels: more labels, descriptions of a label, or prompts than allowed.
+        InvalidLabels: see `normalise_labels`; applies to descriptions too.
+        InvalidTemplates: see `validate_templates` and `check_set_name`.
     """
     chars = settings.max_label_chars
     normalise_labels(labels, max_labels=settings.max_label_set_labels, max_chars=chars)

@@ -1,4 +1,4 @@
-"""What a request needs of a label set, near at hand: which version is current, and its matrix."""
+"""In-memory parts of label sets for requests: current versions and matrices."""
 
 import asyncio
 import time
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.errors import StateUnavailable
-from service.label_sets.storage import Head, LabelSetRecords, VectorsId
+from service.label_sets.storage import Head, LabelSetStorage, VectorsId
 from service.model.arrays import Vectors
 
 FRESH_S: Final = 1.0
-"""How long a version that was seen is taken for the current one: a change elsewhere is seen that much later."""
-_PATIENCE_S: Final = 0.05
-"""The most that a request which could go on with the version it knows waits for the store."""
+"""Time for which a version that was read counts as current: changes by other processes are seen this much later."""
+_LOOKUP_TIMEOUT_S: Final = 0.05
+"""Timeout of the store for a request that could continue with a known version."""
 _MAX_NAMES: Final = 1_000
 _BYTES_A_LABEL: Final = 60
-"""What a Python string and its place in a tuple take beside its characters."""
+"""Memory of a string and its tuple entry, without its characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadySet:
-    """A label set as one model serves it.
+    """A label set with the class vectors of one model.
 
     Attributes:
         version: of the set.
-        labels: as its writer spelled them.
-        vectors: float32 `[labels, dim]`, unit length. Not to be changed.
-        nbytes: memory it takes.
+        labels: as the client spelled them.
+        vectors: float32 `[labels, dim]`, unit length, read-only.
+        nbytes: memory in use.
     """
 
     version: str
@@ -38,16 +38,16 @@ class ReadySet:
 
 
 def ready_set(version: str, labels: tuple[str, ...], vectors: Vectors) -> ReadySet:
-    """Put a set together; its vectors can no longer be changed."""
+    """Build a set; makes `vectors` read-only."""
     vectors.flags.writeable = False
     return ReadySet(version, labels, vectors, vectors.nbytes + sum(_BYTES_A_LABEL + len(label) for label in labels))
 
 
 class ReadySets:
-    """The sets used last, up to a number of bytes.
+    """Keeps the most recently used sets, up to `max_bytes`.
 
     Attributes:
-        nbytes: memory that they take.
+        nbytes: memory in use.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -63,22 +63,22 @@ class ReadySets:
         return found
 
     def put(self, which: VectorsId, ready: ReadySet) -> None:
-        """Keep a set, and no other version of it; the one unused for longest makes room."""
+        """Store a set and drop its other versions; evict the least recently used sets if needed."""
         for other in [key for key in self._sets if key.name == which.name and key.version != which.version]:
-            self._drop(other)
+            self._evict(other)
         if which in self._sets or ready.nbytes > self._max_bytes:
             return
         self._sets[which] = ready
         self.nbytes += ready.nbytes
         while self.nbytes > self._max_bytes:
-            self._drop(next(iter(self._sets)))
+            self._evict(next(iter(self._sets)))
 
     def forget(self, name: str) -> None:
-        """Drop a set in all versions; requests that have it keep it until they end."""
+        """Drop all versions of a set; requests that hold it keep it until they end."""
         for key in [key for key in self._sets if key.name == name]:
-            self._drop(key)
+            self._evict(key)
 
-    def _drop(self, which: VectorsId) -> None:
+    def _evict(self, which: VectorsId) -> None:
         self.nbytes -= self._sets.pop(which).nbytes
 
 
@@ -89,22 +89,22 @@ class _Seen:
 
 
 class Heads:
-    """The current version of each set in use, read from the store again once it is `FRESH_S` old.
+    """Caches the current version of each set in use, and reads it again once it is `FRESH_S` old.
 
-    While the store does not answer, what was seen last is taken for current.
+    While the store does not answer, the version read last counts as current.
     """
 
-    def __init__(self, records: LabelSetRecords, clock: Callable[[], float] = time.monotonic) -> None:
-        self._records = records
+    def __init__(self, storage: LabelSetStorage, clock: Callable[[], float] = time.monotonic) -> None:
+        self._storage = storage
         self._clock = clock
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._looking: dict[str, asyncio.Task[Head | None]] = {}
 
     async def get(self, name: str) -> Head | None:
-        """The head of a set, None where there is no such set.
+        """Return the head of a set, or None if the set does not exist.
 
         Raises:
-            StateUnavailable: the store does not answer, and nothing was seen before.
+            StateUnavailable: the store does not answer, and no version is known.
             StateCorrupt: the head is damaged.
         """
         seen = self._seen.get(name)
@@ -115,28 +115,28 @@ class Heads:
             looking = self._looking[name] = asyncio.create_task(self._look(name), name="label-set-head")
             looking.add_done_callback(lambda task: self._looked(name, task))
         try:
-            async with asyncio.timeout(None if seen is None else _PATIENCE_S):
+            async with asyncio.timeout(None if seen is None else _LOOKUP_TIMEOUT_S):
                 return await asyncio.shield(looking)
         except (TimeoutError, StateUnavailable):
             if seen is None:
                 raise
-            # One request in each interval pays for a store that is down.
+            # While the store is down, only one request per interval waits for it.
             seen.until = self._clock() + FRESH_S
             return seen.head
 
     def put(self, name: str, head: Head) -> None:
-        """Take note of what was just written or read."""
+        """Remember a head that was just written or read."""
         self._seen[name] = _Seen(head, self._clock() + FRESH_S)
         self._seen.move_to_end(name)
         while len(self._seen) > _MAX_NAMES:
             self._seen.popitem(last=False)
 
     def forget(self, name: str) -> None:
-        """Look next time."""
+        """Read the store next time."""
         self._seen.pop(name, None)
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Cancel reads under way."""
         tasks = list(self._looking.values())
         for task in tasks:
             task.cancel()
@@ -144,10 +144,10 @@ class Heads:
 
     async def _look(self, name: str) -> Head | None:
         before = self._seen.get(name)
-        stored = await self._records.head(name)
+        stored = await self._storage.head(name)
         seen = self._seen.get(name)
         if seen is not before:
-            # Written or deleted here while the store was read: what was read may be older.
+            # Written or deleted by this process during the read, which may have returned the older head.
             return None if seen is None else seen.head
         if stored is None:
             self.forget(name)
@@ -158,4 +158,4 @@ class Heads:
     def _looked(self, name: str, task: asyncio.Task[Head | None]) -> None:
         self._looking.pop(name, None)
         if not task.cancelled():
-            task.exception()  # whoever waited has raised it; nobody may have
+            task.exception()  # retrieved in case no request waits any more; those waiting raise it

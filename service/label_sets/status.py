@@ -1,9 +1,9 @@
-"""How a label set stands, and what must hold of it for it to be changed."""
+"""The status of label sets, and conditions on changing them."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from service.errors import UnknownLabelSet, VersionMismatch
+from service.errors import StateCorrupt, UnknownLabelSet, VersionMismatch
 from service.label_sets.storage import Head
 
 State = Literal["computing", "ready", "failed"]
@@ -11,27 +11,27 @@ State = Literal["computing", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What must hold of a set for it to be changed; versions, `*` standing for any."""
+    """A precondition on the version of a set to change; `*` stands for any version."""
 
     if_match: frozenset[str] | None = None
     if_none_match: frozenset[str] | None = None
 
     @property
     def given(self) -> bool:
-        """Whether there is any."""
+        """Return whether the client gave a condition."""
         return self.if_match is not None or self.if_none_match is not None
 
     def check(self, version: str | None) -> None:
-        """Raise VersionMismatch unless a set of `version`, None for no set, may be changed."""
+        """Raise VersionMismatch unless the condition holds for `version`; None means that the set does not exist."""
         if self.if_match is not None and not _matches(self.if_match, version):
-            raise VersionMismatch("The label set is not, or no longer, in the version of If-Match; read it again.")
+            raise VersionMismatch("The label set does not have the version of If-Match. Read it again.")
         if self.if_none_match is not None and _matches(self.if_none_match, version):
-            raise VersionMismatch("There is a label set already in the version that If-None-Match excludes.")
+            raise VersionMismatch("The label set exists in a version that If-None-Match excludes.")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """How far the class vectors of one model are; `done` of `total` labels. `reason` is why there will be none."""
+    """Progress of one model's class vectors: `done` of `total` labels. `reason` explains a failure."""
 
     model: str
     state: State
@@ -42,7 +42,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class LabelSetStatus:
-    """A label set without its labels. `retry_after_s` is given while it is computed."""
+    """A label set without its labels. `retry_after_s` is set while it is being computed."""
 
     name: str
     head: Head
@@ -51,14 +51,19 @@ class LabelSetStatus:
 
     @property
     def state(self) -> State:
-        """For all models together: failed where one has failed, ready where all are."""
+        """Return the state over all models: failed if one has failed, ready if all are."""
         states = {model.state for model in self.models}
         return "failed" if "failed" in states else "computing" if "computing" in states else "ready"
 
 
 def unknown() -> UnknownLabelSet:
-    """The error for a name that no set has."""
-    return UnknownLabelSet("There is no label set of that name; GET /v1/label-sets lists those there are.")
+    """Return the error for a name without a set."""
+    return UnknownLabelSet("No label set has this name; GET /v1/label-sets lists all.")
+
+
+def corrupt(name: str, problem: str) -> StateCorrupt:
+    """Return the error for a set whose stored content is inconsistent; `problem` is a sentence without its end."""
+    return StateCorrupt(f"Label set {name} is corrupt: {problem}. Delete it and create it again.")
 
 
 def _matches(versions: frozenset[str], version: str | None) -> bool:

@@ -31,11 +31,11 @@ from service.errors import (
 )
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
-from service.label_sets.cleanup import Leftovers
+from service.label_sets.cleanup import BackgroundDeletion
 from service.label_sets.definition import Definition, check_definition, definition_from_json
 from service.label_sets.ready_sets import Heads, ReadySets, ready_set
 from service.label_sets.status import Condition, LabelSetStatus
-from service.label_sets.storage import BLOCK, Head, LabelSetRecords, StoredHead
+from service.label_sets.storage import BLOCK, Head, LabelSetStorage, StoredHead
 from service.label_sets.storage import VectorsId as Which
 from service.label_sets.use_cases import LabelSets
 from service.labels.cache import MemoryTextCache
@@ -171,7 +171,7 @@ async def test_the_same_content_again_is_no_change(tmp_path: Path) -> None:
         other = await one.put("s", "b", "a")
         assert first.head.version != other.head.version
         assert ["b", "a"] == list((await one.sets.described("s"))[1].labels)
-        assert 1 == len(await LabelSetRecords(DirectoryStateStore(tmp_path / "state")).contents())
+        assert 1 == len(await LabelSetStorage(DirectoryStateStore(tmp_path / "state")).contents())
 
 
 async def test_a_label_is_the_mean_of_its_descriptions(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ async def test_content_that_was_lost_is_told_of(tmp_path: Path) -> None:
         await one.put("s", "a")
         await store.delete_blobs("label-sets/")
         for use in (one.classify("s"), one.sets.described("s")):
-            with pytest.raises(StateCorrupt, match=r"label set s\b"):
+            with pytest.raises(StateCorrupt, match=r"Label set s is corrupt: its content is missing"):
                 await use
     await store.close()
 
@@ -360,7 +360,7 @@ async def test_requests_end_with_the_version_they_began_with(tmp_path: Path) -> 
         assert {"a", "b"} == {prediction.label for prediction in (await running).predictions}
         with pytest.raises(UnknownLabelSet):
             await one.sets.delete("s")
-        assert await LabelSetRecords(DirectoryStateStore(tmp_path / "state")).contents() == set()
+        assert await LabelSetStorage(DirectoryStateStore(tmp_path / "state")).contents() == set()
 
 
 async def test_a_set_is_changed_only_as_its_writer_knows_it(tmp_path: Path) -> None:
@@ -399,11 +399,11 @@ async def test_writers_race(tmp_path: Path, shared: StateStore) -> None:
         outcomes = await asyncio.gather(
             *(each.sets.put("s", each.definition(f"then by {n}")) for n, each in enumerate(replicas))
         )
-        records = LabelSetRecords(shared)
-        stored = await records.head("s")
+        storage = LabelSetStorage(shared)
+        stored = await storage.head("s")
         assert stored is not None
-        assert await records.contents() == {("s", stored.head.version)}
-        assert await records.definition("s", stored.head.version) is not None
+        assert await storage.contents() == {("s", stored.head.version)}
+        assert await storage.definition("s", stored.head.version) is not None
 
 
 async def test_a_label_that_is_too_long(tmp_path: Path) -> None:
@@ -533,19 +533,19 @@ async def test_a_damaged_head_is_named(tmp_path: Path) -> None:
 async def test_content_without_a_head_is_deleted_by_a_later_start(tmp_path: Path) -> None:
     """A writer was killed between content and head: an hour later nobody needs it; a younger one may still write."""
     store = DirectoryStateStore(tmp_path / "state")
-    records = LabelSetRecords(store)
+    storage = LabelSetStorage(store)
     an_hour_ago = f"{int((time.time() - 3_700) * 1000):012x}" + "0" * 20
     now = f"{int(time.time() * 1000):012x}" + "0" * 20
     for version in (an_hour_ago, now):
-        await records.write_definition("s", version, b"{}")
+        await storage.write_definition("s", version, b"{}")
     async with replica(tmp_path, store) as one:
         await one.put("s", "a")
 
         async def swept() -> bool:
-            return an_hour_ago not in {version for _, version in await records.contents()}
+            return an_hour_ago not in {version for _, version in await storage.contents()}
 
         await until(swept)
-        assert now in {version for _, version in await records.contents()}
+        assert now in {version for _, version in await storage.contents()}
         assert 1 == (await one.classify("s")).labels
     await store.close()
 
@@ -604,7 +604,7 @@ async def only(store: StateStore, *versions: str) -> None:
     """Wait until there is content of these versions and of no other."""
 
     async def is_so() -> bool:
-        return {version for _, version in await LabelSetRecords(store).contents()} == set(versions)
+        return {version for _, version in await LabelSetStorage(store).contents()} == set(versions)
 
     await until(is_so)
 
@@ -634,7 +634,7 @@ async def test_a_write_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
         store.part, store.hangs = "/vectors/", True
         writing = asyncio.create_task(one.put("s", "new"))
         await until(lambda: store.met == 1)
-        assert 2 == len(await LabelSetRecords(store).contents())
+        assert 2 == len(await LabelSetStorage(store).contents())
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
         await only(store, old)
@@ -658,11 +658,11 @@ async def test_a_blob_that_comes_late_is_deleted_too(tmp_path: Path) -> None:
     """A write that was cancelled may still be under way when what was there is deleted."""
     store = Late(tmp_path / "state")
     store.late = "label-sets/s/1/definition"
-    leftovers = Leftovers(LabelSetRecords(store), settled_s=0.0)
-    leftovers.drop("s", "1")
-    await until(lambda: not leftovers.busy)
+    deletion = BackgroundDeletion(LabelSetStorage(store), settled_s=0.0)
+    deletion.delete("s", "1")
+    await until(lambda: not deletion.busy)
     assert not store.late
-    assert set() == await LabelSetRecords(store).contents()
+    assert set() == await LabelSetStorage(store).contents()
     await store.close()
 
 
@@ -672,12 +672,12 @@ async def test_a_head_that_fails_may_have_been_written(tmp_path: Path, heads: Li
     store = Faulty(tmp_path / "state")
     async with replica(tmp_path, store) as one:
         await one.put("s", "old")
-        one.sets._leftovers.settled_s = 0.0
+        one.sets._deletion.settled_s = 0.0
         store.heads = heads
         with pytest.raises(StateUnavailable):
             await one.put("s", "new")
         store.heads = None
-        stored = await LabelSetRecords(store).head("s")
+        stored = await LabelSetStorage(store).head("s")
         assert stored is not None
         await only(store, stored.head.version)
         (there,) = (await one.sets.described("s"))[1].labels
@@ -693,12 +693,12 @@ async def test_a_deletion_that_fails_may_have_been_done(tmp_path: Path, heads: L
     async with replica(tmp_path, store) as one:
         version = (await one.put("s", "a")).head.version
         other = (await one.put("other", "a")).head.version
-        one.sets._leftovers.settled_s = 0.0
+        one.sets._deletion.settled_s = 0.0
         store.heads = heads
         with pytest.raises(StateUnavailable):
             await one.sets.delete("s")
         store.heads = None
-        await until(lambda: not one.sets._leftovers.busy)
+        await until(lambda: not one.sets._deletion.busy)
         await only(store, other, *([version] if heads == "lost" else []))
     assert 1 == store.met
     await store.close()
@@ -815,7 +815,7 @@ def test_sets_in_memory_are_bounded_by_bytes() -> None:
     assert sets.get(which("a", "2")) is not None
 
 
-class OneHead(LabelSetRecords):
+class OneHead(LabelSetStorage):
     """Records of one set, which may be away, slow, or another."""
 
     def __init__(self) -> None:
@@ -825,7 +825,7 @@ class OneHead(LabelSetRecords):
         self.reads = 0
 
     async def head(self, name: str) -> StoredHead | None:
-        """See `LabelSetRecords`."""
+        """See `LabelSetStorage`."""
         self.reads += 1
         if self.slow:
             await asyncio.Event().wait()
@@ -839,8 +839,8 @@ class OneHead(LabelSetRecords):
 
 async def test_the_current_version_is_looked_at_once_a_second() -> None:
     """However many requests there are; a store that is away or slow leaves the version that was seen."""
-    now, records = [0.0], OneHead()
-    heads = Heads(records, clock=lambda: now[0])
+    now, storage = [0.0], OneHead()
+    heads = Heads(storage, clock=lambda: now[0])
 
     async def version() -> str | None:
         head = await heads.get("s")
@@ -848,23 +848,23 @@ async def test_the_current_version_is_looked_at_once_a_second() -> None:
 
     assert ["1"] * 20 == await asyncio.gather(*(version() for _ in range(20)))
     now[0] = 0.9
-    records.version = "2"
-    assert ("1", 1) == (await version(), records.reads)
+    storage.version = "2"
+    assert ("1", 1) == (await version(), storage.reads)
     now[0] = 1.1
-    assert ("2", 2) == (await version(), records.reads)
-    records.away = True
+    assert ("2", 2) == (await version(), storage.reads)
+    storage.away = True
     for step in range(1, 5):
         now[0] = 1.1 + step * 1.1
         assert ["2"] * 3 == [await version() for _ in range(3)]
-        assert 2 + step == records.reads
-    records.away, records.slow = False, True
+        assert 2 + step == storage.reads
+    storage.away, storage.slow = False, True
     now[0] = 10.0
     assert "2" == await version()
     await heads.close()
-    records.slow, records.version = False, None
+    storage.slow, storage.version = False, None
     now[0] = 20.0
     assert await version() is None
-    records.away = True
+    storage.away = True
     with pytest.raises(StateUnavailable):
         await version()
 
@@ -877,7 +877,7 @@ class GatedHead(OneHead):
         self.gate = asyncio.Event()
 
     async def head(self, name: str) -> StoredHead | None:
-        """See `LabelSetRecords`."""
+        """See `LabelSetStorage`."""
         found = await super().head(name)
         await self.gate.wait()
         return found
@@ -885,21 +885,21 @@ class GatedHead(OneHead):
 
 async def test_what_is_written_here_is_newer_than_what_was_being_read() -> None:
     """A read that began before a write, or a deletion, does not bring the old version back."""
-    now, records = [0.0], GatedHead()
-    heads = Heads(records, clock=lambda: now[0])
+    now, storage = [0.0], GatedHead()
+    heads = Heads(storage, clock=lambda: now[0])
     newer = Head(version="2", digest="", labels=1, texts=1, templates="none", written=0.0)
     reading = asyncio.create_task(heads.get("s"))
-    await until(lambda: records.reads == 1)
+    await until(lambda: storage.reads == 1)
     heads.put("s", newer)
-    records.gate.set()
+    storage.gate.set()
     assert newer is await reading
     assert newer is await heads.get("s")
     now[0] = 2.0
-    records.gate.clear()
+    storage.gate.clear()
     reading = asyncio.create_task(heads.get("s"))
-    await until(lambda: records.reads == 2)
+    await until(lambda: storage.reads == 2)
     heads.forget("s")
-    records.gate.set()
+    storage.gate.set()
     assert await reading is None
 
 
