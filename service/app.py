@@ -1,4 +1,4 @@
-"""The application: what it is made of, how it starts and how it ends."""
+"""Puts the service together: state, models, use cases and routes, with their start and their end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,25 +8,15 @@ from typing import Final
 import structlog
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
+from service.api import huggingface, native, open_inference, openai
 from service.api.access.api_keys import ApiKeys
 from service.api.documentation.docs_page import add_docs
 from service.api.documentation.document import describe, operation_id
-from service.api.huggingface import routes as huggingface
-from service.api.huggingface.schemas import ZeroShotRequest
 from service.api.middleware.access_control import AccessControl, open_access
 from service.api.middleware.request_context import RequestContext
-from service.api.native import classify, classify_batch, label_sets, operations
-from service.api.native.label_set_schemas import LabelSetIn
-from service.api.open_inference import routes as open_inference
-from service.api.open_inference.schemas import InferRequest
-from service.api.openai import batches, embeddings, files
 from service.api.openai.batch_lines import RouteLineHandler
-from service.api.openai.embeddings import EmbeddingsRequest
-from service.api.openai.schemas import BatchRequest
 from service.api.problems.handlers import add_handlers
-from service.api.problems.schemas import OpenAIError, PlainError, Problem
 from service.api.request.memory_budget import MemoryBudget
 from service.api.services import Services
 from service.classification.classifier import Classifier
@@ -44,24 +34,16 @@ from service.settings import Settings
 from service.state.factory import open_state
 from service.state.protocol import StateStore
 
-_SCHEMAS_NAMED_BY_ROUTES: Final[tuple[type[BaseModel], ...]] = (
-    Problem,
-    OpenAIError,
-    PlainError,
-    LabelSetIn,
-    BatchRequest,
-    EmbeddingsRequest,
-    ZeroShotRequest,
-    InferRequest,
-)
+_PROTOCOLS: Final = (native, openai, huggingface, open_inference)
+
 _log = structlog.stdlib.get_logger("service.app")
 
 DESCRIPTION: Final = """\
-Send a picture and the labels it may have; get back how well each label fits.
+Send an image and the labels to choose from; the answer says how well each label fits.
 
 Every error of the service's own interface is an RFC 9457 problem (`application/problem+json`) whose `type` never
-changes; the protocols of OpenAI, Hugging Face and Open Inference have errors of their own form.
-Every answer has an `X-Request-ID`; send your own to find it in the log.
+changes; the protocols of OpenAI, Hugging Face and Open Inference have their own forms of errors.
+Every answer has an `X-Request-ID`; send your own to find the request in the log.
 """
 
 
@@ -73,11 +55,16 @@ def create_app(
     state: StateStore | None = None,
     metrics: Metrics | None = None,
 ) -> FastAPI:
-    """Put the application together. Nothing is opened before its lifespan begins.
+    """Return the application; it opens nothing before its lifespan begins.
 
-    `models`, `text_cache` and `state` take the place of what the settings name; the application closes them at its end.
-    `metrics` are new ones where None.
-    `app.state.services` holds the parts, of which the lifecycle tells when the service is ready or will never be.
+    `app.state.services` holds its parts. Their `lifecycle` reports readiness, and a start that failed.
+
+    Args:
+        settings: the settings of the service.
+        models: used in place of the models that the settings name; closed with the application.
+        text_cache: likewise.
+        state: likewise.
+        metrics: new ones if None.
     """
     services = Services(settings=settings, metrics=metrics or Metrics(), api_keys=ApiKeys.of(settings))
     services.metrics.build_info.labels(VERSION).set(1)
@@ -89,11 +76,12 @@ def create_app(
         async with AsyncExitStack() as undo:
             starting = asyncio.create_task(_start(services, undo, models, text_cache, state))
             try:
-                # The port opens now, so that probes have an answer while the model is loaded.
+                # The port opens here: probes need an answer while the model is being loaded.
                 yield
             finally:
                 services.lifecycle.stop()
-                await _given_up(starting)
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
 
     app = FastAPI(
         title="anyclass",
@@ -109,19 +97,14 @@ def create_app(
         default_response_class=JSONResponse,
     )
     app.state.services = services
-    app.include_router(classify.router)
-    app.include_router(classify_batch.router)
-    app.include_router(operations.router)
-    app.include_router(label_sets.router)
-    app.include_router(files.router)
-    app.include_router(batches.router)
-    for protocol in (embeddings, huggingface, open_inference):
-        app.include_router(protocol.router)
+    for protocol in _PROTOCOLS:
+        for router in protocol.ROUTERS:
+            app.include_router(router)
     add_docs(app)
     add_handlers(app)
-    describe(app, _SCHEMAS_NAMED_BY_ROUTES)
+    describe(app, [model for protocol in _PROTOCOLS for model in protocol.REQUEST_MODELS])
     app.add_middleware(AccessControl, services=services)
-    # Never less than one body, or that one would never get in.
+    # At least one body, or a body of the maximum size could never be admitted.
     memory_budget = MemoryBudget(max(settings.max_total_body_bytes, settings.max_body_bytes), services.metrics)
     app.add_middleware(
         RequestContext,
@@ -140,7 +123,7 @@ async def _start(
     text_cache: TextCache | None,
     state: StateStore | None,
 ) -> None:
-    """Load, warm, and be ready; or say why not. What is opened here is closed in reverse by `undo`."""
+    """Open, load and warm every part, then report ready or failed. `undo` closes the parts in reverse order."""
     try:
         await asyncio.to_thread(services.metrics.watch_process)
         await open_access(services, undo)
@@ -161,15 +144,15 @@ async def _start(
         classifier = Classifier(pipeline, services.settings, services.metrics, label_sets)
         undo.push_async_callback(classifier.close)
         label_sets.start()
-    except Exception as exc:  # noqa: BLE001 - whatever it is, the lifecycle's listeners end the process with it
+    except Exception as exc:  # noqa: BLE001 - the lifecycle's listeners end the process, whatever the error
         services.lifecycle.failed(exc)
         return
     services.registry = registry
     services.ready_classifier = classifier
     services.ready_embedder = Embedder(pipeline, services.settings)
-    services.ready_jobs, runner = open_jobs(services, store)
+    services.ready_jobs, runner = _open_jobs(services, store)
     undo.push_async_callback(runner.close)
-    # Before anybody is told of the end of the start: what a terminal then shows is not to be torn apart.
+    # Logged before startup is announced, so that log lines do not interleave with the banner.
     for info in registry.describe():
         _log.info(
             "model loaded",
@@ -183,13 +166,7 @@ async def _start(
     runner.start()
 
 
-async def _given_up(starting: asyncio.Task[None]) -> None:
-    """Wait for the start to be over; one that is still going on does not go on."""
-    starting.cancel()
-    await asyncio.gather(starting, return_exceptions=True)
-
-
-def open_jobs(services: Services, state: StateStore) -> tuple[Jobs, JobRunner]:
+def _open_jobs(services: Services, state: StateStore) -> tuple[Jobs, JobRunner]:
     """Return the use cases of jobs, and a runner to start later."""
     settings = services.settings
     jobs = Jobs(
