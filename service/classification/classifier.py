@@ -17,7 +17,7 @@ from service.classification.types import (
 )
 from service.concurrency import both, in_order, run_off_loop
 from service.errors import AnyclassError, Overloaded, StateUnavailable
-from service.inference.admission import Place
+from service.inference.admission import Reservation
 from service.inference.served_model import Model
 from service.label_sets.ready_sets import ReadySet
 from service.label_sets.use_cases import LabelSets
@@ -117,13 +117,14 @@ class Classifier:
         with pipeline.accepted(), pipeline.counted(chosen):
             async with pipeline.deadline() as deadline:
                 job = await self._check(chosen, query, options, Lane.INTERACTIVE)
-                place = chosen.images.enter(deadline=deadline)
+                reservation = chosen.images.reserve(deadline=deadline)
                 try:
                     vector, matrix = await both(
-                        self._embed(job, image, timings, deadline, place), self._label_matrix(job, timings, deadline)
+                        self._embed(job, image, timings, deadline, reservation),
+                        self._label_matrix(job, timings, deadline),
                     )
                 finally:
-                    place.leave()
+                    reservation.release()
                 return await self._score(job, vector, matrix, timings)
 
     async def classify_many(
@@ -195,13 +196,13 @@ class Classifier:
         return _Job(model, query.labels, prompts, options, lane)
 
     async def _embed(
-        self, job: _Job, image: bytes, timings: Timings, deadline: float, place: Place | None = None
+        self, job: _Job, image: bytes, timings: Timings, deadline: float, reservation: Reservation | None = None
     ) -> Vectors:
-        """Decode and encode one image → float32 `[dim]`; `place` is left as soon as the image leaves the queue."""
+        """Decode and encode one image → float32 `[dim]`; `reservation` is released when the image leaves the queue."""
         pixels = await self._pipeline.decode(image, job.model, timings, lane=job.lane)
-        on_taken = None if place is None else place.leave
+        on_dequeued = None if reservation is None else reservation.release
         return await self._pipeline.encode(
-            pixels, job.model, timings, lane=job.lane, deadline=deadline, on_taken=on_taken
+            pixels, job.model, timings, lane=job.lane, deadline=deadline, on_dequeued=on_dequeued
         )
 
     async def _label_matrix(self, job: _Job, timings: Timings, deadline: float) -> LabelMatrix:

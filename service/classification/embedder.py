@@ -111,14 +111,14 @@ class Embedder:
     ) -> Vectors:
         if len(images) == 0:  # an array has no truth
             return np.empty((0, model.engine.dim), np.float32)
-        place = model.images.enter(len(images))
+        reservation = model.images.reserve(len(images))
         background = background or len(images) > model.max_batch
         lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
         pipeline = self._pipeline
 
         async def encoded(pixels: Pixels) -> Vectors:
             return await pipeline.encode(
-                pixels, model, Timings(), lane=lane, deadline=deadline, on_taken=lambda: place.leave(1)
+                pixels, model, Timings(), lane=lane, deadline=deadline, on_dequeued=lambda: reservation.release(1)
             )
 
         async def one(image: ImageSource | Pixels) -> Vectors:
@@ -144,7 +144,7 @@ class Embedder:
             try:
                 return np.stack(await together([numbered(index, image) for index, image in enumerate(images)]))
             finally:
-                place.leave()
+                reservation.release()
 
     async def _texts(
         self,

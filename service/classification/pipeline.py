@@ -135,10 +135,10 @@ class Pipeline:
         *,
         lane: Lane,
         deadline: float,
-        on_taken: Callable[[], None] | None = None,
+        on_dequeued: Callable[[], None] | None = None,
     ) -> Vectors:
         """Encode uint8 `[height, width, 3]` → float32 `[dim]`. Raises as `Model.encode_image`."""
-        done = await model.encode_image(pixels, lane=lane, deadline=deadline, on_taken=on_taken)
+        done = await model.encode_image(pixels, lane=lane, deadline=deadline, on_dequeued=on_dequeued)
         timings.queue_s, timings.image_s = done.queue_s, done.run_s
         self._metrics.spent(model.name, "queue", done.queue_s)
         self._metrics.spent(model.name, "image", done.run_s)

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from service.errors import NotReady, Overloaded
 from service.images.decoding import ImageLimits, Undecoded
-from service.lanes import Lane
+from service.lanes import Lane, next_turn
 from service.model.arrays import Pixels
 from service.model.choices import Preprocessing
 from service.model.manifest import ImageSection
@@ -177,13 +177,13 @@ class _LaneThreads:
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         with self._lock:
-            interactive, background = self._waiting[Lane.INTERACTIVE], self._waiting[Lane.BACKGROUND]
-            background_is_due = background and self._passed_over >= self._background_every - 1
-            if interactive and not background_is_due:
-                self._passed_over = self._passed_over + 1 if background else 0
-                return interactive.popitem(last=False)
-            self._passed_over = 0
-            return background.popitem(last=False) if background else None
+            lane, self._passed_over = next_turn(
+                interactive=bool(self._waiting[Lane.INTERACTIVE]),
+                background=bool(self._waiting[Lane.BACKGROUND]),
+                passed_over=self._passed_over,
+                background_every=self._background_every,
+            )
+            return self._waiting[lane].popitem(last=False) if self._waiting[lane] else None
 
     def _forget(self, lane: Lane, future: Future[Any]) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""One batch, run in a device's thread: always an answer for every entry, whatever happens there."""
+"""Runs one batch in a device's thread; every entry gets an answer, whatever happens."""
 
 import logging
 import time
@@ -25,10 +25,9 @@ class Work:
     Attributes:
         collate: rows of several entries → one array `[rows, …]`; called in a thread.
         run: that array → float32 `[rows, dim]`; called in the device's thread only.
-        length: to how many units each of the rows is padded where they are run by themselves; None where all rows of
-            this work cost the same.
-        max_batch: most rows in a batch; the device's own limit where None.
-        sizes: batch sizes that the device runs without filling up, ascending; any where None.
+        length: units to which each of the rows is padded if they run alone; None if all rows of this work cost the
+            same.
+        max_batch: most rows in a batch; the device's own limit if None.
     """
 
     model: str
@@ -37,26 +36,31 @@ class Work:
     run: Callable[[Inputs], Vectors]
     length: Callable[[Rows], int] | None = None
     max_batch: int | None = None
-    sizes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a batch: float32 `[rows, dim]` or an error for each entry; times are of `time.monotonic`."""
+class BatchResult:
+    """The result of a batch: float32 `[rows, dim]` or an error for each entry; times are of `time.monotonic`."""
 
-    results: list[Vectors | AnyclassError]
+    outcomes: list[Vectors | AnyclassError]
     started: float
     finished: float
 
 
-def run_batch(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> Outcome:
-    """Run the entries' rows together; `inputs` is `work.collate(entries)` where that is done already. Never raises."""
+def run_batch(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> BatchResult:
+    """Run the entries' rows together. Never raises.
+
+    Args:
+        work: the kind of work.
+        entries: the rows of each entry.
+        inputs: `work.collate(entries)` if it was computed already.
+    """
     started = time.monotonic()
-    results = _attempt(work, entries, inputs)
-    if len(entries) > 1 and any(isinstance(result, NonFiniteOutput) for result in results):
+    outcomes = _attempt(work, entries, inputs)
+    if len(entries) > 1 and any(isinstance(outcome, NonFiniteOutput) for outcome in outcomes):
         # One input's infinity must not fail its neighbours.
-        results = [result for rows in entries for result in _attempt(work, [rows], None)]
-    return Outcome(results, started, time.monotonic())
+        outcomes = [outcome for rows in entries for outcome in _attempt(work, [rows], None)]
+    return BatchResult(outcomes, started, time.monotonic())
 
 
 def _attempt(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> list[Vectors | AnyclassError]:
@@ -73,7 +77,7 @@ def _attempt(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> list
         failure = InferenceFailed("The model gave the wrong number of vectors.")
     except AnyclassError as exc:
         failure = exc
-    except BaseException as exc:  # noqa: BLE001 - even SystemExit in a worker must not leave its callers waiting
+    except BaseException as exc:  # noqa: BLE001 - even SystemExit must not leave the callers waiting
         _LOG.exception("the %s encoder of %s failed on %d inputs", work.kind, work.model, sum(sizes))
         failure = InferenceFailed("The model failed on this input; see the service's log.")
         failure.__cause__ = exc
@@ -81,7 +85,7 @@ def _attempt(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> list
 
 
 def _run(work: Work, inputs: Inputs) -> Vectors:
-    """Run a batch; one for which the device has too little memory again in two halves, once."""
+    """Run a batch; if the device has too little memory for it, retry once in two halves."""
     try:
         return work.run(inputs)
     except DeviceOutOfMemory:

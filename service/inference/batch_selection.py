@@ -1,14 +1,14 @@
-"""What runs next on a device and what is dropped: pure functions that do no I/O and know no clock."""
+"""Selects the next batch of a device and the entries to drop: pure functions without I/O or a clock."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from service.lanes import Lane
+from service.lanes import Lane, next_turn
 
 
 class Waiting(Protocol):
-    """What `take_batch` must know of an entry; entries of one batch share `group`: one model, one kind of work."""
+    """An entry as `select_batch` sees it. Entries of one batch share `group`: one model, one kind of work."""
 
     @property
     def group(self) -> Hashable: ...  # noqa: D102
@@ -29,37 +29,31 @@ E = TypeVar("E", bound=Waiting)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What holds for the batches of one group. A unit is a row of length 1.
+    """Limits on the batches of one group. A unit is a row of length 1.
 
     Attributes:
         limit: largest sum of sizes.
-        spare: units that cost as much as a batch does by itself; more padding than that is not worth sharing one.
-        background_limit: the same for the background entries of a batch, so that interactive work that comes while it
-            runs does not wait for long; `limit` where None.
-        sizes: batch sizes, ascending, up to the next of which the device fills up; None where it runs any as it is.
+        spare: most units of padding in a batch: as many as cost the overhead of a second batch.
+        background_limit: limit on the background entries of a batch, so that interactive work that arrives while it
+            runs does not wait for long; `limit` if None.
     """
 
     limit: int
     spare: float = float("inf")
     background_limit: int | None = None
-    sizes: tuple[int, ...] | None = None
-
-    def padded(self, rows: int) -> int:
-        """Rows that the device computes for so many."""
-        return next((size for size in self.sizes or () if size >= rows), rows)
 
 
 @dataclass(frozen=True, slots=True)
-class Take(Generic[E]):
-    """What `take_batch` decided.
+class Selection(Generic[E]):
+    """A decision of `select_batch`.
 
     Attributes:
-        batch: entries to run together, in order of arrival; empty only where nothing alive waits.
-        dropped: entries that nobody waits for any more, or whose deadline has passed.
+        batch: entries to run together, in order of arrival; empty only if no live entry waits.
+        dropped: entries that were cancelled, or whose deadline has passed.
         left: all others, in order of arrival.
         full: whether more of the same group waits than fits, so that waiting longer could not improve the batch.
         lane: whose turn it was.
-        passed_over: how many interactive batches in a row went before waiting background work, this one included.
+        passed_over: interactive batches in a row that went before waiting background work, this one included.
     """
 
     batch: tuple[E, ...]
@@ -70,79 +64,81 @@ class Take(Generic[E]):
     passed_over: int
 
 
-def take_batch(
+def select_batch(
     waiting: Sequence[E],
     *,
     rules: Callable[[Any], Rules],
     now: float,
     passed_over: int = 0,
     background_every: int = 4,
-) -> Take[E]:
-    """Choose the next batch.
+) -> Selection[E]:
+    """Select the next batch.
 
-    The oldest entry of the lane whose turn it is decides the group; then come all others of that lane and group in
-    their order until one does not fit. One whose length differs so much that padding would cost more than a second
+    The oldest entry of the lane whose turn it is decides the group. All others of that lane and group follow in their
+    order until one does not fit. An entry whose length differs so much that padding would cost more than a second
     batch is left for that second batch. A background turn is topped up with interactive entries of its group, never
-    the other way round, for that would slow the interactive ones down. While both lanes wait, background has one turn
-    in `background_every`.
+    the other way round, because that would slow the interactive ones down.
 
     Args:
         waiting: entries in order of arrival; one that is larger than its group's limit goes alone.
         rules: of a group.
         now: the present, on the clock of the deadlines.
-        passed_over: of the previous `Take`.
-        background_every: at least 2.
+        passed_over: of the previous `Selection`.
+        background_every: while both lanes wait, background has one turn in so many; at least 2.
     """
     alive = [entry for entry in waiting if not entry.cancelled and entry.deadline > now]
     dropped = tuple(entry for entry in waiting if entry.cancelled or entry.deadline <= now)
     first = {lane: next((entry for entry in alive if entry.lane is lane), None) for lane in Lane}
-    background_waits = first[Lane.BACKGROUND] is not None
-    background_is_due = background_waits and passed_over >= background_every - 1
-    lane = Lane.BACKGROUND if first[Lane.INTERACTIVE] is None or background_is_due else Lane.INTERACTIVE
+    lane, passed_over = next_turn(
+        interactive=first[Lane.INTERACTIVE] is not None,
+        background=first[Lane.BACKGROUND] is not None,
+        passed_over=passed_over,
+        background_every=background_every,
+    )
     head = first[lane]
     if head is None:
-        return Take((), dropped, (), full=False, lane=lane, passed_over=0)
+        return Selection((), dropped, (), full=False, lane=lane, passed_over=passed_over)
 
     ours = rules(head.group)
-    pool = _Pool(ours)
-    chosen: list[int] = []
+    background_limit = ours.background_limit or ours.limit
+    chosen = _Chosen(ours)
+    indices: set[int] = set()
     full = False
     for turn in (lane, Lane.INTERACTIVE) if lane is Lane.BACKGROUND else (lane,):
-        limit = ours.limit if turn is Lane.INTERACTIVE else ours.background_limit or ours.limit
+        limit = ours.limit if turn is Lane.INTERACTIVE else background_limit
         for index, entry in enumerate(alive):
             if entry.lane is turn and entry.group == head.group:
-                if pool.rows and pool.rows + entry.size > limit:
+                if chosen.rows and chosen.rows + entry.size > limit:
                     full = True
                     break
-                if pool.takes(entry.size, entry.length):
-                    chosen.append(index)
-    kept = set(_down_to_size(chosen, alive, ours))
-    return Take(
-        batch=tuple(entry for index, entry in enumerate(alive) if index in kept),
+                if chosen.add(entry.size, entry.length):
+                    indices.add(index)
+    return Selection(
+        batch=tuple(entry for index, entry in enumerate(alive) if index in indices),
         dropped=dropped,
-        left=tuple(entry for index, entry in enumerate(alive) if index not in kept),
-        full=full or pool.rows >= (ours.background_limit or ours.limit if lane is Lane.BACKGROUND else ours.limit),
+        left=tuple(entry for index, entry in enumerate(alive) if index not in indices),
+        full=full or chosen.rows >= (background_limit if lane is Lane.BACKGROUND else ours.limit),
         lane=lane,
-        passed_over=passed_over + 1 if lane is Lane.INTERACTIVE and background_waits else 0,
+        passed_over=passed_over,
     )
 
 
 def split_sorted(lengths: Sequence[int], rules: Rules) -> list[slice]:
-    """Cut rows, sorted by length, into batches: up to the limit, and where padding would cost more than a batch."""
+    """Cut rows, sorted by length, into batches: at the limit, and where padding would cost more than a batch."""
     slices = []
     start = 0
-    pool = _Pool(rules)
+    chosen = _Chosen(rules)
     for index, length in enumerate(lengths):
-        if pool.rows == rules.limit or not pool.takes(1, length):
+        if chosen.rows == rules.limit or not chosen.add(1, length):
             slices.append(slice(start, index))
             start = index
-            pool = _Pool(rules)
-            pool.takes(1, length)
+            chosen = _Chosen(rules)
+            chosen.add(1, length)
     return [*slices, slice(start, len(lengths))] if lengths else []
 
 
-class _Pool:
-    """Entries gathered so far: their rows, their units without padding, and the longest length."""
+class _Chosen:
+    """The entries of a batch so far: their rows, their units without padding, and the longest length."""
 
     def __init__(self, rules: Rules) -> None:
         self._spare = rules.spare
@@ -150,27 +146,10 @@ class _Pool:
         self._units = 0
         self._longest = 0
 
-    def takes(self, size: int, length: int) -> bool:
-        """Add an entry, unless padding all of them to one length would cost more than a batch of its own."""
+    def add(self, size: int, length: int) -> bool:
+        """Add an entry and return True, or return False if padding it would cost more than a batch of its own."""
         rows, units, longest = self.rows + size, self._units + size * length, max(self._longest, length)
         if self.rows and rows * longest - units > self._spare:
             return False
         self.rows, self._units, self._longest = rows, units, longest
         return True
-
-
-def _down_to_size(chosen: list[int], alive: Sequence[Waiting], rules: Rules) -> list[int]:
-    """Leave out the last entries where filling up to the device's next size would cost more than a second batch."""
-    if rules.sizes is None:
-        return chosen
-    rows, units, longest = 0, 0, 0
-    smallest = rules.padded(alive[chosen[0]].size)
-    best = 1
-    for count, index in enumerate(chosen, start=1):
-        entry = alive[index]
-        rows, units, longest = rows + entry.size, units + entry.size * entry.length, max(longest, entry.length)
-        padded = rules.padded(rows)
-        # As many as go into the size that the first needs anyway, or more where that is worth its padding.
-        if padded == smallest or padded * longest - units <= rules.spare:
-            best = count
-    return chosen[:best]

@@ -1,7 +1,7 @@
 """The scheduler of a device: the only crossing from the event loop to inference threads.
 
-A batch is whatever waits when the device becomes free, up to the limit, with no artificial delay; the next full batch
-is put together while one runs. What goes into a batch is decided by the pure `take_batch`; all I/O is here.
+A batch is all that waits when the device becomes free, up to the limit, without artificial delay. The next full batch
+is put together while one runs. The pure `select_batch` decides on the entries of a batch; all I/O is here.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from service.errors import (
     NonFiniteOutput,
     NotReady,
 )
-from service.inference.batch_execution import Outcome, Rows, Work, run_batch
-from service.inference.batch_selection import Rules, Take, take_batch
+from service.inference.batch_execution import BatchResult, Rows, Work, run_batch
+from service.inference.batch_selection import Rules, Selection, select_batch
 from service.inference.entries import Batch, Done, Entry, fail
-from service.inference.load_estimator import Pace
+from service.inference.load_estimator import LoadEstimator
 from service.lanes import Lane
 from service.monitoring.metrics import Broken, Metrics
 
@@ -44,14 +44,14 @@ class Batcher:
 
     def __init__(self, device: str, metrics: Metrics, *, max_batch: int, background_every: int = 4) -> None:
         self.max_batch = max_batch
-        self._pace = Pace(max_batch, background_every)
+        self._estimator = LoadEstimator(max_batch, background_every)
         self._device = device
         self._metrics = metrics
         self._background_every = background_every
         self._passed_over = 0
         self._waiting: list[Entry] = []
         self._at_work: list[Batch] = []
-        self._news = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._scheduler: asyncio.Task[None] | None = None
         self._closing = False
         self._lost = False
@@ -60,19 +60,22 @@ class Batcher:
 
     @property
     def healthy(self) -> bool:
-        """False once the scheduler has died or the device is lost: nothing will be answered again but with an error."""
+        """Whether work can still succeed; False once the scheduler has died or the device is lost."""
         return not self._lost and (self._scheduler is None or not self._scheduler.done() or self._closing)
 
     def rules(self, work: Work) -> Rules:
-        """What holds for the batches of this work, by what is known of its costs now."""
-        return self._pace.rules(work)
+        """Return the limits on batches of this work, from its costs as measured so far."""
+        return self._estimator.rules(work)
 
     def completion_s(self, work: Work, rows: int, lane: Lane) -> float | None:
-        """Seconds from now until `rows` would be done, those before them of their work and lane included.
+        """Estimate the seconds until `rows` of `work` would be done; None before the first batch of this work.
 
-        None before the first batch of this work.
+        Args:
+            work: the kind of work.
+            rows: the new rows, and those of the same work and lane that wait before them.
+            lane: of the rows.
         """
-        return self._pace.completion_s(work, rows, lane, self._at_work)
+        return self._estimator.completion_s(work, rows, lane, self._at_work)
 
     async def submit(
         self,
@@ -81,16 +84,16 @@ class Batcher:
         *,
         lane: Lane = Lane.INTERACTIVE,
         deadline: float = float("inf"),
-        on_taken: Callable[[], None] | None = None,
+        on_dequeued: Callable[[], None] | None = None,
     ) -> Done:
         """Run `rows`, at most the work's limit of them, in some batch. Cancelling the caller drops them.
 
         Args:
-            work: what to do.
-            rows: what `work.collate` takes.
+            work: the kind of work.
+            rows: an argument of `work.collate`.
             lane: interactive or background.
             deadline: on the clock of `time.monotonic`.
-            on_taken: called once the rows wait no longer, however that came about.
+            on_dequeued: called when the rows leave the queue, and again at the end whatever the outcome.
 
         Raises:
             DeadlineExceeded: the deadline passed before the device was free.
@@ -98,42 +101,42 @@ class Batcher:
             NotReady: the batcher is closed.
         """
         try:
-            if not 0 < len(rows) <= (limit := self._pace.limit(work)):
+            if not 0 < len(rows) <= (limit := self._estimator.limit(work)):
                 raise ValueError(f"an entry has 1 to {limit} rows, not {len(rows)}")
             if self._closing:
                 raise NotReady(_STOPPING)
             if not self.healthy:
                 raise InferenceFailed(_STOPPED)
             loop = asyncio.get_running_loop()
-            entry = Entry(work, rows, lane, deadline, loop.create_future(), on_taken)
+            entry = Entry(work, rows, lane, deadline, loop.create_future(), on_dequeued)
             self._waiting.append(entry)
             self._count(entry, entry.size)
-            self._news.set()
+            self._wakeup.set()
             if self._scheduler is None:
                 self._scheduler = loop.create_task(self._schedule(), name=f"batcher-{self._device}")
-                self._scheduler.add_done_callback(self._fail_everyone)
+                self._scheduler.add_done_callback(self._fail_all)
             try:
                 return await entry.future
             except asyncio.CancelledError:
-                # Not left to the scheduler: while a long batch runs, clients that come and go would pile up.
+                # The scheduler sleeps while a long batch runs, so entries of cancelled callers would pile up.
                 if entry in self._waiting:
                     self._waiting.remove(entry)
                     self._drop([entry])
                 raise
         finally:
-            if on_taken is not None:
-                on_taken()
+            if on_dequeued is not None:
+                on_dequeued()
 
     async def close(self) -> None:
-        """Run what waits, then stop. Nothing new is accepted from the first moment on."""
+        """Refuse new work at once, run the waiting work, then stop."""
         self._closing = True
-        self._news.set()
+        self._wakeup.set()
         if self._scheduler is not None:
             await asyncio.wait([self._scheduler])
         await asyncio.to_thread(self._stop_threads)
 
     def abandon(self) -> None:
-        """Stop at once: whoever still waits is answered with `NotReady`; a batch on the device is left to its end."""
+        """Stop at once: fail waiting entries with `NotReady`, and do not wait for the batch on the device."""
         self._closing = True
         if self._scheduler is not None:
             self._scheduler.cancel()
@@ -151,8 +154,8 @@ class Batcher:
             if batch is None:
                 if self._closing and not self._waiting:
                     return
-                self._news.clear()
-                await self._news.wait()
+                self._wakeup.clear()
+                await self._wakeup.wait()
                 continue
             prepared = None
             if not self._still_wanted(batch):
@@ -162,54 +165,54 @@ class Batcher:
             loop = asyncio.get_running_loop()
             batch.started = time.monotonic()
             running = loop.run_in_executor(self._runner, run_batch, batch.work, rows, batch.inputs)
-            running.add_done_callback(lambda _: self._news.set())
+            running.add_done_callback(lambda _: self._wakeup.set())
             while not running.done():
                 prepared = prepared or await self._prefetch()
                 if not running.done():
-                    await self._news.wait()
-                    self._news.clear()
+                    await self._wakeup.wait()
+                    self._wakeup.clear()
             self._deliver(batch, running)
 
     def _next(self) -> Batch | None:
-        return self._commit(self._look())
+        return self._commit(self._select())
 
-    def _look(self) -> Take[Entry]:
-        return take_batch(
+    def _select(self) -> Selection[Entry]:
+        return select_batch(
             self._waiting,
-            rules=self._pace.rules,
+            rules=self._estimator.rules,
             now=time.monotonic(),
             passed_over=self._passed_over,
             background_every=self._background_every,
         )
 
-    def _commit(self, take: Take[Entry]) -> Batch | None:
-        self._drop(take.dropped)
-        self._waiting = list(take.left)
-        if not take.batch:
+    def _commit(self, selection: Selection[Entry]) -> Batch | None:
+        self._drop(selection.dropped)
+        self._waiting = list(selection.left)
+        if not selection.batch:
             return None
-        self._passed_over = take.passed_over
-        batch = Batch(take.batch[0].group, self._units(take.batch), entries=take.batch)
+        self._passed_over = selection.passed_over
+        batch = Batch(selection.batch[0].group, self._units(selection.batch), entries=selection.batch)
         self._at_work.append(batch)
-        for entry in take.batch:
+        for entry in selection.batch:
             self._count(entry, -entry.size)
-            if entry.on_taken is not None:
-                entry.on_taken()
+            if entry.on_dequeued is not None:
+                entry.on_dequeued()
         return batch
 
     async def _prefetch(self) -> Batch | None:
-        """Put the next batch together if waiting cannot improve it: it is full, and nothing would go before it."""
+        """Collate the next batch if waiting cannot improve it: it is full, and no other batch would go first."""
         if not any(entry.lane is Lane.INTERACTIVE for entry in self._waiting):
             return None
-        take = self._look()
-        if not take.full or take.lane is Lane.BACKGROUND:
+        selection = self._select()
+        if not selection.full or selection.lane is Lane.BACKGROUND:
             return None
-        batch = self._commit(take)
+        batch = self._commit(selection)
         if batch is not None:
             rows = [entry.rows for entry in batch.entries]
             loop = asyncio.get_running_loop()
             try:
                 batch.inputs = await loop.run_in_executor(self._collator, batch.work.collate, rows)
-            except Exception:  # noqa: BLE001 - it comes again in the device's thread, where it is answered
+            except Exception:  # noqa: BLE001 - the device's thread collates again and reports the error
                 batch.inputs = None
         return batch
 
@@ -222,32 +225,32 @@ class Batcher:
             batch.units = self._units(batch.entries)
         return bool(live)
 
-    def _deliver(self, batch: Batch, running: asyncio.Future[Outcome]) -> None:
+    def _deliver(self, batch: Batch, running: asyncio.Future[BatchResult]) -> None:
         self._at_work.remove(batch)
         work = batch.work
         if running.cancelled() or running.exception() is not None:  # the thread could not be started
             fail(batch.entries, InferenceFailed("The model could not be run; see the service's log."))
             self._metrics.inference_failures.labels(work.model, work.kind, "worker").inc()
             return
-        outcome = running.result()
-        run_s = outcome.finished - outcome.started
+        result = running.result()
+        run_s = result.finished - result.started
         rows = sum(entry.size for entry in batch.entries)
         self._metrics.batch_size.labels(work.model, work.kind).observe(rows)
         self._metrics.inference_seconds.labels(work.model, work.kind).observe(run_s)
-        for entry, result in zip(batch.entries, outcome.results, strict=True):
+        for entry, outcome in zip(batch.entries, result.outcomes, strict=True):
             if entry.future.done():
                 continue
-            if isinstance(result, AnyclassError):
-                entry.future.set_exception(result)
+            if isinstance(outcome, AnyclassError):
+                entry.future.set_exception(outcome)
             else:
-                entry.future.set_result(Done(result, outcome.started - entry.arrived, run_s))
-        failures = [result for result in outcome.results if isinstance(result, AnyclassError)]
+                entry.future.set_result(Done(outcome, result.started - entry.arrived, run_s))
+        failures = [outcome for outcome in result.outcomes if isinstance(outcome, AnyclassError)]
         if failures:
             reason = _REASONS.get(type(failures[0]), "error")
             self._metrics.inference_failures.labels(work.model, work.kind, reason).inc()
             self._lost = self._lost or isinstance(failures[0], DeviceLost)
         else:
-            self._pace.observe(work, rows, batch.units, run_s)
+            self._estimator.observe(work, rows, batch.units, run_s)
 
     def _drop(self, entries: Iterable[Entry], *, waiting: bool = True) -> None:
         for entry in entries:
@@ -257,8 +260,8 @@ class Batcher:
             self._metrics.dropped.labels(entry.group.kind, reason).inc()
             fail([entry], DeadlineExceeded(_LATE))
 
-    def _fail_everyone(self, scheduler: asyncio.Task[None]) -> None:
-        """However the scheduler ends, nobody is left waiting."""
+    def _fail_all(self, scheduler: asyncio.Task[None]) -> None:
+        """Fail every entry when the scheduler ends, whatever the reason, so that no caller waits for ever."""
         error: AnyclassError = NotReady(_STOPPING)
         if not scheduler.cancelled() and (cause := scheduler.exception()) is not None:
             _LOG.critical("the scheduler of device %s died", self._device, exc_info=cause)
@@ -271,11 +274,10 @@ class Batcher:
         self._waiting, self._at_work = [], []
 
     def _units(self, entries: Sequence[Entry]) -> int:
-        """Rows times length, as the device computes them."""
-        rows = self._pace.rules(entries[0].group).padded(sum(entry.size for entry in entries))
-        return rows * max(entry.length for entry in entries)
+        """Return rows times length, as the device computes them."""
+        return sum(entry.size for entry in entries) * max(entry.length for entry in entries)
 
     def _count(self, entry: Entry, rows: int) -> None:
-        """Count rows that begin to wait, or no longer do."""
-        self._pace.waits(entry.group, entry.lane, rows)
+        """Count rows that start to wait, or stop if negative."""
+        self._estimator.count_waiting(entry.group, entry.lane, rows)
         self._metrics.waiting.labels(entry.group.model, entry.group.kind).inc(rows)

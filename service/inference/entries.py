@@ -1,4 +1,4 @@
-"""What waits for a device, and what runs on it together."""
+"""Entries in the queue of a device, and the batches made of them."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from service.model.arrays import Vectors
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Vectors of one entry, float32 `[rows, dim]`, how long it waited, and how long its batch ran."""
+    """Vectors of one entry, float32 `[rows, dim]`, its time in the queue, and the run time of its batch."""
 
     vectors: Vectors
     queue_s: float
@@ -22,14 +22,14 @@ class Done:
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """Rows of one kind of work that wait for their batch, and whoever waits for them."""
+    """Rows of one kind of work that wait for their batch, and the future of their caller."""
 
     group: Work
     rows: Rows
     lane: Lane
     deadline: float
     future: asyncio.Future[Done]
-    on_taken: Callable[[], None] | None
+    on_dequeued: Callable[[], None] | None
     arrived: float = field(default_factory=time.monotonic)
     length: int = field(init=False)
 
@@ -38,18 +38,18 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self.rows)
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether the caller has gone."""
         return self.future.done()
 
 
 @dataclass(eq=False, slots=True)
 class Running:
-    """A batch on the device, or ready to follow the one that is: what it computes, and since when."""
+    """A batch on the device, or collated to follow it: its work, its units and its start."""
 
     work: Work
     units: float
@@ -58,14 +58,14 @@ class Running:
 
 @dataclass(eq=False, slots=True)
 class Batch(Running):
-    """Entries of one work that run together; `inputs` where they are collated already."""
+    """Entries of one work that run together; `inputs` if they are collated already."""
 
     entries: tuple[Entry, ...] = ()
     inputs: Inputs | None = None
 
 
 def fail(entries: Iterable[Entry], error: AnyclassError) -> None:
-    """Answer everyone who still waits with an error."""
+    """Answer every entry that is not answered yet with an error."""
     for entry in entries:
         if not entry.future.done():
             entry.future.set_exception(error)

@@ -1,8 +1,8 @@
-"""How long a batch takes: `slope · units + overhead` seconds, learnt from the batches that ran.
+"""Models the time of a batch, `slope · units + overhead` seconds, from the batches that ran.
 
-A unit is what a batch's time grows with: an image, or a token of a text, padding included. The fit goes by medians, as
-that of Theil (1950) and Sen (1968), so that a slow first run or a busy moment does not bend it; it keeps the last
-`WINDOW` batches, so that it follows a machine that becomes slower or faster.
+A unit is an image, or a token of a text, padding included. The fit uses medians, as that of Theil (1950) and Sen
+(1968), so that a slow first run or a busy moment does not bend it. It uses the last `WINDOW` batches, so that it
+follows a machine that becomes slower or faster.
 """
 
 from collections import deque
@@ -12,18 +12,18 @@ from typing import Final
 import numpy as np
 
 WINDOW: Final = 32
-"""Batches that are remembered."""
+"""Batches remembered."""
 
 _EVIDENCE: Final = 3
-"""Small batches, and large ones, that it takes to tell the overhead from the slope: one of them may be far off."""
+"""Small and large batches needed of each to separate overhead from slope: one of them may be far off."""
 
 _REFIT: Final = 8
-"""With a full window it is fitted anew after so many batches: one in 32 moves no median, and a fit costs as much as all
-else that is done for a request by itself."""
+"""Batches between two fits once the window is full: one in 32 moves no median, and a fit costs as much as all other
+work for a single request."""
 
 _SHORTEST_S: Final = 1e-6
 _LENGTH_MEMORY: Final = 0.8
-"""Weight of the past in the units of a row: it settles within about ten batches."""
+"""Weight of the past in the units of a row; it settles within about ten batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,15 @@ class Fit:
     overhead_s: float
 
     def seconds(self, units: float) -> float:
-        """Time of a batch of so many units; none takes none."""
+        """Return the time of a batch of so many units; 0 for none."""
         return self.slope_s * units + self.overhead_s if units > 0 else 0.0
 
     def spare_units(self) -> float:
-        """Units that cost as much as one more batch does by itself: more padding than that is not worth sharing one."""
+        """Return the units that cost as much as the overhead of a batch: more padding is dearer than a second batch."""
         return self.overhead_s / self.slope_s if self.slope_s > 0 else float("inf")
 
     def enough(self, most: int, slack: float) -> int:
-        """The smallest batch that takes at most `1 + slack` times as long for each unit as one of `most` units."""
+        """Return the smallest batch that takes at most `1 + slack` times as long a unit as one of `most` units."""
         allowed = (1 + slack) * self.seconds(most) / most - self.slope_s
         return min(most, max(1, int(np.ceil(self.overhead_s / allowed)))) if allowed > 0 else most
 
@@ -59,7 +59,7 @@ class LatencyModel:
         self._fit: Fit | None = None
 
     def observe(self, rows: int, units: float, seconds: float) -> None:
-        """Take note of a batch that ran: `rows` above 0 of `units` in all."""
+        """Record a batch that ran: `rows` above 0 of `units` in all."""
         per_row = units / rows
         self.units_per_row = (
             per_row if not self.batches else _LENGTH_MEMORY * self.units_per_row + (1 - _LENGTH_MEMORY) * per_row
@@ -72,14 +72,14 @@ class LatencyModel:
 
     @property
     def fit(self) -> Fit | None:
-        """What follows from the batches seen; None before the first."""
+        """The fit to the batches seen; None before the first."""
         if self._fit is None and self._units:
             self._fit = self._fitted()
             self._overhead_s = self._fit.overhead_s
         return self._fit
 
     def seconds(self, rows: int, limit: int) -> float | None:
-        """Time of so many rows in batches of `limit`, each as long as rows were of late; None before the first."""
+        """Return the time of so many rows in batches of `limit`, at the recent units a row; None before the first."""
         fit = self.fit
         if fit is None:
             return None
@@ -97,6 +97,6 @@ class LatencyModel:
                 return Fit(slope, overhead)
             overhead = 0.0
         else:
-            # Batches of one size tell only their own time; how it splits is taken from what was learnt before.
+            # Batches of one size show only their own time, so the overhead is that of the last fit.
             overhead = min(self._overhead_s, float(np.median(seconds)) / 2)
         return Fit(float(np.median(np.maximum(seconds - overhead, _SHORTEST_S) / units)), overhead)

@@ -1,4 +1,4 @@
-"""What a device has learnt of its work and what waits for it; from both, when new work would be done."""
+"""Estimates when a device would finish new work, from measured latencies and the queue."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,17 +11,17 @@ from service.inference.latency_model import WINDOW, LatencyModel
 from service.lanes import Lane
 
 _SLACK: Final = 0.2
-"""Throughput that background batches may lose to be shorter while interactive requests come: see docs/scheduling.md."""
+"""Throughput given up for shorter background batches while interactive requests arrive: see docs/scheduling.md."""
 
 _RECENT_S: Final = 10.0
-"""Where no interactive work came for so long, background batches need not be short."""
+"""Background batches need not be short after so long without interactive work."""
 
 _SPARE_AT_FIRST: Final = 256.0
-"""Units of padding that a batch may have before the device's own overhead is known."""
+"""Units of padding allowed in a batch until the device's overhead is known."""
 
 
-class Pace:
-    """Learns the pace of one device. Belongs to one event loop."""
+class LoadEstimator:
+    """Learns the latencies of one device and counts its queue. Belongs to one event loop."""
 
     def __init__(self, max_batch: int, background_every: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_batch = max_batch
@@ -32,38 +32,38 @@ class Pace:
         self._interactive_at = -_RECENT_S
 
     def limit(self, work: Work) -> int:
-        """Largest number of rows in a batch."""
+        """Return the largest number of rows in a batch."""
         return work.max_batch or self._max_batch
 
     def rules(self, work: Work) -> Rules:
-        """What holds for the next batch of this work."""
+        """Return the limits on the next batch of this work."""
         model = self._models.get(work)
         limit = self.limit(work)
         if model is None or model.fit is None or model.batches < WINDOW:
-            return Rules(limit, spare=_SPARE_AT_FIRST, sizes=work.sizes)
+            return Rules(limit, spare=_SPARE_AT_FIRST)
         background = limit
         if work.length is None and self._clock() - self._interactive_at < _RECENT_S:
             background = model.fit.enough(limit, _SLACK)
-        return Rules(limit, spare=model.fit.spare_units(), background_limit=background, sizes=work.sizes)
+        return Rules(limit, spare=model.fit.spare_units(), background_limit=background)
 
     def observe(self, work: Work, rows: int, units: float, seconds: float) -> None:
-        """Take note of a batch that ran."""
+        """Record a batch that ran."""
         self._models.setdefault(work, LatencyModel()).observe(rows, units, seconds)
 
-    def waits(self, work: Work, lane: Lane, rows: int) -> None:
-        """Count rows that wait from now on; fewer where negative."""
+    def count_waiting(self, work: Work, lane: Lane, rows: int) -> None:
+        """Count rows that start to wait, or stop if negative."""
         if lane is Lane.INTERACTIVE and rows > 0:
             self._interactive_at = self._clock()
         self._waiting[work, lane] = self._waiting.get((work, lane), 0) + rows
 
     def completion_s(self, work: Work, rows: int, lane: Lane, running: Iterable[Running]) -> float | None:
-        """Seconds from now until `rows` of `work` would be done; None where its pace is not known.
+        """Estimate the seconds until `rows` of `work` would be done; None before the first batch of this work.
 
         Args:
-            work: which.
-            rows: with those before them of the same work and lane, whether these are in the queue yet or not.
+            work: the kind of work.
+            rows: the new rows, and those of the same work and lane before them, in the queue or not yet.
             lane: of the rows.
-            running: what is on the device.
+            running: batches on the device.
         """
         own = self._seconds(work, rows)
         if own is None:
@@ -79,7 +79,7 @@ class Pace:
         return total
 
     def _background_s(self, turns: int) -> float:
-        """Time that background work takes in its turns: as many of the waiting batches as have one."""
+        """Return the time of the waiting background batches that run within so many turns."""
         total = 0.0
         for (work, lane), waiting in self._waiting.items():
             if lane is Lane.BACKGROUND and waiting and turns > 0:

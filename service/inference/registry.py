@@ -1,4 +1,4 @@
-"""All models being served, by name and alias."""
+"""The served models, by name and alias."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -22,12 +22,12 @@ from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
 _SHOWN_CHARS: Final = 100
-"""Of a model's name that is not known."""
+"""Characters quoted of an unknown model's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What really runs under a name."""
+    """Describes a served model: the provider, precision and sizes that are really in use."""
 
     name: str
     aliases: tuple[str, ...]
@@ -50,9 +50,9 @@ class ModelRegistry:
     """All models by name and alias; the first is the default."""
 
     def __init__(self, models: Sequence[Model], batchers: Iterable[Batcher]) -> None:
-        """Raises ConfigurationError where two models claim one name."""
+        """Raises ConfigurationError if two models claim one name."""
         if not models:
-            raise ConfigurationError("There is no model to serve.")
+            raise ConfigurationError("No model to serve was given.")
         self.ready = False
         self._models = tuple(models)
         self._batchers = tuple(batchers)
@@ -65,16 +65,16 @@ class ModelRegistry:
 
     @classmethod
     def load(cls, settings: Settings, metrics: Metrics) -> Self:
-        """Read, check and open what the settings name; blocking.
+        """Read, check and open the models of the settings; blocking.
 
         Raises:
-            BundleError: the bundle must not be served.
-            ProviderUnavailable: the provider asked for is not there.
+            BundleError: a bundle is damaged or incomplete.
+            ProviderUnavailable: the requested provider is not available.
             ConfigurationError: bundle and provider do not go together.
         """
         provider = resolve(settings.provider, compute=settings.compute)
         limits = device_limits(settings)
-        # All of them are checked before the first is opened, which takes longer.
+        # Opening takes longer than checking, so all are checked before the first is opened.
         bundles = [load_bundle(path) for path in (settings.model or DEMO_BUNDLE, *settings.more_models)]
         parts = [
             (bundle, OnnxEngine.load(bundle, provider, threads=settings.threads, limits=limits)) for bundle in bundles
@@ -83,7 +83,7 @@ class ModelRegistry:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[Bundle, Engine]], settings: Settings, metrics: Metrics) -> Self:
-        """Put bundles and the engines that run them together, with one scheduler for each device."""
+        """Join bundles with their engines, with one scheduler for each device."""
         batchers: dict[str, Batcher] = {}
         models = []
         for bundle, engine in parts:
@@ -104,35 +104,35 @@ class ModelRegistry:
 
     @property
     def default(self) -> str:
-        """Name of the model that answers where none is named."""
+        """Name of the model that answers requests without a model name."""
         return self._models[0].name
 
     @property
     def healthy(self) -> bool:
-        """False once a device's scheduler has died: the process should end."""
+        """Whether every device's scheduler is alive; if not, the process should end."""
         return all(batcher.healthy for batcher in self._batchers)
 
     def get(self, name: str | None = None) -> Model:
-        """Find a model by name or alias. Raises UnknownModel, which quotes the name's beginning, escaped."""
+        """Return a model by name or alias. Raises UnknownModel, which quotes the name's beginning, escaped."""
         if name is None:
             return self._models[0]
         model = self._by_name.get(name)
         if model is None:
-            raise UnknownModel(f"There is no model {name[:_SHOWN_CHARS]!r} here; served are {', '.join(self.names)}.")
+            raise UnknownModel(f"Model {name[:_SHOWN_CHARS]!r} is not served here; use one of {', '.join(self.names)}.")
         return model
 
     def describe(self) -> list[ModelInfo]:
-        """Say what really runs."""
+        """Describe every model."""
         return [self._describe(model) for model in self._models]
 
     def warm(self) -> None:
-        """Run every encoder once, then be `ready`; blocking. Raises BundleError where one does not work."""
+        """Run every encoder once, then set `ready`; blocking. Raises BundleError if one fails."""
         for model in self._models:
             model.warm()
         self.ready = True
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Run what waits, for `timeout_s` at most, then free the models."""
+        """Run the waiting work, for `timeout_s` at most, then free the models."""
         self.ready = False
         try:
             async with asyncio.timeout(timeout_s):
@@ -165,7 +165,7 @@ class ModelRegistry:
 
 
 def device_limits(settings: Settings) -> DeviceLimits:
-    """What the settings say of devices, in the units of `service.model.engine.providers`."""
+    """Return the settings' limits on devices, in bytes and rows."""
     cache = settings.engine_cache or Path(platformdirs.user_cache_dir("anyclass", appauthor=False)) / "engines"
     return DeviceLimits(
         gpu_memory_bytes=None if settings.gpu_memory_mib is None else settings.gpu_memory_mib * 2**20,

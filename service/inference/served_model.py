@@ -1,4 +1,4 @@
-"""The models being served: each owns its two encoders; one scheduler for each device serves them all."""
+"""A served model: its bundle, its engine, and its share of a device's scheduler."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
 _BACKGROUND_BATCHES: Final = 2
-"""Background images being decoded or waiting, in batches: one to run and one to follow it."""
+"""Background images being decoded or waiting, in batches: one to run and one to follow."""
 
 
 class Model:
-    """A bundle, the engine that runs it, and its place on a device.
+    """A bundle, the engine that runs it, and the batcher of the engine's device.
 
     Attributes:
         images: admission of interactive images.
         texts: admission of new texts, by lane.
         max_batch: images in a batch.
         max_batch_texts: texts in a batch.
-        background_images: bounds what all batch requests together have in work.
+        background_images: limits the images that all batch requests together have in work.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Model:
 
     @property
     def numerics(self) -> str:
-        """Whatever decides a text's vector beside the text graph itself: provider and precision."""
+        """Provider and precision, which decide a text's vector beside the text graph."""
         return f"{self.engine.provider}/{self.engine.precision}"
 
     def template_set(self, name: str) -> tuple[str, ...]:
-        """Templates of that name. Raises InvalidTemplates, naming those there are."""
+        """Return the templates of that name. Raises InvalidTemplates, which lists the known names."""
         try:
             return self.bundle.templates[name]
         except KeyError:
@@ -91,24 +91,21 @@ class Model:
             raise InvalidTemplates(f"Model {self.name} has no template set of that name; it has {known}.") from None
 
     async def encode_image(
-        self, pixels: Pixels, *, lane: Lane, deadline: float, on_taken: Callable[[], None] | None = None
+        self, pixels: Pixels, *, lane: Lane, deadline: float, on_dequeued: Callable[[], None] | None = None
     ) -> Done:
-        """Encode uint8 `[height, width, 3]` → float32 `[1, dim]`; `on_taken` is called once it waits no longer.
-
-        Raises: as `Batcher.submit`.
-        """
+        """Encode uint8 `[height, width, 3]` → float32 `[1, dim]`. Arguments and errors as `Batcher.submit`."""
         return await self._batcher.submit(
             self._image_work,
             pixels[np.newaxis],
             lane=lane,
             deadline=deadline,
-            on_taken=on_taken,
+            on_dequeued=on_dequeued,
         )
 
     async def encode_texts(self, tokens: Sequence[Sequence[int]], *, lane: Lane) -> Vectors:
         """Encode token ids of texts, in any number → float32 `[texts, dim]`.
 
-        They go to the device in batches of like length, for a batch costs what its longest text costs.
+        They run in batches of similar length, because a batch costs as much as its longest text in every row.
         Raises: as `Batcher.submit`.
         """
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
@@ -123,7 +120,7 @@ class Model:
         return vectors
 
     def warm(self) -> None:
-        """Run both encoders once; blocking. Raises BundleError where they do not work."""
+        """Run both encoders once; blocking. Raises BundleError if one fails."""
         if isinstance(self.engine, OnnxEngine):
             self.engine.warm()
 

@@ -112,11 +112,11 @@ async def _by_several_texts(
 ) -> Vectors:
     """Compute class vectors of labels with `count` texts each, label-major → float32 `[texts / count, dim]`."""
     tokens = await asyncio.to_thread(lambda: model.tokenizer.tokenize(prompts_for(texts, templates)))
-    place = model.texts[lane].enter(len(tokens))
+    reservation = model.texts[lane].reserve(len(tokens))
     try:
         embeddings = await model.encode_texts(tokens, lane=lane)
     finally:
-        place.leave()
+        reservation.release()
     return await asyncio.to_thread(class_vectors, embeddings, count * len(templates))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from service.concurrency import run_off_loop, together
 from service.errors import AnyclassError, InferenceFailed, NotReady
-from service.inference.admission import Place
+from service.inference.admission import Reservation
 from service.inference.served_model import Model
 from service.labels.cache import MatrixCache, TextCache
 from service.labels.cache_keys import class_vector_keys, labels_digest, matrix_digest, vector_identity
@@ -163,16 +163,16 @@ class LabelVectors:
         """Give every key of the groups an outcome: from the text cache, else from the text encoder."""
         model = request.model
         error: AnyclassError = NotReady("The service is stopping; try again elsewhere.")
-        place: Place | None = None
+        reservation: Reservation | None = None
         try:
             await self._look_up(model, groups)
             prompts = sum(len(group.missing) for group in groups if group.wanted) * len(request.templates)
             small = prompts <= _SMALL_BATCHES * model.max_batch_texts
             request = request if small else replace(request, lane=Lane.BACKGROUND)
-            place = model.texts[request.lane].enter(prompts, deadline=request.deadline)
+            reservation = model.texts[request.lane].reserve(prompts, deadline=request.deadline)
             remaining = [group for group in groups if group.wanted]
             # Two at a time: one is tokenised while the other is on the device.
-            await together([self._compute_all(request, remaining, place) for _ in range(2)])
+            await together([self._compute_all(request, remaining, reservation) for _ in range(2)])
         except AnyclassError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - logged, and raised in every waiting request
@@ -180,8 +180,8 @@ class LabelVectors:
             error = InferenceFailed("The labels could not be computed; see the service's log.")
             error.__cause__ = exc
         finally:
-            if place is not None:
-                place.leave()
+            if reservation is not None:
+                reservation.release()
             for group in groups:
                 if not group.done.done():
                     group.outcomes.update(dict.fromkeys(group.missing, error))
@@ -196,7 +196,7 @@ class LabelVectors:
             if not group.missing:
                 self._forget(group)
 
-    async def _compute_all(self, request: _Request, remaining: list[PendingVectors], place: Place) -> None:
+    async def _compute_all(self, request: _Request, remaining: list[PendingVectors], reservation: Reservation) -> None:
         """Compute the remaining groups, block by block. Several calls may share `remaining`."""
         max_prompts = _BLOCK_BATCHES * request.model.max_batch_texts
         while remaining:
@@ -214,7 +214,7 @@ class LabelVectors:
             wanted = [group for group in block if group.wanted]
             if wanted:
                 await self._compute(request, wanted)
-            place.leave(size)
+            reservation.release(size)
 
     async def _compute(self, request: _Request, block: Sequence[PendingVectors]) -> None:
         """Finish the groups of a block with their vectors or errors; a failure affects only the block."""

@@ -19,7 +19,7 @@ from service.errors import (
     NotReady,
 )
 from service.inference.batch_execution import Inputs, Rows, Work
-from service.inference.batch_selection import Rules, Take, split_sorted, take_batch
+from service.inference.batch_selection import Rules, Selection, select_batch, split_sorted
 from service.inference.batcher import Batcher
 from service.lanes import Lane
 from service.model.arrays import Vectors
@@ -31,7 +31,7 @@ NOW = 100.0
 
 @dataclass(frozen=True)
 class Entry:
-    """What `take_batch` sees."""
+    """What `select_batch` sees."""
 
     number: int
     group: str
@@ -59,9 +59,9 @@ def entries(**fixed: Any) -> st.SearchStrategy[list[Entry]]:
     )
 
 
-def take(waiting: Sequence[Entry], passed_over: int = 0, rules: Rules = Rules(LIMIT)) -> Take[Entry]:  # noqa: B008 - frozen
+def select(waiting: Sequence[Entry], passed_over: int = 0, rules: Rules = Rules(LIMIT)) -> Selection[Entry]:  # noqa: B008 - frozen
     """Call with the limits of these tests."""
-    return take_batch(waiting, rules=lambda _: rules, now=NOW, passed_over=passed_over, background_every=4)
+    return select_batch(waiting, rules=lambda _: rules, now=NOW, passed_over=passed_over, background_every=4)
 
 
 def make(number: int, group: str = "image", size: int = 1, lane: Lane = Lane.INTERACTIVE, length: int = 1) -> Entry:
@@ -69,10 +69,11 @@ def make(number: int, group: str = "image", size: int = 1, lane: Lane = Lane.INT
     return Entry(number, group, size, lane, float("inf"), cancelled=False, length=length)
 
 
-def padding(batch: Sequence[Entry], rows: int | None = None) -> int:
-    """Units that are computed and not asked for, where so many rows are computed."""
-    rows = sum(entry.size for entry in batch) if rows is None else rows
-    return rows * max(entry.length for entry in batch) - sum(entry.size * entry.length for entry in batch)
+def padding(batch: Sequence[Entry]) -> int:
+    """Return the units that are computed for padding alone."""
+    return sum(entry.size for entry in batch) * max(entry.length for entry in batch) - sum(
+        entry.size * entry.length for entry in batch
+    )
 
 
 RULES = st.builds(
@@ -80,23 +81,24 @@ RULES = st.builds(
     limit=st.just(LIMIT),
     spare=st.sampled_from([0.0, 5.0, 100.0, float("inf")]),
     background_limit=st.sampled_from([None, 2]),
-    sizes=st.sampled_from([None, (1, 2, 4, 8), (8,), (3, 6)]),
 )
 
 
 @given(entries(), st.integers(0, 5), RULES)
-def test_every_entry_is_taken_dropped_or_left_exactly_once(
+def test_every_entry_is_selected_dropped_or_left_exactly_once(
     waiting: list[Entry], passed_over: int, rules: Rules
 ) -> None:
     """Nothing is lost and nothing is done twice."""
-    taken = take(waiting, passed_over, rules)
-    assert sorted(entry.number for entry in (*taken.batch, *taken.dropped, *taken.left)) == list(range(len(waiting)))
+    selection = select(waiting, passed_over, rules)
+    assert sorted(entry.number for entry in (*selection.batch, *selection.dropped, *selection.left)) == list(
+        range(len(waiting))
+    )
 
 
 @given(entries(), st.integers(0, 5), RULES)
 def test_a_batch_is_of_one_group_and_within_the_limit(waiting: list[Entry], passed_over: int, rules: Rules) -> None:
     """Models and kinds of work are never mixed, and sizes never add up beyond the limit."""
-    batch = take(waiting, passed_over, rules).batch
+    batch = select(waiting, passed_over, rules).batch
     assert len({entry.group for entry in batch}) <= 1
     assert sum(entry.size for entry in batch) <= LIMIT
 
@@ -106,16 +108,16 @@ def test_there_is_a_batch_at_once_wherever_something_alive_waits(
     waiting: list[Entry], passed_over: int, rules: Rules
 ) -> None:
     """Nothing is held back in the hope of more, and the oldest of the lane whose turn it is goes."""
-    taken = take(waiting, passed_over, rules)
-    of_lane = [entry for entry in waiting if entry not in taken.dropped and entry.lane is taken.lane]
-    assert bool(taken.batch) == (len(taken.dropped) < len(waiting))
-    assert taken.batch == () or of_lane[0] in taken.batch
+    selection = select(waiting, passed_over, rules)
+    of_lane = [entry for entry in waiting if entry not in selection.dropped and entry.lane is selection.lane]
+    assert bool(selection.batch) == (len(selection.dropped) < len(waiting))
+    assert selection.batch == () or of_lane[0] in selection.batch
 
 
 @given(entries(group="text", size=1), st.floats(0, 200), st.data())
 def test_no_batch_costs_more_than_its_parts_would(waiting: list[Entry], overhead: float, data: st.DataObject) -> None:
     """Texts of very different length are not padded to one length where two batches are cheaper."""
-    batch = take(waiting, rules=Rules(LIMIT, spare=overhead)).batch
+    batch = select(waiting, rules=Rules(LIMIT, spare=overhead)).batch
     part = [entry for entry in batch if data.draw(st.booleans())]
     rest = [entry for entry in batch if entry not in part]
 
@@ -125,48 +127,39 @@ def test_no_batch_costs_more_than_its_parts_would(waiting: list[Entry], overhead
     assert cost(batch) <= cost(part) + cost(rest) + 1e-6
 
 
-@given(entries(length=1, size=1), st.floats(0, 10))
-def test_a_batch_is_filled_up_only_where_that_is_cheaper_than_a_second_batch(
-    waiting: list[Entry], overhead: float
-) -> None:
-    """On a device that computes 1, 4 or 8 rows, what is beyond a size waits, unless its padding is worth it."""
-    rules = Rules(LIMIT, spare=overhead, sizes=(1, 4, 8))
-    batch = take(waiting, rules=rules).batch
-    if batch:
-        assert padding(batch, rules.padded(len(batch))) <= overhead
-
-
 @given(entries(group="text"), st.floats(0, 200))
 def test_only_length_and_room_let_a_later_entry_go_first(waiting: list[Entry], overhead: float) -> None:
     """What is passed over although there was room would have cost more in this batch than in one of its own."""
-    taken = take(waiting, rules=Rules(LIMIT, spare=overhead))
-    for left in taken.left:
-        earlier = [entry for entry in taken.batch if entry.number < left.number]
-        later = [entry for entry in taken.batch if entry.number > left.number and entry.lane is left.lane]
-        if later and left.lane is taken.lane:
+    selection = select(waiting, rules=Rules(LIMIT, spare=overhead))
+    for left in selection.left:
+        earlier = [entry for entry in selection.batch if entry.number < left.number]
+        later = [entry for entry in selection.batch if entry.number > left.number and entry.lane is left.lane]
+        if later and left.lane is selection.lane:
             assert padding([*earlier, left]) > overhead
 
 
 @given(entries(length=1), st.integers(0, 5))
 def test_order_holds_within_a_lane(waiting: list[Entry], passed_over: int) -> None:
     """No entry is overtaken by a later one of its own lane and group, and what is left stays in order."""
-    taken = take(waiting, passed_over)
-    numbers = [entry.number for entry in taken.left]
+    selection = select(waiting, passed_over)
+    numbers = [entry.number for entry in selection.left]
     assert numbers == sorted(numbers)
     for lane in Lane:
-        of_lane = [entry.number for entry in taken.batch if entry.lane is lane]
+        of_lane = [entry.number for entry in selection.batch if entry.lane is lane]
         assert of_lane == sorted(of_lane)
         if of_lane:
-            passed = [entry for entry in taken.left if entry.lane is lane and entry.group == taken.batch[0].group]
+            passed = [
+                entry for entry in selection.left if entry.lane is lane and entry.group == selection.batch[0].group
+            ]
             assert all(entry.number > of_lane[-1] for entry in passed)
 
 
 @given(entries(), st.integers(0, 5), RULES)
 def test_cancelled_and_overdue_entries_are_dropped(waiting: list[Entry], passed_over: int, rules: Rules) -> None:
     """What nobody waits for, or too late, never reaches the device; all else is kept."""
-    taken = take(waiting, passed_over, rules)
-    assert all(entry.cancelled or entry.deadline <= NOW for entry in taken.dropped)
-    assert not any(entry.cancelled or entry.deadline <= NOW for entry in (*taken.batch, *taken.left))
+    selection = select(waiting, passed_over, rules)
+    assert all(entry.cancelled or entry.deadline <= NOW for entry in selection.dropped)
+    assert not any(entry.cancelled or entry.deadline <= NOW for entry in (*selection.batch, *selection.left))
 
 
 @given(entries(cancelled=False, deadline=float("inf")), st.integers(2, 6), RULES)
@@ -176,51 +169,53 @@ def test_everything_is_done_in_the_end_and_neither_lane_starves(waiting: list[En
     turns_without_background = 0
     while waiting:
         both = {entry.lane for entry in waiting} == set(Lane)
-        taken = take_batch(waiting, rules=lambda _: rules, now=NOW, passed_over=passed_over, background_every=every)
-        assert taken.batch
+        selection = select_batch(
+            waiting, rules=lambda _: rules, now=NOW, passed_over=passed_over, background_every=every
+        )
+        assert selection.batch
         if both:
             oldest = next(entry for entry in waiting if entry.lane is Lane.BACKGROUND)
-            turns_without_background = 0 if oldest in taken.batch else turns_without_background + 1
+            turns_without_background = 0 if oldest in selection.batch else turns_without_background + 1
             assert turns_without_background < every
-            if taken.lane is Lane.BACKGROUND:
+            if selection.lane is Lane.BACKGROUND:
                 assert passed_over == every - 1
-        passed_over = taken.passed_over
-        waiting = list(taken.left)
+        passed_over = selection.passed_over
+        waiting = list(selection.left)
 
 
 def test_interactive_work_goes_first() -> None:
     """An interactive entry overtakes background work that came earlier, and is not slowed by being mixed with it."""
-    taken = take([make(0, lane=Lane.BACKGROUND), make(1)])
-    assert [entry.number for entry in taken.batch] == [1]
+    selection = select([make(0, lane=Lane.BACKGROUND), make(1)])
+    assert [entry.number for entry in selection.batch] == [1]
 
 
 def test_a_background_turn_takes_interactive_entries_along() -> None:
     """Room that a background batch leaves is not wasted."""
-    taken = take([make(0, lane=Lane.BACKGROUND), make(1)], passed_over=3)
-    assert [entry.number for entry in taken.batch] == [0, 1]
+    selection = select([make(0, lane=Lane.BACKGROUND), make(1)], passed_over=3)
+    assert [entry.number for entry in selection.batch] == [0, 1]
 
 
 def test_a_background_batch_is_short_where_the_rules_say_so() -> None:
     """Its own entries go up to its limit; interactive ones may still fill the rest."""
     rules = Rules(LIMIT, background_limit=2)
     bulk = [make(number, lane=Lane.BACKGROUND) for number in range(5)]
-    alone = take(bulk, rules=rules)
+    alone = select(bulk, rules=rules)
     assert ([0, 1], True) == ([entry.number for entry in alone.batch], alone.full)
-    both = take([*bulk, *(make(number) for number in range(5, 20))], passed_over=3, rules=rules)
+    both = select([*bulk, *(make(number) for number in range(5, 20))], passed_over=3, rules=rules)
     assert [0, 1, 5, 6, 7, 8, 9, 10] == [entry.number for entry in both.batch]
 
 
 def test_an_entry_beyond_the_limit_goes_alone() -> None:
     """Limits may become smaller while it waits; it must not block the device for ever."""
-    assert [0] == [entry.number for entry in take([make(0, size=LIMIT + 1), make(1)]).batch]
+    assert [0] == [entry.number for entry in select([make(0, size=LIMIT + 1), make(1)]).batch]
 
 
 def test_texts_of_like_length_go_together_past_one_that_is_not() -> None:
     """The long text waits for the next batch, where it is the oldest."""
     waiting = [make(0, length=9), make(1, length=77), make(2, length=10)]
-    taken = take(waiting, rules=Rules(LIMIT, spare=20))
-    assert [0, 2] == [entry.number for entry in taken.batch]
-    assert [1] == [entry.number for entry in take(taken.left, rules=Rules(LIMIT, spare=20)).batch]
+    selection = select(waiting, rules=Rules(LIMIT, spare=20))
+    assert [0, 2] == [entry.number for entry in selection.batch]
+    assert [1] == [entry.number for entry in select(selection.left, rules=Rules(LIMIT, spare=20)).batch]
 
 
 @given(st.lists(st.integers(1, 77), max_size=60).map(sorted), st.floats(0, 300), st.integers(1, 16))
@@ -233,14 +228,14 @@ def test_sorted_rows_are_cut_where_padding_would_cost_more(lengths: list[int], s
 
 def test_the_oldest_decides_the_group() -> None:
     """A busy kind of work cannot hold up another for ever."""
-    taken = take([make(0, "text"), *(make(number) for number in range(1, 20))])
-    assert [entry.number for entry in taken.batch] == [0]
+    selection = select([make(0, "text"), *(make(number) for number in range(1, 20))])
+    assert [entry.number for entry in selection.batch] == [0]
 
 
 @pytest.mark.parametrize(("sizes", "full"), [([7], False), ([8], True), ([5, 4], True), ([4, 3], False)])
 def test_a_batch_is_full_when_nothing_more_would_fit(sizes: list[int], full: bool) -> None:
     """Only such a batch is worth preparing ahead of time."""
-    assert take([make(number, size=size) for number, size in enumerate(sizes)]).full is full
+    assert select([make(number, size=size) for number, size in enumerate(sizes)]).full is full
 
 
 class Device:
@@ -387,7 +382,7 @@ async def test_a_cancelled_request_never_reaches_the_device(batcher: Batcher) ->
     device = Device()
     left = []
     first = await hold(batcher, device)
-    doomed = asyncio.create_task(batcher.submit(device.work, rows(1), on_taken=lambda: left.append(1)))
+    doomed = asyncio.create_task(batcher.submit(device.work, rows(1), on_dequeued=lambda: left.append(1)))
     kept = asyncio.create_task(batcher.submit(device.work, rows(2)))
     await settle()
     doomed.cancel()

@@ -4,7 +4,7 @@ import pytest
 from service.inference.batch_execution import Inputs, Rows, Work
 from service.inference.entries import Running
 from service.inference.latency_model import WINDOW
-from service.inference.load_estimator import Pace
+from service.inference.load_estimator import LoadEstimator
 from service.lanes import Lane
 from service.model.arrays import Vectors
 
@@ -39,13 +39,13 @@ IMAGES = Work("m", "image", collate, run)
 TEXTS = Work("m", "text", collate, run, length=length, max_batch=64)
 
 
-def learnt(clock: Clock | None = None) -> Pace:
+def learnt(clock: Clock | None = None) -> LoadEstimator:
     """Images take 10 ms each and 40 ms a batch; texts 0.1 ms a token and 1 ms a batch, of nine tokens each."""
-    pace = Pace(32, 4, clock or Clock())
+    estimator = LoadEstimator(32, 4, clock or Clock())
     for size in (1, 2, 4, 8, 16, 24, 31, 32) * (WINDOW // 8):
-        pace.observe(IMAGES, size, size, 0.01 * size + 0.04)
-        pace.observe(TEXTS, size, 9 * size, 0.0001 * 9 * size + 0.001)
-    return pace
+        estimator.observe(IMAGES, size, size, 0.01 * size + 0.04)
+        estimator.observe(TEXTS, size, 9 * size, 0.0001 * 9 * size + 0.001)
+    return estimator
 
 
 def test_an_idle_device_takes_the_time_of_the_batches() -> None:
@@ -55,42 +55,42 @@ def test_an_idle_device_takes_the_time_of_the_batches() -> None:
 
 def test_what_is_unknown_is_not_guessed() -> None:
     """A work that never ran has no time, and adds none to others."""
-    pace = learnt()
+    estimator = learnt()
     other = Work("n", "image", collate, run)
-    assert pace.completion_s(other, 1, Lane.INTERACTIVE, []) is None
-    pace.waits(other, Lane.INTERACTIVE, 10)
-    assert pytest.approx(0.05) == pace.completion_s(IMAGES, 1, Lane.INTERACTIVE, [Running(other, 3, 999.0)])
+    assert estimator.completion_s(other, 1, Lane.INTERACTIVE, []) is None
+    estimator.count_waiting(other, Lane.INTERACTIVE, 10)
+    assert pytest.approx(0.05) == estimator.completion_s(IMAGES, 1, Lane.INTERACTIVE, [Running(other, 3, 999.0)])
 
 
 def test_the_running_batch_counts_by_what_is_left_of_it() -> None:
     """Never less than nothing, however late it is."""
     clock = Clock()
-    pace = learnt(clock)
+    estimator = learnt(clock)
     batch = Running(IMAGES, 32, started=clock.now)
     ready = Running(TEXTS, 90)
     expected = [0.05 + 0.01 + 0.36, 0.05 + 0.01 + 0.16, 0.05 + 0.01]
     for moved, seconds in zip((0, 0.2, 5), expected, strict=True):
         clock.now += moved
-        assert pytest.approx(seconds, abs=1e-6) == pace.completion_s(IMAGES, 1, Lane.INTERACTIVE, [batch, ready])
+        assert pytest.approx(seconds, abs=1e-6) == estimator.completion_s(IMAGES, 1, Lane.INTERACTIVE, [batch, ready])
 
 
 def test_interactive_work_waits_for_interactive_work_and_background_turns() -> None:
     """One batch in four is background work's, while there is any."""
-    pace = learnt()
-    alone = pace.completion_s(IMAGES, 96, Lane.INTERACTIVE, [])
-    pace.waits(TEXTS, Lane.BACKGROUND, 1000)
+    estimator = learnt()
+    alone = estimator.completion_s(IMAGES, 96, Lane.INTERACTIVE, [])
+    estimator.count_waiting(TEXTS, Lane.BACKGROUND, 1000)
     assert alone is not None
-    assert pytest.approx(alone + 0.0001 * 9 * 64 + 0.001) == pace.completion_s(IMAGES, 96, Lane.INTERACTIVE, [])
-    pace.waits(TEXTS, Lane.BACKGROUND, -1000)
-    pace.waits(TEXTS, Lane.INTERACTIVE, 64)
-    assert pytest.approx(alone + 0.0001 * 9 * 64 + 0.001) == pace.completion_s(IMAGES, 96, Lane.INTERACTIVE, [])
+    assert pytest.approx(alone + 0.0001 * 9 * 64 + 0.001) == estimator.completion_s(IMAGES, 96, Lane.INTERACTIVE, [])
+    estimator.count_waiting(TEXTS, Lane.BACKGROUND, -1000)
+    estimator.count_waiting(TEXTS, Lane.INTERACTIVE, 64)
+    assert pytest.approx(alone + 0.0001 * 9 * 64 + 0.001) == estimator.completion_s(IMAGES, 96, Lane.INTERACTIVE, [])
 
 
 def test_background_work_waits_for_all_interactive_work() -> None:
     """And for what is before it in its own lane."""
-    pace = learnt()
-    pace.waits(IMAGES, Lane.INTERACTIVE, 32)
-    assert pytest.approx(0.36 + 0.05) == pace.completion_s(IMAGES, 1, Lane.BACKGROUND, [])
+    estimator = learnt()
+    estimator.count_waiting(IMAGES, Lane.INTERACTIVE, 32)
+    assert pytest.approx(0.36 + 0.05) == estimator.completion_s(IMAGES, 1, Lane.BACKGROUND, [])
 
 
 def test_padding_is_allowed_as_far_as_it_is_cheaper_than_a_batch() -> None:
@@ -101,22 +101,22 @@ def test_padding_is_allowed_as_far_as_it_is_cheaper_than_a_batch() -> None:
 
 def test_background_batches_are_as_short_as_they_may_be_for_nothing() -> None:
     """Where a batch costs hardly more than its images, one at a time is nearly as fast as thirty-two."""
-    pace = Pace(32, 4, Clock())
+    estimator = LoadEstimator(32, 4, Clock())
     for size in (1, 2, 4, 8, 16, 24, 31, 32) * (WINDOW // 8):
-        pace.observe(IMAGES, size, size, 0.01 * size + 0.0001)
-    pace.waits(IMAGES, Lane.INTERACTIVE, 1)
-    assert 1 == pace.rules(IMAGES).background_limit
+        estimator.observe(IMAGES, size, size, 0.01 * size + 0.0001)
+    estimator.count_waiting(IMAGES, Lane.INTERACTIVE, 1)
+    assert 1 == estimator.rules(IMAGES).background_limit
 
 
 def test_background_batches_are_short_only_while_interactive_work_comes() -> None:
     """An interactive request that comes while one runs waits for its end."""
     clock = Clock()
-    pace = learnt(clock)
-    assert 32 == pace.rules(IMAGES).background_limit
-    pace.waits(IMAGES, Lane.INTERACTIVE, 1)
-    pace.waits(IMAGES, Lane.INTERACTIVE, -1)
+    estimator = learnt(clock)
+    assert 32 == estimator.rules(IMAGES).background_limit
+    estimator.count_waiting(IMAGES, Lane.INTERACTIVE, 1)
+    estimator.count_waiting(IMAGES, Lane.INTERACTIVE, -1)
     # With 12 images a batch takes 13.3 ms for each, with 32 it takes 11.25: a fifth more at most.
-    assert 12 == pace.rules(IMAGES).background_limit
-    assert 64 == pace.rules(TEXTS).background_limit
+    assert 12 == estimator.rules(IMAGES).background_limit
+    assert 64 == estimator.rules(TEXTS).background_limit
     clock.now += 60
-    assert 32 == pace.rules(IMAGES).background_limit
+    assert 32 == estimator.rules(IMAGES).background_limit

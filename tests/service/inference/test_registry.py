@@ -59,7 +59,7 @@ def test_models_are_found_by_name_and_alias(tmp_path: Path) -> None:
     assert models.get("two").name == "two"
     with pytest.raises(UnknownModel) as caught:
         models.get("\x1b[31m" + "x" * 200)
-    assert f"There is no model '\\x1b[31m{'x' * 95}' here; served are one, two." == caught.value.detail
+    assert f"Model '\\x1b[31m{'x' * 95}' is not served here; use one of one, two." == caught.value.detail
 
 
 def test_two_models_cannot_share_a_name(tmp_path: Path) -> None:
