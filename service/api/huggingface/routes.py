@@ -17,8 +17,8 @@ from service.api.documentation.responses import (
 from service.api.huggingface.schemas import InputObject, LabelScore, ZeroShotRequest
 from service.api.json_writer import predictions_text
 from service.api.problems.table import FieldErrors
-from service.api.request.disconnect import unless_client_goes
-from service.api.request.image_field import image_source
+from service.api.request.disconnect import cancel_on_disconnect
+from service.api.request.image_field import image_from_text
 from service.api.request.json_body import read_json
 from service.api.request.validation import validate_fields
 from service.api.services import services_of
@@ -86,12 +86,12 @@ async def _classify(request: Request, model: str | None) -> Response:
     classifier = services.classifier
     # The path names the model, so an overloaded one refuses the request before its body is read.
     classifier.check_admission(model)
-    asked = validate_fields(ZeroShotRequest, await read_json(request, services.settings))
-    given = asked.inputs
-    source = image_source(given if isinstance(given, str) else given.image, services.image_fetcher)
-    template = asked.parameters.hypothesis_template
+    parsed = validate_fields(ZeroShotRequest, await read_json(request, services.settings))
+    given = parsed.inputs
+    source = image_from_text(given if isinstance(given, str) else given.image, services.image_fetcher)
+    template = parsed.parameters.hypothesis_template
     query = LabelQuery(
-        _labels(asked, limit=services.settings.max_labels), "default" if template is None else (template,)
+        _labels(parsed, limit=services.settings.max_labels), "default" if template is None else (template,)
     )
     timings = Timings()
 
@@ -99,17 +99,17 @@ async def _classify(request: Request, model: str | None) -> Response:
         image = await load_image(source)
         return await classifier.classify(image, query, ScoringOptions(), model=model, timings=timings)
 
-    classification = await unless_client_goes(request, classified())
+    classification = await cancel_on_disconnect(request, classified())
     headers = {"server-timing": server_timing(request.state.started, timings)}
     content = await run_off_loop(len(classification.predictions), lambda: predictions_text(classification).encode())
     return Response(content, media_type="application/json", headers=headers)
 
 
-def _labels(asked: ZeroShotRequest, *, limit: int) -> tuple[str, ...]:
+def _labels(parsed: ZeroShotRequest, *, limit: int) -> tuple[str, ...]:
     """Return the labels from the one place that has them."""
-    places: list[list[str] | str | None] = [asked.parameters.candidate_labels]
-    if isinstance(asked.inputs, InputObject):
-        places += [asked.inputs.candidate_labels, asked.inputs.camel_labels]
+    places: list[list[str] | str | None] = [parsed.parameters.candidate_labels]
+    if isinstance(parsed.inputs, InputObject):
+        places += [parsed.inputs.candidate_labels, parsed.inputs.camel_labels]
     given = [labels for labels in places if labels is not None]
     if not given:
         raise FieldErrors([("parameters.candidate_labels", "is missing; give the labels to choose from")])

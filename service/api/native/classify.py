@@ -16,7 +16,7 @@ from service.api.documentation.responses import (
 from service.api.json_writer import answer_text
 from service.api.native.schemas import ClassifyAnswer
 from service.api.request.classify_request import parse_single
-from service.api.request.disconnect import unless_client_goes
+from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.fields import ClassifyRequest
 from service.api.services import services_of
 from service.api.timing import server_timing
@@ -55,7 +55,7 @@ async def classify(request: Request) -> Response:
         classifier.check_admission()
     parsed = await parse_single(request, services.settings, services.image_fetcher)
     timings = Timings()
-    classification = await unless_client_goes(request, _classified(classifier, parsed, timings))
+    classification = await cancel_on_disconnect(request, _classified(classifier, parsed, timings))
     content = await run_off_loop(len(classification.predictions), lambda: answer_text(classification).encode())
     headers = {"server-timing": server_timing(request.state.started, timings)}
     return Response(content, media_type="application/json", headers=headers)

@@ -27,7 +27,7 @@ from service.api.problems.table import NotAcceptable, problem_of
 from service.api.request.archive import MEDIA_TYPES, ArchiveImages, ArchiveUpload, check_archives_in_work
 from service.api.request.body import check_declared_length, media_type
 from service.api.request.classify_request import parse_archive_query, parse_batch
-from service.api.request.disconnect import unless_client_goes
+from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.fields import ClassifyRequest
 from service.api.request.spool import Spool
 from service.api.services import Services, services_of
@@ -46,7 +46,7 @@ _LINES: Final = (
 Result: TypeAlias = tuple[int, str | None, Classification | AnyclassError]
 """An image's index, its name if it comes from an archive, and its classification or error."""
 
-Gone: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+WaitDisconnected: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 """Waits until the client has disconnected."""
 
 router = APIRouter(tags=["Classify"])
@@ -86,16 +86,16 @@ async def classify_batch(request: Request) -> Response:
     streamed = _wants_lines(request)
     batch = await _batch(request, services, streamed=streamed)
     results = _results(services, batch)
-    gone = None if batch.upload is None else batch.upload.client_gone
+    disconnected = None if batch.upload is None else batch.upload.client_disconnected
     if not streamed:
-        return await unless_client_goes(request, _document(request, services, batch.parsed, results), gone)
+        return await cancel_on_disconnect(request, _document(request, services, batch.parsed, results), disconnected)
     try:
         # Errors of the whole request are raised with the first result, before the status is sent.
-        first = await unless_client_goes(request, _next(results), gone)
+        first = await cancel_on_disconnect(request, _next(results), disconnected)
     except BaseException:
         await results.aclose()
         raise
-    return _Lines(request, first, results, gone)
+    return _Lines(request, first, results, disconnected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +191,21 @@ class _Lines(StreamingResponse):
     """
 
     def __init__(
-        self, request: Request, first: Result | None, results: AsyncGenerator[Result], gone: Gone | None
+        self,
+        request: Request,
+        first: Result | None,
+        results: AsyncGenerator[Result],
+        disconnected: WaitDisconnected | None,
     ) -> None:
         super().__init__(_lines(request, first, results), media_type=NDJSON)
         self._request = request
         self._results = results
-        self._gone = gone
+        self._disconnected = disconnected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Send everything. Raises `ClientDisconnect`."""
         async with aclosing(self._results):
-            await unless_client_goes(self._request, self.stream_response(send), self._gone)
+            await cancel_on_disconnect(self._request, self.stream_response(send), self._disconnected)
 
 
 async def _lines(request: Request, first: Result | None, results: AsyncGenerator[Result]) -> AsyncIterator[bytes]:

@@ -24,7 +24,7 @@ from service.api.native.label_set_schemas import (
 )
 from service.api.problems.table import FieldErrors
 from service.api.request.body import JSON, read_body, require_media_type
-from service.api.request.disconnect import unless_client_goes
+from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.etags import etag, read_condition
 from service.api.request.query import read_query, refuse_query
 from service.api.request.strict_json import parse_json_object
@@ -104,7 +104,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
         except TimeoutError as exc:
             raise DeadlineExceeded(f"The label set was not computed within {settings.request_timeout_s:g} s.") from exc
 
-    status, created = await unless_client_goes(request, write())
+    status, created = await cancel_on_disconnect(request, write())
     ready = _CREATED if created else 200
     return _answer(status, ready if status.retry_after_s is None else _ACCEPTED)
 

@@ -24,7 +24,7 @@ from service.api.open_inference.schemas import (
 from service.api.open_inference.tensors import TensorLimits, TensorRequest, read_infer, write_infer
 from service.api.problems.table import FieldErrors, UnsupportedMediaType
 from service.api.request.body import JSON, OCTETS, media_type, read_body
-from service.api.request.disconnect import unless_client_goes
+from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.query import refuse_query
 from service.api.request.strict_json import parse_json_list
 from service.api.services import services_of
@@ -139,7 +139,7 @@ async def _infer(request: Request, chosen: Model) -> Response:
         method=parameters.scoring,
         temperature=parameters.temperature,
     )
-    embedded = await unless_client_goes(request, services.embedder.embed(query, model=chosen.name))
+    embedded = await cancel_on_disconnect(request, services.embedder.embed(query, model=chosen.name))
     content, json_length = await asyncio.to_thread(_answer, sent.request, embedded, wanted)
     headers = {"server-timing": server_timing(request.state.started, None)}
     if json_length is not None:

@@ -16,7 +16,7 @@ import numpy as np
 from service.api.json_writer import json_numbers
 from service.api.open_inference.schemas import IMAGE, TEXT, InferRequest, InputTensor
 from service.api.problems.table import FieldErrors
-from service.api.request.image_field import encoded_or_url, image_source
+from service.api.request.image_field import image_from_bytes, image_from_text
 from service.api.request.strict_json import parse_json_object
 from service.api.request.validation import validate_fields
 from service.classification.types import ImageSource
@@ -167,7 +167,7 @@ def _from_json(
         raise MalformedRequest(f"The data of the input {tensor.name} must be strings.")
     if tensor.name == TEXT:
         return flat
-    return _sources([partial(image_source, flat[index], fetcher) for index in range(count)])
+    return _sources([partial(image_from_text, flat[index], fetcher) for index in range(count)])
 
 
 def _from_binary(
@@ -190,7 +190,7 @@ def _from_binary(
     if len(data):
         raise _disagrees(tensor.name)
     if tensor.name == IMAGE:
-        return _sources([partial(encoded_or_url, element, fetcher) for element in elements])
+        return _sources([partial(image_from_bytes, element, fetcher) for element in elements])
     try:
         return [element.decode("utf-8") for element in elements]
     except UnicodeDecodeError as exc:

@@ -79,16 +79,16 @@ async def create_batch(request: Request, idempotency_key: IdempotencyKey = None)
     services = services_of(request)
     jobs, settings = services.jobs, services.settings
     idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
-    asked = validate_fields(BatchRequest, await read_json(request, settings))
-    if asked.endpoint not in ENDPOINTS:
+    parsed = validate_fields(BatchRequest, await read_json(request, settings))
+    if parsed.endpoint not in ENDPOINTS:
         raise FieldErrors([("endpoint", f"must be one of {', '.join(ENDPOINTS)}")])
-    keep = asked.output_expires_after
+    keep = parsed.output_expires_after
     try:
         job = await jobs.add_job(
-            endpoint=asked.endpoint,
-            input_file_id=asked.input_file_id,
-            window_hours=int(asked.completion_window.removesuffix("h")),
-            metadata=asked.metadata,
+            endpoint=parsed.endpoint,
+            input_file_id=parsed.input_file_id,
+            window_hours=int(parsed.completion_window.removesuffix("h")),
+            metadata=parsed.metadata,
             keep_output_s=None if keep is None else min(keep.seconds, settings.keep_files_s),
             idempotency=idempotency,
         )

@@ -14,8 +14,8 @@ from service.api.documentation.responses import BODY_ERRORS, IMAGE_ERRORS, INFER
 from service.api.json_writer import json_numbers
 from service.api.openai.schemas import EmbeddingsAnswer
 from service.api.problems.table import FieldErrors
-from service.api.request.disconnect import unless_client_goes
-from service.api.request.image_field import image_source
+from service.api.request.disconnect import cancel_on_disconnect
+from service.api.request.image_field import image_from_text
 from service.api.request.json_body import read_json
 from service.api.request.validation import RequestModel, validate_fields
 from service.api.services import Services, services_of
@@ -96,20 +96,20 @@ async def embeddings(request: Request) -> Response:
     """Vectors have unit length; texts and images share one space. Texts are embedded as they are, without template."""
     services = services_of(request)
     services.require_loaded()
-    asked = validate_fields(EmbeddingsRequest, await read_json(request, services.settings))
-    body = await unless_client_goes(request, answer_embeddings(services, asked))
+    parsed = validate_fields(EmbeddingsRequest, await read_json(request, services.settings))
+    body = await cancel_on_disconnect(request, answer_embeddings(services, parsed))
     headers = {"server-timing": server_timing(request.state.started, None)}
     return Response(body, media_type="application/json", headers=headers)
 
 
-async def answer_embeddings(services: Services, asked: EmbeddingsRequest, *, background: bool = False) -> bytes:
+async def answer_embeddings(services: Services, parsed: EmbeddingsRequest, *, background: bool = False) -> bytes:
     """Return the answer as JSON. `background` marks work without a waiting client."""
-    dim = services.models.get(asked.model).manifest.dim
-    if asked.dimensions not in (None, dim):
+    dim = services.models.get(parsed.model).manifest.dim
+    if parsed.dimensions not in (None, dim):
         raise FieldErrors([("dimensions", f"must be {dim} or left out: vectors of this model cannot be shortened")])
-    images, texts, is_image = _sorted_inputs(asked.input, services.image_fetcher)
-    embedded = await services.embedder.embed(EmbedQuery(images, texts), model=asked.model, background=background)
-    return await asyncio.to_thread(_answer, embedded, is_image, asked.encoding_format)
+    images, texts, is_image = _sorted_inputs(parsed.input, services.image_fetcher)
+    embedded = await services.embedder.embed(EmbedQuery(images, texts), model=parsed.model, background=background)
+    return await asyncio.to_thread(_answer, embedded, is_image, parsed.encoding_format)
 
 
 def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[ImageSource], list[str], list[bool]]:
@@ -128,7 +128,7 @@ def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[Im
             texts.append(each)
             continue
         try:
-            images.append(image_source(image, fetcher))
+            images.append(image_from_text(image, fetcher))
         except InvalidImage as exc:
             raise FieldErrors([(name, exc.detail)]) from exc
     return images, texts, is_image

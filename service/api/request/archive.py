@@ -103,7 +103,7 @@ class ArchiveUpload:
         """Start reading in a task."""
         self._task = asyncio.create_task(self._run())
 
-    async def client_gone(self) -> None:
+    async def client_disconnected(self) -> None:
         """Wait until the client has disconnected."""
         await self._gone.wait()
 

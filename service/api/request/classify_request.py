@@ -11,7 +11,7 @@ from service.api.problems.table import FieldErrors, UnsupportedMediaType, quoted
 from service.api.request.body import JSON, MULTIPART, OCTETS, body_chunks, content_type_shown, joined, media_type
 from service.api.request.fields import ClassifyRequest, Options, fields_from_text, read_options
 from service.api.request.form import read_form
-from service.api.request.image_field import image_source
+from service.api.request.image_field import image_from_text
 from service.api.request.query import refuse_query
 from service.api.request.strict_json import parse_json_object
 from service.api.request.validation import MAX_ERRORS_SHOWN
@@ -41,7 +41,7 @@ async def parse_single(request: Request, settings: Settings, fetcher: ImageFetch
         fields = parse_json_object(await joined(chunks))
         text = _take(fields, "image", str, "a string: a data URI or base64")
         options = read_options(fields, settings)
-        return _request(options, [image_source(text, fetcher)])
+        return _request(options, [image_from_text(text, fetcher)])
     if kind == MULTIPART:
         refuse_query(request)
         # More than one image is read, to answer a second one with the route for several.
@@ -158,7 +158,7 @@ def _not_empty(image: bytes) -> bytes:
 
 def _or_error(text: str, fetcher: ImageFetcher | None) -> ImageSource:
     try:
-        return image_source(text, fetcher)
+        return image_from_text(text, fetcher)
     except AnyclassError as exc:
         return exc
 

@@ -10,16 +10,16 @@ from starlette.requests import ClientDisconnect
 T = TypeVar("T")
 
 
-async def unless_client_goes(
-    request: Request, work: Coroutine[Any, Any, T], gone: Callable[[], Coroutine[Any, Any, None]] | None = None
+async def cancel_on_disconnect(
+    request: Request, work: Coroutine[Any, Any, T], disconnected: Callable[[], Coroutine[Any, Any, None]] | None = None
 ) -> T:
     """Return the result of `work`; cancel it and raise `ClientDisconnect` as soon as the client disconnects.
 
     Args:
-        gone: waits for the disconnect; required while another task still reads the request's body.
+        disconnected: waits for the disconnect; required while another task still reads the request's body.
     """
     task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_client_gone(request) if gone is None else gone())
+    watcher = asyncio.ensure_future(_wait_disconnected(request) if disconnected is None else disconnected())
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -31,6 +31,6 @@ async def unless_client_goes(
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
-async def _client_gone(request: Request) -> None:
+async def _wait_disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

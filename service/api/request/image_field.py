@@ -19,7 +19,7 @@ URLS_OFF: Final = (
 )
 
 
-def image_source(text: str, fetcher: ImageFetcher | None) -> ImageSource:
+def image_from_text(text: str, fetcher: ImageFetcher | None) -> ImageSource:
     """Return the image's bytes as `decode_image_text`; for a URL, with a `fetcher`, a function that fetches them.
 
     Raises `InvalidImage`. The function raises as `ImageFetcher.fetch`.
@@ -29,14 +29,14 @@ def image_source(text: str, fetcher: ImageFetcher | None) -> ImageSource:
     return decode_image_text(text)
 
 
-def encoded_or_url(data: bytes, fetcher: ImageFetcher | None) -> ImageSource:
+def image_from_bytes(data: bytes, fetcher: ImageFetcher | None) -> ImageSource:
     """Return `data`, an encoded image; if it is a URL, a function that fetches the image. No image begins like a URL.
 
     Raises `InvalidImage` for a URL without a `fetcher`.
     """
     if not data[:8].lower().startswith((b"http://", b"https://")):
         return data
-    return image_source(data.decode("utf-8", "replace"), fetcher)
+    return image_from_text(data.decode("utf-8", "replace"), fetcher)
 
 
 def decode_image_text(text: str) -> bytes:

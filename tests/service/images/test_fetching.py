@@ -12,7 +12,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from service.api.request.image_field import URLS_OFF, encoded_or_url, image_source
+from service.api.request.image_field import URLS_OFF, image_from_bytes, image_from_text
 from service.app import create_app
 from service.classification.types import load_image
 from service.errors import AnyclassError, ImageNotFetched, InvalidImage, PayloadTooLarge
@@ -363,14 +363,14 @@ async def test_text_is_an_image_or_a_url() -> None:
     async with site() as there, fetching(there.port) as fetcher:
         there.answers["/"] = status(200, b"picture")
         url = f"http://pictures.test:{there.port}/"
-        assert b"picture" == await load_image(image_source(url, fetcher))
-        assert b"red" == image_source("data:image/png;base64,cmVk", fetcher) == image_source("cmVk", None)
-        assert b"picture" == await load_image(encoded_or_url(url.encode(), fetcher))
-        assert b"\x89PNG" == encoded_or_url(b"\x89PNG", None)
+        assert b"picture" == await load_image(image_from_text(url, fetcher))
+        assert b"red" == image_from_text("data:image/png;base64,cmVk", fetcher) == image_from_text("cmVk", None)
+        assert b"picture" == await load_image(image_from_bytes(url.encode(), fetcher))
+        assert b"\x89PNG" == image_from_bytes(b"\x89PNG", None)
         for text, given in ((url, None), ("ftp://pictures.test/", fetcher)):
             with pytest.raises(InvalidImage):
-                image_source(text, given)
-        for read in (image_source, lambda text, none: encoded_or_url(text.encode(), none)):
+                image_from_text(text, given)
+        for read in (image_from_text, lambda text, none: image_from_bytes(text.encode(), none)):
             with pytest.raises(InvalidImage, match="switched off"):
                 read(url, None)
 

@@ -1,4 +1,4 @@
-"""Hugging Face's own clients, in Python and in JavaScript, before a real server."""
+"""Hugging Face's own clients, in Python and JavaScript, against a real server."""
 
 import base64
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def client(server: HttpServer) -> Iterator[httpx.Client]:
-    """For what the clients would never send, or no longer."""
+    """Connect a plain client, for requests that the clients do not send."""
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
 
@@ -44,7 +44,7 @@ def javascript(url: str, **parameters: Any) -> dict[str, Any]:
     """Run it, or skip the test."""
     outcome = zero_shot(url, RED, parameters)
     if outcome is None:
-        pytest.skip("@huggingface/inference is not installed here; scripts/clients.sh does it where there is node")
+        pytest.skip("@huggingface/inference is not installed; scripts/clients.sh installs it if node is available")
     return outcome
 
 
@@ -71,7 +71,7 @@ def test_the_answer_is_that_of_classify(server: HttpServer, client: httpx.Client
 
 
 def test_pythons_errors(server: HttpServer) -> None:
-    """What is wrong with labels and with the address reaches whoever called."""
+    """The caller sees errors of labels and of the address."""
     with pytest.raises(HfHubHTTPError, match="Labels 0 and 1 are the same") as caught:
         InferenceClient(server.url).zero_shot_image_classification(RED, ["a", "a"])
     assert 422 == caught.value.response.status_code
@@ -89,7 +89,7 @@ def test_javascript(server: HttpServer) -> None:
 
 
 def test_javascripts_errors(server: HttpServer) -> None:
-    """The message and the status are there for whoever called, after one request."""
+    """The caller sees message and status, after one request."""
     outcome = javascript(server.url, candidate_labels=["a", "a"])
     assert 422 == outcome["error"]["status"]
     assert "Failed to perform inference: Labels 0 and 1 are the same" in outcome["error"]["message"]
@@ -108,7 +108,7 @@ def test_javascripts_errors(server: HttpServer) -> None:
     ],
 )
 def test_older_forms(client: httpx.Client, body: dict[str, Any]) -> None:
-    """Labels beside the image, or as a text with commas."""
+    """Labels next to the image, or as a string with commas."""
     answer = TypeAdapter(list[LabelScore]).validate_python(client.post("/", json=body).json())
     assert "red" == answer[0].label
     assert set(LABELS) == {each.label for each in answer}
@@ -138,7 +138,7 @@ def test_older_forms(client: httpx.Client, body: dict[str, Any]) -> None:
 def test_every_error_has_hugging_faces_form(
     client: httpx.Client, *, method: str, path: str, body: dict[str, Any] | None, status: int, message: str
 ) -> None:
-    """Those of routing and of reading too."""
+    """Errors of routing and of reading too."""
     answer = client.request(method, path, json=body)
     assert status == answer.status_code
     assert message in PlainError.model_validate(answer.json()).error
@@ -147,7 +147,7 @@ def test_every_error_has_hugging_faces_form(
 
 
 def test_what_is_not_json(client: httpx.Client) -> None:
-    """A picture as the body has no labels with it, and a body that is too large is not read to its end."""
+    """An image as the body has no labels, and a body that is too large is not read to its end."""
     raw = client.post("/", content=RED, headers={"content-type": "image/png"})
     assert (415, {"error"}) == (raw.status_code, set(raw.json()))
     large = client.post("/", content=b" " * 200_001, headers={"content-type": "application/json"})
@@ -155,12 +155,12 @@ def test_what_is_not_json(client: httpx.Client) -> None:
 
 
 def test_the_documented_examples_work(client: httpx.Client) -> None:
-    """What /docs proposes to send is answered as documented."""
+    """The requests proposed in /docs are answered as documented."""
     for example in EXAMPLES.values():
         answer = TypeAdapter(list[LabelScore]).validate_python(client.post("/", json=example["value"]).json())
         assert "red" in answer[0].label
 
 
 def test_people_still_find_the_documentation(client: httpx.Client) -> None:
-    """`GET /` leads where it led before."""
+    """`GET /` redirects to the page."""
     assert "/docs" == client.get("/").headers["location"]

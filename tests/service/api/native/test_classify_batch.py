@@ -1,4 +1,4 @@
-"""Archives and streams of images, as clients send them: a real process, real connections."""
+"""Archives and streams of images, sent over real connections to a real process."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def client(server: HttpServer) -> Iterator[httpx.Client]:
-    """A client of that process."""
+    """Connect a client to that process."""
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
@@ -60,13 +60,13 @@ def post(client: httpx.Client, content: Any, kind: str = "application/x-tar", **
 
 
 def slug(answer: httpx.Response) -> str:
-    """The kind of a problem."""
+    """Return the slug of a problem."""
     assert "application/problem+json" == answer.headers["content-type"]
     return str(answer.json()["type"]).rpartition(":")[2]
 
 
 def rows(results: list[BatchResult]) -> list[tuple[int, str | None, str | None]]:
-    """Index, name and best label of each result."""
+    """Return index, name and best label of each result."""
     return [(each.index, each.name, each.predictions[0].label if each.predictions else None) for each in results]
 
 
@@ -83,11 +83,12 @@ def rows(results: list[BatchResult]) -> list[tuple[int, str | None, str | None]]
 def test_an_archive_is_answered_in_order_with_names(
     client: httpx.Client, make: Callable[[Any], bytes], kind: str
 ) -> None:
-    """As one document, as lines, and as a part of a form: the same results; a file that is no image fails no other."""
+    """One document, lines, and a form have the same results; a file that is no image fails no other."""
     data = make(FILES)
     document = post(client, data, kind)
     assert 200 == document.status_code
     assert EXPECTED == rows(BatchAnswer.model_validate(document.json()).results)
+    assert list(BatchAnswer.model_fields) == list(document.json())
     assert ["index", "name", "error"] == list(document.json()["results"][1])
     lines = post(client, data, kind, headers=LINES)
     assert "application/x-ndjson" == lines.headers["content-type"]
@@ -97,7 +98,7 @@ def test_an_archive_is_answered_in_order_with_names(
 
 
 def test_an_archive_may_be_larger_than_a_body(client: httpx.Client) -> None:
-    """It is not held in memory: only each of its images has the limit of an image."""
+    """It is not held in memory; the limit of a body applies to each of its images."""
     files = [(f"{number}.png", RED + bytes(20_000)) for number in range(80)] + [("big", bytes(MAX_BODY + 1))]
     data = tar(files)
     assert len(data) > 50 * MAX_BODY
@@ -108,7 +109,7 @@ def test_an_archive_may_be_larger_than_a_body(client: httpx.Client) -> None:
 
 
 def test_results_come_while_the_archive_is_sent(server: HttpServer) -> None:
-    """The first line is there before the second half of the upload is."""
+    """The first line arrives before the second half of the upload is sent."""
     data = tar([(f"{number}.png", RED) for number in range(100)], kind=tarfile.USTAR_FORMAT)
     half = len(data) // 2
     parts = urlsplit(server.url)
@@ -131,7 +132,7 @@ def test_results_come_while_the_archive_is_sent(server: HttpServer) -> None:
 
 
 def test_a_client_that_reads_nothing_until_it_has_sent_everything(client: httpx.Client) -> None:
-    """Most clients are like that; long answers must not stop their upload."""
+    """Most clients do so; long answers must not stop their upload."""
     labels = [f"l{number}" for number in range(1_500)]
     data = tar([(f"{number}.png", RED + bytes(2_000)) for number in range(200)])
     answer = client.post(
@@ -145,7 +146,7 @@ def test_a_client_that_reads_nothing_until_it_has_sent_everything(client: httpx.
 
 
 def test_limits_on_the_number_of_images(client: httpx.Client) -> None:
-    """More for lines than for a document, which is held in memory."""
+    """Lines allow more images than a document, which is held in memory."""
     some = zipped([(str(number), RED) for number in range(MAX_IMAGES + 1)])
     assert "payload-too-large" == slug(post(client, some, "application/zip"))
     assert MAX_IMAGES + 1 == len(post(client, some, "application/zip", headers=LINES).text.splitlines())
@@ -160,13 +161,13 @@ def test_limits_on_the_number_of_images(client: httpx.Client) -> None:
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 100, b"PK\x03\x04nonsense", b"\x1f\x8bnonsense", RED])
 def test_what_is_not_an_archive(client: httpx.Client, kind: str, accept: str, content: bytes) -> None:
-    """A problem with its status, for lines too."""
+    """It is answered with a problem and its status, for lines too."""
     answer = post(client, content, kind, headers={"accept": accept})
     assert (400, "malformed-request") == (answer.status_code, slug(answer))
 
 
 def test_too_many_bytes(client: httpx.Client) -> None:
-    """By the announced length, by the bytes that come, and by what they unpack to."""
+    """Counted by declared length, by bytes received, and by bytes unpacked."""
 
     def endless() -> Iterator[bytes]:
         member = tarfile.TarInfo("a")
@@ -185,7 +186,7 @@ def test_too_many_bytes(client: httpx.Client) -> None:
 
 
 def test_an_archive_that_breaks_off(client: httpx.Client) -> None:
-    """What came before is answered; the last line says that the rest will not come. A document is refused."""
+    """Earlier images are answered and the last line has the error. A document is refused."""
     data = tar([("a.png", RED), ("b.png", GREEN), ("c.png", BLUE)], kind=tarfile.USTAR_FORMAT)[:2_500]
     *results, last = map(json.loads, post(client, data, headers=LINES).text.splitlines())
     assert [(0, "red"), (1, "green")] == [(each["index"], each["predictions"][0]["label"]) for each in results]
@@ -210,14 +211,14 @@ def test_forms_that_make_no_sense(client: httpx.Client, files: list[tuple[str, b
 
 
 def test_bad_fields_are_refused_before_the_archive_is_read(client: httpx.Client) -> None:
-    """The query has them."""
+    """They are in the query."""
     answer = client.post("/v1/classify/batch", content=b"", headers={"content-type": "application/zip"})
     assert (422, "invalid-request") == (answer.status_code, slug(answer))
     assert "not-acceptable" == slug(post(client, b"", headers={"accept": "text/html"}))
 
 
 def test_a_client_that_goes_has_its_work_dropped(server: HttpServer, client: httpx.Client) -> None:
-    """Uploads that were left half done do not take the places of others (here there are two)."""
+    """Abandoned uploads do not block others (this server allows two at the same time)."""
     data = tar([(f"{number}.png", RED) for number in range(100)])
     parts = urlsplit(server.url)
     for accept in (b"application/json", b"application/x-ndjson") * 3:
@@ -248,7 +249,7 @@ def test_openapi_has_the_archives(client: httpx.Client) -> None:
 
 
 def test_names_are_never_paths(client: httpx.Client) -> None:
-    """They are echoed as they are."""
+    """They are returned unchanged."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("../../../tmp/anyclass-evil.png", RED)
@@ -257,7 +258,7 @@ def test_names_are_never_paths(client: httpx.Client) -> None:
 
 
 def test_a_line_of_results_is_one_line_for_every_client(client: httpx.Client) -> None:
-    """Neither labels nor names break it, whatever they hold; httpx and many others end a line at U+2028 too."""
+    """No character of a label or name breaks it; httpx and many others end a line at U+2028 too."""
     files = [("a\u2028b\x85c.png", RED), ("d.png", GREEN)]
     params = {"labels": ["red\u2028or so", "green"]}
     answer = client.post(
@@ -269,7 +270,7 @@ def test_a_line_of_results_is_one_line_for_every_client(client: httpx.Client) ->
 
 
 def test_an_answer_has_a_limit_unless_it_comes_in_lines(client: httpx.Client) -> None:
-    """Images times labels may be more than anyone wants in one document; the client is told what to do."""
+    """Too many predictions for one document are refused, with advice."""
     params = {"labels": [f"label {number}" for number in range(400)]}
     headers = {"content-type": "application/x-tar"}
     content = tar([(str(number), RED) for number in range(MAX_IMAGES)])

@@ -1,4 +1,4 @@
-"""Label sets as clients meet them: a real process, real connections, and a state that outlives the process."""
+"""Label sets over real connections to a real process, with a state that outlives the process."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def client(server: HttpServer) -> Iterator[httpx.Client]:
-    """A client of that process, for whom the sets `colours` and no others are there."""
+    """Connect a client to that process, which has the set `colours` and no other."""
     with httpx.Client(base_url=server.url, timeout=30) as client:
         for each in client.get("/v1/label-sets", params={"limit": 1000}).json()["label_sets"]:
             client.delete(f"/v1/label-sets/{each['name']}").raise_for_status()
@@ -50,7 +50,7 @@ def client(server: HttpServer) -> Iterator[httpx.Client]:
 
 
 def problem_of(answer: httpx.Response) -> tuple[int, str]:
-    """Status and word of a problem, which is checked."""
+    """Check a problem; return its status and slug."""
     assert "application/problem+json" == answer.headers["content-type"]
     problem = Problem.model_validate(answer.json())
     assert answer.status_code == problem.status
@@ -58,7 +58,7 @@ def problem_of(answer: httpx.Response) -> tuple[int, str]:
 
 
 def wait_ready(client: httpx.Client, name: str) -> dict[str, Any]:
-    """Poll a set's status until it is computed no longer."""
+    """Poll a set's status until it is no longer being computed."""
     for _ in range(PATIENCE):
         answer = client.get(f"/v1/label-sets/{name}")
         status: dict[str, Any] = answer.json()
@@ -91,7 +91,7 @@ def test_writing_and_reading(client: httpx.Client) -> None:
 
 
 def test_all_forms_of_a_request_may_name_a_set(client: httpx.Client) -> None:
-    """JSON, a form and the raw picture, one picture and several; the answer is that of the labels."""
+    """JSON, a form and a raw image, one image and several: the answer is the same as with the labels themselves."""
     plain = client.post("/v1/classify", json={"image": RED_64, "labels": COLOURS, "templates": "none"}).json()
     answers = [
         client.post("/v1/classify", json={"image": RED_64, "label_set": "colours"}),
@@ -126,7 +126,7 @@ def test_all_forms_of_a_request_may_name_a_set(client: httpx.Client) -> None:
     ],
 )
 def test_a_request_that_cannot_use_a_set(client: httpx.Client, fields: Any, status: int, word: str) -> None:
-    """A problem for each reason; the set's own templates are used and no others."""
+    """Each reason has its problem; only the set's own templates are used."""
     answer = client.post("/v1/classify", json={"image": RED_64, **fields})
     assert (status, word) == problem_of(answer)
 
@@ -165,7 +165,7 @@ def test_what_cannot_be_written(client: httpx.Client, name: str, body: Any, stat
 
 
 def test_only_json_is_read(client: httpx.Client) -> None:
-    """A set in another form is refused, and so are query parameters that nobody reads."""
+    """Other media types are refused, and so are unknown query parameters."""
     assert (415, "unsupported-media-type") == problem_of(client.put("/v1/label-sets/s", data={"labels": "a"}))
     assert (415, "unsupported-media-type") == problem_of(client.put("/v1/label-sets/s"))
     with_query = client.put("/v1/label-sets/s", params={"model": "tiny"}, json={"labels": ["a"]})
@@ -173,7 +173,7 @@ def test_only_json_is_read(client: httpx.Client) -> None:
 
 
 def test_conditions(client: httpx.Client) -> None:
-    """412 where another version is there than the client knows; tags as RFC 9110 spells them."""
+    """A version that the client does not know is answered with 412; tags are spelled as in RFC 9110."""
     path = "/v1/label-sets/colours"
     tag = client.get(path).headers["etag"]
 
@@ -216,7 +216,7 @@ def test_a_large_set(client: httpx.Client) -> None:
 
 
 def test_a_large_set_that_cannot_be_computed(client: httpx.Client) -> None:
-    """Its status says why; whoever uses it is told too."""
+    """Its status has the reason, and so have answers to requests that use it."""
     labels = [f"label {number}" for number in range(INLINE_PROMPTS)]
     assert 202 == client.put("/v1/label-sets/bad", json={"labels": [*labels, "word " * 100]}).status_code
     status = wait_ready(client, "bad")
@@ -263,7 +263,7 @@ def test_the_interface_is_documented(client: httpx.Client) -> None:
 
 
 def test_a_set_outlives_a_killed_process(tmp_path: Path) -> None:
-    """A kill -9 while a large set is computed: the next process goes on, and a set that was ready is ready."""
+    """After a kill -9 during a large computation the next process continues, and ready sets stay ready."""
     bundle = write_tiny_bundle(tmp_path / "bundle")
     env = {"ANYCLASS_STATE_URL": (tmp_path / "state").as_uri(), "ANYCLASS_LABEL_SET_INLINE_PROMPTS": "10"}
     labels = [f"label {number}" for number in range(12_000)]

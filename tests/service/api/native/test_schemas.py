@@ -1,4 +1,4 @@
-"""Answers as they are written: by hand, for there may be 100,000 predictions in one."""
+"""Answers written by hand, because one may have 100,000 predictions."""
 
 import json
 
@@ -16,13 +16,13 @@ SCORES = st.floats(-1, 1, width=32)
 
 
 def classification(*predictions: Prediction) -> Classification:
-    """An answer with these predictions."""
+    """Return a classification with these predictions."""
     return Classification("tiny", "0123", predictions, labels=7, labels_cached=3)
 
 
 @given(st.lists(st.builds(Prediction, TEXT, SCORES), max_size=5))
 def test_what_is_written_is_json(predictions: list[Prediction]) -> None:
-    """Any label in the client's spelling, any finite score to seven digits, and always a number with a point."""
+    """Labels keep the client's spelling, scores have seven digits and are always written with a point."""
     expected = [{"label": each.label, "score": float(f"{each.score:.7g}")} for each in predictions]
     answer = classification(*predictions)
     assert expected == json.loads(predictions_text(answer))
@@ -41,14 +41,14 @@ def test_the_writer_has_the_fields_of_the_schema() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_line_is_one_for_every_client(label: str) -> None:
-    """Python's `splitlines`, which clients use, ends a line at more than line feeds; the label stays what it was."""
+    """Python's `splitlines`, which clients use, ends a line at more than line feeds; the label stays unchanged."""
     line = one_line(predictions_text(classification(Prediction(label, 0.5))))
     assert [line] == line.splitlines()
     assert label == json.loads(line)[0]["label"]
 
 
 def test_a_ranking_is_a_sequence() -> None:
-    """Of the labels that were kept, best first; equal to any sequence of the same predictions."""
+    """It has the kept labels, best first, and equals any sequence of the same predictions."""
     scores = np.array([0.125, 0.5, 0.25], np.float32)
     ranking = Ranking(("a", "b", "c"), np.array([1, 2]), scores)
     expected = (Prediction("b", 0.5), Prediction("c", 0.25))

@@ -1,4 +1,4 @@
-"""Triton's own client, which speaks the Open Inference Protocol, before a real server."""
+"""Triton's own client for the Open Inference Protocol, against a real server."""
 
 import base64
 import copy
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def client(server: HttpServer) -> Iterator[triton.InferenceServerClient]:
-    """The client as its users make it."""
+    """Create the client as its users do."""
     client = triton.InferenceServerClient(server.url.removeprefix("http://"))
     yield client
     client.close()
@@ -52,7 +52,7 @@ def client(server: HttpServer) -> Iterator[triton.InferenceServerClient]:
 
 @pytest.fixture
 def plain(server: HttpServer) -> Iterator[httpx.Client]:
-    """For what the client would never send."""
+    """Connect a plain client, for requests that Triton's client never sends."""
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
 
@@ -66,7 +66,7 @@ def tensor(name: str, values: Any, datatype: str = "BYTES", *, binary: bool = Tr
 
 
 def test_server_and_model(client: triton.InferenceServerClient, server: HttpServer) -> None:
-    """Live, ready, and what it is; a model by its name, by an alias with a slash, and by its version."""
+    """Live, ready, and metadata; a model by its name, by an alias with a slash, and by its version."""
     assert client.is_server_live()
     assert client.is_server_ready()
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
@@ -88,7 +88,7 @@ def test_server_and_model(client: triton.InferenceServerClient, server: HttpServ
 
 
 def test_vectors_and_scores(client: triton.InferenceServerClient) -> None:
-    """From images and texts come both kinds of vectors and each image's scores, all of them binary."""
+    """Images and texts give both kinds of vectors and the scores of each image, all binary."""
     inputs = [tensor("image", [RED, GREEN]), tensor("text", ["green", "red", "blue"])]
     result = client.infer("tiny", inputs, request_id="job 7")
     response = result.get_response()
@@ -101,7 +101,7 @@ def test_vectors_and_scores(client: triton.InferenceServerClient) -> None:
 
 
 def test_json_and_binary_are_the_same(client: triton.InferenceServerClient) -> None:
-    """However inputs and outputs travel, the numbers are the same; in JSON an image is base64."""
+    """Binary and JSON tensors give the same numbers; in JSON an image is base64."""
     version = client.get_model_metadata("tiny")["versions"][0]
     results = [
         client.infer(
@@ -120,7 +120,7 @@ def test_json_and_binary_are_the_same(client: triton.InferenceServerClient) -> N
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_images_of_the_models_own_size(client: triton.InferenceServerClient, *, binary: bool) -> None:
-    """Pixels go to the encoder as they are."""
+    """Pixels reach the encoder unchanged."""
     pixels = np.zeros((2, SIZE, SIZE, 3), np.uint8)
     pixels[0, ..., 0] = pixels[1, ..., 1] = 255
     given, encoded = (
@@ -246,7 +246,7 @@ RED_TEXT = struct.pack("<I", 3) + b"red"
 def test_lengths_and_shapes_that_lie(
     plain: httpx.Client, header: dict[str, Any], tail: bytes, length: str | None
 ) -> None:
-    """They are a client's mistake, told in the protocol's form, and nothing is allocated for them."""
+    """They are answered as the client's mistake, in the protocol's form, and nothing is allocated for them."""
     answer = infer_with(plain, header, tail, length)
     assert 400 == answer.status_code, answer.text
     assert PlainError.model_validate(answer.json()).error
@@ -279,7 +279,7 @@ VALID: list[tuple[dict[str, Any], bytes]] = [
 def test_whatever_comes_is_read_or_refused(
     *, valid: tuple[dict[str, Any], bytes], field: str | None, value: object, cut: int, offset: int
 ) -> None:
-    """A request with a mistake anywhere is an error for the client, never one of the service; without it is read."""
+    """A request with a mistake anywhere is an error of the client, never of the service; without it it is read."""
     header, tail = copy.deepcopy(valid)
     if field == "binary_data_size":
         header["inputs"][0]["parameters"] = {field: value}
@@ -298,7 +298,7 @@ def test_whatever_comes_is_read_or_refused(
 
 @pytest.mark.parametrize(("shape", "datatype"), [([10**9], "BYTES"), ([10**18], "BYTES"), ([10**9, 8, 8, 3], "UINT8")])
 def test_a_huge_shape_is_refused_by_the_limits(plain: httpx.Client, shape: list[int], datatype: str) -> None:
-    """Before a byte of it is looked at."""
+    """Before a byte of it is parsed."""
     answer = infer_with(plain, one(7, name="image", shape=shape, datatype=datatype), RED_TEXT, None)
     assert 413 == answer.status_code
 
@@ -323,7 +323,7 @@ def test_a_huge_shape_is_refused_by_the_limits(plain: httpx.Client, shape: list[
 def test_every_error_has_the_protocols_form(
     plain: httpx.Client, *, method: str, path: str, content: bytes, headers: dict[str, str], status: int
 ) -> None:
-    """Those of routing and of reading too."""
+    """Errors of routing and of reading too."""
     answer = plain.request(method, path, content=content, headers=headers)
     assert status == answer.status_code
     assert PlainError.model_validate(answer.json()).error
@@ -362,7 +362,7 @@ def test_the_version_is_the_revision(plain: httpx.Client, tmp_path: Any) -> None
 
 
 def test_the_documented_examples_work(plain: httpx.Client) -> None:
-    """What /docs proposes to send is answered as documented."""
+    """The requests proposed in /docs are answered as documented."""
     for example in EXAMPLES.values():
         InferAnswer.model_validate(plain.post(INFER, json=example["value"]).json())
 

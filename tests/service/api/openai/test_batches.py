@@ -1,4 +1,4 @@
-"""/v1/files and /v1/batches as the real `openai` client speaks them, against a running server."""
+"""/v1/files and /v1/batches, with the real `openai` client against a running server."""
 
 import base64
 import io
@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def client(server: HttpServer) -> Iterator[OpenAI]:
-    """The client, which asks each question once."""
+    """Create a client without retries."""
     with client_of(server) as client:
         yield client
 
@@ -64,7 +64,7 @@ def client_of(server: HttpServer) -> Iterator[OpenAI]:
 
 
 def picture(shade: int = 255) -> str:
-    """Make a small picture in base64."""
+    """Make a small image in base64."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -77,12 +77,12 @@ def line(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def jsonl(*lines: object) -> tuple[str, bytes]:
-    """Make a file as the client takes it."""
+    """Make a file as the client expects it."""
     return "in.jsonl", b"\n".join(json.dumps(each).encode() for each in lines)
 
 
 def begin(client: OpenAI, *lines: object, endpoint: Any = CLASSIFY) -> Batch:
-    """Have lines answered."""
+    """Run a batch of lines."""
     file = client.files.create(file=jsonl(*lines), purpose="batch")
     return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
 
@@ -104,7 +104,7 @@ def lines_of(client: OpenAI, file_id: str | None) -> list[Any]:
 
 
 def code_of(error: APIStatusError) -> Any:
-    """The code in an error of OpenAI's form, which it is."""
+    """Check that an error has OpenAI's form; return its code."""
     assert isinstance(error.body, dict)
     assert {"message", "type", "param", "code"} == set(error.body)
     return error.body["code"]
@@ -129,7 +129,7 @@ def test_files_are_kept_as_they_were_sent(client: OpenAI) -> None:
 
 
 def test_a_file_may_be_kept_for_less(client: OpenAI) -> None:
-    """The client says for how long."""
+    """The client sets the time."""
     file = client.files.create(
         file=jsonl(line(1)), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
     )
@@ -137,7 +137,7 @@ def test_a_file_may_be_kept_for_less(client: OpenAI) -> None:
 
 
 def test_a_batch_of_pictures(client: OpenAI) -> None:
-    """Answers in the input's order; a picture that cannot be read stands in the error file as the route tells it."""
+    """Answers have the input's order; an unreadable image is in the error file, with the route's error."""
     lines = [line(number) for number in range(80)]
     lines[40]["body"]["image"] = "AAAA"
     batch = begin(client, *lines)
@@ -183,7 +183,7 @@ def test_an_answer_is_what_the_route_itself_answers(client: OpenAI, server: Http
 
 
 def test_a_line_of_results_is_one_line_for_every_client(client: OpenAI) -> None:
-    """Whatever is in a label: `splitlines` ends a line at more than line feeds."""
+    """`splitlines` ends a line at more than line feeds; no label breaks a line."""
     asked = line(7, custom_id="a\u2028b")
     asked["body"]["labels"] = ["red\u2028or so", "green"]
     (answered,) = lines_of(client, ended(client, begin(client, asked)).output_file_id)
@@ -192,7 +192,7 @@ def test_a_line_of_results_is_one_line_for_every_client(client: OpenAI) -> None:
 
 
 def test_a_line_of_embeddings_fails_in_openais_words(client: OpenAI) -> None:
-    """The error stands in the body as the route would have it."""
+    """The body has the route's error."""
     lines = [line(1, url="/v1/embeddings", body={"model": "other", "input": "a"})]
     (error,) = lines_of(client, ended(client, begin(client, *lines, endpoint="/v1/embeddings")).error_file_id)
     assert (404, "model_not_found") == (
@@ -220,7 +220,7 @@ def test_too_many_lines_fail_the_batch(client: OpenAI) -> None:
 
 
 def test_batches_are_listed_page_by_page(client: OpenAI) -> None:
-    """The newest first; the client turns the pages by itself."""
+    """Newest first; the client follows the pages."""
     made = [begin(client, line(1)).id for _ in range(5)]
     assert made[::-1] == [each.id for each in client.batches.list(limit=2)][:5]
     page = client.batches.list(limit=2, after=made[3])
@@ -229,14 +229,14 @@ def test_batches_are_listed_page_by_page(client: OpenAI) -> None:
 
 
 def test_files_are_listed_page_by_page(client: OpenAI) -> None:
-    """Either way round."""
+    """In either order."""
     made = [client.files.create(file=jsonl(line(1)), purpose="batch").id for _ in range(3)]
     assert made[::-1] == [each.id for each in client.files.list(limit=2, purpose="batch")][:3]
     assert made[1:] == [each.id for each in client.files.list(after=made[0], order="asc")]
 
 
 def test_cancelling(client: OpenAI) -> None:
-    """A batch ends early and keeps what is done; one that has ended cannot be cancelled, and is not asked twice."""
+    """A batch ends early and keeps its results; one that has ended cannot be cancelled, and the client asks once."""
     batch = begin(client, *(line(number) for number in range(200)))
     assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
     batch = ended(client, batch)
@@ -249,7 +249,7 @@ def test_cancelling(client: OpenAI) -> None:
 
 
 def test_metadata_is_given_back(client: OpenAI) -> None:
-    """As it came; too much of it is refused."""
+    """It is returned unchanged; too much of it is refused."""
     file = client.files.create(file=jsonl(line(1)), purpose="batch")
     batch = client.batches.create(
         input_file_id=file.id, endpoint=CLASSIFY, completion_window="24h", metadata={"run": "ü"}
@@ -292,7 +292,7 @@ def test_a_file_of_results_is_no_input(client: OpenAI) -> None:
 
 
 def test_what_is_not_there_is_not_found(client: OpenAI) -> None:
-    """Ids of nothing, and what is no id at all."""
+    """Unknown ids, and strings that are no ids."""
     for call in (
         lambda: client.batches.retrieve("batch_" + "0" * 32),
         lambda: client.batches.cancel("nonsense"),
@@ -305,7 +305,7 @@ def test_what_is_not_there_is_not_found(client: OpenAI) -> None:
 
 
 def test_uploads_that_are_refused(client: OpenAI, server: HttpServer) -> None:
-    """Too large, for another purpose, without a file, or no form at all; nothing of them is kept."""
+    """Too large, for another purpose, without a file, or no form: nothing is kept."""
     kept = len(client.files.list().data)
     with pytest.raises(APIStatusError) as too_large:
         client.files.create(file=("big.jsonl", b"x" * 200_001), purpose="batch")
@@ -328,7 +328,7 @@ def test_uploads_that_are_refused(client: OpenAI, server: HttpServer) -> None:
 
 
 def test_all_files_together_have_a_limit(tmp_path: Path) -> None:
-    """More is refused with 507 and what to do, by its length or on the way; it leaves nothing. A batch still ends."""
+    """More is refused with 507 and advice, by its length or while it arrives; nothing is kept. Batches still finish."""
     state = tmp_path / "state"
     env = {"ANYCLASS_STATE_URL": str(state), "ANYCLASS_MAX_TOTAL_FILE_BYTES": "3000000"}
 
@@ -347,7 +347,7 @@ def test_all_files_together_have_a_limit(tmp_path: Path) -> None:
                 client.files.create(file=("more.jsonl", b"x" * size), purpose="batch")
             assert (507, "state_full") == (caught.value.status_code, code_of(caught.value))
         assert kept == content()
-        # The client did not try again by itself, as it does after most errors of a server.
+        # The client did not retry, as it does after most server errors.
         assert 4 == len([each for each in server.logs() if each["event"] == "request" and each["path"] == "/v1/files"])
         batch = client.batches.create(input_file_id=file.id, endpoint=CLASSIFY, completion_window="24h")
         batch = ended(client, batch)
@@ -373,7 +373,7 @@ def test_an_idempotency_key_makes_one_object(client: OpenAI) -> None:
 
 
 async def test_the_asynchronous_client(server: HttpServer) -> None:
-    """It speaks the same."""
+    """It gets the same answers."""
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         file = await client.files.create(file=jsonl(line(1)), purpose="batch")
         batch = await client.batches.create(input_file_id=file.id, endpoint=CLASSIFY, completion_window="24h")
@@ -419,7 +419,7 @@ def test_a_state_store_that_is_away(tmp_path: Path) -> None:
 
 
 def test_a_server_without_a_state_store(tmp_path: Path) -> None:
-    """It says so once at the start and in its metrics; whoever needs the store hears it at once, and classifies."""
+    """It reports this once at the start and in its metrics; routes that need the store fail at once, others work."""
     (tmp_path / "blocked").write_text("not a folder")
     env = {"XDG_DATA_HOME": str(tmp_path / "blocked")}
     with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server, client_of(server) as client:

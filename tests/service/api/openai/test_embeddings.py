@@ -1,4 +1,4 @@
-"""OpenAI's own client, before a real server."""
+"""OpenAI's own client against a real server."""
 
 import base64
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from service.api.openai.embeddings import EXAMPLES
-from service.api.openai.schemas import EmbeddingsAnswer
+from service.api.openai.schemas import EmbeddingOut, EmbeddingsAnswer
 from service.api.problems.schemas import OpenAIError
 from tests.support.classifying import picture
 from tests.support.http_server import HttpServer, http_server
@@ -32,14 +32,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def client(server: HttpServer) -> Iterator[openai.OpenAI]:
-    """The client as its users make it."""
+    """Create the client as its users do."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
 def plain(server: HttpServer) -> Iterator[httpx.Client]:
-    """For what the client would never send."""
+    """Connect a plain client, for requests that OpenAI's client never sends."""
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
 
@@ -58,7 +58,7 @@ def test_texts(client: openai.OpenAI) -> None:
 
 
 def test_numbers_and_base64_are_the_same_vector(client: openai.OpenAI) -> None:
-    """The client asks for base64 by itself; numbers give the very same float32."""
+    """The client requests base64 by default; numbers give exactly the same float32."""
     unset = client.embeddings.create(model="tiny", input="a red rose").data[0].embedding
     numbers = client.embeddings.create(model="tiny", input="a red rose", encoding_format="float").data[0].embedding
     np.testing.assert_array_equal(np.array(unset, np.float32), np.array(numbers, np.float32))
@@ -66,9 +66,12 @@ def test_numbers_and_base64_are_the_same_vector(client: openai.OpenAI) -> None:
 
 
 def test_base64_is_little_endian_float32(plain: httpx.Client) -> None:
-    """What the client decodes is what the answer says."""
+    """The answer has the schema, and decodes to a vector of unit length."""
     request = {"model": "tiny", "input": "red", "encoding_format": "base64"}
-    (encoded,) = EmbeddingsAnswer.model_validate(plain.post(ROUTE, json=request).json()).data
+    answer = plain.post(ROUTE, json=request).json()
+    (encoded,) = EmbeddingsAnswer.model_validate(answer).data
+    assert list(EmbeddingsAnswer.model_fields) == list(answer)
+    assert list(EmbeddingOut.model_fields) == list(answer["data"][0])
     assert isinstance(encoded.embedding, str)
     decoded = np.frombuffer(base64.b64decode(encoded.embedding), "<f4")
     assert (DIM,) == decoded.shape
@@ -76,7 +79,7 @@ def test_base64_is_little_endian_float32(plain: httpx.Client) -> None:
 
 
 def test_images_and_texts_are_in_one_space(client: openai.OpenAI) -> None:
-    """An image stands as a data URI or as an object, among texts, and is nearest to the text that names it."""
+    """An image may be a data URI or an object, among texts, and is nearest to the text that names it."""
     inputs: list[object] = ["green", RED_URI, "red", {"image": RED_64}, {"image": RED_URI}]
     answer = client.embeddings.create(model="tiny", input=inputs)  # type: ignore[arg-type]
     green, uri, red, *others = (np.array(each.embedding) for each in answer.data)
@@ -87,7 +90,7 @@ def test_images_and_texts_are_in_one_space(client: openai.OpenAI) -> None:
 
 
 def test_many_images(client: openai.OpenAI) -> None:
-    """More images than the device takes at once: each has its own vector, in order."""
+    """More images than one batch of the device: each has its own vector, in order."""
     colours = ["red", "green", "blue", "white"] * 10
     images = [{"image": base64.b64encode(picture(colour)).decode()} for colour in colours]
     answer = client.embeddings.create(model="tiny", input=images)  # type: ignore[arg-type]
@@ -113,7 +116,7 @@ def test_what_openai_has_and_this_has_not(client: openai.OpenAI) -> None:
 
 
 async def test_the_asynchronous_client(server: HttpServer) -> None:
-    """It speaks the same protocol."""
+    """It gets the same answers and errors."""
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         answer = await client.embeddings.create(model="tiny", input="red")
         assert DIM == len(answer.data[0].embedding)
@@ -131,7 +134,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_an_unknown_model(client: openai.OpenAI) -> None:
-    """It is the error that the client has for it, with a code and the id that is in the log."""
+    """The client raises its own exception, with a code and the request id of the log."""
     with pytest.raises(openai.NotFoundError) as caught:
         client.embeddings.create(model="nobody", input="red", extra_headers={"x-request-id": "find-me"})
     error = caught.value
@@ -142,14 +145,14 @@ def test_an_unknown_model(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("given", "message", "param"),
     [
-        ([], "is empty", "input"),
+        ([], "must not be empty", "input"),
         ("", "Text 0 is empty", None),
         (["red", "  "], "Text 1 is empty", None),
         (["red", "a b " * 200], "Text 1 has more tokens than this model reads, 64", None),
         (["red", "red", "x" * 1001], "Text 2 has 1001 characters", None),
         (["a\x00b"], "Text 0 holds a control character", None),
-        ([[1, 2, 3]], "lists of token ids are not read", "input[0]"),
-        ([1, 2, 3], "lists of token ids are not read", "input[0]"),
+        ([[1, 2, 3]], "lists of token ids are not supported", "input[0]"),
+        ([1, 2, 3], "lists of token ids are not supported", "input[0]"),
         ([None], "must be a text", "input[0]"),
         ([{"image": RED_64, "detail": "low"}], "must be a text", "input[0]"),
         (["red", "data:image/png;base64,?"], "not valid data URI", "input[1]"),
@@ -163,7 +166,7 @@ def test_an_unknown_model(client: openai.OpenAI) -> None:
 def test_inputs_that_cannot_be_embedded(
     client: openai.OpenAI, given: object, message: str | None, param: str | None
 ) -> None:
-    """A client's mistake is its BadRequestError (or a 413), which says what and where; no other text is an image."""
+    """A client's mistake raises BadRequestError (or is a 413) and names the field; no other text is an image."""
     if message is None:
         assert 1 == len(client.embeddings.create(model="tiny", input=given).data)  # type: ignore[arg-type]
         return
@@ -193,7 +196,7 @@ def test_inputs_that_cannot_be_embedded(
 def test_every_error_has_openais_form(
     plain: httpx.Client, *, method: str, path: str, content: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
-    """Those of routing and of reading too, each with a request id."""
+    """Errors of routing and of reading too, each with a request id."""
     answer = plain.request(method, path, content=content, headers=headers)
     error = OpenAIError.model_validate(answer.json()).error
     assert (status, code, "invalid_request_error") == (answer.status_code, error.code, error.type)
@@ -202,7 +205,7 @@ def test_every_error_has_openais_form(
 
 
 def test_what_is_not_here_is_told_in_openais_form(client: openai.OpenAI) -> None:
-    """The most usual call of these clients names the path that there is not."""
+    """The most frequent call of these clients gets an error that names the missing path."""
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a cat?"}])
     assert ("not_found", "invalid_request_error") == (caught.value.code, caught.value.type)
@@ -210,13 +213,13 @@ def test_what_is_not_here_is_told_in_openais_form(client: openai.OpenAI) -> None
 
 
 def test_the_documented_examples_work(plain: httpx.Client) -> None:
-    """What /docs proposes to send is answered as documented."""
+    """The requests proposed in /docs are answered as documented."""
     for example in EXAMPLES.values():
         EmbeddingsAnswer.model_validate(plain.post(ROUTE, json=example["value"]).json())
 
 
 def test_openapi_describes_it(plain: httpx.Client) -> None:
-    """The fields are those that are read, and the errors are in their form."""
+    """The documented fields are those that are read, and errors have OpenAI's form."""
     document = plain.get("/openapi.json").json()
     operation = document["paths"][ROUTE]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]

@@ -37,7 +37,7 @@ Part = tuple[str, str | bytes, str | None]  # name, content, file name
 def request_of(
     body: bytes, content_type: str | None, *, query: str = "", chunk: int = 1000, headers: dict[str, str] | None = None
 ) -> Request:
-    """Make a request whose body comes in chunks."""
+    """Make a request whose body arrives in chunks."""
     chunks = [body[start : start + chunk] for start in range(0, len(body), chunk)] or [b""]
     messages = iter(
         [{"type": "http.request", "body": part, "more_body": i < len(chunks) - 1} for i, part in enumerate(chunks)]
@@ -79,7 +79,7 @@ def as_form(*parts: Part, chunk: int = 1000) -> Request:
 
 
 def as_raw(fields: Sequence[tuple[str, str]], body: bytes = IMAGE, content_type: str = "image/png") -> Request:
-    """Make a request whose body is the picture."""
+    """Make a request whose body is the image."""
     return request_of(body, content_type, query=urlencode(fields))
 
 
@@ -141,13 +141,13 @@ async def test_all_forms_of_a_request_are_one(request_: Any) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])
 async def test_a_form_may_arrive_in_any_pieces(chunk: int) -> None:
-    """Where the network cuts a form does not matter."""
+    """The sizes of the chunks do not matter."""
     parsed = await parse_single(as_form(FILE, ("labels", "cat", None), chunk=chunk), SETTINGS)
     assert (IMAGE,) == parsed.images
 
 
 async def test_defaults() -> None:
-    """What is left out, null, or empty in a form, has its default."""
+    """Fields that are left out, null, or empty in a form have their defaults."""
     by_json = await parse_single(as_json({"image": BASE64, "labels": ["cat"], "top_k": None}), SETTINGS)
     by_form = await parse_single(as_form(FILE, ("labels", "cat", None), ("top_k", "", None)), SETTINGS)
     assert by_json == by_form
@@ -156,7 +156,7 @@ async def test_defaults() -> None:
 
 
 async def test_one_template_may_stand_by_itself_in_a_form() -> None:
-    """A value with a gap in it is a template, one without is the name of a set."""
+    """A value with {} is a template, one without is the name of a set."""
     template = await parse_single(as_raw([("labels", "cat"), ("templates", "a {}")]), SETTINGS)
     assert ("a {}",) == template.query.templates
     name = await parse_single(as_raw([("labels", "cat"), ("templates", "none")]), SETTINGS)
@@ -197,7 +197,7 @@ async def test_a_wrong_field_is_named(fields: dict[str, Any], named: str) -> Non
 
 
 async def test_all_wrong_fields_are_named_at_once() -> None:
-    """A client need not find its mistakes one by one."""
+    """All faulty fields are reported together."""
     with pytest.raises(FieldErrors) as caught:
         await parse_single(as_json({"image": BASE64, "labels": [1], "top_k": "x", "min_score": "y"}), SETTINGS)
     assert ["labels[0]", "top_k", "min_score"] == [name for name, _ in caught.value.fields]
@@ -253,13 +253,13 @@ async def test_what_is_not_json_is_malformed(body: bytes) -> None:
 
 
 async def test_a_repeated_json_name_is_refused() -> None:
-    """Of two values of one name neither is silently dropped."""
+    """Neither of two values with the same name is silently dropped."""
     with pytest.raises(FieldErrors, match="labels: is given more than once"):
         await parse_single(request_of(b'{"labels": ["a"], "labels": ["b"]}', "application/json"), SETTINGS)
 
 
 async def test_an_infinite_number_that_is_json_is_refused() -> None:
-    """1e999 is valid JSON and no number that can be used."""
+    """1e999 is valid JSON, but not a usable number."""
     with pytest.raises(FieldErrors, match="min_score: must be a finite number"):
         await parse_single(
             request_of(b'{"image":"AAAA","labels":["a"],"min_score":1e999}', "application/json"), SETTINGS
@@ -291,7 +291,7 @@ async def test_a_form_without_a_boundary_is_malformed() -> None:
 
 
 async def test_parts_are_counted() -> None:
-    """A form of thousands of tiny parts is refused as it comes in."""
+    """A form of thousands of tiny parts is refused while it arrives."""
     with pytest.raises(PayloadTooLarge, match="fields"):
         await parse_single(as_form(FILE, *[("x", "", None)] * 200), SETTINGS)
     with pytest.raises(PayloadTooLarge, match="files"):
@@ -302,7 +302,7 @@ async def test_parts_are_counted() -> None:
 
 @pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=b", "image/png"])
 async def test_the_body_is_counted_as_it_comes(content_type: str) -> None:
-    """Without a Content-Length, or with one that lies, the limit holds to the byte."""
+    """Without a Content-Length, or with a wrong one, the limit holds to the byte."""
     for headers in ({}, {"content-length": "10"}):
         body = b"--b\r\nContent-Disposition: form-data; name=image; filename=x\r\n\r\n" + b"x" * 30_000
         request = request_of(body, content_type, query="labels=a" * (content_type == "image/png"), headers=headers)
@@ -320,7 +320,7 @@ async def test_exactly_the_limit_is_accepted() -> None:
 
 @pytest.mark.parametrize(("length", "error"), [("99999999999999999999999", PayloadTooLarge), ("-1", MalformedRequest)])
 async def test_a_declared_length_is_refused_before_reading(length: str, error: type[Exception]) -> None:
-    """What is announced to be too large is not read at all."""
+    """A body whose declared length is too large is not read."""
 
     async def receive() -> Any:
         raise AssertionError("read")
@@ -332,7 +332,7 @@ async def test_a_declared_length_is_refused_before_reading(length: str, error: t
 
 
 async def test_a_slow_body_is_given_up() -> None:
-    """A client that trickles its body does not hold its place for ever."""
+    """A client that trickles its body is refused after the timeout."""
     import asyncio
 
     async def receive() -> Any:
@@ -368,7 +368,7 @@ async def test_a_client_that_goes_while_sending() -> None:
     ],
 )
 async def test_other_content_types_are_refused(content_type: str | None, headers: dict[str, str]) -> None:
-    """The refusal says what is read."""
+    """The refusal names the accepted types."""
     with pytest.raises(UnsupportedMediaType):
         await parse_single(request_of(b"{}", content_type, headers=headers), SETTINGS)
 
@@ -417,7 +417,7 @@ async def test_labels_are_checked_before_the_picture_is_read() -> None:
     ],
 )
 def test_spellings_of_an_image(text: str) -> None:
-    """Base64 of either alphabet, with or without padding and line breaks, by itself or in a data URI."""
+    """Base64 of either alphabet, with or without padding and line breaks, plain or in a data URI."""
     assert IMAGE == decode_image_text(text)
 
 
@@ -447,7 +447,7 @@ def test_what_is_not_an_image_text(text: str, words: str) -> None:
 
 
 async def test_a_batch_keeps_the_places_of_bad_images() -> None:
-    """An image that cannot be unpacked stands as its error among the others."""
+    """An image that cannot be unpacked is replaced by its error."""
     parsed = await parse_batch(as_json({"images": [BASE64, "http://x", BASE64], "labels": ["a"]}), SETTINGS)
     assert (IMAGE, InvalidImage, IMAGE) == tuple(
         type(image) if isinstance(image, AnyclassError) else image for image in parsed.images
@@ -467,13 +467,13 @@ async def test_a_batch_keeps_the_places_of_bad_images() -> None:
     ],
 )
 async def test_what_is_wrong_with_a_batch_as_a_whole(fields: dict[str, Any], error: type[Exception]) -> None:
-    """No images, too many, or something else than strings."""
+    """No images, too many, or values that are not strings."""
     with pytest.raises(error):
         await parse_batch(as_json(fields), SETTINGS)
 
 
 async def test_a_batch_is_not_a_raw_body() -> None:
-    """One picture is no batch."""
+    """A batch route refuses a single image as its body."""
     with pytest.raises(UnsupportedMediaType):
         await parse_batch(request_of(IMAGE, "image/png"), SETTINGS)
 
@@ -488,7 +488,7 @@ FIELD_NAMES = st.sampled_from(
 
 @given(st.dictionaries(FIELD_NAMES | st.text(max_size=5), JSON_VALUES))
 async def test_any_json_object_is_parsed_or_refused(fields: dict[str, Any]) -> None:
-    """Whatever the fields hold, nothing but a refusal comes of it."""
+    """No fields cause any other exception than a refusal."""
     try:
         await parse_single(as_json(fields), SETTINGS)
     except AnyclassError as exc:
@@ -499,7 +499,7 @@ async def test_any_json_object_is_parsed_or_refused(fields: dict[str, Any]) -> N
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=300), st.sampled_from(["multipart/form-data; boundary=b", "application/json"]), st.booleans())
 async def test_any_bytes_are_parsed_or_refused(body: bytes, content_type: str, framed: bool) -> None:
-    """Whatever the body holds, nothing but a refusal comes of it."""
+    """No body causes any other exception than a refusal."""
     if framed:
         body = b"--b\r\nContent-Disposition: form-data; name=image\r\n" + body
     try:
@@ -511,7 +511,7 @@ async def test_any_bytes_are_parsed_or_refused(body: bytes, content_type: str, f
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b'"ab"'])
 def test_json_of_millions_of_values_is_refused_before_it_takes_memory(value: bytes) -> None:
-    """Each takes 50 bytes of memory and more; a body within the limit of bytes would take twenty times its size."""
+    """Each value takes 50 bytes of memory or more: a body within the byte limit would take twenty times its size."""
     body = b'{"labels": [' + (value + b",") * 2**21 + value + b"]}"
     tracemalloc.start()
     try:
@@ -524,7 +524,7 @@ def test_json_of_millions_of_values_is_refused_before_it_takes_memory(value: byt
 
 
 def test_pixels_in_json_may_be_millions_of_numbers() -> None:
-    """Where arrays of numbers are sent they are not counted; what is nested in them is."""
+    """Numbers in arrays are not counted where they are expected; nested values are."""
     body = b'{"data": [' + b"0," * 2**21 + b"0]}"
     assert 2**21 + 1 == len(parse_json_object(body, numbers=True)["data"])
     with pytest.raises(PayloadTooLarge):
@@ -532,14 +532,14 @@ def test_pixels_in_json_may_be_millions_of_numbers() -> None:
 
 
 async def test_a_comma_is_part_of_a_label() -> None:
-    """A value by itself is one label, in a form and in a query; only a JSON list or a repeated field has several."""
+    """A single value is one label, in a form and in a query; only a JSON list or a repeated field has several."""
     as_fields = await parse_single(as_form(FILE, ("labels", "cat, sleeping", None)), SETTINGS)
     in_query = await parse_single(as_raw([("labels", "cat, sleeping")]), SETTINGS)
     assert ("cat, sleeping",) == as_fields.query.labels == in_query.query.labels
 
 
 async def test_a_batch_without_pictures_names_both_ways_to_send_them() -> None:
-    """Files, or an archive of them; for one picture there is no archive."""
+    """Files, or an archive of them; a single image has no archive."""
     with pytest.raises(FieldErrors, match=r"^image: is missing; .* as the part `archive`$"):
         await parse_batch(as_form(("labels", "a", None)), SETTINGS)
     with pytest.raises(FieldErrors, match=r"^image: is missing; send the image as a file part of that name$"):

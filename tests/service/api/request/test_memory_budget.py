@@ -1,4 +1,4 @@
-"""The bytes of all requests' bodies together: what is in memory of them has a bound, whatever clients do."""
+"""The limit on the bytes of request bodies in memory holds, whatever clients do."""
 
 import asyncio
 import base64
@@ -39,7 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def noise(side: int) -> bytes:
-    """Make a picture that does not get smaller: some 3 bytes a pixel."""
+    """Make an image that cannot be compressed, of some 3 bytes a pixel."""
     buffer = io.BytesIO()
     channels = [Image.effect_noise((side, side), 90) for _ in range(3)]
     Image.merge("RGB", channels).save(buffer, "BMP")
@@ -55,19 +55,19 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def number(server: HttpServer, metric: str) -> int:
-    """What a metric without labels has come to."""
+    """Return the value of a metric without labels."""
     lines = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text.splitlines()
     return int(float(next(line for line in lines if line.startswith(f"{metric} ")).split()[1]))
 
 
 def held(server: HttpServer) -> int:
-    """Bytes of bodies in memory."""
+    """Return the bytes of bodies in memory."""
     return number(server, "anyclass_body_bytes")
 
 
 @contextmanager
 def stalled(server: HttpServer, size: int, *, declared: bool = True) -> Iterator[socket.socket]:
-    """A client that sends a body but for its last byte; how long it is it says beforehand, or not at all."""
+    """Connect a client that sends all but the last byte of a body, with or without its length."""
     parts = urlsplit(server.url)
     assert parts.hostname is not None
     with socket.create_connection((parts.hostname, parts.port or 80), timeout=PATIENCE_S) as connection:
@@ -79,8 +79,8 @@ def stalled(server: HttpServer, size: int, *, declared: bool = True) -> Iterator
         yield connection
 
 
-def test_the_room_is_for_all_together() -> None:
-    """What one holds another cannot; what is refused or only expected takes nothing; what is released is free."""
+def test_the_budget_is_shared_by_all_requests() -> None:
+    """Bytes of one body are not available to another; refused and announced bytes do not count; release frees them."""
     metrics = Metrics()
     budget = MemoryBudget(100, metrics)
     first, second = BufferedBody(budget), BufferedBody(budget)
@@ -101,8 +101,8 @@ def test_the_room_is_for_all_together() -> None:
     assert 0 == budget.used_bytes == metrics.registry.get_sample_value("anyclass_body_bytes")
 
 
-async def test_who_takes_nothing_of_the_answer_is_given_up() -> None:
-    """A client that has sent a body and does not read what it is answered does not keep its room for ever."""
+async def test_a_client_that_does_not_read_its_answer_is_dropped() -> None:
+    """A client that sent a body and does not read the answer does not keep its bytes for ever."""
     budget = MemoryBudget(100, Metrics())
 
     async def app(scope: Scope, _: Receive, send: Send) -> None:
@@ -145,7 +145,7 @@ async def test_large_bodies_are_parsed_one_at_a_time() -> None:
 
 @pytest.mark.parametrize("declared", [True, False], ids=["length known", "chunked"])
 def test_many_stalled_bodies_take_a_bounded_amount_of_memory(bundle: Path, tmp_path: Path, declared: bool) -> None:
-    """The others are refused; as soon as the clients have gone everything is free again, and a large request passes."""
+    """Further bodies are refused; after the clients have gone, a large request succeeds and no bytes are held."""
     size, limit = 4 * MIB, 32 * MIB
     env = {"ANYCLASS_MAX_BODY_BYTES": str(size), "ANYCLASS_MAX_TOTAL_BODY_BYTES": str(limit)}
     with http_server(bundle, tmp_path, env=env) as server:
@@ -167,8 +167,8 @@ def test_many_stalled_bodies_take_a_bounded_amount_of_memory(bundle: Path, tmp_p
         assert 0 == held(server)
 
 
-def test_who_stalls_loses_its_place(bundle: Path, tmp_path: Path) -> None:
-    """The time for a body to arrive ends the wait: 408, and its bytes are free while the client is still there."""
+def test_a_stalled_body_times_out(bundle: Path, tmp_path: Path) -> None:
+    """It is answered with 408, and its bytes are free although the client is still connected."""
     env = {"ANYCLASS_MAX_BODY_BYTES": str(MIB), "ANYCLASS_REQUEST_TIMEOUT_S": "2"}
     with http_server(bundle, tmp_path, env=env) as server, stalled(server, MIB) as connection:
         assert connection.recv(1024).startswith(b"HTTP/1.1 408 ")
@@ -176,7 +176,7 @@ def test_who_stalls_loses_its_place(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_limit_below_one_body_does_not_keep_that_one_out(bundle: Path, tmp_path: Path) -> None:
-    """The limit of all is never less than that of one."""
+    """The limit for all bodies is never less than the limit for one."""
     env = {"ANYCLASS_MAX_TOTAL_BODY_BYTES": "1"}
     with http_server(bundle, tmp_path, env=env) as server:
         given = {"headers": {"content-type": "image/bmp"}, "params": {"labels": ["a"]}}
@@ -197,8 +197,8 @@ REQUESTS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def told(path: str, body: dict[str, Any]) -> str:
-    """What an error says, in the form of the protocol at the path."""
+def message_of(path: str, body: dict[str, Any]) -> str:
+    """Return the message of an error in the form of the path's protocol."""
     if path.startswith(("/v1/embeddings", "/v1/batches")):
         assert ("rate_limit_error", "rate_limit_exceeded") == (body["error"]["type"], body["error"]["code"])
         return str(body["error"]["message"])
@@ -209,8 +209,8 @@ def told(path: str, body: dict[str, Any]) -> str:
     return str(body["error"])
 
 
-def test_every_protocol_says_that_there_is_no_room(bundle: Path, tmp_path: Path) -> None:
-    """429 with Retry-After in the protocol's own form, whether the length was known beforehand or not."""
+def test_every_protocol_refuses_a_body_over_the_budget(bundle: Path, tmp_path: Path) -> None:
+    """The answer is 429 with Retry-After in the protocol's own form, with or without a declared length."""
     env = {"ANYCLASS_MAX_BODY_BYTES": str(MIB), "ANYCLASS_MAX_TOTAL_BODY_BYTES": str(MIB)}
     with http_server(bundle, tmp_path, env=env) as server, stalled(server, MIB):
         until(lambda: held(server) == MIB - 1)
@@ -221,4 +221,4 @@ def test_every_protocol_says_that_there_is_no_room(bundle: Path, tmp_path: Path)
                 answer = httpx.request(method, server.url + path, content=sent, headers=headers, timeout=PATIENCE_S)
                 assert (path, 429, "2") == (path, answer.status_code, answer.headers["retry-after"])
                 assert "close" == answer.headers["connection"]
-                assert "Too many bytes of requests are in memory; try again later." == told(path, answer.json())
+                assert "Too many bytes of requests are in memory; try again later." == message_of(path, answer.json())
