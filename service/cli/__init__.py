@@ -1,1 +1,1 @@
-"""The command `anyclass` and what only it needs: the server process, the client side of HTTP, the terminal."""
+"""The command `anyclass`: the server process, the client of a running service, terminal output."""

@@ -1,6 +1,6 @@
-"""The command `anyclass`: serve and version here, the others from their own modules.
+"""The command `anyclass`: `serve` and `version`, and the others from their modules.
 
-Exit codes: 0, 1 when something failed, 2 for bad usage or input, 130 for Ctrl-C.
+Exit codes: 0; 1 for a failure; 2 for bad usage or input; 130 for Ctrl-C.
 """
 
 import errno
@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from service.cli import label_sets
-from service.cli.batches import command as batches
+from service.cli.batches import command as batches_command
 from service.cli.classify.command import EXAMPLES, EXIT_CODES, HELP, classify
-from service.cli.options import ANOTHER_PORT, FAILED, examples, fail, settings_of
+from service.cli.options import ANOTHER_PORT, examples, load_settings
+from service.cli.reporting import FAILED, fail
 from service.model.engine.provider_table import ProviderName
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
 _ANOTHER_HOST: Final = "choose an address of this machine with --host (make run HOST=…)"
-_OF_THE_PORT: Final = (errno.EADDRINUSE, errno.EACCES)
+_PORT_ERRORS: Final = (errno.EADDRINUSE, errno.EACCES)
 
 app = typer.Typer(
     name="anyclass",
@@ -51,16 +52,18 @@ def options(
 
 app.command(help=HELP, epilog=examples(*EXAMPLES) + "\n\n" + EXIT_CODES)(classify)
 app.add_typer(label_sets.app, name="label-sets")
-app.add_typer(batches.app, name="batches")
+app.add_typer(batches_command.app, name="batches")
 
 ModelsOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--model",
-        help="Folder of a model bundle; the demo model when left out. Again: one more, which requests name.",
+        help="Folder of a model bundle; without it the demo model. Repeat it for more models, which requests name.",
     ),
 ]
-ProviderOption = Annotated[ProviderName | None, typer.Option("--provider", help="What runs the model.")]
+ProviderOption = Annotated[
+    ProviderName | None, typer.Option("--provider", help="Execution provider that runs the model.")
+]
 
 
 @app.command(epilog=examples("anyclass serve", "anyclass serve --port 9000 --model bundles/vit-b-32"))
@@ -72,46 +75,46 @@ def serve(
     provider: ProviderOption = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes on the port, each with the models; see docs/workers.md. \\[default: 1]"),
+        typer.Option(help="Processes on the port, each with its own models; see docs/workers.md. \\[default: 1]"),
     ] = None,
     welcome: Annotated[
         bool | None,
-        typer.Option("--welcome/--no-welcome", help="Say what to try once ready. \\[default: on a terminal]"),
+        typer.Option("--welcome/--no-welcome", help="Print a request to try once ready. \\[default: on a terminal]"),
     ] = None,
 ) -> None:
-    """Start the HTTP service. Every setting can also be given as a variable ANYCLASS_…; see docs/settings.md."""
+    """Start the HTTP service. Every setting can also be set as a variable ANYCLASS_…; see docs/settings.md."""
     from service.monitoring import logs
 
     given: dict[str, Any] = {"host": host, "port": port, "workers": workers}
     given["provider"] = provider
     if model:
         given |= {"model": model[0], "more_models": tuple(model[1:])}
-    settings = settings_of(**given)
-    # A person at a terminal who said nothing about it reads lines more easily than JSON.
+    settings = load_settings(**given)
+    # On a terminal, lines are easier to read than JSON.
     if "log_format" not in settings.model_fields_set and sys.stderr.isatty():
         settings = settings.model_copy(update={"log_format": "console"})
     logs.configure(settings.log_level, settings.log_format)
     _warn_of_unknown_variables()
 
     from service.cli.serve.server import Server, bind, url_of
-    from service.cli.serve.supervisor import Supervisor, check
+    from service.cli.serve.supervisor import Supervisor, check_workers
     from service.errors import ConfigurationError
 
     try:
-        check(settings)
+        check_workers(settings)
     except ConfigurationError as exc:
         fail(exc.detail)
     try:
         listener = bind(settings.host, settings.port)
     except OSError as exc:
-        remedy = ANOTHER_PORT if exc.errno in _OF_THE_PORT else _ANOTHER_HOST
+        remedy = ANOTHER_PORT if exc.errno in _PORT_ERRORS else _ANOTHER_HOST
         fail(f"cannot listen on {settings.host}, port {settings.port}: {exc.strerror or exc}; {remedy}", FAILED)
     url = url_of(listener)
     logs.get_logger("service.cli").info("listening", url=url, pid=os.getpid())
-    greets = welcome if welcome is not None else sys.stdout.isatty()
+    shows_welcome = welcome if welcome is not None else sys.stdout.isatty()
     if settings.workers > 1:
         supervisor = Supervisor(settings, listener)
-        if greets:
+        if shows_welcome:
             supervisor.when_ready = lambda model, seconds: _welcome(url, model, seconds, settings)
         raise typer.Exit(supervisor.run())
 
@@ -119,12 +122,12 @@ def serve(
 
     application = create_app(settings)
     services = application.state.services
-    if greets:
+    if shows_welcome:
         services.lifecycle.when_ready(lambda seconds: _welcome(url, services.models.default, seconds, settings))
     server = Server(application, settings)
     code = server.run_on(listener)
     if server.force_exit:
-        # Threads that are still busy would be waited for at a regular exit.
+        # A regular exit would wait for threads that are still busy.
         sys.stderr.flush()
         os._exit(code)
     raise typer.Exit(code)
@@ -141,27 +144,27 @@ def version() -> None:
 def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
-        # A label that the terminal's encoding lacks is shown with a question mark, rather than nothing at all.
+        # Characters that the terminal's encoding lacks become question marks instead of an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     app()
 
 
 def _warn_of_unknown_variables() -> None:
-    """A misspelt setting is not set; the one line that says so is all that tells."""
+    """Warn of misspelt settings, which otherwise have no effect without any sign."""
     from service.monitoring import logs
     from service.settings import unknown_variables
 
     for name, meant in unknown_variables(os.environ).items():
-        what = f"{name} is no setting of the service and does nothing"
-        logs.get_logger("service.cli").warning(what + (f"; is {meant} meant?" if meant else ""))
+        warning = f"{name} is not a setting of the service and has no effect"
+        logs.get_logger("service.cli").warning(warning + (f"; did you mean {meant}?" if meant else ""))
 
 
 def _welcome(url: str, model: str, seconds: float, settings: "Settings") -> None:
-    from service.cli.console import rendering as terminal
+    from service.cli.console import rendering
     from service.installation import VERSION
 
     folders = [Path.cwd() / "examples", Path(__file__).parents[2] / "examples"]
-    photo = terminal.example_photo(folders)
+    photo = rendering.example_photo(folders)
     keyed = settings.api_keys is not None or settings.api_keys_file is not None
-    typer.echo(terminal.welcome(url, version=VERSION, model=model, seconds=seconds, photo=photo, keyed=keyed))
+    typer.echo(rendering.welcome(url, version=VERSION, model=model, seconds=seconds, photo=photo, keyed=keyed))

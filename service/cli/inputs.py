@@ -1,4 +1,4 @@
-"""What commands read: images by file, folder and pattern, labels, label sets, lines."""
+"""Inputs of the commands: image files, folders and patterns, labels, label sets."""
 
 import glob
 import json
@@ -13,23 +13,23 @@ _WHITE_SPACE: Final = " \t\r\n\ufeff"
 
 
 class InputError(Exception):
-    """Something that was given to the command cannot be used. The text says what, for people."""
+    """An input of the command is unusable. The text is for people."""
 
 
-def images_of(arguments: Sequence[str]) -> list[str]:
-    """The image files that arguments stand for, in their order.
+def find_images(arguments: Sequence[str]) -> list[str]:
+    """Return the image files that `arguments` name, in their order.
 
-    A folder stands for the images in it and in the folders below, by name; what counts there is the end of the name,
-    and hidden files and links to folders are passed over. A pattern (``*``, ``?``, ``[…]``, ``**``) stands for the
-    files that it matches. Anything else is a file, whether it is there or not. Raises `InputError` for a folder or a
-    pattern that yields nothing, and for a folder that cannot be read.
+    A folder yields the images in and below it, sorted by name and recognised by their suffix; hidden files and links to
+    folders are skipped. A pattern (``*``, ``?``, ``[…]``, ``**``) yields the files that it matches. Anything else is
+    taken for a file, even if it does not exist. Raises `InputError` for a folder or a pattern that yields nothing, and
+    for an unreadable folder.
     """
     images: list[str] = []
     for argument in arguments:
         if os.path.isdir(argument):  # noqa: PTH112 - a string stays as it was typed: ./a.jpg
-            found = list(_below(argument))
+            found = list(_images_below(argument))
             if not found:
-                raise InputError(f"no images in the folder {argument}; they end in {', '.join(IMAGE_SUFFIXES)}")
+                raise InputError(f"no images in the folder {argument} (supported: {', '.join(IMAGE_SUFFIXES)})")
         elif glob.has_magic(argument) and not os.path.lexists(argument):
             found = _matches(Path(argument))
             if not found:
@@ -40,18 +40,18 @@ def images_of(arguments: Sequence[str]) -> list[str]:
     return images
 
 
-def labels_of(commas: Sequence[str], file: Path | None) -> list[str]:
-    """Labels with commas between them, then those of a file, one a line. Raises `InputError`."""
+def read_labels(commas: Sequence[str], file: Path | None) -> list[str]:
+    """Return comma-separated labels, then those of a file, one a line. Raises `InputError`."""
     labels = [label.strip() for text in commas for label in text.split(",") if label.strip()]
     return labels if file is None else labels + _lines(read_text(file))
 
 
-def label_set_of(commas: Sequence[str], file: Path | None) -> dict[str, Any]:
-    """A label set as the service takes it, from labels with commas, and from a file: text or JSON.
+def read_label_set(commas: Sequence[str], file: Path | None) -> dict[str, Any]:
+    """Return the request body of a label set, from comma-separated labels and a file of text or JSON.
 
-    JSON is a list of labels, or an object as in the HTTP interface. Raises `InputError`.
+    JSON is a list of labels, or an object as in the HTTP API. Raises `InputError`.
     """
-    labels: list[Any] = list(labels_of(commas, None))
+    labels: list[Any] = list(read_labels(commas, None))
     if file is None:
         return {"labels": labels}
     text = read_text(file)
@@ -69,8 +69,8 @@ def label_set_of(commas: Sequence[str], file: Path | None) -> dict[str, Any]:
     return {"labels": labels + _lines(text)}
 
 
-def templates_of(given: Sequence[str]) -> str | tuple[str, ...]:
-    """The name of a template set, or templates."""
+def parse_templates(given: Sequence[str]) -> str | tuple[str, ...]:
+    """Return the name of a template set, or templates."""
     if not given:
         return "default"
     if len(given) == 1 and "{}" not in given[0]:
@@ -79,19 +79,19 @@ def templates_of(given: Sequence[str]) -> str | tuple[str, ...]:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file, or of the standard input for ``-``. Raises `InputError`."""
+    """Return the text of a file, or of the standard input for ``-``. Raises `InputError`."""
     try:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         return content.decode("utf-8-sig")
     except OSError as exc:
         raise InputError(f"cannot read {file}: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
-        raise InputError(f"cannot read {file}: it is not text in UTF-8") from exc
+        raise InputError(f"cannot read {file}: it is not UTF-8 text") from exc
 
 
 def read_at_most(path: str, limit: int) -> bytes | None:
-    """The bytes of a file, or None where there are more than `limit`. Raises `OSError`."""
-    with open(path, "rb") as file:  # noqa: PTH123 - a string that may be no valid UTF-8
+    """Return the bytes of a file, or None if it has more than `limit`. Raises `OSError`."""
+    with open(path, "rb") as file:  # noqa: PTH123 - a name may be invalid UTF-8
         content = file.read(limit + 1)
     return None if len(content) > limit else content
 
@@ -101,7 +101,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _matches(pattern: Path) -> list[str]:
-    """The files that match: ``**`` follows no links to folders, and only a dot in the pattern finds hidden files."""
+    """Return matching files. ``**`` follows no links to folders; only a pattern with a dot finds hidden files."""
     parts = pattern.parts
     fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
     root, rest = Path(*parts[:fixed]), parts[fixed:]
@@ -113,14 +113,14 @@ def _matches(pattern: Path) -> list[str]:
             if (wants_hidden or not _is_hidden(path.relative_to(root))) and not path.is_dir()
         )
     except (OSError, ValueError) as exc:
-        raise InputError(f"cannot look for {pattern}: {exc}") from exc
+        raise InputError(f"cannot search for {pattern}: {exc}") from exc
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _below(folder: str) -> Iterator[str]:
+def _images_below(folder: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as listing:
             entries = sorted((each for each in listing if not each.name.startswith(".")), key=lambda each: each.name)
@@ -128,6 +128,6 @@ def _below(folder: str) -> Iterator[str]:
         raise InputError(f"cannot read the folder {folder}: {exc.strerror or exc}") from exc
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _below(entry.path)
+            yield from _images_below(entry.path)
         elif entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir():
             yield entry.path

@@ -1,9 +1,9 @@
-"""How the metrics of several processes on one port (`--workers`) come together, whichever of them answers `/metrics`.
+"""Metrics of all worker processes (`--workers`), whichever of them answers `/metrics`.
 
-They share a folder. What each counts is in files there, which prometheus-client's multiprocess mode writes and sums.
-What the operating system knows of each (memory, CPU time, open files) is in no such file: it is asked when `/metrics`
-is, for each process that the folder names. These figures are not summed. Each has the process' number as `worker`, so
-that `rate` and `changes` see which one was replaced, and open files stand beside the limit that holds for each process.
+The workers share a folder. Their counts are in files there, which prometheus-client's multiprocess mode writes and
+sums. Memory, CPU time and open files are in no file: each scrape asks the operating system, for each process that the
+folder names. These figures are not summed. Each has the worker's number as the label `worker`, so that `rate` and
+`changes` see which worker was replaced, and open files can be compared with the limit of each process.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,26 +14,26 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector, multi
 from prometheus_client.registry import Collector
 
 VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the folder. prometheus-client reads it itself, when it is first imported."""
+"""Names the folder. prometheus-client reads it at its first import."""
 
 _NUMBER_SUFFIX: Final = ".worker"
-"""Of an empty file `PID-NUMBER.worker`."""
+"""Suffix of an empty file `PID-NUMBER.worker`."""
 
 
-def remember_process(folder: Path, pid: int, number: int) -> None:
-    """A process has begun to share `folder`; it is the worker of that number."""
+def register_process(folder: Path, pid: int, number: int) -> None:
+    """Add the process of worker `number` to `folder`."""
     (folder / f"{pid}-{number}{_NUMBER_SUFFIX}").touch()
 
 
-def forget_process(folder: Path, pid: int) -> None:
-    """A process that shared `folder` is gone: what it counted stays, what it was just doing does not."""
+def unregister_process(folder: Path, pid: int) -> None:
+    """Remove an ended process from `folder`: its counters stay, its live gauges go."""
     for path in folder.glob(f"{pid}-*{_NUMBER_SUFFIX}"):
         path.unlink(missing_ok=True)
     multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
 
 
 def gather(folder: Path) -> CollectorRegistry:
-    """What all processes that share `folder` have counted, and the `process_…` figures of each."""
+    """Return the summed metrics of all workers in `folder`, and the `process_…` metrics of each."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
     registry.register(_Processes(folder))
@@ -41,26 +41,26 @@ def gather(folder: Path) -> CollectorRegistry:
 
 
 class _Processes(Collector):
-    """Does for each process what prometheus-client's own collector does for one."""
+    """Collects the `process_…` metrics of each worker, as prometheus-client's collector does for one process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def collect(self) -> Iterable[Metric]:
-        """Read what is there at this moment; of a process that has just ended there is nothing, or a part."""
-        together: dict[str, Metric] = {}
+        """Read the figures of this moment; a process that has just ended gives none, or some of them."""
+        families: dict[str, Metric] = {}
         for number, pid in self._running():
-            for family in _figures(pid):
-                of_all = together.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for family in _process_metrics(pid):
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 for sample in family.samples:
-                    of_all.add_sample(sample.name, {**sample.labels, "worker": str(number)}, sample.value)
-        return together.values()
+                    merged.add_sample(sample.name, {**sample.labels, "worker": str(number)}, sample.value)
+        return families.values()
 
     def _running(self) -> Iterator[tuple[int, int]]:
-        """Number and pid of each process, in order."""
+        """Yield number and pid of each worker, by number."""
         names = [path.stem.split("-") for path in self._folder.glob(f"*{_NUMBER_SUFFIX}")]
         yield from sorted((int(number), int(pid)) for pid, number in names)
 
 
-def _figures(pid: int) -> Iterable[Metric]:
+def _process_metrics(pid: int) -> Iterable[Metric]:
     return ProcessCollector(pid=lambda: pid, registry=None).collect()

@@ -1,4 +1,4 @@
-"""The files of batches on their way: requests to a service, answers back."""
+"""Transfer of batch files: requests to a service, answers back."""
 
 import asyncio
 import json
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from service.cli.batches.view import MEMBERS
-from service.cli.console.progress import Screen
+from service.cli.console.progress import ProgressDisplay
 from service.cli.inputs import InputError
 from service.cli.remote.client import RemoteError, Service
 
-_PIECE: Final = 2**18
+_CHUNK_BYTES: Final = 2**18
 _FIRST_LINE_BYTES: Final = 2**25
 _DEFAULT_ENDPOINT: Final = "/v1/classify"
 
 
-async def endpoint_of(file: Path) -> str:
-    """The route that the first line of a file names; that of classification where it names none.
+async def read_endpoint(file: Path) -> str:
+    """Return the route in the first line of a file, or the classification route if the line has none.
 
-    Raises `InputError` for a file that cannot be read, or whose first line is no request at all.
+    Raises `InputError` for an unreadable file, or if the first line is not a request.
     """
     return await asyncio.to_thread(_endpoint, file)
 
@@ -37,26 +37,26 @@ async def start(
     metadata: Mapping[str, str] | None,
     idempotency_key: str | None,
 ) -> dict[str, Any]:
-    """Send a file and begin its batch. Whatever is sent again has the same key, so nothing is begun twice.
+    """Send a file and start its batch. Retries carry the same idempotency key, so nothing starts twice.
 
-    Raises `RemoteError`, and `InputError` for a file that cannot be read.
+    Raises `RemoteError`, and `InputError` for an unreadable file.
     """
     key = idempotency_key or uuid.uuid4().hex
     boundary = f"anyclass-{secrets.token_hex(16)}"
-    head, tail = _around(file.name, boundary)
+    head, tail = _form_parts(file.name, boundary)
     try:
         size = (await asyncio.to_thread(file.stat)).st_size
     except OSError as exc:
         raise InputError(f"cannot read {file}: {exc.strerror or exc}") from exc
-    with Screen(results=False, noun="MiB") as screen:
+    with ProgressDisplay(results=False, noun="MiB") as display:
 
         async def body() -> AsyncIterator[bytes]:
             sent = 0
             yield head
-            async for piece in _pieces(file):
-                yield piece
-                sent += len(piece)
-                screen.stage("sending", done=sent / 2**20, total=size / 2**20)
+            async for chunk in _chunks(file):
+                yield chunk
+                sent += len(chunk)
+                display.update("sending", done=sent / 2**20, total=size / 2**20)
             yield tail
 
         headers = {
@@ -64,20 +64,20 @@ async def start(
             "content-length": str(len(head) + size + len(tail)),
             "idempotency-key": key,
         }
-        sent_file = await service.json("POST", "/v1/files", ("id",), fresh=body, headers=headers)
-    asked = {
+        sent_file = await service.json("POST", "/v1/files", ("id",), make_body=body, headers=headers)
+    request = {
         "input_file_id": sent_file["id"],
         "endpoint": endpoint,
         "completion_window": window,
         "metadata": metadata,
     }
-    return await service.json("POST", "/v1/batches", MEMBERS, json=asked, headers={"idempotency-key": key})
+    return await service.json("POST", "/v1/batches", MEMBERS, json=request, headers={"idempotency-key": key})
 
 
 async def fetch(service: Service, file_id: str | None, target: Path) -> None:
-    """Write a file's content; to a file under another name first, so that half a file is never taken for one.
+    """Write a file's content to `target`, under another name until it is complete.
 
-    Without a `file_id` there is nothing in it, and an empty file says so. Raises `RemoteError`, `InputError`.
+    Without a `file_id` the file is empty. Raises `RemoteError`, `InputError`.
     """
     to_stdout = str(target) == "-"
     part = target.with_name(f"{target.name}.part")
@@ -98,26 +98,26 @@ async def fetch(service: Service, file_id: str | None, target: Path) -> None:
 
 
 async def _copy(service: Service, file_id: str, stream: BinaryIO) -> None:
-    async with service.download(f"/v1/files/{file_id}/content") as pieces:
-        async for piece in pieces:
-            await asyncio.to_thread(stream.write, piece)
+    async with service.download(f"/v1/files/{file_id}/content") as chunks:
+        async for chunk in chunks:
+            await asyncio.to_thread(stream.write, chunk)
     await asyncio.to_thread(stream.flush)
 
 
-async def _pieces(file: Path) -> AsyncIterator[bytes]:
+async def _chunks(file: Path) -> AsyncIterator[bytes]:
     try:
         stream = await asyncio.to_thread(file.open, "rb")
         try:
-            while piece := await asyncio.to_thread(stream.read, _PIECE):
-                yield piece
+            while chunk := await asyncio.to_thread(stream.read, _CHUNK_BYTES):
+                yield chunk
         finally:
             await asyncio.to_thread(stream.close)
     except OSError as exc:
         raise InputError(f"cannot read {file}: {exc.strerror or exc}") from exc
 
 
-def _around(name: str, boundary: str) -> tuple[bytes, bytes]:
-    """What stands before and after a file in a form (RFC 7578); a name as browsers spell it."""
+def _form_parts(name: str, boundary: str) -> tuple[bytes, bytes]:
+    """Return the bytes of a form before and after the file (RFC 7578); the name is escaped as browsers do."""
     safe = "".join({'"': "%22", "\r": "%0D", "\n": "%0A"}.get(each, each) for each in name)
     head = (
         f'--{boundary}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -133,14 +133,16 @@ def _endpoint(file: Path) -> str:
     except OSError as exc:
         raise InputError(f"cannot read {file}: {exc.strerror or exc}") from exc
     if len(line) == _FIRST_LINE_BYTES:
-        return _DEFAULT_ENDPOINT  # only a part of a line, which the service reads as a whole
+        return _DEFAULT_ENDPOINT  # a part of a line; the service reads all of it
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
-        raise InputError(f"{file} is no file of requests: its first line is not a JSON object; see docs/batch-jobs.md")
-    # What else is wrong with a request the service says, of this line and of all others.
+        raise InputError(
+            f"{file} is not a file of requests: its first line is not a JSON object; see docs/batch-jobs.md"
+        )
+    # The service reports any other fault, of this line as of the others.
     return str(request.get("url", _DEFAULT_ENDPOINT))
 
 

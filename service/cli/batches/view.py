@@ -1,30 +1,30 @@
-"""How batches are shown: a line, a table, or all that is known of one."""
+"""Output of batches: one line, a table, or every field."""
 
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from service.cli.options import print_json
+from service.cli.reporting import print_json
 
 if TYPE_CHECKING:
-    from service.cli.remote.polling import Standing
+    from service.cli.remote.polling import PollStatus
 
 ENDED: Final = ("failed", "completed", "expired", "cancelled")
 MEMBERS: Final = ("id", "status", "endpoint", "errors", "output_file_id", "error_file_id", "request_counts", "metadata")
-"""What an answer must have to be a batch."""
+"""Fields that an answer must have to be a batch."""
 
 
-def standing_of(batch: dict[str, Any]) -> "Standing":
-    """How far a batch is, for whoever waits."""
-    from service.cli.remote.polling import Standing
+def poll_status(batch: dict[str, Any]) -> "PollStatus":
+    """Return the progress of a batch."""
+    from service.cli.remote.polling import PollStatus
 
     counts = batch["request_counts"]
     done = counts["completed"] + counts["failed"]
     known = counts["total"] or None
-    return Standing(batch["status"] in ENDED, batch["status"].replace("_", " "), done, known, counts["failed"])
+    return PollStatus(batch["status"] in ENDED, batch["status"].replace("_", " "), done, known, counts["failed"])
 
 
 def print_batch(batch: dict[str, Any], *, as_json: bool, short: bool = False) -> None:
-    """Print a batch: as JSON, in one line (`short`), or all that people want to know."""
+    """Print a batch: as JSON, in one line (`short`), or field by field."""
     from service.cli.console.rendering import local_time, print_fields
 
     if as_json:
@@ -58,7 +58,7 @@ def print_batch(batch: dict[str, Any], *, as_json: bool, short: bool = False) ->
 
 
 def _line(batch: dict[str, Any]) -> str:
-    """The batch's id, and how it stands, for a line that a script can cut at the first space."""
+    """Return a line that begins with the id: a script can cut it at the first space."""
     counts = batch["request_counts"]
     state = batch["status"].replace("_", " ")
     how = (
@@ -74,7 +74,7 @@ def print_batches(found: list[dict[str, Any]]) -> None:
     from service.cli.console.rendering import local_time, print_table
 
     if not found:
-        sys.stderr.write("There are no batches. Begin one: anyclass batches create FILE\n")
+        sys.stderr.write("No batches. Create one: anyclass batches create FILE\n")
         return
     rows = [
         (

@@ -1,4 +1,4 @@
-"""The command line of `anyclass classify`: its options, its help, and what goes together."""
+"""Options and help of `anyclass classify`, and checks of their combinations."""
 
 import sys
 from pathlib import Path
@@ -12,15 +12,14 @@ from service.cli.options import (
     ApiKeyOption,
     Format,
     RetryOption,
-    bundle_path,
-    fail,
-    service_at,
-    settings_of,
+    load_settings,
 )
+from service.cli.remote.command import connect
+from service.cli.reporting import fail
 from service.model.choices import ScoringMethod
 from service.model.engine.provider_table import ProviderName
 
-_LABELS: Final = "What the images may show"
+_LABELS: Final = "Labels"
 _SCORES: Final = "Scores"
 _OUTPUT: Final = "Results"
 _IN_FLIGHT: Final = 8
@@ -40,7 +39,7 @@ HELP: Final = (
 )
 EXIT_CODES: Final = (
     "[bold]Exit codes[/bold]\n\n0: every image was classified; 1: some were not, or something failed; "
-    "2: what was asked for makes no sense; 130: interrupted (Ctrl-C)."
+    "2: the options or inputs are invalid; 130: interrupted (Ctrl-C)."
 )
 
 
@@ -71,7 +70,7 @@ def classify(
         typer.Option(
             "--label-set",
             metavar="NAME",
-            help="In place of labels and templates: a label set that the service keeps; with --url.",
+            help="Use a label set that the service keeps, in place of labels and templates; needs --url.",
             rich_help_panel=_LABELS,
         ),
     ] = None,
@@ -85,7 +84,7 @@ def classify(
     ] = None,
     scoring: Annotated[
         ScoringMethod | None,
-        typer.Option("--scoring", help="How to score; else the model's way.", rich_help_panel=_SCORES),
+        typer.Option("--scoring", help="Scoring method. \\[default: the model's own]", rich_help_panel=_SCORES),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", min=1, help="Only the best labels.", rich_help_panel=_SCORES)
@@ -96,26 +95,29 @@ def classify(
     ] = None,
     temperature: Annotated[
         float,
-        typer.Option("--temperature", help="Above 1 scores are flatter, below 1 sharper.", rich_help_panel=_SCORES),
+        typer.Option("--temperature", help="Above 1 the scores are flatter, below 1 sharper.", rich_help_panel=_SCORES),
     ] = 1.0,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
-            help="Folder of a model bundle, or with --url a model's name; else the default.",
+            help="Folder of a model bundle, or with --url the name of a model. "
+            "\\[default: the demo model, or the service's default]",
             rich_help_panel=WHERE,
         ),
     ] = None,
     provider: Annotated[
         ProviderName | None,
-        typer.Option("--provider", help="What runs the model; not with --url.", rich_help_panel=WHERE),
+        typer.Option(
+            "--provider", help="Execution provider that runs the model; not with --url.", rich_help_panel=WHERE
+        ),
     ] = None,
     url: Annotated[
         str | None,
         typer.Option(
             "--url",
             envvar="ANYCLASS_URL",
-            help="Ask the service at this address; nothing is loaded here.",
+            help="Have the service at this address classify; no model is loaded here.",
             rich_help_panel=WHERE,
         ),
     ] = None,
@@ -126,7 +128,7 @@ def classify(
             "--in-flight",
             min=1,
             max=256,
-            help="Requests under way at once with --url; fewer while the service is too busy.",
+            help="Concurrent requests with --url; fewer while the service is busy.",
             rich_help_panel=WHERE,
         ),
     ] = _IN_FLIGHT,
@@ -135,7 +137,7 @@ def classify(
         Format | None,
         typer.Option(
             "--format",
-            help="How to write results. \\[default: by the name of the file, else table]",
+            help="Format of the results. \\[default: by the name of the file, else table]",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -145,7 +147,7 @@ def classify(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write results here, not to the standard output.",
+            help="Write results to this file, not to the standard output.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -156,38 +158,38 @@ def classify(
         bool,
         typer.Option(
             "--progress/--no-progress",
-            help="A bar that says how far it is, on a terminal.",
+            help="Show a progress bar on a terminal.",
             rich_help_panel=_OUTPUT,
         ),
     ] = True,
 ) -> None:
-    """As `HELP` says, in which each paragraph is one line: a line of a docstring would be one on the terminal too."""
+    """See `HELP`. It is not in this docstring because typer would keep the line breaks."""
     from service.classification.types import LabelQuery, ScoringOptions
     from service.cli.classify.output import format_for
-    from service.cli.classify.run import Job, run_here, run_remote
-    from service.cli.inputs import InputError, images_of, labels_of, templates_of
+    from service.cli.classify.run import ClassifyArguments, run_local, run_remote
+    from service.cli.inputs import InputError, find_images, parse_templates, read_labels
 
     if as_json and results_format not in (None, Format.jsonl):
         fail(f"--json and --format {results_format.value} contradict each other")
     chosen = Format.jsonl if as_json else results_format or format_for(output)
     _check_output(chosen, output)
     try:
-        given = labels_of(labels or [], labels_file)
-        paths = images_of(images)
+        given = read_labels(labels or [], labels_file)
+        paths = find_images(images)
     except InputError as exc:
         fail(str(exc))
     if label_set is not None:
         if not url:
-            fail("label sets are kept by a service; give --url as well")
+            fail("--label-set needs a service; give --url")
         if given or templates:
-            fail("--label-set brings its own labels and templates; give either that or these")
+            fail("--label-set has its own labels and templates; drop --labels, --labels-file and --templates")
     elif not given:
         fail("no labels; give --labels a,b,c or --labels-file" + (" or --label-set" if url else ""))
     if not temperature > 0:
         fail("--temperature must be above 0")
-    job = Job(
+    arguments = ClassifyArguments(
         images=tuple(paths),
-        query=LabelQuery(tuple(given), templates_of(templates or []), label_set),
+        query=LabelQuery(tuple(given), parse_templates(templates or []), label_set),
         options=ScoringOptions(method=scoring, top_k=top_k, min_score=min_score, temperature=temperature),
         format=chosen,
         output=output,
@@ -195,19 +197,21 @@ def classify(
     )
     if url:
         if provider is not None:
-            fail("--provider is the service's business with --url")
-        service = service_at(url, api_key, in_flight=in_flight, retry_for_s=retry_for)
-        raise typer.Exit(run_remote(job, service, model=model, in_flight=in_flight))
-    settings = settings_of(model=bundle_path(model), provider=provider)
-    raise typer.Exit(run_here(job, settings))
+            fail("--provider has no effect with --url: the service chooses it; drop one of them")
+        service = connect(url, api_key, in_flight=in_flight, retry_for_s=retry_for)
+        raise typer.Exit(run_remote(arguments, service, model=model, in_flight=in_flight))
+    settings = load_settings(
+        model=None if model is None else Path(model), provider=provider.value if provider else None
+    )
+    raise typer.Exit(run_local(arguments, settings))
 
 
 def _check_output(chosen: Format, output: Path | None) -> None:
-    """End the command now where the results could not be written later."""
+    """End the command before classification if its results could not be written."""
     if output is None:
         if chosen is Format.parquet and sys.stdout.isatty():
-            fail("Parquet is not for a terminal; give --output FILE")
+            fail("Parquet cannot be shown on a terminal; give --output FILE")
     elif output.is_dir():
         fail(f"cannot write {output}: it is a folder")
     elif not output.parent.is_dir():
-        fail(f"cannot write {output}: there is no folder {output.parent}")
+        fail(f"cannot write {output}: the folder {output.parent} does not exist")

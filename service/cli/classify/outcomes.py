@@ -1,4 +1,4 @@
-"""What becomes of each image: classified in this process or by a service, in the images' order."""
+"""Outcome of each image, in the images' order: classified in this process or by a service."""
 
 import asyncio
 import json
@@ -20,30 +20,30 @@ from service.labels.cache import open_text_cache
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
-_MOST_BYTES: Final = 2**28
-"""An image larger than this is not sent at all; what the service takes it says itself."""
+_MAX_SENT_BYTES: Final = 2**28
+"""Larger images are not sent. The limit of the service is its own to report."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one image: its answer, or in words why there is none."""
+class ImageOutcome:
+    """Answer for one image, or the reason for its failure."""
 
     image: str
     answer: Classification | None = None
     error: str = ""
 
 
-async def classified_here(
+async def classify_locally(
     images: Sequence[str],
     query: LabelQuery,
     options: ScoringOptions,
     settings: Settings,
     *,
     on_ready: Callable[[], None],
-) -> AsyncGenerator[Outcome]:
-    """Classify with a model that is loaded into this process; only two batches of images are in memory at once.
+) -> AsyncGenerator[ImageOutcome]:
+    """Classify with a model loaded into this process; at most two batches of images are in memory.
 
-    Raises: `AnyclassError` for what concerns all of the images.
+    Raises: `AnyclassError` for errors that concern all images.
     """
 
     async def sources() -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
@@ -57,12 +57,12 @@ async def classified_here(
                 if isinstance(answer, DeviceLost):
                     raise answer
                 if isinstance(answer, AnyclassError):
-                    yield Outcome(images[index], error=answer.detail)
+                    yield ImageOutcome(images[index], error=answer.detail)
                 else:
-                    yield Outcome(images[index], answer)
+                    yield ImageOutcome(images[index], answer)
 
 
-async def classified_there(
+async def classify_remotely(
     images: Sequence[str],
     query: LabelQuery,
     options: ScoringOptions,
@@ -70,23 +70,23 @@ async def classified_there(
     *,
     model: str | None,
     in_flight: int,
-) -> AsyncGenerator[Outcome]:
-    """Have a service classify, `in_flight` images at a time. Raises `RemoteError` for what concerns all of them."""
+) -> AsyncGenerator[ImageOutcome]:
+    """Have a service classify, `in_flight` images at a time. Raises `RemoteError` if it concerns all images."""
     form = dict(_form(query, options, model))
 
-    async def outcome(index: int, image: str) -> Outcome:
+    async def outcome(index: int, image: str) -> ImageOutcome:
         try:
-            content = await _read(image, _MOST_BYTES)
-            # The name is the client's own business.
+            content = await _read(image, _MAX_SENT_BYTES)
+            # The file's name stays private to the client.
             files = {"image": ("image", content, "application/octet-stream")}
-            answer = await service.send("POST", "/v1/classify", place=index, data=form, files=files)
-            return Outcome(image, _classification(document(answer)))
+            answer = await service.send("POST", "/v1/classify", position=index, data=form, files=files)
+            return ImageOutcome(image, _classification(document(answer)))
         except AnyclassError as exc:
-            return Outcome(image, error=exc.detail)
+            return ImageOutcome(image, error=exc.detail)
         except RemoteError as exc:
             if not exc.image_at_fault:
                 raise
-            return Outcome(image, error=str(exc))
+            return ImageOutcome(image, error=str(exc))
 
     async with service, aclosing(in_order(images, outcome, in_flight)) as outcomes:
         async for each in outcomes:
@@ -94,7 +94,7 @@ async def classified_there(
 
 
 async def _read(image: str, limit: int) -> bytes:
-    """The bytes of a file. Raises `InvalidImage`, and `PayloadTooLarge` where there are more than `limit`."""
+    """Return the bytes of a file. Raises `InvalidImage`, and `PayloadTooLarge` beyond `limit`."""
     try:
         content = await asyncio.to_thread(read_at_most, image, limit)
     except OSError as exc:
@@ -102,7 +102,7 @@ async def _read(image: str, limit: int) -> bytes:
     except ValueError as exc:  # a null character in the name
         raise InvalidImage(f"cannot be read: {exc}") from exc
     if content is None:
-        raise PayloadTooLarge(f"The image has more than {limit} bytes, the limit here.")
+        raise PayloadTooLarge(f"The image has more than {limit} bytes, which is the limit.")
     return content
 
 
@@ -121,7 +121,7 @@ async def _classifier(settings: Settings) -> AsyncIterator[Classifier]:
 
 
 def _form(query: LabelQuery, options: ScoringOptions, model: str | None) -> Iterator[tuple[str, str]]:
-    """The fields of the request's form that differ from their defaults."""
+    """Yield the form fields of the request that differ from their defaults."""
     fields: dict[str, Any] = {
         "scoring": options.method,
         "top_k": options.top_k,
@@ -149,4 +149,6 @@ def _classification(body: Any) -> Classification:  # noqa: ANN401 - any JSON
             labels_cached=body["usage"]["labels_cached"],
         )
     except (KeyError, TypeError) as exc:
-        raise RemoteError("The server's answer is not a classification; it does not look like this service.") from exc
+        raise RemoteError(
+            "The server's answer is not a classification; it does not look like an anyclass service."
+        ) from exc

@@ -1,4 +1,4 @@
-"""Where the results of `anyclass classify` go: a table to read, CSV, lines of JSON, or Parquet."""
+"""Outputs of `anyclass classify`: a table for people, CSV, JSON lines, or Parquet."""
 
 import csv
 import io
@@ -10,16 +10,15 @@ from typing import IO, Any, Final, Protocol
 from rich.console import Console, RenderableType
 
 from service.api.json_writer import answer_json
-from service.cli.classify.outcomes import Outcome
+from service.cli.classify.outcomes import ImageOutcome
 from service.cli.classify.rows import COLUMNS, rows
-from service.cli.console.progress import Screen, plain
+from service.cli.console.progress import ProgressDisplay, plain
 from service.cli.console.rendering import heading, name_width, predictions_row, predictions_table
 from service.cli.options import Format
 
 FEW_IMAGES: Final = 20
-"""Up to so many images each has a table of its own; beyond that, a line."""
+"""Up to this number, each image has a table; beyond it, a line."""
 _FILE_WIDTH: Final = 100
-
 
 _BY_SUFFIX: Final = {
     ".csv": Format.csv,
@@ -31,35 +30,35 @@ _BY_SUFFIX: Final = {
 }
 
 
-class Sink(Protocol):
-    """Takes results one after the other. Both methods may raise `OSError`."""
+class Output(Protocol):
+    """Writes results one after the other. Both methods may raise `OSError`."""
 
-    def write(self, outcome: Outcome) -> None:
-        """Write what became of one image."""
+    def write(self, outcome: ImageOutcome) -> None:
+        """Write the outcome of one image."""
         ...
 
     def close(self) -> None:
-        """Finish what was written."""
+        """Complete the output."""
         ...
 
 
 def format_for(output: Path | None) -> Format:
-    """The format that a file's name asks for; a table where it says nothing."""
+    """Return the format by the suffix of a file name; a table for any other suffix."""
     return _BY_SUFFIX.get(output.suffix.lower(), Format.table) if output is not None else Format.table
 
 
-class Text:
-    """Text for a file, which is opened when there is something to write; or for the standard output."""
+class TextFile:
+    """Writes text to a file, which the first write opens, or to the standard output."""
 
-    def __init__(self, screen: Screen, output: Path | None) -> None:
-        self._screen = screen
+    def __init__(self, display: ProgressDisplay, output: Path | None) -> None:
+        self._display = display
         self._output = output
         self._file: IO[str] | None = None
 
     def write(self, text: str) -> None:
-        """Write lines. Raises `OSError`."""
+        """Write text. Raises `OSError`."""
         if self._output is None:
-            self._screen.write(text)
+            self._display.write(text)
             return
         if self._file is None:
             self._file = self._output.open("w", encoding="utf-8", newline="")
@@ -71,32 +70,32 @@ class Text:
             self._file.close()
 
 
-class LinesSink:
-    """A line of JSON for each image."""
+class JsonLinesOutput:
+    """Writes a line of JSON for each image."""
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: TextFile) -> None:
         self._text = text
 
-    def write(self, outcome: Outcome) -> None:
-        """See `Sink`."""
+    def write(self, outcome: ImageOutcome) -> None:
+        """See `Output`."""
         content = {"error": outcome.error} if outcome.answer is None else answer_json(outcome.answer)
-        # ASCII, so that no terminal's or pipe's encoding can spoil it.
+        # ASCII: no terminal or pipe can garble it.
         self._text.write(json.dumps({"image": outcome.image, **content}) + "\n")
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `Output`."""
         self._text.close()
 
 
-class CsvSink:
-    """CSV (RFC 4180, with plain line ends) with a header."""
+class CsvOutput:
+    """Writes CSV (RFC 4180, but with LF line ends) with a header."""
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: TextFile) -> None:
         self._text = text
         self._header: Sequence[Sequence[Any]] = [COLUMNS]
 
-    def write(self, outcome: Outcome) -> None:
-        """See `Sink`."""
+    def write(self, outcome: ImageOutcome) -> None:
+        """See `Output`."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerows(self._header)
@@ -105,15 +104,15 @@ class CsvSink:
         self._text.write(buffer.getvalue())
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `Output`."""
         self._text.close()
 
 
-class TableSink:
-    """For people: a table for each of a few images, a line for each of many."""
+class TableOutput:
+    """Writes a table for each of a few images, a line for each of many."""
 
     def __init__(
-        self, text: Text, images: Sequence[str], *, cosine: bool, show: Callable[..., None], console: Console
+        self, text: TextFile, images: Sequence[str], *, cosine: bool, show: Callable[..., None], console: Console
     ) -> None:
         self._text = text
         self._cosine = cosine
@@ -122,10 +121,10 @@ class TableSink:
         self._name_width = name_width(images, console) if len(images) > FEW_IMAGES else None
         self._shown = 0
 
-    def write(self, outcome: Outcome) -> None:
-        """See `Sink`."""
+    def write(self, outcome: ImageOutcome) -> None:
+        """See `Output`."""
         if outcome.answer is None:
-            return  # it is said on standard error
+            return  # the error is on standard error
         if self._name_width is not None:
             self._show(
                 predictions_row(
@@ -140,26 +139,28 @@ class TableSink:
         self._show(heading(outcome.image, outcome.answer), table)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `Output`."""
         self._text.close()
 
 
-def open_sink(chosen: Format, output: Path | None, screen: Screen, images: Sequence[str], *, cosine: bool) -> Sink:
-    """The sink of a format. Raises `InputError` where what it needs is not installed."""
+def open_output(
+    chosen: Format, output: Path | None, display: ProgressDisplay, images: Sequence[str], *, cosine: bool
+) -> Output:
+    """Return the output for a format. Raises `InputError` if a package that it needs is not installed."""
     if chosen is Format.parquet:
-        from service.cli.classify.parquet import ParquetSink
+        from service.cli.classify.parquet import ParquetOutput
 
-        return ParquetSink(output)
-    text = Text(screen, output)
+        return ParquetOutput(output)
+    text = TextFile(display, output)
     if chosen is Format.jsonl:
-        return LinesSink(text)
+        return JsonLinesOutput(text)
     if chosen is Format.csv:
-        return CsvSink(text)
+        return CsvOutput(text)
     if output is None:
-        return TableSink(text, images, cosine=cosine, show=screen.show, console=screen.out)
+        return TableOutput(text, images, cosine=cosine, show=display.render, console=display.out)
     console = Console(file=io.StringIO(), width=_FILE_WIDTH, highlight=False, no_color=True, force_terminal=False)
 
     def show(*parts: RenderableType) -> None:
         text.write(plain(console, parts))
 
-    return TableSink(text, images, cosine=cosine, show=show, console=console)
+    return TableOutput(text, images, cosine=cosine, show=show, console=console)

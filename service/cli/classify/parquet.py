@@ -1,29 +1,29 @@
-"""Results as Parquet. It needs `pyarrow`, which an installation that only serves has no use for."""
+"""Parquet output. It needs `pyarrow`, which an installation for serving does not include."""
 
 import sys
 from pathlib import Path
 from typing import IO, Any, Final
 
-from service.cli.classify.outcomes import Outcome
+from service.cli.classify.outcomes import ImageOutcome
 from service.cli.classify.rows import COLUMNS, rows
 from service.cli.inputs import InputError
 from service.installation import how_to_add
 
 _GROUP_ROWS: Final = 65_536
-"""Rows that are held in memory and written together."""
+"""Rows of a row group, held in memory until it is written."""
 
 
-class ParquetSink:
-    """A file, or the standard output, which are opened when there is something to write."""
+class ParquetOutput:
+    """Writes to a file, which the first write opens, or to the standard output."""
 
     def __init__(self, output: Path | None) -> None:
-        """Raises `InputError` where pyarrow is not installed."""
+        """Raises `InputError` if pyarrow is not installed."""
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError as exc:
             raise InputError(
-                f"Parquet needs pyarrow, of the extra parquet, which is not installed: {how_to_add('parquet')}"
+                f"Parquet needs pyarrow (extra parquet), which is not installed: {how_to_add('parquet')}"
             ) from exc
         self._arrow: Any = pa
         self._parquet: Any = pq
@@ -34,14 +34,14 @@ class ParquetSink:
         self._writer: Any = None
         self._rows: list[tuple[object, ...]] = []
 
-    def write(self, outcome: Outcome) -> None:
-        """See `Sink`."""
+    def write(self, outcome: ImageOutcome) -> None:
+        """See `Output`."""
         self._rows += rows(outcome)
         if len(self._rows) >= _GROUP_ROWS:
             self._flush()
 
     def close(self) -> None:
-        """Write the rest, and what makes the file readable."""
+        """Write the last rows and the footer."""
         if self._rows:
             self._flush()
         if self._writer is not None:

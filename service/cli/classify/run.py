@@ -1,4 +1,4 @@
-"""`anyclass classify`: many images, by a model in this process or by a service."""
+"""Run of `anyclass classify`: outcomes to output, with progress, errors and the exit code."""
 
 import asyncio
 import time
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from service.classification.types import LabelQuery, ScoringOptions
-from service.cli.classify.outcomes import Outcome, classified_here, classified_there
-from service.cli.classify.output import Sink, open_sink
-from service.cli.console.progress import Screen
+from service.cli.classify.outcomes import ImageOutcome, classify_locally, classify_remotely
+from service.cli.classify.output import Output, open_output
+from service.cli.console.progress import ProgressDisplay
 from service.cli.inputs import InputError
-from service.cli.options import BAD_USAGE, FAILED, INTERRUPTED, OK, Format, say
+from service.cli.options import Format
 from service.cli.remote.client import RemoteError, Service
+from service.cli.reporting import BAD_USAGE, FAILED, INTERRUPTED, OK, print_error
 from service.errors import (
     AnyclassError,
     BundleError,
@@ -30,8 +31,8 @@ _BAD_INPUT: Final = (InvalidRequest, TooManyLabels, UnknownModel, BundleError, P
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What to classify, how, and how to show it."""
+class ClassifyArguments:
+    """Checked arguments of the command: images, labels, scoring and output."""
 
     images: tuple[str, ...]
     query: LabelQuery
@@ -47,94 +48,101 @@ class _Tally:
     failed: int = 0
 
 
-def run_remote(job: Job, service: Service, *, model: str | None, in_flight: int) -> int:
-    """Have a service classify. Returns the exit code."""
+def run_remote(arguments: ClassifyArguments, service: Service, *, model: str | None, in_flight: int) -> int:
+    """Have a service classify, and return the exit code."""
     return _run(
-        job,
-        lambda _: classified_there(job.images, job.query, job.options, service, model=model, in_flight=in_flight),
+        arguments,
+        lambda _: classify_remotely(
+            arguments.images, arguments.query, arguments.options, service, model=model, in_flight=in_flight
+        ),
     )
 
 
-def run_here(job: Job, settings: Settings) -> int:
-    """Classify with a model that is loaded into this process. Returns the exit code."""
+def run_local(arguments: ClassifyArguments, settings: Settings) -> int:
+    """Classify with a model loaded into this process, and return the exit code."""
     from service.monitoring import logs
 
     logs.configure("error", "console")
-    return _run(job, lambda ready: classified_here(job.images, job.query, job.options, settings, on_ready=ready))
+    return _run(
+        arguments,
+        lambda ready: classify_locally(arguments.images, arguments.query, arguments.options, settings, on_ready=ready),
+    )
 
 
-def _run(job: Job, outcomes: Callable[[Callable[[], None]], AsyncGenerator[Outcome]]) -> int:
+def _run(arguments: ClassifyArguments, outcomes: Callable[[Callable[[], None]], AsyncGenerator[ImageOutcome]]) -> int:
     tally = _Tally()
     started = time.monotonic()
-    screen = Screen(
-        bar=job.progress and len(job.images) > 1,
-        results=job.output is None and job.format is not Format.parquet,
+    display = ProgressDisplay(
+        bar=arguments.progress and len(arguments.images) > 1,
+        results=arguments.output is None and arguments.format is not Format.parquet,
         noun="images",
     )
     try:
-        sink = open_sink(job.format, job.output, screen, job.images, cosine=job.options.method == "cosine")
+        output = open_output(
+            arguments.format, arguments.output, display, arguments.images, cosine=arguments.options.method == "cosine"
+        )
     except InputError as exc:
-        say(str(exc))
+        print_error(str(exc))
         return BAD_USAGE
     stopped, code = "", OK
-    with screen:
+    with display:
         try:
-            asyncio.run(_write(job, outcomes, sink, screen, tally))
+            asyncio.run(_write(arguments, outcomes, output, display, tally))
         except KeyboardInterrupt:
             stopped, code = "interrupted", INTERRUPTED
         except (RemoteError, AnyclassError, _WriteError) as exc:
             stopped, code = _reason(exc)
-        # What is done is kept, whatever ended it.
-        unwritten = _closed(sink)
+        # Results up to here are kept, even after an error.
+        unwritten = _close(output)
     if unwritten and not stopped:
         stopped, code = unwritten, FAILED
     if stopped:
-        screen.error(f"Error: {stopped}")
-    if screen.has_bar or job.output is not None:
+        display.error(f"Error: {stopped}")
+    if display.has_bar or arguments.output is not None:
         seconds = time.monotonic() - started
-        screen.error(summary(job, tally, seconds))
+        display.error(summary(arguments, tally, seconds))
     if code == OK and tally.failed:
         return FAILED
     return code
 
 
 async def _write(
-    job: Job,
-    outcomes: Callable[[Callable[[], None]], AsyncGenerator[Outcome]],
-    sink: Sink,
-    screen: Screen,
+    arguments: ClassifyArguments,
+    outcomes: Callable[[Callable[[], None]], AsyncGenerator[ImageOutcome]],
+    output: Output,
+    display: ProgressDisplay,
     tally: _Tally,
 ) -> None:
-    total = len(job.images)
-    screen.stage("loading the model")
-    async with aclosing(outcomes(lambda: screen.stage("classifying", total=total))) as results:
+    total = len(arguments.images)
+    display.update("loading the model")
+    async with aclosing(outcomes(lambda: display.update("classifying", total=total))) as results:
         async for outcome in results:
             if outcome.answer is None:
                 tally.failed += 1
-                screen.error(f"Error: {outcome.image}: {outcome.error}")
-            # In a thread: a file or a pipe may be slow, and the next images are to be worked on meanwhile.
-            await asyncio.to_thread(_write_one, sink, outcome)
+                display.error(f"Error: {outcome.image}: {outcome.error}")
+            # In a thread: a slow file or pipe must not delay the next images.
+            await asyncio.to_thread(_write_one, output, outcome)
             tally.done += 1
-            screen.stage("classifying", done=tally.done, total=total, failed=tally.failed)
+            display.update("classifying", done=tally.done, total=total, failed=tally.failed)
 
 
 class _WriteError(Exception):
     """The results could not be written."""
 
 
-def _write_one(sink: Sink, outcome: Outcome) -> None:
+def _write_one(output: Output, outcome: ImageOutcome) -> None:
     try:
-        sink.write(outcome)
+        output.write(outcome)
     except BrokenPipeError:
-        raise  # whoever read the results has seen enough
+        raise  # the reader of the pipe has closed it
     except OSError as exc:
         raise _WriteError(f"cannot write the results: {exc.strerror or exc}") from exc
 
 
-def _closed(sink: Sink) -> str:
-    """Close a sink, and say why it could not be."""
+def _close(output: Output) -> str:
+    """Close the output; return the reason if that fails."""
     try:
-        sink.close()
+        output.close()
     except BrokenPipeError:
         raise
     except OSError as exc:
@@ -143,7 +151,7 @@ def _closed(sink: Sink) -> str:
 
 
 def _reason(error: Exception) -> tuple[str, int]:
-    """What stopped it, and the exit code of that."""
+    """Return the reason and the exit code of an error that ended the run."""
     match error:
         case RemoteError():
             return str(error), error.exit_code
@@ -153,11 +161,11 @@ def _reason(error: Exception) -> tuple[str, int]:
             return str(error), FAILED
 
 
-def summary(job: Job, tally: _Tally, seconds: float) -> str:
-    """A line that says what became of all."""
-    total, done = len(job.images), tally.done - tally.failed
+def summary(arguments: ClassifyArguments, tally: _Tally, seconds: float) -> str:
+    """Return a line with the totals."""
+    total, done = len(arguments.images), tally.done - tally.failed
     rate = f", {tally.done / seconds:,.0f} a second" if tally.done and seconds >= 1 else ""
     failed = f"; {tally.failed:,} failed" if tally.failed else ""
     left = f"; {total - tally.done:,} not tried" if total > tally.done else ""
-    where = f"; results in {job.output}" if job.output is not None and tally.done else ""
+    where = f"; results in {arguments.output}" if arguments.output is not None and tally.done else ""
     return f"{done:,} of {total:,} images classified in {seconds:.1f} s{rate}{failed}{left}{where}."

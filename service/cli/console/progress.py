@@ -1,4 +1,4 @@
-"""The terminal while a command runs: results, errors, and beneath them a bar that says how far it is."""
+"""Results and errors of a running command, with a progress bar beneath them."""
 
 import sys
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from service.cli.console.rendering import printable
 _BAR_CHARS: Final = 30
 
 
-class Screen:
-    """Standard output and standard error, and a bar where somebody can see it. Use as a context manager.
+class ProgressDisplay:
+    """Writes to standard output and standard error, above a progress bar on a terminal. Use as a context manager.
 
-    The bar is drawn on a terminal only. Where the results go to the same terminal they are printed above it.
+    Without a terminal it draws no bar. Results that go to the same terminal are printed above the bar.
     """
 
     def __init__(self, *, bar: bool = True, results: bool = True, noun: str = "") -> None:
-        """`bar`: whether to show one at all; `results`: whether any go to standard output; `noun`: what is counted."""
+        """`bar`: draw one on a terminal; `results`: some go to standard output; `noun`: unit of the rate."""
         self.out = Console(highlight=False)
         self._progress: Progress | None = None
         self._shares_out = results and sys.stdout.isatty()
@@ -37,8 +37,8 @@ class Screen:
                 _Failed(),
                 console=console,
                 transient=True,
-                # What is printed goes through this class, so that a redirected stream stays one. On a terminal what
-                # others say to standard error is put above the bar.
+                # Standard output is written by this class alone, so a redirected one stays redirected. On a terminal,
+                # rich puts what libraries write to standard error above the bar.
                 redirect_stdout=False,
                 redirect_stderr=sys.stderr.isatty(),
             )
@@ -46,7 +46,7 @@ class Screen:
 
     @property
     def has_bar(self) -> bool:
-        """Whether somebody sees how far it is."""
+        """Whether a progress bar is shown."""
         return self._progress is not None
 
     def __enter__(self) -> Self:
@@ -61,15 +61,15 @@ class Screen:
             self._progress.stop()
 
     def write(self, text: str) -> None:
-        """Print lines of results, each with its line end."""
+        """Print results; each line ends with a newline."""
         if self._progress is not None and self._shares_out:
             self.out.out(text, end="")
         else:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    def show(self, *parts: RenderableType) -> None:
-        """Print what is not mere text; without the spaces at the ends of lines where it goes to no terminal."""
+    def render(self, *parts: RenderableType) -> None:
+        """Print rich content, without trailing spaces unless the output is a terminal."""
         if self.out.is_terminal:
             for part in parts:
                 self.out.print(part)
@@ -84,14 +84,14 @@ class Screen:
         else:
             sys.stderr.write(line)
 
-    def stage(self, description: str, *, done: float = 0, total: float | None = None, failed: int = 0) -> None:
-        """What is being done, and how far it is; without a total the bar only shows that something happens."""
+    def update(self, description: str, *, done: float = 0, total: float | None = None, failed: int = 0) -> None:
+        """Show the current step and its progress; without a total the bar only pulses."""
         if self._progress is not None:
             self._progress.update(self._task, description=description, completed=done, total=total, failed=failed)
 
 
 def plain(console: Console, parts: Sequence[RenderableType]) -> str:
-    """What `console` would print, without the spaces at the ends of lines: they are in the way in a pipe or a file."""
+    """Return what `console` would print, without trailing spaces, which are in the way in a pipe or a file."""
     with console.capture() as capture:
         for part in parts:
             console.print(part, crop=False)
@@ -100,7 +100,7 @@ def plain(console: Console, parts: Sequence[RenderableType]) -> str:
 
 class _Count(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """How many of how many."""
+        """Return the count and the total."""
         return Text("" if task.total is None else f"{task.completed:,.0f}/{task.total:,.0f}", "progress.download")
 
 
@@ -110,7 +110,7 @@ class _Rate(ProgressColumn):
         self._noun = noun
 
     def render(self, task: Task) -> Text:
-        """How many a second."""
+        """Return the rate per second."""
         speed = task.finished_speed or task.speed
         if not speed or task.total is None:
             return Text("")
@@ -118,10 +118,10 @@ class _Rate(ProgressColumn):
 
 
 class _Left(ProgressColumn):
-    max_refresh = 0.5  # so that the digits can be read
+    max_refresh = 0.5  # seconds: faster digits cannot be read
 
     def render(self, task: Task) -> Text:
-        """How long it will take."""
+        """Return the remaining time."""
         if task.total is None or task.time_remaining is None:
             return Text("")
         return Text(f"{timedelta(seconds=round(task.time_remaining))} left", "progress.remaining")
@@ -129,6 +129,6 @@ class _Left(ProgressColumn):
 
 class _Failed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """How many failed, where any did."""
+        """Return the number of failures, if any."""
         failed = task.fields["failed"]
         return Text(f"{failed:,} failed" if failed else "", "red")

@@ -1,4 +1,4 @@
-"""What the command line shows to people: tables of predictions, and what to try."""
+"""Rendering for people: tables of predictions, fields, and the welcome of `anyclass serve`."""
 
 import shlex
 import sys
@@ -27,17 +27,17 @@ _EXAMPLE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def printable(text: str) -> str:
-    """`text` without what would steer a terminal."""
+    """Replace characters that would control a terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def heading(name: str, classification: Classification) -> Text:
-    """The line above an image's predictions."""
+    """Return the line above an image's predictions."""
     return Text.assemble((printable(name), "bold"), ("  " + printable(classification.model), "dim"), overflow="fold")
 
 
 def predictions_table(classification: Classification, *, cosine: bool, console: Console) -> Table:
-    """One image's predictions: label, score and bar, best first."""
+    """Return one image's predictions: label, score and bar, best first."""
     table = Table(box=None, show_header=False, padding=(0, 1))
     bar_chars = max(_MIN_BAR_CHARS, min(_BAR_CHARS, console.width // 3))
     table.add_column(overflow="fold", max_width=max(10, console.width - bar_chars - _SCORE_CHARS - 6))
@@ -55,15 +55,15 @@ def predictions_table(classification: Classification, *, cosine: bool, console: 
 
 
 def name_width(names: Sequence[str], console: Console) -> int:
-    """How many characters the names have in the lines of many images: all of them if that leaves room."""
+    """Return the column width for names in `predictions_row`: the longest name, within two fifths of the console."""
     return min(max(map(cell_len, names), default=0), max(_MIN_NAME_CHARS, console.width * 2 // 5))
 
 
 def predictions_row(name: str, classification: Classification, width: int, *, cosine: bool, console: Console) -> Group:
-    """One image's best predictions in a line, its name in `width` characters; cut only where a terminal ends."""
+    """Return one image's best predictions in a line, the name in `width` columns; only a terminal cuts it."""
     shown = printable(name)
     if console.is_terminal and cell_len(shown) > width:
-        # The end of a path says more than its beginning.
+        # The end of a path tells more than its beginning.
         while cell_len(shown) > width - 1:
             shown = shown[1:]
         shown = "…" + shown
@@ -75,12 +75,12 @@ def predictions_row(name: str, classification: Classification, width: int, *, co
         row.append("  no label reaches the minimum score", "dim")
     if not console.is_terminal:
         row.overflow = "ignore"
-    # A text by itself would be wrapped: rich forgets what it says of itself when it is printed among others.
+    # A bare Text would be wrapped: rich ignores its no_wrap when it prints several renderables.
     return Group(row)
 
 
 def bar(score: float, width: int, *, blocks: bool) -> str:
-    """A bar of up to `width` characters for a score of 0 to 1; below 0 there is none."""
+    """Return a bar of up to `width` characters for a score of 0 to 1; empty below 0."""
     filled = max(0.0, min(1.0, score)) * width
     if not blocks:
         return "#" * round(filled)
@@ -89,7 +89,7 @@ def bar(score: float, width: int, *, blocks: bool) -> str:
 
 
 def example_photo(folders: Sequence[Path]) -> Path | None:
-    """The photo that the README begins with, else the first by name, in the first of `folders` that has any."""
+    """Return the README's photo, else the first by name, from the first of `folders` with photos."""
     for folder in folders:
         photos = [path for path in folder.glob("*") if path.suffix.lower() in _EXAMPLE_SUFFIXES]
         if photos:
@@ -98,7 +98,7 @@ def example_photo(folders: Sequence[Path]) -> Path | None:
 
 
 def welcome(url: str, *, version: str, model: str, seconds: float, photo: Path | None, keyed: bool) -> str:
-    """A few lines of what to try, for whoever has just started the service; `keyed`: it wants an API key."""
+    """Return the greeting of a started service: a request to try, and its pages. `keyed`: it needs an API key."""
     image = shown_path(photo) if photo is not None else "photo.jpg"
     key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
     return (
@@ -111,13 +111,13 @@ def welcome(url: str, *, version: str, model: str, seconds: float, photo: Path |
 
 
 def shown_path(path: Path) -> str:
-    """`path` as one would type it from here, quoted for a shell where it must be."""
+    """Return `path` relative to the working directory if it is below it, quoted for a shell."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
-    """Print names and values, one below the other."""
+    """Print names and values, one pair a line; further lines of a value are indented."""
     width = max(map(cell_len, fields), default=0)
     for name, value in fields.items():
         first, *others = value.splitlines() or [""]
@@ -127,7 +127,7 @@ def print_fields(fields: Mapping[str, str]) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Print columns, those in `right` flush right; nothing is cut, so that each line can be taken apart."""
+    """Print columns, those in `right` flush right. Nothing is cut: scripts can split each line."""
     lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
@@ -139,5 +139,5 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
 
 
 def local_time(seconds: float) -> str:
-    """A moment, in seconds since 1970, on this machine's clock."""
+    """Format seconds since 1970 in this machine's time zone."""
     return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(sep=" ", timespec="seconds")

@@ -1,4 +1,4 @@
-"""The command line's other side: a service over HTTP, asked politely."""
+"""Client of a running service over HTTP, with retries while it is busy."""
 
 import email.utils
 import re
@@ -10,34 +10,34 @@ from typing import Any, Final, Self
 
 import httpx
 
-from service.cli.remote.backoff import Turns
+from service.cli.remote.backoff import AdaptiveLimit
 from service.installation import VERSION
 
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
-_ABOUT_THE_IMAGE: Final = ("invalid-image", "image-not-fetched", "unsupported-image-format", "payload-too-large")
-"""Problems that another image of the same request need not share."""
-_OF_ITS_OWN: Final = ("internal", "inference-failed", "non-finite-output")
-"""Failures of the service at one image, after which others may well be answered."""
+_IMAGE_PROBLEMS: Final = ("invalid-image", "image-not-fetched", "unsupported-image-format", "payload-too-large")
+"""Problems of one image; others may still be classified."""
+_SINGLE_FAILURES: Final = ("internal", "inference-failed", "non-finite-output")
+"""Failures of the service that need not affect other images."""
 _BUSY: Final = (429, 502, 503, 504)
-"""Too busy, starting, stopping, or a proxy that finds no service for the moment."""
-_NOTICED_S: Final = 3.0
-"""A wait from which on people wonder what goes on."""
+"""Busy, starting, stopping, or a proxy that cannot reach the service at the moment."""
+_NOTIFY_AFTER_S: Final = 3.0
+"""Shorter waits go unnoticed."""
 _COMPUTING: Final = "label-set-computing"
 _UNKNOWN_SET: Final = "unknown-label-set"
 _PROBLEM: Final = "urn:anyclass:problem:"
-_NOT_THE_REQUEST: Final = (408, 409, 412, 429)
-"""Client errors that say how things stand, not that the request is wrong."""
+_STATE_STATUSES: Final = (408, 409, 412, 429)
+"""Client errors about the state of the service, not about the request."""
 _KEY: Final = re.compile(r"[!-~]+")
 _UNAUTHORIZED: Final = 401
 
 
 class RemoteError(Exception):
-    """The service did not do what was asked. The text says why, for people.
+    """The service did not fulfil a request. The text is for people.
 
     Attributes:
-        image_at_fault: whether another image may fare better.
-        exit_code: what the command ends with: 2 where the request is at fault, else 1.
-        status: of the answer, where there is one.
+        image_at_fault: whether other images may still be classified.
+        exit_code: of the command: 2 if the request is at fault, else 1.
+        status: HTTP status of the answer, if any.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RemoteError(Exception):
 
 
 class Service:
-    """A service at a base URL such as ``http://127.0.0.1:8000``. Use as an async context manager, once."""
+    """Client of the service at a base URL such as ``http://127.0.0.1:8000``. Use once, as an async context manager."""
 
     def __init__(
         self,
@@ -59,24 +59,26 @@ class Service:
         api_key: str | None = None,
         in_flight: int = 1,
         retry_for_s: float = 60.0,
-        tell: Callable[[str], None] = lambda _: None,
+        on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`tell` gets a sentence, once, when the service keeps refusing and is asked again.
+        """`on_wait` is called once, with a sentence, when the service keeps refusing and the client retries.
 
-        Raises `RemoteError` for what is not a URL, or cannot be a key.
+        Raises `RemoteError` for an invalid URL or key.
         """
         self.url = url.rstrip("/")
         self._retry_for_s = retry_for_s
-        self._tell = tell
-        self._told = False
-        self._turns = Turns(in_flight, patience_s=retry_for_s)
+        self._on_wait = on_wait
+        self._notified = False
+        self._limit = AdaptiveLimit(in_flight, retry_for_s=retry_for_s)
         headers = {"user-agent": f"anyclass/{VERSION}"}
         if api_key:
             if not _KEY.fullmatch(api_key):
-                raise RemoteError("An API key has printable ASCII characters only, and no spaces.", exit_code=2)
+                raise RemoteError(
+                    "The API key is invalid: it must have printable ASCII characters only, and no spaces.", exit_code=2
+                )
             headers["authorization"] = f"Bearer {api_key}"
         if not self.url.lower().startswith(("http://", "https://")):
-            raise RemoteError(f"{url} is not a URL of a service; it begins with http:// or https://.", exit_code=2)
+            raise RemoteError(f"{url} is not a service URL: it must begin with http:// or https://.", exit_code=2)
         try:
             self._http = httpx.AsyncClient(
                 base_url=self.url,
@@ -85,7 +87,7 @@ class Service:
                 limits=httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight),
             )
         except httpx.InvalidURL as exc:
-            raise RemoteError(f"{self.url} is not a URL of a service.", exit_code=2) from exc
+            raise RemoteError(f"{self.url} is not a service URL.", exit_code=2) from exc
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -101,61 +103,61 @@ class Service:
         method: str,
         path: str,
         *,
-        place: int = 0,
-        fresh: Callable[[], AsyncIterator[bytes]] | None = None,
+        position: int = 0,
+        make_body: Callable[[], AsyncIterator[bytes]] | None = None,
         stream: bool = False,
         **request: Any,  # noqa: ANN401 - httpx' own
     ) -> httpx.Response:
-        """Send a request, again where the service is too busy, and give the answer if it is one of success.
+        """Send a request, retry while the service is busy, and return a successful answer.
 
         Args:
-            method: of HTTP.
+            method: HTTP method.
             path: below the base URL.
-            place: whoever has the lowest goes first where several wait for a turn.
-            fresh: makes the body anew for each attempt.
-            stream: leave the content of an answer of success unread; the caller closes it.
+            position: the lowest is sent first if several requests wait.
+            make_body: called for each attempt.
+            stream: leave the body of a successful answer unread; the caller closes it.
             request: as `httpx.AsyncClient.build_request` takes it.
 
         Raises: `RemoteError`.
         """
         while True:
-            await self._turns.take(place)
-            body: dict[str, Any] = {} if fresh is None else {"content": fresh()}
+            await self._limit.acquire(position)
+            body: dict[str, Any] = {} if make_body is None else {"content": make_body()}
             try:
                 answer = await self._http.send(self._http.build_request(method, path, **request, **body), stream=stream)
                 if not answer.is_success:
                     await answer.aread()
             except httpx.TransportError as exc:
-                # A service that has answered before may be starting anew; one that never has is not there.
-                if not self._turns.ever_answered:
-                    self._turns.dropped()
+                # A service that has answered before may be restarting; one that never has is taken to be absent.
+                if not self._limit.ever_answered:
+                    self._limit.release()
                     raise self._unreachable(exc) from exc
-                if not self._turns.refused(None):
+                if not self._limit.record_refusal(None):
                     raise self._unreachable(exc) from exc
-                self._say_that_it_waits(str(self._unreachable(exc)))
+                self._notify_wait(str(self._unreachable(exc)))
                 continue
             except BaseException:
-                self._turns.dropped()
+                self._limit.release()
                 raise
             if answer.is_success or not _is_busy(answer):
-                self._turns.answered()
+                self._limit.record_answer()
                 if not answer.is_success:
                     raise _refusal(answer)
                 return answer
-            if not self._turns.refused(retry_after_s(answer.headers)):
-                raise self._given_up(answer)
-            self._say_that_it_waits(str(_refusal(answer)))
+            if not self._limit.record_refusal(retry_after_s(answer.headers)):
+                raise self._out_of_time(answer)
+            self._notify_wait(str(_refusal(answer)))
 
     async def json(self, method: str, path: str, members: Sequence[str], **request: Any) -> dict[str, Any]:  # noqa: ANN401 - as `send`
-        """As `send`, and the JSON object of the answer, which has these `members` at least."""
+        """Send a request as `send` does, and return the JSON object of the answer, which must have `members`."""
         found = document(await self.send(method, path, **request))
         if not isinstance(found, dict) or any(name not in found for name in members):
-            raise RemoteError("The server's answer is not what was asked for; it does not look like this service.")
+            raise RemoteError("The server's answer lacks required fields; it does not look like an anyclass service.")
         return found
 
     @asynccontextmanager
     async def download(self, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The content at `path`, a piece at a time. Raises `RemoteError`, also where it breaks off."""
+        """Stream the content at `path`. Raises `RemoteError`, also if the stream breaks off."""
         answer = await self.send("GET", path, stream=True)
         try:
             yield answer.aiter_bytes()
@@ -164,43 +166,43 @@ class Service:
         finally:
             await answer.aclose()
 
-    def _say_that_it_waits(self, why: str) -> None:
-        """Once, and not for a pause that nobody notices."""
-        if not self._told and self._turns.stalled_s >= _NOTICED_S:
-            self._told = True
-            self._tell(f"{why} Asking again for {self._retry_for_s:g} s at most (--retry-for).")
+    def _notify_wait(self, why: str) -> None:
+        """Call `on_wait` once, and not for a short wait."""
+        if not self._notified and self._limit.stalled_s >= _NOTIFY_AFTER_S:
+            self._notified = True
+            self._on_wait(f"{why} Retrying for up to {self._retry_for_s:g} s (--retry-for).")
 
     def _unreachable(self, error: httpx.TransportError) -> RemoteError:
         match error:
             case httpx.ConnectTimeout() | httpx.ConnectError():
                 return RemoteError(
-                    f"No service answers at {self.url}: {str(error) or 'it does not take the connection'}"
+                    f"No service answers at {self.url}: {str(error) or 'the connection was not accepted'}"
                 )
             case httpx.TimeoutException():
                 return RemoteError(f"The service at {self.url} did not answer in time.")
             case _:
                 return RemoteError(f"The connection to {self.url} broke: {str(error) or type(error).__name__}")
 
-    def _given_up(self, answer: httpx.Response) -> RemoteError:
+    def _out_of_time(self, answer: httpx.Response) -> RemoteError:
         refusal = _refusal(answer)
         asked = retry_after_s(answer.headers)
         if asked is not None and asked > self._retry_for_s:
-            how = f"it asks to come back in {asked:.0f} s; --retry-for allows {self._retry_for_s:g} s"
+            how = f"the service asks to retry in {asked:.0f} s; --retry-for allows {self._retry_for_s:g} s"
         else:
-            how = f"given up after {self._retry_for_s:g} s without any other answer (--retry-for)"
+            how = f"gave up after {self._retry_for_s:g} s of retries (--retry-for)"
         return RemoteError(f"{refusal} ({how})", status=answer.status_code)
 
 
 def document(answer: httpx.Response) -> Any:  # noqa: ANN401 - any JSON
-    """The JSON of an answer. Raises `RemoteError` where it is none."""
+    """Return the JSON of an answer. Raises `RemoteError` if it is not JSON."""
     try:
         return answer.json()
     except ValueError as exc:
-        raise RemoteError("The server's answer is not JSON; it does not look like this service.") from exc
+        raise RemoteError("The server's answer is not JSON; it does not look like an anyclass service.") from exc
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by the header `Retry-After`: a number, or the time of day (RFC 9110, section 10.2.3)."""
+    """Return the seconds of the header `Retry-After`: a number, or a date (RFC 9110, section 10.2.3)."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
@@ -217,7 +219,7 @@ def _is_busy(answer: httpx.Response) -> bool:
 
 
 def _problem(answer: httpx.Response) -> tuple[str | None, str | None]:
-    """The detail and the kind of a problem in the service's own form or in OpenAI's; None where it is neither."""
+    """Return the detail and the type of a problem in the service's own form or OpenAI's; None if it is neither."""
     try:
         content = answer.json()
         if "error" in content:
@@ -230,19 +232,19 @@ def _problem(answer: httpx.Response) -> tuple[str | None, str | None]:
 
 
 def _refusal(answer: httpx.Response) -> RemoteError:
-    """What the problem says, or the status of an answer that is none of ours."""
+    """Make the error from the problem's detail, or from the status if the answer is not from this service."""
     detail, kind = _problem(answer)
     code = answer.status_code
     if detail is None:
         status = f"{code} {answer.reason_phrase}".strip()
         if code in _BUSY:
             return RemoteError(f"The server answered {status}.", status=code)
-        return RemoteError(f"The server answered {status}; it does not look like this service.", status=code)
+        return RemoteError(f"The server answered {status}; it does not look like an anyclass service.", status=code)
     if code == _UNAUTHORIZED:
-        detail += " For this command: --api-key, or the variable ANYCLASS_API_KEY."
+        detail += " Give this command a key with --api-key or the variable ANYCLASS_API_KEY."
     elif kind == _UNKNOWN_SET:
-        # What the service says names its own route.
-        detail = "There is no label set of that name; anyclass label-sets list shows those there are."
-    about_image = kind in _ABOUT_THE_IMAGE or kind in _OF_ITS_OWN
-    wrong = answer.is_client_error and not about_image and code not in _NOT_THE_REQUEST
+        # The detail of the service names its route, not this command.
+        detail = "No label set has this name; list them: anyclass label-sets list"
+    about_image = kind in _IMAGE_PROBLEMS or kind in _SINGLE_FAILURES
+    wrong = answer.is_client_error and not about_image and code not in _STATE_STATUSES
     return RemoteError(detail, image_at_fault=about_image, exit_code=2 if wrong else 1, status=code)

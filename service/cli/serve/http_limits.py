@@ -1,8 +1,8 @@
-"""What a connection may hold before it is a request: uvicorn on httptools has a limit for none of these.
+"""Limits on what a connection may hold before a request is complete; uvicorn on httptools has none of these.
 
-The body has its own limits, in `service.api`. All else that a client sends is kept until it is whole, so it is bounded
-here: the request line with its headers, what follows the last chunk of a body, and requests that are sent before
-the answers to earlier ones.
+`service.api` limits the body. Anything else that a client sends is buffered until it is complete, so it is limited
+here: the request line with the headers, the trailers after the last chunk of a body, and requests that are sent before
+earlier ones are answered.
 """
 
 import asyncio
@@ -13,80 +13,80 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from service.cli.serve.lingering_close import LingeringProtocol
 
 MAX_HEAD_BYTES: Final = 2**17
-"""Room for a URL of 64 KiB, which is as long as the parser can read one, and for as much in headers."""
+"""A URL of 64 KiB, the longest that the parser can read, and as much again for headers."""
 MAX_PIPELINED: Final = 8
 """Requests that wait for their turn on one connection."""
 
 
-class BoundedProtocol(LingeringProtocol):
-    """HTTP as uvicorn speaks it, where whoever sends too much or too slowly is hung up on.
+class HttpLimitsProtocol(LingeringProtocol):
+    """Uvicorn's HTTP protocol, which closes the connection of a client that sends too much or too slowly.
 
     Attributes:
-        head_timeout_s: how long a client may take for the request line and the headers.
+        head_timeout_s: time for the request line and the headers, in seconds.
     """
 
     head_timeout_s: ClassVar[float] = 30.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
-        """A client is there, and has some time to say what it wants."""
+        """Start the timer for the request head."""
         super().connection_made(transport)
-        self._quiet_bytes = 0
+        self._unread_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._expect_head()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
-        self._head_is_there()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come; what leads to no body and to no end of a request is counted."""
-        self._quiet_bytes += len(data)
+        """Parse data; answer 400 if too much of it completes neither a part of a body nor a request."""
+        self._unread_bytes += len(data)
         super().data_received(data)
-        if self._quiet_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The request line and headers have more than {MAX_HEAD_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Restart the timer for the head of the next request."""
         super().on_message_begin()
-        self._head_is_there()
-        self._expect_head()
+        self._stop_timer()
+        self._start_timer()
 
     def on_headers_complete(self) -> None:
-        """Its head is there. Raises, which ends the connection, where too many requests wait for their turn."""
-        self._head_is_there()
+        """Stop the timer; close the connection if more than MAX_PIPELINED requests are queued."""
+        self._stop_timer()
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:
             self.pipeline.clear()
             raise _TooManyPipelinedError
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body, which its reader counts."""
-        self._quiet_bytes = 0
+        """Reset the count: the reader of the body counts its bytes."""
+        self._unread_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request is whole."""
-        self._quiet_bytes = 0
+        """Reset the count: the request is complete."""
+        self._unread_bytes = 0
         super().on_message_complete()
 
-    def _expect_head(self) -> None:
-        self._timer = self.loop.call_later(self.head_timeout_s, self._head_is_late)
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self.head_timeout_s, self._on_timeout)
 
-    def _head_is_there(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _head_is_late(self) -> None:
-        # There is none before the first request, whatever uvicorn's annotation says.
+    def _on_timeout(self) -> None:
+        # None before the first request, despite uvicorn's annotation.
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is None or cycle.response_complete:
             self.transport.close()
         else:
-            # Nothing is read while an earlier request is answered.
-            self._expect_head()
+            # Nothing is read while an earlier request is being answered.
+            self._start_timer()
 
 
 class _TooManyPipelinedError(Exception):
-    """The parser turns it into one of its own."""
+    """Ends the connection: the parser turns it into an error of its own."""

@@ -1,6 +1,6 @@
-"""Uvicorn, with an end that loses no accepted request, an exit code that says how it went, and errors in one form.
+"""Uvicorn with a graceful stop that loses no accepted request, an exit code, and problems for malformed HTTP.
 
-What uvicorn itself does on a signal is to close its port at once, and to end by the signal instead of with a code.
+On a signal, plain uvicorn closes its port at once, and ends by the signal instead of with an exit code.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from service.api.lifecycle import Lifecycle
 from service.api.middleware.request_context import HEADER, request_id_of
 from service.api.problems.table import BAD_HTTP, MEDIA_TYPE, problem
-from service.cli.serve.http_limits import BoundedProtocol
+from service.cli.serve.http_limits import HttpLimitsProtocol
 from service.errors import AnyclassError
 from service.settings import Settings
 
@@ -30,22 +30,22 @@ EXIT_CUT_SHORT: Final = 1
 EXIT_REFUSED: Final = 2
 
 GRACE_S: Final = 1.0
-"""Seconds between the first signal and closing the port. In them `/readyz` says no, requests are still answered, and
-clients with an open connection are told to close it; a request on its way meets an open port."""
+"""Seconds between the first signal and closing the port. Meanwhile `/readyz` answers 503, requests are still answered,
+and answers ask clients to close their connections; a request in transit finds an open port."""
 
-_LINGER_TURNS: Final = 5
-_LINGER_TURN_S: Final = 0.05
-"""After the port has closed, turns of the event loop for requests on connections that were made just before."""
+_LAST_ROUNDS: Final = 5
+_LAST_ROUND_S: Final = 0.05
+"""Rounds of the event loop after the port has closed, for requests on the last connections."""
 
 _BACKLOG: Final = 2048
 _log = structlog.stdlib.get_logger("service.server")
 
 
-class ProblemHttpProtocol(BoundedProtocol):
-    """Answers what is not even HTTP with a problem, as everything else."""
+class ProblemHttpProtocol(HttpLimitsProtocol):
+    """Answers malformed HTTP with a problem document."""
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that the parser gave up on, and hang up."""
+        """Answer a request that cannot be parsed, and close the connection."""
         request_id = request_id_of(None)
         body = problem(BAD_HTTP, msg, request_id)
         content = json.dumps(body).encode()
@@ -64,8 +64,8 @@ class Server(uvicorn.Server):
     """A uvicorn server for one application.
 
     Attributes:
-        exit_code: 0 after a stop that answered everything, 1 after one that was cut short, 2 when the service
-            refused to start.
+        exit_code: 0 after a stop that answered every request, 1 after one that was cut short, 2 if the service
+            could not start.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -86,12 +86,12 @@ class Server(uvicorn.Server):
         )
         self.exit_code = EXIT_OK
         self._lifecycle: Lifecycle = app.state.services.lifecycle
-        self._lifecycle.when_failed(self._refuse)
+        self._lifecycle.when_failed(self._on_start_failed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
 
     def run_on(self, listener: socket.socket) -> int:
-        """Serve on a socket that is bound, until a signal. Returns the exit code."""
+        """Serve on a bound socket until a signal, and return the exit code."""
         self.run(sockets=[listener])
         _log.info("stopped", exit_code=self.exit_code)
         return self.exit_code
@@ -102,18 +102,18 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the port, answer what was accepted, and end the application.
+        """Close the port, answer the accepted requests, and shut the application down.
 
-        Closing a port resets the connections that nobody has accepted yet, and uvicorn hangs up on those that have not
-        sent a request yet. So the former are accepted first, and the latter have a moment.
+        Closing a port resets connections that are not accepted yet, and uvicorn closes those that have not sent a
+        request yet. So the former are accepted first, and the latter get a moment.
         """
-        waiting = [connection for listener in sockets or [] for connection in accept_all(listener)]
+        waiting = [connection for listener in sockets or [] for connection in accept_pending(listener)]
         self._close_port(sockets or [])
         loop = asyncio.get_running_loop()
         for connection in waiting:
             await loop.connect_accepted_socket(self._protocol, connection)
-        for _ in range(0 if self.force_exit else _LINGER_TURNS):
-            await asyncio.sleep(_LINGER_TURN_S)
+        for _ in range(0 if self.force_exit else _LAST_ROUNDS):
+            await asyncio.sleep(_LAST_ROUND_S)
         await super().shutdown(sockets)
 
     def _close_port(self, _: list[socket.socket]) -> None:
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while serving, and do not raise them again afterwards: the exit code tells."""
+        """Handle signals while serving. Unlike uvicorn, do not raise them again: the exit code reports the end."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -138,7 +138,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """First signal: stop being ready, then close and drain. Second: leave now."""
+        """On the first signal stop being ready, then close and drain; on the second exit now."""
         self._signals += 1
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop, self._signals, signal.Signals(sig).name)
@@ -159,17 +159,17 @@ class Server(uvicorn.Server):
     def _close(self) -> None:
         self.should_exit = True
 
-    def _refuse(self, error: Exception) -> None:
+    def _on_start_failed(self, error: Exception) -> None:
         if self.exit_code == EXIT_OK:
             self.exit_code = EXIT_REFUSED
-            # The detail of an error that was foreseen says all; a traceback would only hide it.
-            unforeseen = None if isinstance(error, AnyclassError) else error
-            _log.error("cannot start", reason=self._lifecycle.reason, exc_info=unforeseen)
+            # The detail of our own errors is enough; a traceback would hide it.
+            unexpected = None if isinstance(error, AnyclassError) else error
+            _log.error("cannot start", reason=self._lifecycle.reason, exc_info=unexpected)
         self.should_exit = True
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `OSError` where the address cannot be had."""
+    """Return a listening socket. Raises `OSError` if the address is not available."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -185,10 +185,10 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def accept_all(listener: socket.socket) -> list[socket.socket]:
-    """Every connection that waits to be accepted."""
+def accept_pending(listener: socket.socket) -> list[socket.socket]:
+    """Accept every pending connection."""
     connections: list[socket.socket] = []
-    with contextlib.suppress(OSError):  # BlockingIOError: there are no more
+    with contextlib.suppress(OSError):  # BlockingIOError: no more connections
         while True:
             connection, _ = listener.accept()
             connection.setblocking(False)  # noqa: FBT003 - the standard library's signature
@@ -197,7 +197,7 @@ def accept_all(listener: socket.socket) -> list[socket.socket]:
 
 
 def url_of(listener: socket.socket) -> str:
-    """The URL of a bound socket, with a host that a client on this machine can use."""
+    """Return the URL of a bound socket, with a host that clients on this machine can use."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         host = "127.0.0.1"

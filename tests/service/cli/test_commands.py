@@ -137,9 +137,9 @@ def test_a_bundle_that_is_not_there(folder: Path) -> None:
     ("url", "code", "words"),
     [
         ("http://127.0.0.1:1", 1, "No service answers"),
-        ("nonsense", 2, "not a URL"),
-        ("127.0.0.1:8000", 2, "127.0.0.1:8000 is not a URL of a service; it begins with http:// or https://."),
-        ("http://[::", 2, "not a URL"),
+        ("nonsense", 2, "not a service URL"),
+        ("127.0.0.1:8000", 2, "127.0.0.1:8000 is not a service URL: it must begin with http:// or https://."),
+        ("http://[::", 2, "not a service URL"),
     ],
 )
 def test_a_service_that_is_not_there(folder: Path, url: str, code: int, words: str) -> None:

@@ -127,7 +127,7 @@ def test_many_faults_are_counted(tmp_path: Path) -> None:
     result = anyclass("batches", "create", file, "--wait")
     batch, *faults = result.stderr.splitlines()
     assert (2, 6) == (result.returncode, len(faults))
-    assert f"Error: and 6 more; see all of them: anyclass batches status {batch}" == faults[-1]
+    assert f"Error: and 6 more; see them all: anyclass batches status {batch}" == faults[-1]
     assert "line 11: " in anyclass("batches", "status", batch).stdout
 
 
@@ -141,7 +141,7 @@ def test_a_file_of_another_kind_is_not_sent(tmp_path: Path, content: str, option
     before = anyclass("batches", "list", "--json").stdout
     result = anyclass("batches", "create", file, *options)
     assert (2, "") == (result.returncode, result.stdout)
-    said = f"{file} is no file of requests: its first line is not a JSON object; see docs/batch-jobs.md"
+    said = f"{file} is not a file of requests: its first line is not a JSON object; see docs/batch-jobs.md"
     assert f"Error: {said}\n" == result.stderr
     assert before == anyclass("batches", "list", "--json").stdout
 

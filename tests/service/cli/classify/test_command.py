@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from service.cli.inputs import InputError, images_of, label_set_of
+from service.cli.inputs import InputError, find_images, read_label_set
 from tests.support.commands import COMMAND, Reply, anyclass, on_a_terminal, scripted
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -94,18 +94,18 @@ def names(paths: list[str], folder: Path) -> list[str]:
 
 def test_a_folder_stands_for_the_images_below_it(folder: Path) -> None:
     """By name; hidden files, links to folders and what is no image by its name are passed over."""
-    found = images_of([str(folder / "photos")])
+    found = find_images([str(folder / "photos")])
     assert ["a.png", "b/10.JPG", "b/2.png", "b/broken.png", "c.bmp"] == names(found, folder)
 
 
 def test_a_pattern_stands_for_the_files_it_matches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are no files; a file whose name looks like a pattern is itself."""
-    found = images_of([f"{folder}/photos/b/*", f"{folder}/photos/**/*.bmp"])
+    found = find_images([f"{folder}/photos/b/*", f"{folder}/photos/**/*.bmp"])
     assert ["b/10.JPG", "b/2.png", "b/broken.png", "c.bmp"] == names(found, folder)
     monkeypatch.chdir(folder)
-    assert ["./photos/a.png", "nowhere.png"] == images_of(["./photos/a.png", "nowhere.png"])
+    assert ["./photos/a.png", "nowhere.png"] == find_images(["./photos/a.png", "nowhere.png"])
     (folder / "odd[1].png").write_bytes(b"")
-    assert ["odd[1].png"] == images_of(["odd[1].png"])
+    assert ["odd[1].png"] == find_images(["odd[1].png"])
 
 
 @pytest.mark.parametrize("argument", ["empty", "*.gif"])
@@ -113,7 +113,7 @@ def test_nothing_to_classify_is_bad_input(folder: Path, monkeypatch: pytest.Monk
     """An empty folder, or a pattern that matches nothing, is more likely a mistake than meant."""
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=re.escape(argument)):
-        images_of([argument])
+        find_images([argument])
     result = anyclass("classify", argument, *LABELS)
     assert (2, "") == (result.returncode, result.stdout)
     assert [True] == [line.startswith("Error: no ") for line in result.stderr.splitlines()]
@@ -174,7 +174,7 @@ def test_parquet_without_pyarrow(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", hidden, *arguments], capture_output=True, text=True, check=False)
     assert (2, "") == (done.returncode, done.stdout)
     assert 1 == done.stderr.count("\n")
-    assert "Error: Parquet needs pyarrow, of the extra parquet, which is not installed: " in done.stderr
+    assert "Error: Parquet needs pyarrow (extra parquet), which is not installed: " in done.stderr
     assert (
         f"{sys.prefix}/bin/pip install -e '.[parquet]' -c constraints.txt".removeprefix(f"{Path.cwd()}/") in done.stderr
     )
@@ -248,7 +248,7 @@ def test_a_key_is_needed(folder: Path, server: HttpServer) -> None:
     for key in ({}, {"ANYCLASS_API_KEY": "wrong-key-0123456789"}):
         result = anyclass("classify", folder / "many", *LABELS, "--url", server.url, **key)
         assert (2, "", 1) == (result.returncode, result.stdout, len(result.stderr.splitlines()))
-        assert "--api-key, or the variable ANYCLASS_API_KEY" in result.stderr
+        assert "--api-key or the variable ANYCLASS_API_KEY" in result.stderr
         assert "wrong" not in result.stderr
     result = anyclass("classify", folder / "many", *LABELS, "--url", server.url, "--api-key", "key of\nmine")
     assert (2, True, False) == (result.returncode, "printable ASCII" in result.stderr, "mine" in result.stderr)
@@ -260,13 +260,11 @@ def test_a_service_that_stays_busy_is_given_up(folder: Path) -> None:
     with scripted(lambda number: problem(503, "not-ready")) as url:
         result = anyclass("classify", *images, *LABELS, "--url", url, "--retry-for", 0.8)
     assert (1, "") == (result.returncode, result.stdout)
-    assert ["Error: It is not-ready. (given up after 0.8 s without any other answer (--retry-for))"] == (
-        result.stderr.splitlines()
-    )
+    assert ["Error: It is not-ready. (gave up after 0.8 s of retries (--retry-for))"] == (result.stderr.splitlines())
     with scripted(lambda number: problem(429, "rate-limited", **{"retry-after": "3600"})) as url:
         result = anyclass("classify", *images, *LABELS, "--url", url)
     assert 1 == result.returncode
-    assert "it asks to come back in 3600 s; --retry-for allows 60 s" in result.stderr
+    assert "the service asks to retry in 3600 s; --retry-for allows 60 s" in result.stderr
 
 
 def test_a_service_that_starts_anew_is_waited_for(folder: Path) -> None:
@@ -282,7 +280,7 @@ def test_an_answer_that_is_no_classification(folder: Path) -> None:
     with scripted(lambda number: (200, {}, {"hello": "world"})) as url:
         result = anyclass("classify", folder / "photos" / "a.png", *LABELS, "--url", url)
     assert (1, "") == (result.returncode, result.stdout)
-    assert "does not look like this service" in result.stderr
+    assert "does not look like an anyclass service" in result.stderr
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -331,9 +329,9 @@ def test_label_sets_are_the_services(folder: Path, server: HttpServer) -> None:
     assert ["red"] == [each["label"] for each in json.loads(result.stdout)["predictions"]]
     for arguments, words in (
         (["--label-set", "colours"], "give --url"),
-        (["--label-set", "colours", *LABELS, *remote], "brings its own labels"),
-        (["--label-set", "colours", "--templates", "a {}", *remote], "brings its own labels"),
-        (["--label-set", "nothing", *remote], "no label set of that name; anyclass label-sets list shows"),
+        (["--label-set", "colours", *LABELS, *remote], "has its own labels"),
+        (["--label-set", "colours", "--templates", "a {}", *remote], "has its own labels"),
+        (["--label-set", "nothing", *remote], "No label set has this name; list them: anyclass label-sets list"),
     ):
         result = anyclass("classify", image, *arguments)
         assert (2, "", True) == (result.returncode, result.stdout, words in result.stderr)
@@ -352,7 +350,7 @@ def test_temperature_reaches_the_classifier(folder: Path, where: list[object]) -
     ("arguments", "words"),
     [
         (["--json", "--format", "csv"], "contradict"),
-        (["--output", "nowhere/out.csv"], "there is no folder nowhere"),
+        (["--output", "nowhere/out.csv"], "the folder nowhere does not exist"),
         (["--output", "photos"], "it is a folder"),
         (["--temperature", "0"], "--temperature must be above 0"),
     ],
@@ -389,8 +387,8 @@ def test_a_label_set_from_a_file(tmp_path: Path) -> None:
     ):
         file.write_text(text, "utf-8")
         whole = {"labels": ["old", {"label": "cat"}], "templates": "none"}
-        assert (expected or whole) == label_set_of(["old"], file)
+        assert (expected or whole) == read_label_set(["old"], file)
     broken = tmp_path / "labels.json"
     broken.write_text("[", "utf-8")
     with pytest.raises(InputError, match="is not JSON"):
-        label_set_of([], broken)
+        read_label_set([], broken)

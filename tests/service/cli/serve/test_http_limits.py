@@ -1,4 +1,4 @@
-"""What a client can make the service hold without ever sending a whole request."""
+"""Limits on what the service buffers for a client that never completes a request."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.cli.serve.http_limits import MAX_HEAD_BYTES, MAX_PIPELINED, BoundedProtocol
+from service.cli.serve.http_limits import MAX_HEAD_BYTES, MAX_PIPELINED, HttpLimitsProtocol
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -30,7 +30,7 @@ CHUNKED = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     """One process for all tests of this module."""
-    folder = tmp_path_factory.mktemp("bounds")
+    folder = tmp_path_factory.mktemp("http-limits")
     with http_server(write_tiny_bundle(folder / "bundle"), folder) as running:
         yield running
 
@@ -41,18 +41,18 @@ def memory(server: HttpServer) -> int:
     return int(float(next(line for line in lines if line.startswith("process_resident_memory_bytes ")).split()[1]))
 
 
-def heard(server: HttpServer, *pieces: bytes) -> bytes:
-    """What the server says to these bytes until it hangs up; the rest is not sent once it has."""
+def exchange(server: HttpServer, *pieces: bytes) -> bytes:
+    """Send `pieces` until the server closes the connection, and return what it answered."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as client:
         answer = b""
-        # A reset says the same as an end of the stream, and may come before the answer was read.
+        # A reset also ends the stream, and may arrive before the answer was read.
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
                 client.sendall(piece)
         with contextlib.suppress(ConnectionError):
-            while said := client.recv(65_536):
-                answer += said
+            while received := client.recv(65_536):
+                answer += received
         return answer
 
 
@@ -67,9 +67,9 @@ def heard(server: HttpServer, *pieces: bytes) -> bytes:
     ids=["a long header", "many headers", "a long path", "a long trailer"],
 )
 def test_a_head_without_end_is_cut_off(server: HttpServer, begin: bytes, more: bytes) -> None:
-    """The connection ends, and 64 MiB that were to come took no memory."""
+    """The connection closes, and the 64 MiB on their way take no memory."""
     before = memory(server)
-    answer = heard(server, begin, *[more] * 64)
+    answer = exchange(server, begin, *[more] * 64)
     assert memory(server) - before < 16 * MIB
     if answer:
         assert b" 400 Bad Request" in answer
@@ -77,20 +77,20 @@ def test_a_head_without_end_is_cut_off(server: HttpServer, begin: bytes, more: b
 
 
 def test_requests_sent_ahead_of_their_answers_are_few(server: HttpServer) -> None:
-    """Two million would take gigabytes of memory; the connection ends at once."""
+    """A million would take gigabytes of memory; the connection closes at once."""
     before = memory(server)
-    heard(server, *[LIVEZ * 10_000] * 100)
+    exchange(server, *[LIVEZ * 10_000] * 100)
     assert memory(server) - before < 64 * MIB
 
 
 def test_a_few_requests_may_be_sent_ahead(server: HttpServer) -> None:
-    """As many as wait for their turn, and the one that is being answered, get their answers."""
+    """MAX_PIPELINED waiting requests are answered, besides the current one."""
     last = LIVEZ.replace(b"Host", b"Connection: close\r\nHost")
-    assert MAX_PIPELINED + 1 == heard(server, LIVEZ * MAX_PIPELINED + last).count(b"HTTP/1.1 200 OK")
+    assert MAX_PIPELINED + 1 == exchange(server, LIVEZ * MAX_PIPELINED + last).count(b"HTTP/1.1 200 OK")
 
 
 def test_a_query_may_be_long(server: HttpServer) -> None:
-    """Thousands of labels fit beside a picture as the body: the answer is about the picture, not about the head."""
+    """Thousands of labels fit beside a picture as the body: the picture is at fault, not the head."""
     query = "&".join(f"labels=label+number+{number}" for number in range(2_500))
     assert 50_000 < len(query) < MAX_HEAD_BYTES
     given: dict[str, Any] = {"content": b"not a picture", "headers": {"content-type": "image/png"}, "timeout": 60}
@@ -98,15 +98,15 @@ def test_a_query_may_be_long(server: HttpServer) -> None:
     assert (415, "urn:anyclass:problem:unsupported-image-format") == (answer.status_code, answer.json()["type"])
 
 
-class Impatient(BoundedProtocol):
-    """Waits for a twentieth of a second."""
+class Impatient(HttpLimitsProtocol):
+    """Waits 50 ms for a head."""
 
     head_timeout_s = 0.05
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET /livez HTTP/1.1\r\n"], ids=["nothing", "half a head"])
-async def test_who_does_not_say_what_it_wants_is_hung_up_on(begin: bytes) -> None:
-    """A connection costs memory too."""
+async def test_an_incomplete_head_times_out(begin: bytes) -> None:
+    """An idle connection costs memory too."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError("asked")
@@ -129,7 +129,7 @@ async def test_who_does_not_say_what_it_wants_is_hung_up_on(begin: bytes) -> Non
 def test_a_connection_without_requests_stays_open_as_long_as_is_set(
     tmp_path: Path, env: dict[str, str], idle_s: float, open_after: bool
 ) -> None:
-    """By default longer than proxies keep theirs: uvicorn's five seconds are 502 now and then behind a proxy."""
+    """The default is longer than a proxy's: uvicorn's five seconds cause an occasional 502 behind one."""
     with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server:
         connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
         connection.request("GET", "/livez")

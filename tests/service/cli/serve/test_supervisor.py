@@ -1,4 +1,4 @@
-"""Several processes on one port, started and stopped as an operator does it."""
+"""Worker processes on one port, started and stopped as by an operator."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.api.services import Services
 from service.app import create_app
 from service.cli.serve.server import EXIT_CUT_SHORT, EXIT_REFUSED, bind
-from service.cli.serve.supervisor import check, share_of
+from service.cli.serve.supervisor import check_workers, share_of
 from service.cli.serve.worker import Worker
 from service.errors import ConfigurationError
 from service.monitoring.metrics import Metrics
@@ -68,23 +68,23 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def pids(server: HttpServer) -> list[tuple[int, int]]:
-    """Number and process id of each worker that has become ready, in the order of that."""
+    """Return number and process id of each ready worker, in the order of readiness."""
     return [(line["worker"], line["pid"]) for line in server.logs() if line["event"] == "worker ready"]
 
 
 def classify(server: HttpServer) -> int:
-    """Ask on a connection of its own; the status."""
+    """Send a request on a new connection, and return the status."""
     form: dict[str, Any] = {"files": {"image": ("red.png", RED)}, "data": {"labels": ["red", "blue"]}}
     return httpx.post(f"{server.url}/v1/classify", **form, timeout=PATIENCE_S).status_code
 
 
-def who_answered(server: HttpServer) -> set[int]:
-    """Numbers of the workers that have answered a request."""
+def answering_workers(server: HttpServer) -> set[int]:
+    """Return the numbers of the workers that have answered a request."""
     return {line["worker"] for line in server.logs() if line["event"] == "request"}
 
 
 def of_each_process(server: HttpServer, name: str) -> dict[str, float]:
-    """A `process_…` figure by worker; each number of a worker is there once."""
+    """Return a `process_…` figure by worker; each worker must be present once."""
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
     samples = [sample for family in families for sample in family.samples if sample.name == name]
     assert [{"worker"}] * len(samples) == [set(sample.labels) for sample in samples]
@@ -93,14 +93,14 @@ def of_each_process(server: HttpServer, name: str) -> dict[str, float]:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process has not ended."""
+    """Return whether the process is running."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
-def test_every_process_answers_and_metrics_tell_of_all(server: HttpServer) -> None:
-    """Connections reach each of them; what they counted is one sum, whichever is asked."""
+def test_every_process_answers_and_metrics_cover_all(server: HttpServer) -> None:
+    """Connections reach each worker; the counts are one sum, whichever answers."""
     sent = 0
 
     def both_have_answered() -> bool:
@@ -108,7 +108,7 @@ def test_every_process_answers_and_metrics_tell_of_all(server: HttpServer) -> No
         with ThreadPoolExecutor(4) as pool:
             assert {200} == {answer.result() for answer in [pool.submit(classify, server) for _ in range(4)]}
         sent += 4
-        return who_answered(server) == {0, 1}
+        return answering_workers(server) == {0, 1}
 
     until(both_have_answered)
     for _ in range(4):
@@ -136,16 +136,16 @@ def test_every_process_answers_and_metrics_tell_of_all(server: HttpServer) -> No
         "process_max_fds",
     ],
 )
-def test_metrics_tell_what_each_process_takes(server: HttpServer, name: str) -> None:
-    """Memory, CPU time, start and open files of every process are there, whichever of them is asked."""
+def test_metrics_show_the_resources_of_each_process(server: HttpServer, name: str) -> None:
+    """Memory, CPU time, start and open files of every worker are present, whichever answers."""
     for _ in range(4):
         figures = of_each_process(server, name)
         assert {"0", "1"} == set(figures)
         assert min(figures.values()) > 0
 
 
-def test_what_a_process_takes_is_its_own(server: HttpServer) -> None:
-    """The start time under a number is that of the process which has the number in the log."""
+def test_resources_belong_to_the_numbered_process(server: HttpServer) -> None:
+    """The start time of a worker number is that of the process with this number in the log."""
     boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
     began = {
         str(number): int(boot.split()[1])
@@ -156,7 +156,7 @@ def test_what_a_process_takes_is_its_own(server: HttpServer) -> None:
 
 
 def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, tmp_path: Path) -> None:
-    """Its number comes up again, with a later start in the metrics; no request on a new connection fails meanwhile."""
+    """Its number returns with a later start in the metrics; no request on a new connection fails meanwhile."""
     with http_server(bundle, tmp_path, env=TWO) as server:
         until(lambda: len(pids(server)) == 2)
         before = of_each_process(server, "process_start_time_seconds")
@@ -171,7 +171,7 @@ def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, t
         until(replaced)
         assert number == pids(server)[-1][0]
         (line,) = [line for line in server.logs() if line["level"] == "error"]
-        assert ("a worker ended; it is started anew", number, -9) == (line["event"], line["worker"], line["exit_code"])
+        assert ("a worker ended; it is restarted", number, -9) == (line["event"], line["worker"], line["exit_code"])
         after = of_each_process(server, "process_start_time_seconds")
         assert set(before) == set(after)
         assert {str(number)} == {worker for worker, start in after.items() if start > before[worker]}
@@ -179,7 +179,7 @@ def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, t
 
 
 def test_no_process_outlives_the_first(bundle: Path, tmp_path: Path) -> None:
-    """Also when that one has no time to say anything."""
+    """The workers end even if the supervisor is killed."""
     with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
         until(lambda: len(pids(server)) == 2)
         server.process.kill()
@@ -189,7 +189,7 @@ def test_no_process_outlives_the_first(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_to_all_of_them_stops_them_in_order(bundle: Path, tmp_path: Path) -> None:
-    """As a terminal and some service managers do it; the files of the metrics go with the service."""
+    """As terminals and some service managers do; the metrics folder is deleted."""
     with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
         until(lambda: len(pids(server)) == 2)
         assert 1 == len(list(tmp_path.glob("anyclass-metrics-*")))
@@ -200,7 +200,7 @@ def test_a_signal_to_all_of_them_stops_them_in_order(bundle: Path, tmp_path: Pat
 
 
 def test_a_start_that_is_refused_is_refused_as_a_whole(tmp_path: Path) -> None:
-    """Nothing is started again and again; the exit code is that of one process."""
+    """Nothing is restarted; the exit code is that of a single process."""
     command = [sys.executable, "-m", "service", "serve", "--port", "0", "--workers", "2", "--model", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert EXIT_REFUSED == done.returncode
@@ -209,11 +209,11 @@ def test_a_start_that_is_refused_is_refused_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_limit_that_several_processes_cannot_keep_is_refused() -> None:
-    """Each would count by itself; with Redis, or as one process, they keep it."""
+    """Each would count alone; Redis or a single process keeps the limit."""
     with pytest.raises(ConfigurationError, match="ANYCLASS_RATE_LIMIT_PER_S with 2 workers needs ANYCLASS_REDIS_URL"):
-        check(Settings(workers=2, rate_limit_per_s=1))
-    check(Settings(workers=2, rate_limit_per_s=1, redis_url=cast("Any", "redis://cache")))
-    check(Settings(workers=1, rate_limit_per_s=1))
+        check_workers(Settings(workers=2, rate_limit_per_s=1))
+    check_workers(Settings(workers=2, rate_limit_per_s=1, redis_url=cast("Any", "redis://cache")))
+    check_workers(Settings(workers=1, rate_limit_per_s=1))
     command = [sys.executable, "-m", "service", "serve", "--port", "0", "--workers", "2"]
     env = {**os.environ, "ANYCLASS_RATE_LIMIT_PER_S": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=env)
@@ -222,7 +222,7 @@ def test_a_limit_that_several_processes_cannot_keep_is_refused() -> None:
 
 @pytest.mark.parametrize(("cpus", "threads"), [(8, 2), (4, 1), (2, 1)])
 def test_processes_share_the_cpus(cpus: int, threads: int) -> None:
-    """Each has its part of them for every pool of threads, one at least; what is set is left as it is."""
+    """Each thread pool gets its share, at least one; a set size stays."""
     share = share_of(Settings(workers=4), cpus)
     assert (threads, threads) == (share.threads, share.decode_threads)
     assert (7, 5) == (
@@ -232,11 +232,11 @@ def test_processes_share_the_cpus(cpus: int, threads: int) -> None:
 
 
 def test_a_process_whose_device_is_lost_ends() -> None:
-    """Its `/livez` is answered by the others too, so nobody else would see to it."""
-    _, orders = Pipe()
+    """Other workers answer its `/livez`, so no probe would restart it."""
+    _, pipe = Pipe()
     app = create_app(Settings())
     services: Services = app.state.services
-    worker = Worker(app, Settings(), orders)
+    worker = Worker(app, Settings(), pipe)
     services.registry = cast("Any", SimpleNamespace(healthy=True))
     assert not asyncio.run(worker.on_tick(1))
     services.registry = cast("Any", SimpleNamespace(healthy=False))
@@ -245,16 +245,16 @@ def test_a_process_whose_device_is_lost_ends() -> None:
 
 
 def test_a_connection_that_another_process_was_faster_with_is_no_error() -> None:
-    """All of them are woken by one connection, and one gets it."""
-    _, orders = Pipe()
-    worker = Worker(create_app(Settings()), Settings(), orders)
+    """One connection wakes every worker, and one gets it."""
+    _, pipe = Pipe()
+    worker = Worker(create_app(Settings()), Settings(), pipe)
     with contextlib.closing(bind("127.0.0.1", 0)) as listener:
         worker._accept(listener)
-    assert set() == worker._greeting
+    assert set() == worker._connecting
 
 
 def test_every_gauge_says_how_processes_come_together() -> None:
-    """A series for each process would grow with every restart, and a sum of the dead would be wrong."""
+    """A series for each process would grow with every restart, and a sum over ended processes would be wrong."""
     gauges = [metric for metric in vars(Metrics()).values() if isinstance(metric, Gauge)]
     assert gauges
     assert [] == [gauge._name for gauge in gauges if not gauge._multiprocess_mode.startswith("live")]
