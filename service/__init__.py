@@ -2,6 +2,6 @@
 
 import os
 
-# onnxruntime reports its use over the network (seen in 1.32), and keeps a database in the home directory for that,
-# unless it is told not to before it is first imported. What the operator has set stands.
+# onnxruntime reports its use over the network (seen in 1.32) and keeps a database for that in the home directory,
+# unless this variable is set before its first import. A value that the operator has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

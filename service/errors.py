@@ -1,4 +1,4 @@
-"""Every exception the service raises on purpose.
+"""Exceptions that the service raises intentionally.
 
 * AnyclassError
   * InvalidRequest
@@ -36,18 +36,18 @@
   * ProviderUnavailable
   * ConfigurationError
 
-The last three happen while the service starts, all others while it answers. What an exception means to
-a client of one protocol or another is the business of that protocol's table; nothing here knows of it.
+The last three occur while the service starts, all others while it answers. Each protocol maps exceptions to its own
+answers in a table of `service.api.problems`; this module knows no HTTP.
 """
-# ruff: noqa: N818 - named after what happened, as the table above reads; only the base and start-up ones end in Error
+# ruff: noqa: N818 - named after the event; only the base and start-up errors end in Error
 
 
 class AnyclassError(Exception):
     """Base of all errors of this project.
 
     Attributes:
-        detail: one sentence that is safe to show to a client and says what to do about it. It never quotes
-            an internal message; the foreign exception, where there is one, is the `__cause__`.
+        detail: one sentence for clients that says what to do. It never quotes an internal message; a foreign
+            exception is the `__cause__`.
     """
 
     def __init__(self, detail: str) -> None:
@@ -56,26 +56,26 @@ class AnyclassError(Exception):
 
 
 class InvalidRequest(AnyclassError):
-    """The request was understood and cannot be fulfilled as it is."""
+    """The request is well-formed but cannot be fulfilled as it is."""
 
 
 class InvalidLabels(InvalidRequest):
-    """Labels that are missing, empty, repeated, too long or not text."""
+    """Labels are missing, empty, repeated, too long or not text."""
 
 
 class InvalidTemplates(InvalidRequest):
-    """A template set that is unknown or empty, or a template without exactly one `{}`."""
+    """A template set is unknown or empty, or a template has not exactly one `{}`."""
 
 
 class InvalidScoring(InvalidRequest):
-    """A scoring method, temperature, `top_k` or `min_score` that the model cannot serve."""
+    """A scoring method, temperature, `top_k` or `min_score` is invalid for the model."""
 
 
 class PromptTooLong(InvalidRequest):
     """A template filled with a label has more tokens than the text encoder's context.
 
     Attributes:
-        index: position of the first such text among the texts that were encoded, where it is known.
+        index: position of the first such text among the encoded texts, if known.
     """
 
     def __init__(self, detail: str, *, index: int | None = None) -> None:
@@ -84,19 +84,19 @@ class PromptTooLong(InvalidRequest):
 
 
 class InvalidImage(InvalidRequest):
-    """Bytes of an accepted format that are corrupt, truncated or hold too many pixels."""
+    """An image of an accepted format is corrupt, truncated or has too many pixels."""
 
 
 class ImageNotFetched(InvalidImage):
-    """An image URL that must not be fetched, or that gave no image."""
+    """An image URL is forbidden or yields no image."""
 
 
 class InvalidLine(InvalidRequest):
-    """A line of a batch job's file that is not a request.
+    """A line of a batch job's file is not a request.
 
     Attributes:
-        code: a word that never changes.
-        param: the field at fault, where it is known.
+        code: a stable identifier.
+        param: the field at fault, if known.
     """
 
     def __init__(self, code: str, detail: str, param: str | None = None) -> None:
@@ -106,34 +106,34 @@ class InvalidLine(InvalidRequest):
 
 
 class UnsupportedImageFormat(AnyclassError):
-    """Bytes that are not an image of any accepted format."""
+    """The bytes are not an image of an accepted format."""
 
 
 class PayloadTooLarge(AnyclassError):
-    """More bytes than the limit."""
+    """The payload exceeds the limit in bytes."""
 
 
 class TooManyLabels(AnyclassError):
-    """More labels than the limit."""
+    """The number of labels exceeds the limit."""
 
 
 class MalformedRequest(AnyclassError):
-    """A request that cannot be parsed at all."""
+    """The request cannot be parsed."""
 
 
 class UnknownModel(AnyclassError):
-    """No model is served under that name or alias."""
+    """No served model has this name or alias."""
 
 
 class UnknownLabelSet(AnyclassError):
-    """No label set of that name is kept."""
+    """No stored label set has this name."""
 
 
 class LabelSetComputing(AnyclassError):
-    """The class vectors of a label set are not all there yet.
+    """Class vectors of a label set are still being computed.
 
     Attributes:
-        retry_after_s: seconds after which they may be.
+        retry_after_s: seconds after which they may be ready.
     """
 
     def __init__(self, detail: str, retry_after_s: float) -> None:
@@ -142,30 +142,30 @@ class LabelSetComputing(AnyclassError):
 
 
 class LabelSetFailed(AnyclassError):
-    """The class vectors of a label set could not be computed, and will not be until it is written again."""
+    """The class vectors of a label set could not be computed; the set must be written again."""
 
 
 class VersionMismatch(AnyclassError):
-    """What was to be changed is not, or no longer, in the version that the client named."""
+    """The object to change does not have the version that the client named."""
 
 
 class UnknownObject(AnyclassError):
-    """No file or batch job of that id is kept."""
+    """No stored file or batch job has this id."""
 
 
 class Conflict(AnyclassError):
-    """What is asked for does not go together with what is there already."""
+    """The request conflicts with the current state."""
 
 
 class StateFull(AnyclassError):
-    """As much of one kind is kept already as may be, by number or by bytes."""
+    """The limit for stored objects of one kind is reached, in number or in bytes."""
 
 
 class StateUnavailable(AnyclassError):
     """The durable state cannot be read or written at the moment.
 
     Attributes:
-        lasting: whether it never could since the start, so that trying again is of no use.
+        lasting: whether it has been unavailable since the start, which makes retries useless.
     """
 
     def __init__(self, detail: str, *, lasting: bool = False) -> None:
@@ -174,14 +174,14 @@ class StateUnavailable(AnyclassError):
 
 
 class StateCorrupt(AnyclassError):
-    """An entry of the durable state that was not written by this service as it stands; the detail names it."""
+    """An entry of the durable state is not as this service wrote it; the detail names the entry."""
 
 
 class Overloaded(AnyclassError):
-    """Too much work is waiting already; nothing of this request was begun.
+    """Too much work is waiting; no work on this request has started.
 
     Attributes:
-        retry_after_s: seconds after which a new attempt is likely to be accepted.
+        retry_after_s: seconds after which a retry is likely to be accepted.
     """
 
     def __init__(self, detail: str, retry_after_s: float) -> None:
@@ -190,10 +190,10 @@ class Overloaded(AnyclassError):
 
 
 class Unauthorized(AnyclassError):
-    """A request without a valid API key.
+    """The request has no valid API key.
 
     Attributes:
-        presented: whether it had a key at all.
+        presented: whether it had any key.
     """
 
     def __init__(self, detail: str, *, presented: bool = False) -> None:
@@ -202,10 +202,10 @@ class Unauthorized(AnyclassError):
 
 
 class RateLimited(AnyclassError):
-    """A client that asks more often than it may.
+    """The client exceeds its rate limit.
 
     Attributes:
-        retry_after_s: seconds after which its next request may pass.
+        retry_after_s: seconds after which its next request may be accepted.
     """
 
     def __init__(self, detail: str, retry_after_s: float) -> None:
@@ -214,36 +214,36 @@ class RateLimited(AnyclassError):
 
 
 class NotReady(AnyclassError):
-    """The service is still starting, or already stopping."""
+    """The service is starting or stopping."""
 
 
 class DeadlineExceeded(AnyclassError):
-    """The service's own time limit for a request ran out."""
+    """The request exceeded the service's time limit."""
 
 
 class InferenceFailed(AnyclassError):
-    """The model could not be run on an input that passed every check."""
+    """The model failed on an input that passed every check."""
 
 
 class NonFiniteOutput(InferenceFailed):
-    """The model answered NaN or infinity."""
+    """The model returned NaN or infinity."""
 
 
 class DeviceOutOfMemory(InferenceFailed):
-    """The device has too little memory for a batch of this size at this moment."""
+    """The device currently lacks the memory for a batch of this size."""
 
 
 class DeviceLost(InferenceFailed):
-    """The device answers nothing any more until the process is started anew."""
+    """The device fails until the process restarts."""
 
 
 class BundleError(AnyclassError):
-    """A model bundle that must not be served; the detail begins with the file that is at fault."""
+    """A model bundle is invalid; the detail begins with the file at fault."""
 
 
 class ProviderUnavailable(AnyclassError):
-    """The execution provider that was asked for is not there; the detail says what to install."""
+    """The requested execution provider is missing; the detail says what to install."""
 
 
 class ConfigurationError(AnyclassError):
-    """Settings that contradict each other or cannot be met."""
+    """Settings contradict each other or cannot be met."""

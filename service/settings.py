@@ -1,6 +1,6 @@
-"""Every setting of the service: one frozen object, read from ``ANYCLASS_*`` variables once, here and nowhere else.
+"""Settings of the service: one frozen object, read once from ``ANYCLASS_*`` variables.
 
-Each setting is documented in ``docs/settings.md``; a test holds the two together.
+``docs/settings.md`` documents each setting; a test keeps the two in step.
 """
 
 import difflib
@@ -16,16 +16,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.model.choices import ComputeChoice, Preprocessing
 from service.model.engine.provider_table import ProviderName
-from service.validation_messages import worded
+from service.validation_messages import message_of
 
 ENV_PREFIX = "ANYCLASS_"
 
-_CLIENTS_KEY: Final = f"{ENV_PREFIX}API_KEY"
-_OF_OTHERS: Final = re.compile(rf"{ENV_PREFIX}(URL|API_KEY|EXPORT_\w+|FUZZ_\w+)")
-"""Variables of the commands that ask a service, of `anyclass-export`, and of the tests."""
+_CLIENT_KEY: Final = f"{ENV_PREFIX}API_KEY"
+_OTHER_COMMANDS: Final = re.compile(rf"{ENV_PREFIX}(URL|API_KEY|EXPORT_\w+|FUZZ_\w+)")
+"""Variables of the client commands, of `anyclass-export`, and of the tests."""
 _LINK: Final = re.compile(rf"{ENV_PREFIX}(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 _SERVICE_HOST: Final = "_SERVICE_HOST"
-_ALIKE: Final = 0.8
+_MIN_SIMILARITY: Final = 0.8
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
@@ -34,9 +34,9 @@ LogFormat = Literal["json", "console"]
 
 
 class Settings(BaseSettings):
-    """The service's configuration. Arguments win over the environment; an empty variable counts as not set.
+    """Configuration of the service. Arguments take precedence over the environment; an empty variable is not set.
 
-    Raises `pydantic.ValidationError` for a value that cannot be used; `problems` words it without showing values.
+    Raises `pydantic.ValidationError` for an invalid value; `problems` describes it without showing the value.
     """
 
     model_config = SettingsConfigDict(
@@ -44,7 +44,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
-        # A refused value may be a URL with a password in it.
+        # An invalid value may be a URL with a password.
         hide_input_in_errors=True,
     )
 
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
             return value
         paths = tuple(filter(None, (path.strip() for path in value.split(","))))
         if any(not path.startswith("/") for path in paths):
-            raise ValueError("has paths with commas between them, each beginning with /")
+            raise ValueError("must be paths that begin with /, separated by commas")
         return paths
 
     @field_validator("redis_url")
@@ -172,10 +172,10 @@ class Settings(BaseSettings):
             return None
         try:
             parts = urlsplit(value.get_secret_value())
-            parts.port  # noqa: B018 - raises where it is not a number
+            parts.port  # noqa: B018 - raises if it is not a number
         except ValueError:
-            # The message would quote what stands in the port's place: often a password with a slash in it.
-            raise ValueError("is not a URL; percent-encode the password, or set it apart") from None
+            # The message would quote the text in place of the port: often a password with a slash.
+            raise ValueError("must be a URL; percent-encode the password, or give it in its own variable") from None
         if parts.scheme not in REDIS_SCHEMES:
             raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in REDIS_SCHEMES)}")
         return value
@@ -192,18 +192,19 @@ class Settings(BaseSettings):
 
 
 def variable(setting: str) -> str:
-    """Name of the environment variable of `setting` (``max_batch`` -> ``ANYCLASS_MAX_BATCH``)."""
+    """Return the environment variable of `setting` (``max_batch`` -> ``ANYCLASS_MAX_BATCH``)."""
     return ENV_PREFIX + setting.upper()
 
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables ``ANYCLASS_*`` that are no setting, each with the setting that is meant, where one is alike.
+    """Return the ``ANYCLASS_*`` variables that are not settings, each with the most similar setting, if any.
 
-    Those of the project's other commands are none, nor are the addresses that Kubernetes and Docker put in for services
-    named `anyclass` or `anyclass-…`. A client's key counts where the service has none: it may have been meant for it.
+    Variables of the project's other commands are left out, as are the addresses that Kubernetes and Docker inject for
+    services named `anyclass` or `anyclass-…`. A client's key is included if the service has no keys: it may have been
+    meant for the service.
     """
     known = {name.upper(): variable(name) for name in Settings.model_fields}
-    # pydantic-settings takes names of any case, and an empty variable for none.
+    # pydantic-settings ignores case and empty variables.
     names = {name.upper() for name, value in environ.items() if value and name.upper().startswith(ENV_PREFIX)}
     services = tuple(name.removesuffix(_SERVICE_HOST) for name in names if name.endswith(_SERVICE_HOST))
     injected = {f"{service}_PORT" for service in services}
@@ -213,16 +214,16 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     for name in sorted(names - set(known.values()) - injected):
         if name.startswith(prefixes) or _LINK.fullmatch(name):
             continue
-        if _OF_OTHERS.fullmatch(name) and (keyed or name != _CLIENTS_KEY):
+        if _OTHER_COMMANDS.fullmatch(name) and (keyed or name != _CLIENT_KEY):
             continue
-        alike = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), known, n=1, cutoff=_ALIKE)
-        unknown[name] = known[alike[0]] if alike else None
+        similar = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), known, n=1, cutoff=_MIN_SIMILARITY)
+        unknown[name] = known[similar[0]] if similar else None
     return unknown
 
 
 def problems(error: ValidationError) -> list[str]:
-    """One line for each refused setting, naming its variable and never showing its value."""
+    """Return a line for each invalid setting, with its variable and without its value."""
     return [
-        f"{variable('.'.join(str(part) for part in entry['loc']))}: {worded(entry)}"
+        f"{variable('.'.join(str(part) for part in entry['loc']))}: {message_of(entry)}"
         for entry in error.errors(include_url=False, include_input=False)
     ]

@@ -1,10 +1,10 @@
-"""What is wrong with a value, in the words of this service: what it must be. Never what it is: it may be a secret."""
+"""Messages for invalid values. They say what the value must be, and never quote it: it may be a secret."""
 
 from typing import Final
 
 from pydantic_core import ErrorDetails
 
-_WORDS: Final = {
+_MESSAGES: Final = {
     "missing": "is missing",
     "extra_forbidden": "is not known here",
     "string_type": "must be a string",
@@ -23,7 +23,7 @@ _WORDS: Final = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
     "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number, and a smaller one",
+    "int_parsing_size": "must be a smaller whole number",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
     "finite_number": "must be a finite number",
@@ -33,17 +33,17 @@ _WORDS: Final = {
     "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
 }
-"""By the type of pydantic's error; in braces what its context has."""
+"""By the type of pydantic's error; names in braces come from its context."""
 
 
-def worded(entry: ErrorDetails) -> str:
-    """The fault as the end of a sentence that begins with the value's name; `entry` is to have its context."""
+def message_of(entry: ErrorDetails) -> str:
+    """Return the fault as a sentence without its subject, the value's name. `entry` must have its context."""
     kind, context = entry["type"], entry.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
     if kind == "too_short" and context["min_length"] == 1:
         return "must not be empty"
-    if kind in _WORDS:
-        return _WORDS[kind].format(**context)
-    # The words of a check of our own, or of a kind that no model here has yet.
+    if kind in _MESSAGES:
+        return _MESSAGES[kind].format(**context)
+    # Our own checks, and types of errors that no model here has yet.
     return entry["msg"][:1].lower() + entry["msg"][1:]

@@ -1,7 +1,7 @@
-"""Logs: one JSON object a line on standard error (or coloured lines for people), uvicorn's among them.
+"""Logs on standard error, uvicorn's included: JSON lines, or coloured lines for people.
 
-What a client sent is never logged: no image, no label, no key. So a traceback shows the text of an exception
-only where that text cannot quote what was being handled; see `_may_quote_input`.
+Client data is never logged: no image, no label, no key. So a traceback withholds the texts of exceptions that may quote
+their input; see `_may_quote_input`.
 """
 
 import logging
@@ -17,9 +17,9 @@ from service.errors import AnyclassError
 from service.settings import LogFormat, LogLevel
 
 _WARNINGS_ONLY: Final = ("uvicorn.error", "httpx", "httpcore", "asyncio")
-"""Loggers that say little of use below a warning; of the start and the end the service has its own lines."""
+"""Loggers with little of use below a warning; the service logs its start and end itself."""
 _SILENT: Final = "python_multipart"
-"""It quotes what it was given to parse, also in warnings."""
+"""Its warnings quote the input."""
 
 
 def configure(
@@ -27,7 +27,7 @@ def configure(
 ) -> None:
     """Send every log record of this process, structlog's and the standard library's, to `stream` (standard error).
 
-    Where several processes share the stream, each line names its `worker`.
+    With `worker`, each line has the number: several processes share the stream.
     """
     out = stream or sys.stderr
     shared: list[Processor] = [
@@ -69,7 +69,7 @@ def configure(
         library = logging.getLogger(name)
         library.handlers = []
         library.propagate = True
-    # A request has its own line; uvicorn's would show the query string, where labels are.
+    # The service logs each request; uvicorn's line would show the query string, which may have labels.
     logging.getLogger("uvicorn.access").disabled = True
     for name in _WARNINGS_ONLY:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -77,7 +77,7 @@ def configure(
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger whose events are lines of this log."""
+    """Return a logger of this log."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
@@ -88,7 +88,7 @@ def _name_worker(number: int, _: WrappedLogger, __: str, event: EventDict) -> Ev
 
 
 def _keep_message_of_foreign(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Uvicorn's coloured copy of a message is for its own formatter."""
+    """Drop uvicorn's coloured copy of a message, which is for its own formatter."""
     record: logging.LogRecord | None = event.get("_record")
     if record is not None:
         record.__dict__.pop("color_message", None)
@@ -117,7 +117,7 @@ def _safe_traceback(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def safe_traceback(error: BaseException) -> str:
-    """The traceback of `error` and of what caused it, innermost cause first, without texts that may quote a request."""
+    """Return the traceback of `error` and its causes, innermost first, without texts that may quote a request."""
     parts: list[str] = []
     seen: set[int] = set()
     current: BaseException | None = error
@@ -131,5 +131,5 @@ def safe_traceback(error: BaseException) -> str:
 
 
 def _may_quote_input(error: BaseException) -> bool:
-    """Whether the exception's text often repeats the value at fault: a key, a number's spelling, a label."""
+    """Return whether the text of such exceptions often repeats the value at fault: a key, a number, a label."""
     return isinstance(error, (LookupError, ValueError, TypeError, AnyclassError))

@@ -1,12 +1,12 @@
-"""Every Prometheus metric of the service and every bucket, in one place; `docs/monitoring.md` lists them.
+"""Prometheus metrics of the service, with their buckets; `docs/monitoring.md` lists them.
 
-No label value comes from a client as it is: models are those that were loaded, routes and protocols are the
-application's own, problems are those of one table, the rest are the words in this file. So the number of series does
-not grow with what clients send. Series whose labels are known beforehand are there, at 0, from the start: the first
-failure of a process is seen as a rise. Nothing is global: each `Metrics` has a registry of its own.
+No label value comes from a client: models are the loaded ones, routes and protocols are the application's, problems
+are those of one table, the rest are the literals in this file. So clients cannot make the number of series grow. Series
+with labels known beforehand exist from the start, at 0, so that the first failure of a process shows as a rise. Nothing
+is global: each `Metrics` has its own registry.
 
-Each gauge says how those of several processes (`--workers`) come together: never by a series for each process. Only
-what the operating system knows of a process has one, see `service.monitoring.worker_metrics`.
+Each gauge states how the values of several processes (`--workers`) are merged, never into a series for each process.
+Only the metrics of the operating system have one; see `service.monitoring.worker_metrics`.
 """
 
 from collections.abc import Mapping
@@ -38,19 +38,19 @@ Broken: TypeAlias = Literal["non-finite", "out-of-memory", "device-lost", "worke
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 NO_STATE: Final = -1
-"""Of `state_up`: no store was asked for, and the one that takes its place cannot be used."""
+"""Value of `state_up`: no store is configured, and the fallback cannot be used."""
 
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REDIS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-# Or each counter and histogram has a second series with the time of its making, which nobody asks for. It is a switch
-# of the library for the whole process; with `--workers` there are none anyway.
+# Each counter and histogram would have a second, useless series with its creation time. The library switches them off
+# for the whole process only; with `--workers` they never exist.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """All metrics, in one registry; with `shared`, `render` tells of every process that counts in that folder."""
+    """All metrics, in one registry; with `shared`, `render` covers every process that counts in that folder."""
 
     def __init__(self, registry: CollectorRegistry | None = None, *, shared: Path | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -58,20 +58,20 @@ class Metrics:
         self._process: ProcessCollector | None = None
         own = self.registry
 
-        # What runs
+        # Models and readiness
         self.build_info = Gauge(
             "anyclass_build_info", "Always 1.", ["version"], registry=own, multiprocess_mode="livemax"
         )
         self.model_info = Gauge(
             "anyclass_model_info",
-            "Always 1; provider and precision are what really runs.",
+            "Always 1; provider and precision are those in use.",
             ["model", "revision", "provider", "precision"],
             registry=own,
             multiprocess_mode="livemax",
         )
         self.ready = Gauge(
             "anyclass_ready",
-            "1 while /readyz says that requests may be sent here.",
+            "1 while /readyz reports ready.",
             registry=own,
             multiprocess_mode="livemax",
         )
@@ -92,7 +92,7 @@ class Metrics:
         )
         self.http_problems = Counter(
             "anyclass_http_problems",
-            "Requests answered with an error, or not answered, by the problem's name.",
+            "Requests answered with an error, or not answered, by problem.",
             ["protocol", "problem"],
             registry=own,
         )
@@ -101,18 +101,18 @@ class Metrics:
         )
         self.body_bytes = Gauge(
             "anyclass_body_bytes",
-            "Bytes of request bodies in memory, those that are still arriving included.",
+            "Bytes of request bodies in memory, including those still arriving.",
             registry=own,
             multiprocess_mode="livesum",
         )
         self.bodies_refused = Counter(
-            "anyclass_bodies_refused", "Bodies refused because too many bytes of others were in memory.", registry=own
+            "anyclass_bodies_refused", "Bodies refused because other bodies filled the memory limit.", registry=own
         )
 
-        # What a classification is made of
+        # Stages of a classification
         self.images = Counter(
             "anyclass_images",
-            "Images classified or embedded, or failed with an error class.",
+            "Images classified or embedded, or failed, by error class.",
             ["model", "outcome"],
             registry=own,
         )
@@ -125,7 +125,7 @@ class Metrics:
         )
         self.decode_waiting = Gauge(
             "anyclass_decode_waiting",
-            "Images given to the decoding threads and not decoded yet.",
+            "Images queued for decoding or being decoded.",
             registry=own,
             multiprocess_mode="livesum",
         )
@@ -136,7 +136,7 @@ class Metrics:
         )
         self.batch_limit = Gauge(
             "anyclass_batch_limit",
-            "The most images or texts in a batch.",
+            "Maximum number of images or texts in a batch.",
             ["model", "kind"],
             registry=own,
             multiprocess_mode="livemax",
@@ -165,19 +165,21 @@ class Metrics:
             "anyclass_dropped", "Entries dropped before they reached the device.", ["kind", "reason"], registry=own
         )
 
-        # Who may ask, and what is fetched for them
+        # Access, and images fetched from URLs
         self.access_refused = Counter(
             "anyclass_access_refused", "Requests without a valid key or above the rate limit.", ["reason"], registry=own
         )
         self.rate_limit_fallbacks = Counter(
-            "anyclass_rate_limit_fallbacks", "Requests counted by this process alone, for want of Redis.", registry=own
+            "anyclass_rate_limit_fallbacks",
+            "Requests counted by this process alone because Redis failed.",
+            registry=own,
         )
         self.image_fetches = Counter("anyclass_image_fetches", "Image URLs, by outcome.", ["outcome"], registry=own)
 
         # Durable state: batch jobs and label sets
         self.state_up = Gauge(
             "anyclass_state_up",
-            "0 while the state store does not answer the keeper of jobs, -1 where there is none, else 1.",
+            "0 while the state store does not answer the job runner, -1 without a store, else 1.",
             registry=own,
             multiprocess_mode="livemin",
         )
@@ -192,7 +194,7 @@ class Metrics:
         self.job_lines = Counter("anyclass_job_lines", "Lines of batch jobs answered here.", ["outcome"], registry=own)
         self.label_set_lookups = Counter(
             "anyclass_label_set_lookups",
-            "Requests that named a label set which exists, by whether it was in memory.",
+            "Requests for an existing label set, by whether it was in memory.",
             ["result"],
             registry=own,
         )
@@ -200,14 +202,14 @@ class Metrics:
             "anyclass_label_set_bytes", "Memory of label sets in use.", registry=own, multiprocess_mode="livesum"
         )
         self.label_sets_computing = Gauge(
-            "anyclass_label_sets_computing", "Label sets being computed here, those whose turn is to come included.",
+            "anyclass_label_sets_computing", "Label sets being computed here, including queued ones.",
             registry=own, multiprocess_mode="livesum",
         )  # fmt: skip
         self.label_set_blocks = Counter(
             "anyclass_label_set_blocks", "Blocks of label sets computed in the background.", registry=own
         )
         self.label_set_failures = Counter(
-            "anyclass_label_set_failures", "Label sets whose computation was given up.", registry=own
+            "anyclass_label_set_failures", "Label sets whose computation failed.", registry=own
         )
 
         # Text cache
@@ -226,17 +228,17 @@ class Metrics:
         )
         self.cache_up = Gauge(
             "anyclass_text_cache_up",
-            "0 while Redis is left alone because it fails, else 1.",
+            "0 while Redis is not used because it fails, else 1.",
             registry=own,
             multiprocess_mode="livemin",
         )
         self.labels_computed = Counter(
             "anyclass_labels_computed", "Class vectors computed by the text encoder.", ["model"], registry=own
         )
-        self._begin()
+        self._create_series()
 
-    def _begin(self) -> None:
-        """Make the series that do not depend on the models."""
+    def _create_series(self) -> None:
+        """Create the series that do not depend on the models."""
         self.cache_up.set(1)
         self.state_up.set(1)
         for kind, dropped in product(KINDS, get_args(Dropped)):
@@ -258,7 +260,7 @@ class Metrics:
     def model_loaded(
         self, model: str, *, revision: str, provider: str, precision: str, batch_limits: Mapping[Kind, int]
     ) -> None:
-        """Say what really runs under a name, and make the series of that model."""
+        """Record how a model runs, and create its series."""
         self.model_info.labels(model, revision, provider, precision).set(1)
         self.labels_computed.labels(model)
         self.images.labels(model, "ok")
@@ -276,7 +278,7 @@ class Metrics:
     def watch_process(self) -> None:
         """Add the `process_…` metrics of every Prometheus client: memory, CPU time, open files. Reads files.
 
-        Those of processes that share a folder are in what `render` gathers.
+        Does nothing for processes that share a folder: `render` gathers theirs.
         """
         if self._process is None and self._shared is None:
             self._process = ProcessCollector(registry=self.registry)
@@ -287,7 +289,7 @@ class Metrics:
             self.cache_lookups.labels(layer, result).inc(count)
 
     def cache_failed(self, operation: Operation, reason: Failure) -> None:
-        """Count a Redis operation that failed, or that was left out while Redis is left alone (`skipped`)."""
+        """Count a Redis operation that failed, or was skipped because Redis keeps failing (`skipped`)."""
         self.cache_failures.labels(operation, reason).inc()
 
     def spent(self, model: str, stage: Stage, seconds: float) -> None:
@@ -295,5 +297,5 @@ class Metrics:
         self.stage_seconds.labels(model, stage).observe(seconds)
 
     def render(self) -> bytes:
-        """Return everything in the Prometheus text format. Reads files where the process is watched."""
+        """Return all metrics in the Prometheus text format. Reads files after `watch_process`."""
         return generate_latest(self.registry if self._shared is None else gather(self._shared))

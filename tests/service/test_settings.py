@@ -121,4 +121,6 @@ def test_the_service_warns_of_a_misspelt_setting(tmp_path: Path) -> None:
     with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server:
         warnings = [line["event"] for line in server.logs() if line["level"] == "warning"]
         assert "s3cret" not in server.raw_log()
-    assert ["ANYCLASS_REDIS_UR is no setting of the service and does nothing; is ANYCLASS_REDIS_URL meant?"] == warnings
+    assert [
+        "ANYCLASS_REDIS_UR is not a setting of the service and has no effect; did you mean ANYCLASS_REDIS_URL?"
+    ] == warnings

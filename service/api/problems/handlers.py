@@ -12,7 +12,7 @@ from starlette.routing import Match, Mount
 from service.api.problems import table
 from service.api.problems.protocol_forms import render_error
 from service.errors import AnyclassError
-from service.validation_messages import worded
+from service.validation_messages import message_of
 
 _SERVER_ERROR: Final = 500
 _READING: Final = ("GET", "HEAD")
@@ -79,5 +79,5 @@ def _allowed(request: Request) -> str:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
-    fields = [(".".join(str(part) for part in entry["loc"][1:]), worded(entry)) for entry in error.errors()]
+    fields = [(".".join(str(part) for part in entry["loc"][1:]), message_of(entry)) for entry in error.errors()]
     return await _service_error(request, table.FieldErrors(fields))

@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.api.problems.table import FieldErrors, quoted
-from service.validation_messages import worded
+from service.validation_messages import message_of
 
 MAX_ERRORS_SHOWN: Final = 20
 
@@ -30,7 +30,7 @@ def validate_fields(model: type[M], fields: Mapping[str, Any]) -> M:
 def field_errors(exc: ValidationError) -> Iterable[tuple[str, str]]:
     """Yield the name and the fault of each field in `exc`, for `FieldErrors`."""
     for entry in exc.errors(include_url=False, include_input=False)[:MAX_ERRORS_SHOWN]:
-        yield quoted(_path(entry["loc"]) or entry["type"]), worded(entry)
+        yield quoted(_path(entry["loc"]) or entry["type"]), message_of(entry)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -200,9 +200,7 @@ def classify(
             fail("--provider has no effect with --url: the service chooses it; drop one of them")
         service = connect(url, api_key, in_flight=in_flight, retry_for_s=retry_for)
         raise typer.Exit(run_remote(arguments, service, model=model, in_flight=in_flight))
-    settings = load_settings(
-        model=None if model is None else Path(model), provider=provider.value if provider else None
-    )
+    settings = load_settings(model=None if model is None else Path(model), provider=provider)
     raise typer.Exit(run_local(arguments, settings))
 
 
