@@ -1,6 +1,5 @@
 """Commands that send requests to a running service."""
 
-import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
@@ -62,6 +61,8 @@ def connect(url: str, api_key: str | None, *, in_flight: int = 1, retry_for_s: f
 
 def _finish(service: "Service", work: Coroutine[Any, Any, int]) -> NoReturn:
     """Run `work` while connected, and end the command with its exit code."""
+    import asyncio
+
     from service.cli.inputs import InputError
     from service.cli.remote.client import RemoteError
 
