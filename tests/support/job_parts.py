@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from service.errors import AnyclassError, InvalidLine
@@ -10,11 +11,14 @@ from service.jobs.line_handler import LineAnswer, LineRequest
 from service.jobs.records import FileRecord, Job
 from service.jobs.runner import JobRunner
 from service.jobs.use_cases import Jobs
+from service.jobs.validation import CHUNK_LINES
 from service.jobs.work import InputLimits, JobWork
 from service.monitoring.metrics import Metrics
 from service.state.protocol import StateStore
+from tests.support.classifying import until
 
 ENDPOINT = "/v1/words"
+MANY = 3 * CHUNK_LINES
 
 
 @dataclass
@@ -128,3 +132,33 @@ class Replica:
     def count(self, name: str, **labels: str) -> float:
         """A metric's value, 0 where there is none yet."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def working(worker: Replica) -> AsyncIterator[None]:
+    """Run the worker until the end of the block."""
+    worker.runner.start()
+    try:
+        yield
+    finally:
+        await worker.runner.close()
+
+
+async def ended(worker: Replica, job: Job) -> Job:
+    """Wait for the end of a job."""
+
+    async def over() -> bool:
+        return not (await worker.jobs.job(job.id)).active
+
+    await until(over)
+    return await worker.jobs.job(job.id)
+
+
+def words(count: int) -> list[str]:
+    """Return `count` different words."""
+    return [f"word{number:04}" for number in range(count)]
+
+
+def custom_ids(lines: list[str]) -> list[str]:
+    """Return the custom ids of output lines."""
+    return [json.loads(line)["custom_id"] for line in lines]

@@ -1,0 +1,14 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service.state.protocol import StateStore
+from tests.support.state_stores import KINDS, state_stores
+
+
+@pytest.fixture(params=KINDS)
+async def shared(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StateStore]:
+    """A state that replicas share; each process has connections of its own, which makes no difference here."""
+    async with state_stores(request.param, tmp_path) as make:
+        yield make()

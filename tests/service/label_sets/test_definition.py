@@ -1,0 +1,58 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import (
+    AnyclassError,
+    InvalidLabels,
+    InvalidTemplates,
+    TooManyLabels,
+)
+from service.label_sets.definition import check_definition, definition_from_json
+from service.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("error", "labels", "descriptions", "templates"),
+    [
+        (InvalidLabels, [], {}, None),
+        (InvalidLabels, ["a", " a"], {}, None),
+        (InvalidLabels, ["\ud800"], {}, None),
+        (InvalidLabels, ["a" * 1_001], {}, None),
+        (InvalidLabels, ["a"], {0: []}, None),
+        (InvalidLabels, ["a"], {0: ["x", " x "]}, None),
+        (TooManyLabels, [str(number) for number in range(21)], {}, None),
+        (TooManyLabels, ["a"], {0: [str(number) for number in range(101)]}, None),
+        (TooManyLabels, ["a", "b"], {0: [str(number) for number in range(60)]}, ["{}", "a {}"]),
+        (InvalidTemplates, ["a"], {}, []),
+        (InvalidTemplates, ["a"], {}, ["no place"]),
+    ],
+)
+def test_what_cannot_be_a_set(error: type[AnyclassError], labels: Any, descriptions: Any, templates: Any) -> None:
+    """The limits of a request's labels hold for a set's, with a count of its own."""
+    settings = Settings(max_label_set_labels=20, max_label_set_prompts=100)
+    with pytest.raises(error):
+        check_definition(labels, descriptions, templates, settings)
+
+
+TEXT = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=5).filter(str.strip)
+
+
+@given(
+    labels=st.lists(TEXT, min_size=1, max_size=5, unique_by=lambda text: " ".join(text.split())),
+    described=st.dictionaries(st.integers(0, 4), st.lists(TEXT, min_size=1, max_size=3), max_size=3),
+    templates=st.one_of(st.none(), st.just("none"), st.lists(st.just("a {}"), min_size=1, max_size=3)),
+)
+def test_a_definition_is_read_as_it_was_written(labels: Any, described: Any, templates: Any) -> None:
+    """Any that passes the checks, and its digest says what is in it."""
+    try:
+        descriptions = {index: texts for index, texts in described.items() if index < len(labels)}
+        definition = check_definition(labels, descriptions, templates, Settings())
+    except InvalidLabels:
+        return
+    read = definition_from_json(definition.to_json())
+    assert definition == read
+    assert definition.digest() == read.digest()
+    assert definition.text_count == sum(len(each) for each in read.texts(0, len(labels)))

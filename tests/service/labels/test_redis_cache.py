@@ -1,0 +1,274 @@
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from service.labels.cache import MemoryTextCache, TextCache, open_text_cache
+from service.labels.redis_cache import RedisTextCache
+from service.monitoring.metrics import Metrics
+from service.settings import Settings
+from tests.support.redis_server import RedisServer, running_redis
+from tests.support.vectors import DIM, count, lists, vector
+
+SLACK_S = 0.5
+"""What a busy machine may add to a time limit; of several tries the median counts."""
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A running server."""
+    with running_redis(tmp_path) as server:
+        yield server
+
+
+@asynccontextmanager
+async def redis_cache(
+    server: RedisServer, metrics: Metrics | None = None, **options: Any
+) -> AsyncIterator[RedisTextCache]:
+    """A cache on the server, patient enough for a busy machine unless told otherwise."""
+    options = {"timeout_s": 2.0, "retry_s": 0.1, **options}
+    cache = RedisTextCache(server.url, metrics or Metrics(), **options)
+    try:
+        yield cache
+    finally:
+        await cache.close()
+
+
+async def until(condition: Callable[[], Any], *, within_s: float = 5.0) -> float:
+    """Await a condition that is an async function; gives the time it took."""
+    started = time.monotonic()
+    while not await condition():
+        assert time.monotonic() - started < within_s, "it did not come true"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - started
+
+
+async def test_redis_gives_back_what_was_stored_in_order_over_many_chunks(redis: RedisServer) -> None:
+    """2,500 vectors: to the bit, whatever the order they are asked in, with holes."""
+    metrics = Metrics()
+    items = {f"k{index}": vector(index) for index in range(2_500)}
+    async with redis_cache(redis, metrics) as cache:
+        await cache.set_many(items)
+        keys = [f"k{index}" for index in range(2_600)][::-1]
+        found = await cache.get_many(keys, dim=DIM)
+    assert lists(found) == [None] * 100 + [[float(index)] * DIM for index in range(2_500)][::-1]
+    assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="hit") == 2_500
+    assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="miss") == 100
+
+
+async def test_values_are_raw_little_endian_float32_with_a_time_to_live(redis: RedisServer) -> None:
+    """Any client in any language can read them, and nothing stays for ever."""
+    async with redis_cache(redis, ttl_s=100) as cache:
+        await cache.set_many({"k": np.array([1, -2, 0.5, 0], np.float32)})
+    assert redis.command("GET", "k") == b"$16\r\n" + np.array([1, -2, 0.5, 0], "<f4").tobytes() + b"\r\n"
+    assert 0 < int(redis.command("TTL", "k")[1:]) <= 100
+
+
+@pytest.mark.parametrize("value", ["short", "x" * 15, "x" * 17, "", "\x7f" * 0])
+async def test_a_value_of_the_wrong_length_is_a_miss(redis: RedisServer, value: str) -> None:
+    """Whoever wrote it: it is not used, and counted."""
+    metrics = Metrics()
+    redis.command("SET", "k", value)
+    async with redis_cache(redis, metrics) as cache:
+        assert await cache.get_many(["k"], dim=DIM) == [None]
+    assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="invalid") == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+async def test_a_value_that_is_not_finite_is_a_miss(redis: RedisServer, bad: float) -> None:
+    """Its sound neighbours are used all the same; a value of another type is a miss too."""
+    async with redis_cache(redis) as cache:
+        await cache.set_many({"good": vector(1), "bad": np.array([1, bad, 1, 1], np.float32)})
+        redis.command("LPUSH", "list", "x")
+        found = await cache.get_many(["good", "bad", "list"], dim=DIM)
+    assert lists(found) == [[1] * 4, None, None]
+
+
+async def test_redis_down_is_a_miss_and_used_again_when_it_returns(redis: RedisServer) -> None:
+    """Killed: nothing raises, every lookup is quick; started again: hits within five seconds."""
+    metrics = Metrics()
+    async with redis_cache(redis, metrics, timeout_s=0.02, retry_s=1.0) as cache:
+        await cache.set_many({"k": vector()})
+        redis.kill()
+        took_s = []
+        for _ in range(10):
+            started = time.monotonic()
+            assert await cache.get_many(["k"], dim=DIM) == [None]
+            await cache.set_many({"k": vector()})
+            took_s.append(time.monotonic() - started)
+        assert median(took_s) < 0.02 + SLACK_S
+        assert count(metrics, "anyclass_text_cache_up") == 0
+        assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="connection") >= 1
+        assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped") >= 1
+        await asyncio.to_thread(redis.start)
+
+        async def used() -> bool:
+            await cache.set_many({"k": vector()})
+            return (await cache.get_many(["k"], dim=DIM))[0] is not None
+
+        await until(used, within_s=5)
+        assert count(metrics, "anyclass_text_cache_up") == 1
+
+
+async def test_redis_that_hangs_costs_only_the_time_limit(redis: RedisServer) -> None:
+    """Frozen, with connections open: each lookup loses 20 ms, soon none at all; thawed: hits, and the right ones."""
+    metrics = Metrics()
+    async with redis_cache(redis, metrics, timeout_s=0.02, retry_s=0.5) as cache:
+        await until(lambda: stored(cache, {f"k{index}": vector(index) for index in range(20)}))
+        redis.freeze()
+        try:
+            took_s = []
+            for _ in range(10):
+                started = time.monotonic()
+                assert await cache.get_many(["k1"] * 3_000, dim=DIM) == [None] * 3_000
+                took_s.append(time.monotonic() - started)
+            assert median(took_s[:3]) < 0.02 + SLACK_S  # the first failures cost the limit each
+            assert median(took_s) < 0.02 + SLACK_S
+            assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="timeout") >= 3
+            assert count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped") >= 1
+        finally:
+            redis.thaw()
+
+        async def used() -> bool:
+            # An answer that came too late must never be taken for that of a later question.
+            found = await cache.get_many([f"k{index}" for index in range(20)], dim=DIM)
+            if found[0] is None:
+                return False
+            assert lists(found) == [[float(index)] * DIM for index in range(20)]
+            return True
+
+        await until(used, within_s=5)
+
+
+async def stored(cache: TextCache, items: dict[str, Any]) -> bool:
+    """Write, and say whether it can be read."""
+    await cache.set_many(items)
+    return None not in lists(await cache.get_many(list(items), dim=DIM))
+
+
+async def test_cancelled_lookups_do_not_mix_up_answers(redis: RedisServer) -> None:
+    """A request that goes away in the middle of a lookup leaves its connection to nobody."""
+    async with redis_cache(redis, max_connections=2) as cache:
+        await cache.set_many({f"k{index}": vector(index) for index in range(50)})
+        for index in range(50):
+            lookup = asyncio.create_task(cache.get_many([f"k{index}"], dim=DIM))
+            for _ in range(index % 7):
+                await asyncio.sleep(0)
+            lookup.cancel()
+        assert lists(await cache.get_many(["k7", "k8"], dim=DIM)) == [[7.0] * 4, [8.0] * 4]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")],
+    ids=["full", "read-only"],
+)
+async def test_a_redis_that_refuses_writes_is_still_read(redis: RedisServer, trouble: tuple[str, ...]) -> None:
+    """Full or read-only: the failed write is counted, reads go on, and soon no more data is sent in vain."""
+    metrics = Metrics()
+    async with redis_cache(redis, metrics, retry_s=4.0) as cache:
+        await cache.set_many({"old": vector(1)})
+        assert redis.command(*trouble).startswith(b"+OK")
+        for _ in range(5):
+            await cache.set_many({"new": vector(2)})
+        assert lists(await cache.get_many(["old", "new"], dim=DIM)) == [[1] * 4, None]
+    assert count(metrics, "anyclass_text_cache_failures_total", operation="write", reason="refused") == 3
+    assert count(metrics, "anyclass_text_cache_failures_total", operation="write", reason="skipped") == 2
+    assert count(metrics, "anyclass_text_cache_up") == 1
+
+
+async def test_a_wrong_password_is_a_miss_and_told_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The password stands in no log and in no repr; the right one works, also apart from the URL."""
+    caplog.set_level(logging.DEBUG)
+    with running_redis(tmp_path, password="s3cret/right") as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        wrong = RedisTextCache(url, Metrics(), password="s3cret-wrong", timeout_s=2)
+        for _ in range(4):
+            assert await wrong.get_many(["k"], dim=DIM) == [None]
+        right = RedisTextCache(url, Metrics(), password="s3cret/right", timeout_s=2)
+        assert await stored(right, {"k": vector()})
+        told = caplog.text + repr(wrong) + repr(right) + str(vars(wrong))
+        await wrong.close()
+        await right.close()
+    assert "Redis refuses the password" in caplog.text
+    assert "s3cret" not in told
+
+
+@pytest.mark.parametrize(
+    ("trouble", "what", "reason"),
+    [
+        ("frozen", "does not answer in time", "timeout"),
+        ("gone", "cannot be reached", "connection"),
+        ("password", "refuses the password", "refused"),
+    ],
+)
+async def test_what_is_wrong_with_redis_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str, what: str, reason: str
+) -> None:
+    """In one line and in the metrics, before any request; then it is left alone, and used when it is well again."""
+    metrics = Metrics()
+    password = "other" if trouble == "password" else None
+    with running_redis(tmp_path, password=password) as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        cache = RedisTextCache(url, metrics, password="mine" if password else None, timeout_s=2.0, retry_s=0.5)
+        if trouble == "frozen":
+            server.freeze()
+        elif trouble == "gone":
+            server.kill()
+        await cache.check()
+        assert [f"Redis {what}; class vectors are computed without it until it answers"] == caplog.messages
+        assert 0 == count(metrics, "anyclass_text_cache_up")
+        assert [None] == await cache.get_many(["k"], dim=DIM)
+        assert 1 == count(metrics, "anyclass_text_cache_failures_total", operation="read", reason="skipped")
+        await asyncio.sleep(0.6)
+        assert [None] == await cache.get_many(["k"], dim=DIM)
+        assert 1 == count(metrics, "anyclass_text_cache_failures_total", operation="read", reason=reason)
+        if trouble == "frozen":
+            server.thaw()
+        elif trouble == "gone":
+            server.start()
+        else:
+            server.command("CONFIG", "SET", "requirepass", "mine")
+            server.password = "mine"
+        await until(lambda: stored(cache, {"k": vector()}))
+        assert 1 == count(metrics, "anyclass_text_cache_up")
+        await cache.close()
+
+
+async def test_a_redis_that_is_well_says_nothing_at_the_start(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does one whose user may not PING."""
+    caplog.set_level(logging.INFO)
+    redis.command("ACL", "SETUSER", "default", "-ping")
+    for _ in range(2):
+        metrics = Metrics()
+        cache = RedisTextCache(redis.url, metrics, timeout_s=2.0)
+        await cache.check()
+        assert 1 == count(metrics, "anyclass_text_cache_up")
+        assert await stored(cache, {"k": vector()})
+        await cache.close()
+        redis.command("ACL", "SETUSER", "default", "+ping")
+    assert [] == caplog.messages
+
+
+async def test_settings_choose_the_cache(redis: RedisServer) -> None:
+    """Memory by itself; with a URL memory before Redis, which need not be there at the start."""
+    assert isinstance(open_text_cache(Settings(), Metrics()), MemoryTextCache)
+    cache = open_text_cache(Settings(redis_url=SecretStr(redis.url), redis_timeout_ms=2_000), Metrics())
+    await cache.set_many({"k": vector(3)})
+    assert redis.command("EXISTS", "k") == b":1\r\n"
+    assert lists(await cache.get_many(["k"], dim=DIM)) == [[3] * 4]
+    await cache.close()
+    nowhere = open_text_cache(Settings(redis_url=SecretStr("redis://127.0.0.1:1/0")), Metrics())
+    await nowhere.check()
+    assert await nowhere.get_many(["k"], dim=DIM) == [None]
+    await nowhere.close()
