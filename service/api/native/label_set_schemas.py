@@ -32,7 +32,7 @@ class LabelSetIn(RequestModel):
     ]
     templates: Annotated[
         str | list[str] | None,
-        Field(description="The name of a template set, or templates with one `{}` each; `default` when null."),
+        Field(description="The name of a template set, or templates with one `{}` each; `default` if null."),
     ] = None
 
 

@@ -59,10 +59,10 @@ def body_chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
 
 async def read_body(request: Request, settings: Settings) -> bytes:
     """Read a whole body into memory. Raises as `body_chunks`."""
-    return await joined(body_chunks(request, settings))
+    return await join_chunks(body_chunks(request, settings))
 
 
-async def joined(chunks: AsyncIterator[bytes]) -> bytes:
+async def join_chunks(chunks: AsyncIterator[bytes]) -> bytes:
     """Read all chunks and join them."""
     # A BytesIO hands out what it has collected; a bytearray would be copied.
     whole = io.BytesIO()

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from service.api.problems.table import FieldErrors, UnsupportedMediaType, quoted
-from service.api.request.body import JSON, MULTIPART, OCTETS, body_chunks, content_type_shown, joined, media_type
+from service.api.request.body import JSON, MULTIPART, OCTETS, body_chunks, content_type_shown, join_chunks, media_type
 from service.api.request.fields import ClassifyRequest, Options, fields_from_text, read_options
 from service.api.request.form import read_form
 from service.api.request.image_field import image_from_text
@@ -38,7 +38,7 @@ async def parse_single(request: Request, settings: Settings, fetcher: ImageFetch
     chunks = body_chunks(request, settings)
     if kind == JSON:
         refuse_query(request)
-        fields = parse_json_object(await joined(chunks))
+        fields = parse_json_object(await join_chunks(chunks))
         text = _take(fields, "image", str, "a string: a data URI or base64")
         options = read_options(fields, settings)
         return _request(options, [image_from_text(text, fetcher)])
@@ -52,7 +52,7 @@ async def parse_single(request: Request, settings: Settings, fetcher: ImageFetch
     if kind.startswith("image/") or kind == OCTETS:
         # The fields first: a request without labels is refused before its image is read.
         options = read_options(fields_from_text(_query_fields(request, settings)), settings)
-        return _request(options, [_not_empty(await joined(chunks))])
+        return _request(options, [_not_empty(await join_chunks(chunks))])
     raise _unsupported(kind, "application/json, multipart/form-data, or the image itself as image/*")
 
 
@@ -65,7 +65,7 @@ async def parse_batch(request: Request, settings: Settings, fetcher: ImageFetche
     chunks = body_chunks(request, settings)
     refuse_query(request)
     if kind == JSON:
-        fields = parse_json_object(await joined(chunks))
+        fields = parse_json_object(await join_chunks(chunks))
         texts = _take(fields, "images", list, "a list of data URIs or base64 strings")
         _check_count(len(texts), settings.max_batch_images)
         if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:

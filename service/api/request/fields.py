@@ -30,7 +30,7 @@ class Options(RequestModel):
         list[str] | None,
         Field(
             fail_fast=True,
-            description="What the image may show: one or more, each once (white space and Unicode form aside).",
+            description="The labels to choose from: one or more, all different (white space and Unicode form aside).",
             examples=[["cat", "dog"]],
         ),
     ] = None
@@ -38,7 +38,7 @@ class Options(RequestModel):
         str | None,
         Field(
             max_length=_MAX_NAME_CHARS,
-            description="In place of `labels` and `templates`: the name of a label set (`GET /v1/label-sets`).",
+            description="Instead of `labels` and `templates`: the name of a label set (`GET /v1/label-sets`).",
         ),
     ] = None
     templates: Annotated[
@@ -50,7 +50,7 @@ class Options(RequestModel):
     ] = "default"
     scoring: Annotated[
         ScoringMethod | None,
-        Field(description="How similarities become scores; the model's own way when null."),
+        Field(description="How similarities become scores; the model's own scoring if null."),
     ] = None
     top_k: Annotated[int | None, Field(ge=1, description="Answer with the best `top_k` labels only.")] = None
     min_score: Annotated[
@@ -61,7 +61,7 @@ class Options(RequestModel):
         str | None,
         Field(
             max_length=_MAX_NAME_CHARS,
-            description="Name or alias of a model (`GET /v1/models`); the default model when null.",
+            description="Name or alias of a model (`GET /v1/models`); the default model if null.",
         ),
     ] = None
 
