@@ -24,7 +24,7 @@ _REVISION_CHARS: Final = 12
 
 
 class InputParameters(RequestModel):
-    """Where the data of an input are."""
+    """Parameters of an input."""
 
     binary_data_size: Annotated[
         int | None, Field(ge=0, description="Bytes of this tensor after the JSON; `data` is left out then.")
@@ -52,7 +52,7 @@ class InputTensor(RequestModel):
 
 
 class OutputParameters(RequestModel):
-    """Where the data of an output go."""
+    """Parameters of an output."""
 
     binary_data: Annotated[bool | None, Field(description="Send the data after the JSON.")] = None
 
