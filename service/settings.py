@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.model.choices import ComputeChoice, Preprocessing
 from service.model.engine.provider_table import ProviderName
-from service.validation_messages import message_of
+from service.validation_messages import faults
 
 ENV_PREFIX = "ANYCLASS_"
 
@@ -223,7 +223,5 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
 
 def problems(error: ValidationError) -> list[str]:
     """Return a line for each invalid setting, with its variable and without its value."""
-    return [
-        f"{variable('.'.join(str(part) for part in entry['loc']))}: {message_of(entry)}"
-        for entry in error.errors(include_url=False, include_input=False)
-    ]
+    errors = error.errors(include_url=False, include_input=False)
+    return [f"{variable(name)}: {fault}" for name, fault in faults(errors)]

@@ -1,5 +1,6 @@
 """Messages for invalid values. They say what the value must be, and never quote it: it may be a secret."""
 
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pydantic_core import ErrorDetails
@@ -34,6 +35,12 @@ _MESSAGES: Final = {
     "literal_error": "must be {expected}",
 }
 """By the type of pydantic's error; names in braces come from its context."""
+
+
+def faults(errors: Iterable[ErrorDetails]) -> Iterator[tuple[str, str]]:
+    """Yield the dotted path of each invalid value, empty for the whole input, and its message."""
+    for entry in errors:
+        yield ".".join(str(part) for part in entry["loc"]), message_of(entry)
 
 
 def message_of(entry: ErrorDetails) -> str:

@@ -8,6 +8,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from service.errors import BundleError
 from service.model.manifest import DEFAULT_TEMPLATES, MANIFEST, SCHEMA_VERSION, TEMPLATES, FileEntry, Manifest
+from service.validation_messages import faults
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,4 @@ def _refuse_unlisted(root: Path, manifest: Manifest) -> None:
 
 
 def _explain(exc: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, error['loc'])) or 'content'}: {error['msg']}" for error in exc.errors())
+    return "; ".join(f"{name or 'content'}: {fault}" for name, fault in faults(exc.errors()))

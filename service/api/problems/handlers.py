@@ -12,7 +12,7 @@ from starlette.routing import Match, Mount
 from service.api.problems import table
 from service.api.problems.protocol_forms import render_error
 from service.errors import AnyclassError
-from service.validation_messages import message_of
+from service.validation_messages import faults
 
 _SERVER_ERROR: Final = 500
 _READING: Final = ("GET", "HEAD")
@@ -79,5 +79,6 @@ def _allowed(request: Request) -> str:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
-    fields = [(".".join(str(part) for part in entry["loc"][1:]), message_of(entry)) for entry in error.errors()]
+    # A path begins with the place of the parameter: "query.limit".
+    fields = [(name.partition(".")[2], fault) for name, fault in faults(error.errors())]
     return await _service_error(request, table.FieldErrors(fields))

@@ -188,7 +188,7 @@ def _set(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     ("edit", "message"),
     [
         (_set("schema_version", 2), "schema version 2"),
-        (_set("surprise", 1), "surprise: Extra inputs"),
+        (_set("surprise", 1), "surprise: is not known here"),
         (_set("image/height", 0), "image.height: "),
         (_set("image/crop", "none"), "needs crop 'center'"),
         (_set("text/min_length", 999), "min_length 999 is above"),
