@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, and what they can do; ONNX Runtime minds no container's limit."""
+"""Counts the CPUs this process may use and reads their features; ONNX Runtime ignores a container's limit."""
 
 import math
 import os
@@ -9,27 +9,27 @@ from typing import Final
 
 _ROOT: Final = Path("/")
 _FLAG_KEYS: Final = ("flags", "Features")
-"""What Linux calls them in ``/proc/cpuinfo``, on x86 and on 64-bit Arm."""
+"""Linux's names for them in ``/proc/cpuinfo``, on x86 and on 64-bit Arm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """What a CPU is, in the words of Linux: its vendor (``AuthenticAMD``) and its flags (``amx_bf16``)."""
+    """A CPU's vendor (``AuthenticAMD``) and flags (``amx_bf16``), as Linux names them."""
 
     vendor: str = ""
     flags: frozenset[str] = frozenset()
 
     @property
     def has_bf16(self) -> bool:
-        """Whether it computes in bf16 at all."""
+        """Whether it has instructions for bf16."""
         return bool({"amx_bf16", "avx512_bf16"} & self.flags)
 
     @property
     def has_fast_bf16(self) -> bool:
         """Whether it multiplies matrices in bf16 about twice as fast as in fp32, or faster.
 
-        With AMX about five times. With the instructions of AVX-512 twice on AMD's CPUs, and on Intel's more slowly than
-        in fp32: docs/providers.md has the figures.
+        AMX is about five times as fast. AVX-512's instructions are twice as fast on AMD's CPUs, and slower than fp32 on
+        Intel's: docs/providers.md has the figures.
         """
         return "amx_bf16" in self.flags or ("avx512_bf16" in self.flags and self.vendor == "AuthenticAMD")
 
@@ -38,7 +38,7 @@ def available_cpus(root: Path = _ROOT) -> int:
     """Count the CPUs this process may use: its affinity, and the smallest quota of its cgroups, rounded up.
 
     Args:
-        root: where ``sys`` and ``proc`` are found; another folder in tests.
+        root: folder of ``sys`` and ``proc``; another one in tests.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroups(root) if (quota := _quota(folder)) is not None]
@@ -46,10 +46,10 @@ def available_cpus(root: Path = _ROOT) -> int:
 
 
 def this_cpu(root: Path = _ROOT) -> Cpu:
-    """Say what the first CPU is; nothing where Linux does not tell.
+    """Return vendor and flags of the first CPU; empty if Linux does not list them.
 
     Args:
-        root: where ``proc`` is found; another folder in tests.
+        root: folder of ``proc``; another one in tests.
     """
     try:
         lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
@@ -62,9 +62,9 @@ def this_cpu(root: Path = _ROOT) -> Cpu:
 
 
 def _cgroups(root: Path) -> Iterator[Path]:
-    """Folders of the groups whose quota holds for this process: its own and those above it, of version 2 or 1.
+    """Yield the folders of the groups whose quota applies to this process: its own and its parents, of version 2 or 1.
 
-    In a container the files of its own group stand at the top. A service of systemd finds its own further down.
+    In a container its own group is at the top; for a systemd service it is further down.
     """
     unified, cpu = root / "sys/fs/cgroup", root / "sys/fs/cgroup/cpu"
     yield from (unified, cpu)
@@ -81,13 +81,13 @@ def _cgroups(root: Path) -> Iterator[Path]:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """CPUs that a group's quota is worth; None where there is none. Version 2 first, then version 1."""
+    """Return a group's quota in CPUs, None if it has none. Version 2 first, then version 1."""
     unified = _numbers(cgroup / "cpu.max")
     if unified is None:
         first, second = (_numbers(cgroup / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         unified = [*first, *second] if first and second else None
     match unified:
-        case [quota, period] if quota > 0 and period > 0:  # version 1 writes -1 where there is no quota
+        case [quota, period] if quota > 0 and period > 0:  # -1 means no quota in version 1
             return quota / period
         case _:
             return None

@@ -1,7 +1,7 @@
-"""What a runtime's message says of the device: out of memory, lost, or neither.
+"""Classifies a runtime's error message: device out of memory, device lost, or neither.
 
-ONNX Runtime has one exception for everything that fails in a run, so its words are all there is. They are those of
-CUDA (``CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; …``), its libraries and ONNX Runtime.
+ONNX Runtime raises one exception for every failure of a run, so only its message distinguishes them. It quotes CUDA
+(``CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; …``), its libraries and ONNX Runtime.
 """
 
 import re
@@ -55,8 +55,8 @@ _LOST: Final = re.compile(
 
 
 def inference_error(message: str) -> InferenceFailed:
-    """The error of this service for a run that failed with `message`; the message itself is not repeated."""
-    # A lost device may well say that it could not allocate, so that comes first.
+    """Return this service's error for a run that failed with `message`, which is not repeated."""
+    # A lost device may also report a failed allocation, so that check comes first.
     if _LOST.search(message):
         return DeviceLost("The device that runs the model has failed.")
     if _OUT_OF_MEMORY.search(message):

@@ -1,4 +1,4 @@
-"""One graph of a bundle on one provider: arrays → vectors, in batches."""
+"""Runs one graph of a bundle on one provider: arrays → vectors, in batches."""
 
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -18,9 +18,9 @@ Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """The smallest and the largest shape of one row."""
 
 _UNIT_TOLERANCE: Final = 1e-2
-"""How far from 1 a vector's length may be when the graph computes in half precision."""
+"""Largest deviation of a vector's length from 1, allowing for half precision."""
 _USUAL_TOKENS: Final = 16
-"""About as many as a prompt about a label has."""
+"""Tokens of a typical prompt."""
 
 
 class Encoder:
@@ -37,11 +37,11 @@ class Encoder:
         threads: int | None,
         limits: DeviceLimits,
     ) -> None:
-        """Open the graph `name` of a bundle, whose input is of `dtype`, in ONNX Runtime's words.
+        """Open the graph `name` of a bundle, whose input has `dtype`, an ONNX Runtime type.
 
         Raises:
             ProviderUnavailable: the session fell back to another provider.
-            BundleError: the runtime refuses the graph, or it does not keep the contract; names the file.
+            BundleError: the runtime refuses the graph, or it breaks the contract; names the file.
         """
         self._path = path = bundle.path / name
         self._dim = dim = bundle.manifest.dim
@@ -74,8 +74,8 @@ class Encoder:
         """Encode `[batch, …]` → float32 `[batch, dim]`.
 
         Raises:
-            InferenceFailed: the runtime refused; NonFiniteOutput: it answered NaN or infinity.
-            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is started anew.
+            InferenceFailed: the runtime failed; NonFiniteOutput: it returned NaN or infinity.
+            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is restarted.
         """
         if len(batch) == 0:
             return np.empty((0, self._dim), np.float32)
@@ -88,8 +88,8 @@ class Encoder:
         return vectors
 
     def _run_bound(self, batch: npt.NDArray[Any]) -> Vectors:
-        # A binding for each run: it belongs to one thread, and making it costs microseconds.
-        session: Any = self._session  # of ONNX Runtime, for those providers whose table says `binds`
+        # A binding belongs to one thread and costs microseconds, so each run makes its own.
+        session: Any = self._session  # of ONNX Runtime, because only its providers have `binds`
         binding = session.io_binding()
         vectors = np.empty((len(batch), self._dim), np.float32)
         binding.bind_cpu_input(self._input_name, np.ascontiguousarray(batch))
@@ -105,12 +105,12 @@ class Encoder:
             raise BundleError(f"{self._path}: fails on its first input: {exc.__cause__ or exc.detail}") from exc
         lengths = np.linalg.norm(vectors, axis=1)
         if np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
-            raise BundleError(f"{self._path}: answers vectors of length {lengths.max():.3g}, not of unit length")
+            raise BundleError(f"{self._path}: returns vectors of length {lengths.max():.3g}, not of unit length")
         return vectors
 
 
 def input_range(path: Path, row: Shapes, max_batch: int) -> InputRange:
-    """The shapes of a graph's input, from those of a row and the largest batch."""
+    """Return the shapes of a graph's input, from those of a row and the largest batch."""
     smallest, largest = row
     usual = tuple(max(least, min(most, _USUAL_TOKENS)) for least, most in zip(smallest, largest, strict=True))
     return InputRange(

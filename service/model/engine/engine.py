@@ -1,4 +1,4 @@
-"""Arrays → unit vectors: the contract of an inference engine, and the one on ONNX Runtime."""
+"""The contract of an inference engine, arrays → unit vectors, and the engine that runs a bundle's graphs."""
 
 import logging
 import time
@@ -18,17 +18,17 @@ from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 from service.model.probes import quick_probes
 
 _FULL_FLOATS: Final = frozenset({"fp32", "fp16-stored"})
-"""Precisions of a bundle whose graphs compute in 32-bit floats, for which a provider may take bf16."""
+"""Precisions of a bundle whose graphs compute in float32, for which a provider may use bf16."""
 _MIN_COSINE: Final = 0.99
 _MIN_COSINE_QUANTISED: Final = 0.95
-"""How near a provider must come to a bundle's probes. bf16 costs less than 0.001, a graph computed wrongly far more."""
+"""Least cosines to a bundle's probes. bf16 costs less than 0.001, a wrongly computed graph far more."""
 _NO_LIMITS: Final = DeviceLimits()
 
 _log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """What runs a model. Synchronous and thread-safe: any number of threads may call at the same time."""
+    """Runs a model. Synchronous and thread-safe: any number of threads may call at the same time."""
 
     @property
     def dim(self) -> int:
@@ -36,41 +36,41 @@ class Engine(Protocol):
 
     @property
     def provider(self) -> str:
-        """Where it computes: `cpu`, `cuda` …; never `auto`."""
+        """Name of the provider: `cpu`, `cuda` …; never `auto`."""
 
     @property
     def precision(self) -> str:
-        """What it computes in; with `provider` it says which vectors are interchangeable.
+        """The manifest's precision, or `bf16` if float32 graphs are computed in it.
 
-        The manifest's precision, or `bf16` where graphs of 32-bit floats are computed so.
+        Vectors are interchangeable if `provider` and `precision` are equal.
         """
 
     @property
     def provider_reason(self) -> str:
-        """Why it computes there, for the log of the start."""
+        """The reason for the choice of the provider, for the log."""
 
     def encode_images(self, pixels: Pixels) -> Vectors:
         """Encode uint8 `[batch, height, width, 3]` → float32 `[batch, dim]`, unit length.
 
         Raises:
-            InferenceFailed: the runtime refused; NonFiniteOutput: it answered NaN or infinity.
-            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is started anew.
+            InferenceFailed: the runtime failed; NonFiniteOutput: it returned NaN or infinity.
+            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is restarted.
         """
 
     def encode_texts(self, ids: Ids) -> Vectors:
         """Encode int64 `[batch, length]` → float32 `[batch, dim]`, unit length.
 
         Raises:
-            InferenceFailed: the runtime refused; NonFiniteOutput: it answered NaN or infinity.
-            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is started anew.
+            InferenceFailed: the runtime failed; NonFiniteOutput: it returned NaN or infinity.
+            DeviceOutOfMemory: fewer rows may succeed; DeviceLost: nothing will until the process is restarted.
         """
 
     def close(self) -> None:
-        """Free the model. Runs under way end well, later ones raise InferenceFailed."""
+        """Free the model. Running calls finish, later ones raise InferenceFailed."""
 
 
 class OnnxEngine:
-    """An `Engine` on ONNX Runtime: one session for each encoder."""
+    """An `Engine` on ONNX Runtime or OpenVINO: one session for each encoder."""
 
     def __init__(
         self,
@@ -104,20 +104,20 @@ class OnnxEngine:
         limits: DeviceLimits = _NO_LIMITS,
         force_precision: bool = False,
     ) -> Self:
-        """Open both encoders of a bundle, and see that the provider computes them rightly.
+        """Open both encoders of a bundle, and check that the provider computes them correctly.
 
         Args:
             bundle: the model.
-            provider: a name as in the settings, or what `resolve` returned.
+            provider: a name as in the settings, or a result of `resolve`.
             threads: CPU threads of one run; all that this process may use if None.
-            limits: what the deployment sets of devices.
-            force_precision: also take an fp16 bundle where it would be computed in fp32, and a provider that does not
-                compute the bundle's probes rightly: for tools that measure that themselves.
+            limits: of the deployment.
+            force_precision: accept an fp16 bundle that would be computed in fp32, and skip the check with the bundle's
+                probes: for tools that measure both themselves.
 
         Raises:
-            ProviderUnavailable: the provider is not there, or computes this model wrongly.
-            ConfigurationError: fp16 on the CPU, which has no fp16 kernels and computes another model's numbers.
-            BundleError: a graph that ONNX Runtime refuses or that does not keep the contract, naming the file.
+            ProviderUnavailable: the provider is not available, or computes this model wrongly.
+            ConfigurationError: the bundle is fp16, and the provider would compute it in fp32 with other results.
+            BundleError: the runtime refuses a graph, or it breaks the contract; names the file.
         """
         resolved = resolve(provider) if isinstance(provider, str) else provider
         precision = bundle.manifest.precision
@@ -154,17 +154,17 @@ class OnnxEngine:
 
     @property
     def provider(self) -> str:
-        """Where it computes: `cpu`, `cuda`, `tensorrt` or `openvino`."""
+        """Name of the provider, a key of `provider_table.TABLE`."""
         return self._provider.name
 
     @property
     def precision(self) -> str:
-        """The manifest's precision, or `bf16` where graphs of 32-bit floats are computed so."""
+        """The manifest's precision, or `bf16` if float32 graphs are computed in it."""
         return "bf16" if self._provider.compute == "bf16" else self._manifest.precision
 
     @property
     def provider_reason(self) -> str:
-        """Why it computes there, for the log of the start."""
+        """The reason for the choice of the provider, for the log."""
         return self._provider.reason
 
     def encode_images(self, pixels: Pixels) -> Vectors:
@@ -176,7 +176,7 @@ class OnnxEngine:
         return _open(self._texts).run(ids)
 
     def warm(self) -> None:
-        """Run both encoders once, so that the first request pays for no set-up, and check what they answer.
+        """Run both encoders once, so that the first request pays for no set-up, and check their vectors.
 
         Raises:
             BundleError: an encoder fails, or its vectors are not finite and of unit length.
@@ -190,10 +190,10 @@ class OnnxEngine:
         _log.debug("model warm after %.3f s", time.perf_counter() - started)
 
     def compare(self, bundle: Bundle) -> None:
-        """Encode a few of the bundle's probes, where it has any, and compare.
+        """Encode a few of the bundle's probes, if it has any, and compare the vectors with the export's.
 
         Raises:
-            ProviderUnavailable: the vectors are others than they must be.
+            ProviderUnavailable: the vectors differ.
             BundleError: an encoder fails, or the probes cannot be read.
         """
         probes = quick_probes(bundle)
@@ -208,11 +208,11 @@ class OnnxEngine:
             if not cosine >= least:
                 raise ProviderUnavailable(
                     f"Provider {self.provider} computes {name} of model {self._manifest.name} wrongly: its vectors are "
-                    f"at cosine {cosine:.4f} to those of the export. Take another provider."
+                    f"at cosine {cosine:.4f} to those of the export. Choose another provider."
                 )
 
     def close(self) -> None:
-        """Free the sessions once the runs under way have ended; later calls raise InferenceFailed."""
+        """Free the sessions once the running calls have finished; later calls raise InferenceFailed."""
         self._images = self._texts = None
 
 

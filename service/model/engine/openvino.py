@@ -1,7 +1,7 @@
-"""A graph on OpenVINO, behind the few methods that are used of an ONNX Runtime session.
+"""Runs a graph on OpenVINO, behind the methods that we use of an ONNX Runtime session.
 
-OpenVINO itself and not its plugin for ONNX Runtime: the plugin takes Intel's CPUs only, brings the same library (to
-the byte), and computes the whole graph with it or none (docs/adr/0010-providers.md).
+This uses OpenVINO itself and not its plugin for ONNX Runtime: the plugin accepts Intel's CPUs only, contains the same
+library (to the byte), and computes either the whole graph with it or none of it (docs/adr/0010-providers.md).
 """
 
 import sys
@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 _TYPES: Final = {"u8": "tensor(uint8)", "i64": "tensor(int64)", "f32": "tensor(float)", "f16": "tensor(float16)"}
-"""ONNX Runtime's names of OpenVINO's types, of those that graphs of ours have at their ends."""
+"""Maps OpenVINO element types to ONNX Runtime's names, for the inputs and outputs we use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of a graph; a dimension of any size is None."""
+    """An input or output of a graph; a dimension of variable size is None."""
 
     name: str
     type: str
@@ -33,11 +33,11 @@ class OpenVinoSession:
     """A compiled graph; any number of threads may run it at the same time."""
 
     def __init__(self, model: Path | bytes, options: Mapping[str, str]) -> None:
-        """Read and compile a graph. Raises ImportError where OpenVINO is not installed; its own errors pass through."""
+        """Read and compile a graph. Raises ImportError if OpenVINO is not installed; its own errors pass through."""
         core = _core()
         source = model if isinstance(model, bytes) else str(model)
         self._compiled = core.compile_model(core.read_model(source), "CPU", dict(options))
-        # One request computes one batch at a time, and holds the memory for it: as many are made as run at once.
+        # A request computes one batch at a time and holds its memory, so each concurrent run has its own.
         self._idle: deque[Any] = deque()
 
     def get_inputs(self) -> list[Port]:
@@ -55,17 +55,17 @@ class OpenVinoSession:
         except IndexError:
             request = self._compiled.create_infer_request()
         feed = {name: np.ascontiguousarray(array) for name, array in input_feed.items()}
-        # Neither copies what goes in nor, in results that the next run would overwrite, leaves what comes out.
+        # Inputs are not copied; outputs are, because the next run would overwrite them.
         results = request.infer(feed, share_inputs=True, share_outputs=False)
         outputs = [results[node] for node in self._compiled.outputs]
-        self._idle.append(request)  # not after an error: what it holds then is not known
+        self._idle.append(request)  # not after an error, which leaves the request in an unknown state
         return outputs
 
 
 @cache
-def _core() -> Any:  # noqa: ANN401 - openvino.Core, imported late, for most never need it
-    # Where this package can be imported, `import openvino` reports it over the network and leaves files in the home
-    # directory, unasked. Where it cannot, OpenVINO takes a stub of its own, which does nothing.
+def _core() -> Any:  # noqa: ANN401 - openvino.Core, imported late because most never need it
+    # If this package can be imported, `import openvino` sends a report over the network and leaves files in the home
+    # directory, unasked. If it cannot, OpenVINO uses a stub of its own, which does nothing.
     modules: dict[str, Any] = sys.modules
     modules["openvino_telemetry"] = None
     return import_module("openvino").Core()

@@ -1,6 +1,7 @@
-"""The table of execution providers: what each is called, what it needs, and which of its options we set.
+"""The table of execution providers: names, requirements and the options we set.
 
-ONNX Runtime checks the options of CUDA and TensorRT only where those are installed; all of their names stand here.
+One row adds a provider: settings, command-line options and `resolve` accept its name. ONNX Runtime checks the options
+of CUDA and TensorRT only if they are installed, so all of their names stand here.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from service.model.choices import Compute
 
 @dataclass(frozen=True, kw_only=True)
 class InputRange:
-    """The shapes that a graph's one input will have, for a provider that builds for them."""
+    """Shapes of a graph's only input, for a provider that builds engines for them."""
 
     name: str
     smallest: tuple[int, ...]
@@ -23,13 +24,13 @@ class InputRange:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceLimits:
-    """What a deployment sets of devices.
+    """Limits that a deployment sets on devices.
 
     Attributes:
-        gpu_memory_bytes: the most that one session's arena may take on a GPU; all there is if None.
-        max_batch: images of the largest batch that will be run.
-        max_batch_texts: the same of texts.
-        engine_cache: where TensorRT keeps its engines; they are built at every start if None.
+        gpu_memory_bytes: largest arena of one session on a GPU; all memory if None.
+        max_batch: images in the largest batch.
+        max_batch_texts: texts in the largest batch.
+        engine_cache: folder of TensorRT's engines; they are built at every start if None.
     """
 
     gpu_memory_bytes: int | None = None
@@ -39,14 +40,16 @@ class DeviceLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All that the options of one session follow from.
+class SessionPlan:
+    """The facts that decide the options of one session.
 
     Attributes:
         threads: CPU threads of one run.
+        compute: precision in which a float32 graph is computed.
         half: whether the graph is fp16.
-        key: identifies the graph's content, for what is kept of it on disk.
-        shapes: of its input, where they are known.
+        limits: of the deployment.
+        key: identifies the graph's content, for files that a provider caches.
+        shapes: of the input, if known.
     """
 
     threads: int
@@ -57,17 +60,17 @@ class Plan:
     shapes: InputRange | None = None
 
 
-def _no_options(_: Plan) -> dict[str, str]:
+def _no_options(_: SessionPlan) -> dict[str, str]:
     return {}
 
 
-def _cuda(plan: Plan) -> dict[str, str]:
+def _cuda(plan: SessionPlan) -> dict[str, str]:
     options = {
-        # The default measures every convolution algorithm anew for each batch size: seconds of delay in live traffic.
+        # The default measures every convolution algorithm for each new batch size: seconds of delay in live traffic.
         "cudnn_conv_algo_search": "HEURISTIC",
         # fp32 means fp32: TensorFloat-32 would cost the parity that the manifest states.
         "use_tf32": "0",
-        # The default doubles the arena at each step, and takes memory that the other encoder needs.
+        # The default doubles the arena at each step and so takes memory that the other encoder needs.
         "arena_extend_strategy": "kSameAsRequested",
     }
     if plan.limits.gpu_memory_bytes is not None:
@@ -75,10 +78,10 @@ def _cuda(plan: Plan) -> dict[str, str]:
     return options
 
 
-def _tensorrt(plan: Plan) -> dict[str, str]:
+def _tensorrt(plan: SessionPlan) -> dict[str, str]:
     options = {"trt_fp16_enable": "1" if plan.half else "0"}
     if plan.limits.engine_cache is not None:
-        # One folder for each model: an engine is good for the graph, the device and the release it was built with.
+        # One folder for each model: an engine is valid only for the graph, device and release it was built with.
         folder = str(plan.limits.engine_cache / plan.key)
         options |= {
             "trt_engine_cache_enable": "1",
@@ -89,7 +92,7 @@ def _tensorrt(plan: Plan) -> dict[str, str]:
     if plan.limits.gpu_memory_bytes is not None:
         options["trt_max_workspace_size"] = str(plan.limits.gpu_memory_bytes)
     if plan.shapes is not None:
-        # Without a profile TensorRT builds anew, for minutes, at each shape that it has not met.
+        # Without a profile TensorRT builds an engine, for minutes, at each new shape.
         for word, shape in (
             ("min", plan.shapes.smallest),
             ("opt", plan.shapes.usual),
@@ -99,14 +102,14 @@ def _tensorrt(plan: Plan) -> dict[str, str]:
     return options
 
 
-def _openvino(plan: Plan) -> dict[str, str]:
+def _openvino(plan: SessionPlan) -> dict[str, str]:
     return {
-        # Left to itself it computes in bf16 wherever the CPU has any instruction for it, also where that is slower.
+        # By default it computes in bf16 if the CPU has any instruction for it, even if that is slower.
         "INFERENCE_PRECISION_HINT": "bf16" if plan.compute == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": str(plan.threads),
-        # Batches come one after the other, each with all the threads.
+        # Batches run one after the other, each with all the threads.
         "NUM_STREAMS": "1",
-        # Threads tied to cores would be tied to the same ones in each session and each process.
+        # Pinned threads would share the same cores in every session and every process.
         "ENABLE_CPU_PINNING": "NO",
     }
 
@@ -116,21 +119,21 @@ class Row:
     """One provider.
 
     Attributes:
-        ort_name: what its runtime calls it.
-        source: what brings it.
+        ort_name: its runtime's name for it.
+        source: the extra or package that installs it, for messages.
         options: its options for a session.
         partners: rows that take the nodes this provider leaves, before the CPU does.
-        needs_cuda: whether a CUDA device must be there.
+        needs_cuda: whether it needs a CUDA device.
         binds: whether inputs and outputs are bound to the session before a run, which saves a GPU provider a wait.
-        builds: whether it builds an engine ahead, for the shapes it is told.
-        runtime: what computes: a provider of ONNX Runtime, or OpenVINO itself.
-        fp16: whether it computes a fp16 graph in fp16; any other would compute it in fp32.
-        trusted: whether it computes what the graph says; any other must first answer a bundle's probes rightly.
+        builds: whether it builds an engine in advance, for given shapes.
+        runtime: ONNX Runtime, of which it is a provider, or OpenVINO itself.
+        fp16: whether it computes an fp16 graph in fp16; other providers would compute it in fp32.
+        trusted: whether its results need no check; the others must reproduce a bundle's probes first.
     """
 
     ort_name: str
     source: str
-    options: Callable[[Plan], dict[str, str]] = _no_options
+    options: Callable[[SessionPlan], dict[str, str]] = _no_options
     partners: tuple[str, ...] = ()
     needs_cuda: bool = False
     binds: bool = False

@@ -1,8 +1,8 @@
-"""Execution providers: a name → the runtime behind it, whether it is really there, and sessions on it.
+"""Resolves a provider's name to a provider that really computes.
 
-ONNX Runtime lists a provider as available when it was compiled in, and quietly computes on the CPU when the device
-or a library is missing. So a provider counts as there only once it has run a graph, and every session is asked
-afterwards what it holds.
+ONNX Runtime lists a provider as available if it was compiled in, and silently computes on the CPU if the device or a
+library is missing. So a provider counts as available only once it has run a graph, and `open_session` checks every
+session.
 """
 
 import ctypes
@@ -29,23 +29,23 @@ _NOT_BUILT_IN: Final = "this onnxruntime was built without it"
 def resolve(name: str, *, compute: ComputeChoice = "auto", cpu: Cpu | None = None) -> ResolvedProvider:
     """Find the provider to use.
 
-    `auto` is CUDA where it really works, else OpenVINO where the CPU is much faster in bf16 and that is allowed, else
-    the CPU provider. It is never TensorRT, which builds engines for minutes.
+    `auto` is CUDA if it really works, else OpenVINO if the CPU is much faster in bf16 and `compute` allows it, else the
+    CPU provider. It is never TensorRT, which builds engines for minutes.
 
     Args:
         name: a provider, or `auto`.
-        compute: fp32 and nothing else; bf16 and nothing else; or, with `auto`, bf16 where that is much faster.
-        cpu: what is there of it; this machine's if None.
+        compute: `fp32` or `bf16` alone, or `auto`: bf16 if that is much faster.
+        cpu: vendor and flags; this machine's if None.
 
     Raises:
-        ProviderUnavailable: the named one is not there; the detail says why and what to install.
-        ConfigurationError: there is no provider of that name, or it does not compute so.
+        ProviderUnavailable: the named one is not available; the detail says why and what to install.
+        ConfigurationError: no provider has that name, or it does not compute in that precision.
     """
     cpu = cpu or this_cpu()
     if name == "auto":
         return _best(compute, cpu)
     if name not in TABLE:
-        raise ConfigurationError(f"There is no provider {name!r}; choose one of auto, {', '.join(TABLE)}.")
+        raise ConfigurationError(f"Provider {name!r} is not known; choose one of auto, {', '.join(TABLE)}.")
     if compute == "bf16":
         if name != "openvino":
             raise ConfigurationError(f"Provider {name} does not compute in bf16; openvino does.")
@@ -62,7 +62,7 @@ def _best(compute: ComputeChoice, cpu: Cpu) -> ResolvedProvider:
     cuda = _try_row("cuda", "auto: CUDA works")
     if not isinstance(cuda, str):
         return cuda
-    # That an installation for CPUs has no CUDA is no news; that one for GPUs has none is.
+    # An installation for CPUs never has CUDA; one for GPUs without it needs the reason.
     no_cuda = "no CUDA" if cuda == _NOT_BUILT_IN else f"no CUDA ({cuda})"
     if compute == "fp32":
         return _resolve_row("cpu", f"auto: OpenVINO is no faster in fp32; {no_cuda}")
@@ -78,13 +78,13 @@ def _resolve_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedP
     found = _try_row(name, reason, compute)
     if isinstance(found, str):
         raise ProviderUnavailable(
-            f"Provider {name} is not there: {found}. It comes with {TABLE[name].source}: see {PAGE}."
+            f"Provider {name} is not available: {found}. It comes with {TABLE[name].source}: see {PAGE}."
         )
     return found
 
 
 def _try_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvider | str:
-    """The provider, or why it is not there. Raises ProviderUnavailable where there is no onnxruntime at all."""
+    """Return the provider, or the reason why it is not available. Raises ProviderUnavailable without onnxruntime."""
     row = TABLE[name]
     ort = import_onnxruntime()
     if row.runtime == "onnxruntime" and row.ort_name not in ort.get_available_providers():
@@ -93,7 +93,7 @@ def _try_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvi
         if not _cuda_devices():
             return "the driver shows no CUDA device"
         if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # CUDA and cuDNN from their pip packages, which are not on the loader's path
+            ort.preload_dlls()  # CUDA's and cuDNN's pip packages are not on the loader's path
     provider = ResolvedProvider(name, row.ort_name, reason, compute)
     try:
         session = open_session(_PROBE, provider, threads=1)
@@ -108,7 +108,7 @@ def _try_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvi
 
 
 def _cuda_devices() -> int:
-    """Ask the driver, which is quick and quiet where there is none."""
+    """Return the number of CUDA devices, from the driver: quick, and silent without one."""
     count = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("libcuda.so.1")

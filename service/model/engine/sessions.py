@@ -1,4 +1,4 @@
-"""Opens sessions on a provider that was seen to compute."""
+"""Opens sessions on a resolved provider."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from service.installation import PAGE
 from service.model.choices import Compute
 from service.model.engine.cpus import available_cpus
 from service.model.engine.openvino import OpenVinoSession
-from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange, Plan
+from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange, SessionPlan
 
 _LOG_ERRORS_ONLY: Final = 3
 _NO_LIMITS: Final = DeviceLimits()
 
 
 class Tensor(Protocol):
-    """An input or output of a graph: `onnxruntime.NodeArg`, or what stands for it."""
+    """An input or output of a graph: `onnxruntime.NodeArg` or its like."""
 
     @property
     def name(self) -> str:
@@ -33,11 +33,11 @@ class Tensor(Protocol):
 
     @property
     def shape(self) -> list[int | str | None]:
-        """Length of each axis; a name or None where it varies."""
+        """Length of each axis; a name or None if it varies."""
 
 
 class Session(Protocol):
-    """What is used of `onnxruntime.InferenceSession`, which ships no annotations, on every provider."""
+    """The part of `onnxruntime.InferenceSession`, which ships no annotations, that every provider has."""
 
     def get_inputs(self) -> Sequence[Tensor]:
         """Describe the graph's inputs."""
@@ -51,12 +51,12 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class ResolvedProvider:
-    """A provider that was seen to compute.
+    """A provider that has run a graph.
 
     Attributes:
-        reason: why it is this one, for a log.
-        compute: in what it computes graphs of 32-bit floats.
-        second: what `auto` takes for a model that this provider does not compute rightly.
+        reason: for the choice of this one, for a log.
+        compute: precision in which it computes float32 graphs.
+        second: the provider that `auto` uses for a model that this one computes wrongly.
     """
 
     name: str
@@ -78,22 +78,23 @@ def open_session(
 ) -> Session:
     """Open a session, `onnxruntime.InferenceSession` or its like, that really runs on the provider.
 
+    The runtime's own exceptions pass through.
+
     Args:
         model: the graph.
-        provider: what `resolve` returned.
+        provider: a result of `resolve`.
         threads: of one run's CPU work; `available_cpus()` if None.
-        half: the graph is fp16.
-        limits: what the deployment sets of devices.
-        key: identifies the graph's content, for what a provider keeps of it on disk.
-        shapes: the shapes that its input will have, for a provider that builds for them.
+        half: whether the graph is fp16.
+        limits: of the deployment.
+        key: identifies the graph's content, for files that a provider caches.
+        shapes: of the graph's input, for a provider that builds engines for them.
 
     Raises:
         ProviderUnavailable: the session fell back to another provider.
-        ConfigurationError: the folder for engines cannot be made.
-            The runtime's own exceptions pass through.
+        ConfigurationError: the folder for engines cannot be created.
     """
     row = TABLE[provider.name]
-    plan = Plan(
+    plan = SessionPlan(
         threads=threads or available_cpus(), compute=provider.compute, half=half, limits=limits, key=key, shapes=shapes
     )
     if row.builds and limits.engine_cache is not None:
@@ -104,7 +105,7 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.intra_op_num_threads = plan.threads
-    # Threads that spin between two runs would take the cores from image decoding and from the other encoder.
+    # Threads that spin between two runs would take cores from image decoding and from the other encoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else str(model)
     partners = [(TABLE[partner].ort_name, TABLE[partner].options(plan)) for partner in row.partners]
@@ -118,7 +119,7 @@ def open_session(
 
 
 def input_name(model: Path) -> str:
-    """Name of a graph's first input. ONNX Runtime's own exceptions pass through."""
+    """Return the name of a graph's first input. ONNX Runtime's own exceptions pass through."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -128,15 +129,15 @@ def input_name(model: Path) -> str:
 
 def _make_folder(path: Path) -> None:
     try:
-        # What is in there is run without another look, so nobody else may write it.
+        # The runtime executes the files in it unchecked, so no other user may write to it.
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
-        raise ConfigurationError(f"The folder for engines cannot be made: {exc}") from exc
+        raise ConfigurationError(f"The folder for engines cannot be created: {exc}") from exc
 
 
 def import_onnxruntime() -> ModuleType:
-    """Import onnxruntime, with its warnings off. Raises ProviderUnavailable where it is not installed."""
-    # Imported late: it takes a third of a second, which the command line does not need to say its version.
+    """Import onnxruntime, with its warnings off. Raises ProviderUnavailable if it is not installed."""
+    # Imported late: it takes a third of a second, which `anyclass --version` does not need.
     try:
         ort = import_module("onnxruntime")
     except ImportError as exc:

@@ -697,7 +697,7 @@ def test_max_broken_decides_the_exit_code(bundle: Path, tmp_path: Path, command:
         (["--data", ".", "--plot", "out.jpg"], "name it out.png"),
         (["--data", ".", "--json", "no/out.json"], "its folder is not there"),
         (["--data", ".", "--json", "."], "is a folder; name a file"),
-        (["--data", ".", "--provider", "abacus"], "There is no provider 'abacus'"),
+        (["--data", ".", "--provider", "abacus"], "Provider 'abacus' is not known"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(bundle: Path, command: Command, arguments: list[str], said: str) -> None:

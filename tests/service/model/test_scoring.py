@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from service.errors import InvalidScoring, NonFiniteOutput
 from service.model.arrays import Vectors
 from service.model.manifest import SigmoidScoring, SoftmaxScoring
-from service.model.scoring import check_scoring, class_vectors, cosines, logits, rank, scores
+from service.model.scoring import check_scoring, class_vectors, cosines, rank, scores
 
 SOFTMAX = SoftmaxScoring(logit_scale=100.0)
 SIGMOID = SigmoidScoring(logit_scale=10.0, logit_bias=-5.0)
@@ -53,11 +53,11 @@ def test_uneven_prompts_are_a_mistake_of_the_caller() -> None:
         class_vectors(_unit(5, 4), 2)
 
 
-def test_logits_are_scaled_cosines() -> None:
+def test_cosines_are_products_of_unit_vectors() -> None:
     """For one image and for a batch."""
     images, matrix = _unit(3, 8, seed=1), _unit(5, 8, seed=2)
-    assert (3, 5) == logits(images, matrix, 100.0).shape
-    np.testing.assert_allclose(100 * (matrix @ images[0]), logits(images[0], matrix, 100.0), rtol=1e-4)
+    assert (3, 5) == cosines(images, matrix).shape
+    np.testing.assert_allclose(matrix @ images[0], cosines(images[0], matrix), rtol=1e-4)
     np.testing.assert_allclose(np.ones(5), np.diag(cosines(matrix, matrix)), rtol=1e-6)
 
 

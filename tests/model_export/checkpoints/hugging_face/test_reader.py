@@ -30,7 +30,7 @@ from service.model.engine.engine import OnnxEngine
 from service.model.engine.providers import resolve
 from service.model.loading import load_bundle
 from service.model.manifest import FileEntry, Manifest, SigmoidScoring, SoftmaxScoring
-from service.model.scoring import logits
+from service.model.scoring import cosines
 from service.model.tokenizer import Tokenizer
 from tests.model_export.checkpoints.test_tokenizers import canonical
 from tests.model_export.conftest import Heard
@@ -146,7 +146,7 @@ def served(bundle_path: Path) -> Vectors:
     finally:
         engine.close()
     bias = manifest.scoring.logit_bias if isinstance(manifest.scoring, SigmoidScoring) else 0.0
-    scaled: Vectors = logits(images, texts, manifest.scoring.logit_scale) + np.float32(bias)
+    scaled: Vectors = np.float32(manifest.scoring.logit_scale) * cosines(images, texts) + np.float32(bias)
     return scaled
 
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from service.model.engine.openvino import OpenVinoSession
-from service.model.engine.provider_table import TABLE, Plan
+from service.model.engine.provider_table import TABLE, SessionPlan
 from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 from tests.support.openvino import needs_openvino
 from tests.support.tiny_bundle import DIM, write_tiny_bundle
 
 pytestmark = needs_openvino
-OPTIONS = TABLE["openvino"].options(Plan(threads=1))
+OPTIONS = TABLE["openvino"].options(SessionPlan(threads=1))
 
 
 @pytest.fixture

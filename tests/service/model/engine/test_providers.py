@@ -13,7 +13,7 @@ from service.errors import ConfigurationError, ProviderUnavailable
 from service.inference.registry import device_limits
 from service.model.engine import providers, sessions
 from service.model.engine.cpus import Cpu
-from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange, Plan
+from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange, SessionPlan
 from service.model.engine.providers import resolve
 from service.model.engine.sessions import ResolvedProvider, input_name, open_session
 from service.settings import Settings
@@ -76,9 +76,8 @@ def test_bf16_on_a_provider_that_has_none_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_a_named_provider_that_is_not_there_stops_the_start(name: str) -> None:
     """With the reason and what to install; never a silent fall to the CPU."""
-    with pytest.raises(
-        ProviderUnavailable, match=r"is not there: .+ It comes with the extra gpu, in place of .+ see docs/install\.md"
-    ):
+    expected = r"is not available: .+ It comes with the extra gpu, in place of .+ see docs/install\.md"
+    with pytest.raises(ProviderUnavailable, match=expected):
         resolve(name)
 
 
@@ -129,13 +128,13 @@ def test_the_probe_is_the_graph_it_claims_to_be() -> None:
 def test_openvino_knows_every_option() -> None:
     """It refuses one that it does not know, so a session with ours shows that it knows all of them."""
     provider = resolve("openvino", compute="fp32")
-    config = TABLE["openvino"].options(Plan(threads=3))
+    config = TABLE["openvino"].options(SessionPlan(threads=3))
     assert ("f32", "3", "1") == (
         config["INFERENCE_PRECISION_HINT"],
         config["INFERENCE_NUM_THREADS"],
         config["NUM_STREAMS"],
     )
-    bf16 = TABLE["openvino"].options(Plan(threads=3, compute="bf16"))
+    bf16 = TABLE["openvino"].options(SessionPlan(threads=3, compute="bf16"))
     assert {**config, "INFERENCE_PRECISION_HINT": "bf16"} == bf16
     session = open_session(providers._PROBE, provider, threads=1)
     assert [[7.0]] == [list(y) for y in session.run(None, {"x": np.array([7], np.float32)})]
@@ -157,9 +156,9 @@ def test_onnx_runtime_knows_every_option_of_cuda(name: str, tmp_path: Path) -> N
 def test_gpu_memory_is_bounded_when_it_is_said() -> None:
     """The setting's MiB reach CUDA as bytes; without it there is no bound."""
     limits = device_limits(Settings(gpu_memory_mib=3))
-    options = TABLE["cuda"].options(Plan(threads=1, limits=limits))
+    options = TABLE["cuda"].options(SessionPlan(threads=1, limits=limits))
     assert (str(3 * 2**20), "kSameAsRequested") == (options["gpu_mem_limit"], options["arena_extend_strategy"])
-    assert "gpu_mem_limit" not in TABLE["cuda"].options(Plan(threads=1, limits=device_limits(Settings())))
+    assert "gpu_mem_limit" not in TABLE["cuda"].options(SessionPlan(threads=1, limits=device_limits(Settings())))
 
 
 def test_tensorrt_builds_once_for_all_shapes(tmp_path: Path) -> None:
@@ -167,12 +166,12 @@ def test_tensorrt_builds_once_for_all_shapes(tmp_path: Path) -> None:
     limits = device_limits(Settings(engine_cache=tmp_path, max_batch=8, max_batch_texts=9))
     assert (tmp_path, 8, 9) == (limits.engine_cache, limits.max_batch, limits.max_batch_texts)
     shapes = InputRange(name="ids", smallest=(1, 2), usual=(8, 16), largest=(8, 77))
-    options = TABLE["tensorrt"].options(Plan(threads=1, half=True, limits=limits, key="abc", shapes=shapes))
+    options = TABLE["tensorrt"].options(SessionPlan(threads=1, half=True, limits=limits, key="abc", shapes=shapes))
     assert ("1", "1") == (options["trt_fp16_enable"], options["trt_engine_cache_enable"])
     assert str(tmp_path / "abc") == options["trt_engine_cache_path"] == options["trt_timing_cache_path"]
     profile = [options[f"trt_profile_{word}_shapes"] for word in ("min", "opt", "max")]
     assert ["ids:1x2", "ids:8x16", "ids:8x77"] == profile
-    assert {"trt_fp16_enable": "0"} == TABLE["tensorrt"].options(Plan(threads=1))
+    assert {"trt_fp16_enable": "0"} == TABLE["tensorrt"].options(SessionPlan(threads=1))
 
 
 def test_engines_are_kept_with_the_users_caches() -> None:
