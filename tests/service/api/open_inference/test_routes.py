@@ -151,7 +151,7 @@ def test_errors_reach_the_caller(client: triton.InferenceServerClient) -> None:
     """With the message, and the status as a text."""
     wanted = triton.InferRequestedOutput
     cases: list[tuple[str, list[Any], dict[str, Any], str, str]] = [
-        ("nobody", [tensor("text", ["red"])], {}, "404", "no model 'nobody'"),
+        ("nobody", [tensor("text", ["red"])], {}, "404", "Model 'nobody' is not served here"),
         ("tiny", [tensor("text", ["red"])], {"model_version": "1"}, "404", "Model tiny is served in version"),
         ("tiny", [tensor("image", [b"%!PS"])], {}, "415", "Image 0: "),
         ("tiny", [tensor("image", [RED, RED[:45]])], {}, "400", "Image 1: "),
