@@ -83,14 +83,14 @@ def _export(options: argparse.Namespace) -> None:
     """Export one size in this process; a line of JSON for each precision."""
     import torch
 
-    from model_export.architectures.build import build
-    from model_export.architectures.siglip_config import SiglipConfig
-    from model_export.architectures.sizes import named_size
-    from model_export.checkpoints.clip_bpe import END_OF_TEXT
     from model_export.checkpoints.model_source import TEMPLATES, ModelSource, text_section
     from model_export.export.from_weights import export_model
     from model_export.export.reduce import Reduced, reduce_bundle
     from model_export.export.sampling import draw_sample
+    from model_export.families.build import build
+    from model_export.families.clip.bpe import END_OF_TEXT
+    from model_export.families.siglip.config import SiglipConfig
+    from model_export.families.sizes import named_size
     from model_export.training.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
     from service.model.manifest import ImageSection, Provenance, SigmoidScoring, SoftmaxScoring
 

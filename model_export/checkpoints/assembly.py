@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from model_export.architectures.activations import Activation
-from model_export.architectures.clip import ClipModel
-from model_export.architectures.config import ClipConfig, VisionTransformerConfig
-from model_export.architectures.siglip import SiglipModel
-from model_export.architectures.siglip_config import SiglipConfig
-from model_export.architectures.sizes import named_size
-from model_export.checkpoints.key_tables import KeyTable
 from model_export.checkpoints.model_source import TEMPLATES, ModelSource, SourceOptions, load_weights, text_section
 from model_export.checkpoints.naming import bundle_aliases, bundle_name
-from model_export.checkpoints.tokenizers import REFERENCE, has_tokenizer, tokenizer_json
 from model_export.errors import SourceError
+from model_export.families.clip.config import ClipConfig, VisionTransformerConfig
+from model_export.families.clip.model import ClipModel
+from model_export.families.clip.tokenizer import REFERENCE, has_tokenizer, tokenizer_json
+from model_export.families.key_tables import KeyTable
+from model_export.families.siglip.config import SiglipConfig
+from model_export.families.siglip.model import SiglipModel
+from model_export.families.sizes import named_size
 from service.model.manifest import FileEntry, ImageSection, Provenance, SigmoidScoring, SoftmaxScoring
 
 PAD_ID: Final = 0

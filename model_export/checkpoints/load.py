@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from model_export.checkpoints import openai, training_run
-from model_export.checkpoints.hugging_face import reader as hugging_face
+from model_export.checkpoints import hugging_face, open_clip, openai, training_run
 from model_export.checkpoints.layouts import NOTHING_THERE, is_hugging_face, is_training_run, unknown_layout
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
-from model_export.checkpoints.open_clip import reader as open_clip
 from model_export.checkpoints.weight_files.tensors import SUFFIXES, read_tensors
 from model_export.errors import SourceError
 

@@ -43,7 +43,7 @@ class SourceOptions:
     """What the user says of a source because its files cannot; none overrides what a file says.
 
     Attributes:
-        arch: a name of `model_export.architectures.sizes`, for weights without a configuration.
+        arch: a name of `model_export.families.sizes`, for weights without a configuration.
         activation: of both towers' MLPs, for weights whose configuration does not tell.
         tokenizer: a ``tokenizer.json``, or a vocabulary with merges, for weights that carry none.
         name: the bundle's name; by default it follows from the source's.

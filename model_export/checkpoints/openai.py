@@ -14,19 +14,19 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model_export.architectures.activations import Activation
-from model_export.architectures.config import (
+from model_export.checkpoints.assembly import PAD_ID, Found, clip_image_section, clip_source, named_config
+from model_export.checkpoints.layouts import is_open_clip
+from model_export.checkpoints.model_source import ModelSource, SourceOptions
+from model_export.checkpoints.weight_files.tensors import is_script_archive, peek_names, read_tensors
+from model_export.errors import SourceError, problems
+from model_export.families.clip.config import (
     ClipConfig,
     ModifiedResNetConfig,
     TextTransformerConfig,
     VisionTransformerConfig,
 )
-from model_export.architectures.sizes import SIZES
-from model_export.checkpoints.assembly import PAD_ID, Found, clip_image_section, clip_source, named_config
-from model_export.checkpoints.key_tables import CLIP
-from model_export.checkpoints.layouts import is_open_clip
-from model_export.checkpoints.model_source import ModelSource, SourceOptions
-from model_export.checkpoints.weight_files.tensors import is_script_archive, peek_names, read_tensors
-from model_export.errors import SourceError, problems
+from model_export.families.key_tables import CLIP
+from model_export.families.sizes import SIZES
 
 HEAD_WIDTH: Final = 64
 """Channels of one attention head in every model that OpenAI published."""

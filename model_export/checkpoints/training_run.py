@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model_export.architectures.build import build
-from model_export.architectures.config import ClipConfig
 from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.model_source import (
     ModelSource,
@@ -22,6 +20,8 @@ from model_export.checkpoints.model_source import (
     text_section,
 )
 from model_export.errors import SourceError, problems
+from model_export.families.build import build
+from model_export.families.clip.config import ClipConfig
 from model_export.files import decoded, read
 from service.model.manifest import DEFAULT_TEMPLATES, Alias, FileEntry, ImageSection, Provenance, Slug, SoftmaxScoring
 

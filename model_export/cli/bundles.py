@@ -144,7 +144,7 @@ def list_sizes(
     *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with aliases and configurations.")] = False
 ) -> None:
     """Show every known size: towers, parameters, joint space, input, published accuracy."""
-    from model_export.architectures.listing import sizes_json, sizes_table
+    from model_export.families.listing import sizes_json, sizes_table
 
     if as_json:
         typer.echo(sizes_json())

@@ -8,15 +8,15 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, PositiveInt
 
-from model_export.checkpoints.clip_bpe import END_OF_TEXT
 from model_export.checkpoints.json_files import checked, read_object
 from model_export.checkpoints.layouts import has_onnx_towers
 from model_export.checkpoints.model_source import TEMPLATES, SourceOptions, text_section
 from model_export.checkpoints.naming import bundle_aliases, bundle_name
 from model_export.checkpoints.preprocessing import image_section
-from model_export.checkpoints.siglip_tokenizer import read_siglip_tokenizer
-from model_export.checkpoints.tokenizers import TokenizerSettings, open_tokenizer
 from model_export.errors import SourceError
+from model_export.families.clip.bpe import END_OF_TEXT
+from model_export.families.clip.tokenizer import TokenizerSettings, open_tokenizer
+from model_export.families.siglip.tokenizer import read_siglip_tokenizer
 from model_export.published_onnx import layout
 from model_export.published_onnx.graph_files import data_files, read_graph
 from model_export.published_onnx.layout import FAMILIES, IMAGE_GRAPH, TEXT_GRAPH, VARIANTS, Encoder, Family

@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from model_export.architectures.config import ClipConfig, TextTransformerConfig
-from model_export.checkpoints.clip_bpe import END_OF_TEXT
 from model_export.checkpoints.model_source import text_section
 from model_export.checkpoints.training_run import TOKENIZER
 from model_export.data.augment import Augmentation
@@ -21,6 +19,8 @@ from model_export.data.loading import BatchLoader, open_image
 from model_export.data.parquet import PairReader
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.errors import DataError, RecipeError
+from model_export.families.clip.bpe import END_OF_TEXT
+from model_export.families.clip.config import ClipConfig, TextTransformerConfig
 from model_export.files import replacing
 from model_export.training.recipe import Recipe
 from model_export.training.tokenizer import train_tokenizer

@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from model_export.architectures.activations import Activation
-from model_export.architectures.config import ImageTowerConfig, ResidualConvConfig, Section
 from model_export.data.parquet import PairColumns
 from model_export.errors import RecipeError, problems
+from model_export.families.clip.config import ImageTowerConfig, ResidualConvConfig, Section
 
 
 class ColumnsSection(Section):

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from model_export.checkpoints.clip_bpe import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, WORD_PATTERN
 from model_export.errors import RecipeError
+from model_export.families.clip.bpe import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, WORD_PATTERN
 
 MIN_VOCAB_SIZE = 2 + 2 * 256
 

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from model_export.architectures.build import build
-from model_export.architectures.clip import ClipModel
-from model_export.architectures.config import VisionTransformerConfig
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
-from model_export.architectures.residual_conv import ResidualConv, WhiteningStem
 from model_export.checkpoints.training_run import WEIGHTS
 from model_export.data.loading import Batch, batches
 from model_export.errors import TrainingError
+from model_export.families.build import build
+from model_export.families.clip.config import VisionTransformerConfig
+from model_export.families.clip.model import ClipModel
+from model_export.families.clip.residual_conv import ResidualConv, WhiteningStem
 from model_export.files import replacing
 from model_export.training import checkpoints
 from model_export.training.objective import contrastive_loss, same_meaning

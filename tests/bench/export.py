@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from model_export.architectures.config import ClipConfig, VisionTransformerConfig
-from model_export.architectures.sizes import named_size
-from model_export.checkpoints.clip_bpe import END_OF_TEXT
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.export.console import Narrator
 from model_export.export.convert import Conversion, convert
+from model_export.families.clip.bpe import END_OF_TEXT
+from model_export.families.clip.config import ClipConfig, VisionTransformerConfig
+from model_export.families.sizes import named_size
 from model_export.training.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 from service.errors import AnyclassError
 from service.model.engine.providers import resolve

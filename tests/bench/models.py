@@ -89,7 +89,7 @@ def _write_source(name: str, folder: Path) -> None:
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    from model_export.checkpoints.clip_bpe import END_OF_TEXT, START_OF_TEXT
+    from model_export.families.clip.bpe import END_OF_TEXT, START_OF_TEXT
 
     size = SIZES[name]
     vocabulary, merges = _vocabulary()
@@ -132,7 +132,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Entries by number and merges; the special ones have the highest numbers, as CLIP's own."""
     from tokenizers import pre_tokenizers
 
-    from model_export.checkpoints.clip_bpe import END_OF_TEXT, START_OF_TEXT
+    from model_export.families.clip.bpe import END_OF_TEXT, START_OF_TEXT
     from model_export.training.tokenizer import train_tokenizer
     from tests.bench.words import CORPUS
 

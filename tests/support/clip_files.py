@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_export.architectures.config import ClipConfig
+from model_export.families.clip.config import ClipConfig
 from tests.support.reference_clip import ReferenceClip
 
 Weights = dict[str, Tensor]

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_export.architectures.config import ClipConfig
 from model_export.checkpoints import openai
 from model_export.checkpoints.model_source import TEMPLATES, SourceOptions
+from model_export.families.clip.config import ClipConfig
 from tests.support.clip_files import open_clip_config, write_archive, write_open_clip
 from tests.support.reference_clip import ReferenceClip, reference, write_vocabulary
 

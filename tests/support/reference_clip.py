@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_export.architectures.config import ClipConfig
+from model_export.families.clip.config import ClipConfig
 
 VIT: dict[str, Any] = {
     "embed_dim": 32,

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, Sig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from model_export.checkpoints.clip_bpe import END_OF_TEXT, START_OF_TEXT
+from model_export.families.clip.bpe import END_OF_TEXT, START_OF_TEXT
 from model_export.training.tokenizer import train_tokenizer
 from tests.support.tiny_run import CORPUS
 

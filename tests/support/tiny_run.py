@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 
-from model_export.architectures.build import build
-from model_export.architectures.clip import ClipModel
+from model_export.families.build import build
+from model_export.families.clip.model import ClipModel
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TEMPLATES = {"default": ["a photo of a {}.", "a {}."], "none": ["{}"]}

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.architectures.clip import ClipModel
-from model_export.architectures.config import ClipConfig
-from model_export.architectures.sizes import SIZES
 from model_export.checkpoints import openai
 from model_export.checkpoints.assembly import clip_image_section, installed_vocabulary
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.openai import load, recognises
 from model_export.errors import SourceError
+from model_export.families.clip.config import ClipConfig
+from model_export.families.clip.model import ClipModel
+from model_export.families.sizes import SIZES
 from service.model.manifest import FileEntry
 from tests.support.clip_files import write_archive
 from tests.support.reference_clip import TOWERS, ReferenceClip, reference, write_vocabulary

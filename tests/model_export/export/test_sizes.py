@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 import torch
 
-from model_export.architectures.build import build
-from model_export.architectures.config import ClipConfig, ModifiedResNetConfig, VisionTransformerConfig
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
-from model_export.architectures.siglip_config import SiglipConfig
-from model_export.architectures.sizes import SIZES
 from model_export.checkpoints.model_source import text_section
+from model_export.families.build import build
+from model_export.families.clip.config import ClipConfig, ModifiedResNetConfig, VisionTransformerConfig
+from model_export.families.siglip.config import SiglipConfig
+from model_export.families.sizes import SIZES
 from model_export.graphs.folding import fold_batch_norm
 from model_export.graphs.torch_export import IDS, PIXELS, export_image_encoder, export_text_encoder
 

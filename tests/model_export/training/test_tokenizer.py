@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from model_export.checkpoints.clip_bpe import END_OF_TEXT, START_OF_TEXT
 from model_export.errors import RecipeError
+from model_export.families.clip.bpe import END_OF_TEXT, START_OF_TEXT
 from model_export.training.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 
 CAPTIONS = ["a photo of a cat.", "a photo of a dog.", "the dog's 2 cats"] * 3

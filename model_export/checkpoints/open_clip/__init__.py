@@ -1,1 +1,0 @@
-"""Reader of open_clip repositories and checkpoints."""

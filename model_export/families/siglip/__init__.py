@@ -1,0 +1,1 @@
+"""SigLIP (Zhai et al. 2023) and SigLIP 2."""

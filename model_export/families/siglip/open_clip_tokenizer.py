@@ -1,0 +1,74 @@
+"""SigLIP's tokenizer as open_clip uses it: ``tokenizer.json`` behind ``clean = canonicalize`` of its configuration.
+
+open_clip canonicalises texts in Python: the underscore becomes a space, other punctuation goes, letters become lower
+case, white space one space. Here that is part of the tokenizer. (Its first step, ftfy, repairs broken encodings; a
+``tokenizer.json`` cannot.)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Regex, normalizers
+
+from model_export.errors import SourceError
+from model_export.families.clip.tokenizer import TOKENIZER, TokenizerSettings, open_tokenizer_json
+from model_export.families.siglip.tokenizer import SiglipTokenizer
+
+_PUNCTUATION: Final = r"[!-/:-@\[-^`{-~]"
+"""Python's ``string.punctuation`` without the underscore."""
+
+_WHITE_SPACE: Final = r"[\s\x1c-\x1f]+"
+"""What Python's ``str.split`` splits at."""
+
+
+@dataclass(frozen=True)
+class _Specials:
+    end: str
+    pad: str
+
+
+_SPECIALS: Final[Mapping[int, _Specials]] = {
+    32_000: _Specials("</s>", "</s>"),
+    250_000: _Specials("</s>", "</s>"),
+    256_000: _Specials("<eos>", "<pad>"),
+}
+"""By vocabulary: C4's and mC4's of SigLIP, Gemma's of SigLIP 2. What stands beside a tokenizer counts more."""
+
+
+def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> SiglipTokenizer:
+    """Read SigLIP's tokenizer, and let it canonicalise texts.
+
+    Args:
+        place: a ``tokenizer.json``, or the folder that holds one.
+        vocab_size: tokens that the text tower knows.
+
+    Raises:
+        SourceError: it cannot be read, does not fit the text tower, or its special tokens are not known.
+    """
+    path = place / TOKENIZER if place.is_dir() else place
+    opened = open_tokenizer_json(path)
+    settings = TokenizerSettings.read(path.parent)
+    known = _SPECIALS.get(vocab_size)
+    if known is None and not {"eos_token", "pad_token"} <= settings.fields.keys():
+        raise SourceError(
+            f"{settings.path}: does not say eos_token and pad_token, and {vocab_size} tokens are none of SigLIP's "
+            "vocabularies"
+        )
+    known = known or _Specials("", "")
+    end_of_text_id = opened.token_id(settings.token("eos_token", known.end), "end of text")
+    pad_id = opened.token_id(settings.token("pad_token", known.pad), "padding")
+    backend = opened.backend
+    steps: list[normalizers.Normalizer] = [
+        normalizers.Replace("_", " "),
+        normalizers.Replace(Regex(_PUNCTUATION), ""),
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(_WHITE_SPACE), " "),
+        normalizers.Strip(),
+    ]
+    if backend.normalizer is not None:
+        steps.append(backend.normalizer)
+    backend.normalizer = normalizers.Sequence(steps)
+    content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
+    return SiglipTokenizer(content, end_of_text_id, pad_id)

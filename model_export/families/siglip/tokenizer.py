@@ -1,0 +1,153 @@
+"""SigLIP's tokenizer: its ``tokenizer.json``, with the canonical form of a text put into its normaliser.
+
+SigLIP was trained on texts in lower case without punctuation (`canonicalize_text` of big_vision, and of transformers'
+`SiglipTokenizer`), which a ``tokenizer.json`` of the hub may leave to the program around it. SigLIP 2 reads Gemma's
+tokens, of texts in lower case. Either form is idempotent, so that it does no harm where the file has it already.
+
+The text tower sees padding, so that the pad token is part of a text. It is the tokenizer's: configurations give one id
+for both generations, which is wrong for the second.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Regex, Tokenizer, normalizers, processors
+
+from model_export.checkpoints.model_source import SAMPLE_TEXT
+from model_export.errors import SourceError
+from model_export.families.clip.tokenizer import (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    OpenTokenizer,
+    TokenizerSettings,
+    open_tokenizer_json,
+)
+
+_PUNCTUATION: Final = r"[!-/:-@\[-`{-~]"
+"""Python's ``string.punctuation``."""
+
+_WHITE_SPACE: Final = r"[\s\x1c-\x1f]+"
+"""What Python's ``\\s`` matches: four separators more than Unicode calls white space."""
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """What a tokenizer's class says that its files may leave out."""
+
+    keeps_punctuation: bool
+    end: str
+    pad: str
+
+
+_FIRST: Final = _Generation(keeps_punctuation=False, end="</s>", pad="</s>")
+_SECOND: Final = _Generation(keeps_punctuation=True, end="<eos>", pad="<pad>")
+
+_GENERATIONS: Final[Mapping[str, _Generation]] = {
+    "SiglipTokenizer": _FIRST,
+    "Siglip2Tokenizer": _SECOND,
+    "GemmaTokenizer": _SECOND,
+}
+"""By ``tokenizer_class``, without ``Fast``."""
+
+
+@dataclass(frozen=True)
+class SiglipTokenizer:
+    """A tokenizer that fits its text tower.
+
+    Attributes:
+        content: the bytes of a ``tokenizer.json`` that brings texts to their canonical form.
+        end_of_text_id: of the token behind every text.
+        pad_id: of the token that fills a text up to the context.
+    """
+
+    content: bytes
+    end_of_text_id: int
+    pad_id: int
+
+
+def read_siglip_tokenizer(folder: Path, *, tokenizer: Path | None, vocab_size: int) -> SiglipTokenizer:
+    """Read SigLIP's tokenizer.
+
+    Args:
+        folder: holds ``tokenizer_config.json``, and ``tokenizer.json`` unless that is elsewhere.
+        tokenizer: a ``tokenizer.json`` elsewhere.
+        vocab_size: tokens that the text tower knows.
+
+    Raises:
+        SourceError: there is none, it cannot be read or does not fit the text tower, or its class is not known.
+    """
+    settings = TokenizerSettings.read(folder)
+    generation = _generation(settings)
+    if settings.fields.get("padding_side") == "left":
+        raise SourceError(
+            f"{settings.path}: pads texts on the left (padding_side); only padding on the right is served"
+        )
+    path = tokenizer or folder / TOKENIZER
+    if not path.exists():
+        raise SourceError(_no_tokenizer(folder, path))
+    opened = open_tokenizer_json(path)
+    end = settings.token("eos_token", generation.end)
+    end_of_text_id = opened.token_id(end, "end of text")
+    pad_id = opened.token_id(settings.token("pad_token", generation.pad), "padding")
+    _place_special_tokens(opened, settings, end)
+    lower = generation is _SECOND or settings.flag("do_lower_case", default=True)
+    _canonicalise(opened.backend, lower=lower, keep_punctuation=generation.keeps_punctuation)
+    content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
+    return SiglipTokenizer(content, end_of_text_id, pad_id)
+
+
+def _generation(settings: TokenizerSettings) -> _Generation:
+    if not settings.path.exists():
+        raise SourceError(
+            f"{settings.path}: is not there; it says how texts are canonicalised; take it from the weights' source"
+        )
+    name = str(settings.fields.get("tokenizer_class"))
+    generation = _GENERATIONS.get(name.removesuffix("Fast"))
+    if generation is None:
+        raise SourceError(
+            f"{settings.path}: tokenizer_class is {name}; how its texts are canonicalised is known of "
+            f"{', '.join(_GENERATIONS)}"
+        )
+    return generation
+
+
+def _no_tokenizer(folder: Path, path: Path) -> str:
+    return (
+        f"{path}: is not there, and spiece.model is not read; with transformers, sentencepiece and protobuf installed, "
+        f"`python -c \"from transformers import T5TokenizerFast as T; T.from_pretrained('{folder}', extra_ids=0)"
+        f".save_pretrained('tok')\"` makes tok/{TOKENIZER}: name it with --tokenizer"
+    )
+
+
+def _place_special_tokens(opened: OpenTokenizer, settings: TokenizerSettings, end: str) -> None:
+    """Follow ``add_bos_token`` and ``add_eos_token``: where a tokenizer's settings say them, they count."""
+    if not {"add_bos_token", "add_eos_token"} & settings.fields.keys():
+        return
+    backend = opened.backend
+    start = settings.token("bos_token", "<bos>")
+    ids = backend.encode(SAMPLE_TEXT).ids
+    parts = [
+        (start, settings.flag("add_bos_token", default=ids[:1] == [backend.token_to_id(start)])),
+        ("$A", True),
+        (end, settings.flag("add_eos_token", default=ids[-1:] == [backend.token_to_id(end)])),
+    ]
+    template = [part for part, wanted in parts if wanted]
+    backend.post_processor = processors.TemplateProcessing(
+        single=" ".join(template),
+        special_tokens=[(part, opened.token_id(part, TOKENIZER_CONFIG)) for part in template if part in {start, end}],
+    )
+
+
+def _canonicalise(backend: Tokenizer, *, lower: bool, keep_punctuation: bool) -> None:
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lower else []
+    if not keep_punctuation:
+        steps += [
+            normalizers.Replace(Regex(_PUNCTUATION), ""),
+            normalizers.Replace(Regex(_WHITE_SPACE), " "),
+            normalizers.Strip(),
+        ]
+    if backend.normalizer is not None:
+        steps.append(backend.normalizer)
+    backend.normalizer = normalizers.Sequence(steps)
