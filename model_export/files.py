@@ -1,20 +1,30 @@
-"""Files of a run that are there whole or not at all."""
+"""Files that are written whole or not at all, and files of a source, read with errors that name them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from model_export.errors import SourceError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model_export.errors import SourceError, messages, problems
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Part of a file of settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a file beside ``path`` to write to; at the block's end it takes that name, after it has reached the disk.
+    """Yield a file beside ``path`` to write to; at the block's end it takes that name, after it has reached the disk.
 
     A kill at any moment leaves what was at ``path``, or all that was written. An exception leaves what was there.
     """
@@ -26,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object for people and programs, the same bytes for the same content."""
+    """Write an indented JSON object; the same content gives the same bytes."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -35,7 +45,7 @@ def read(path: Path, *, hint: str) -> bytes:
     """Read a file of a source.
 
     Raises:
-        SourceError: it is not there (``hint`` says what may be wrong), or the system refuses.
+        SourceError: the file is missing (the message ends with ``hint``), or the system refuses.
     """
     try:
         return path.read_bytes()
@@ -49,9 +59,46 @@ def decoded(content: bytes, path: Path) -> str:
     """Decode a file's text.
 
     Raises:
-        SourceError: it is not UTF-8.
+        SourceError: the content is not UTF-8.
     """
     try:
         return content.decode()
     except UnicodeDecodeError as exc:
         raise SourceError(f"{path}: is not text in UTF-8") from exc
+
+
+def read_object(path: Path, *, hint: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        SourceError: the file is missing (the message ends with ``hint``), or holds something else.
+    """
+    text = decoded(read(path, hint=hint), path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise SourceError(f"{path}: is not JSON ({exc})") from exc
+    if not isinstance(content, dict):
+        raise SourceError(f"{path}: must hold a JSON object")
+    return content
+
+
+def checked(model: type[_Model], fields: Mapping[str, Any], path: Path) -> _Model:
+    """Validate a file's fields against a pydantic model.
+
+    Raises:
+        SourceError: a field is missing or invalid; the message names it.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as exc:
+        raise SourceError(f"{path}: {problems(exc)}") from exc
+
+
+@contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """Turn a ValidationError in this block, of values that a file states, into a SourceError that names the file."""
+    try:
+        yield
+    except ValidationError as exc:
+        raise SourceError(f"{path}: {messages(exc)}") from exc

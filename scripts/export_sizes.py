@@ -87,10 +87,10 @@ def _export(options: argparse.Namespace) -> None:
     from model_export.export.from_weights import export_model
     from model_export.export.reduce import Reduced, reduce_bundle
     from model_export.export.sampling import draw_sample
-    from model_export.families.build import build
     from model_export.families.clip.bpe import END_OF_TEXT
-    from model_export.families.siglip.config import SiglipConfig
+    from model_export.families.clip.config import ClipConfig
     from model_export.families.sizes import named_size
+    from model_export.families.table import family_of
     from model_export.training.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
     from service.model.manifest import ImageSection, Provenance, SigmoidScoring, SoftmaxScoring
 
@@ -98,18 +98,18 @@ def _export(options: argparse.Namespace) -> None:
     folder: Path = options.keep
     tokenizer = train_tokenizer(["a photo of a cat"], MIN_VOCAB_SIZE)
     end = tokenizer.get_vocab()[END_OF_TEXT]
-    config = size.config.model_copy(deep=True)
-    sigmoid = isinstance(config, SiglipConfig)
-    if not sigmoid:
+    config = size.config
+    family = family_of(config)
+    if isinstance(config, ClipConfig):
         # The published vocabulary is not at hand; the embedding keeps its size.
         config = config.model_copy(update={"text": config.text.model_copy(update={"end_of_text_id": end})})
     torch.manual_seed(0)
-    model = build(config).eval().requires_grad_(requires_grad=False)
+    model = family.build(config).eval().requires_grad_(requires_grad=False)
     side, context = size.image_size, size.context_length
     source = ModelSource(
         name=size.name.lower(),
         aliases=(),
-        architecture="siglip/vit" if sigmoid else "clip",
+        architecture=config.architecture,
         model=model,
         dim=size.embed_dim,
         image=ImageSection(
@@ -121,8 +121,10 @@ def _export(options: argparse.Namespace) -> None:
             mean=(0.48145466, 0.4578275, 0.40821073),
             std=(0.26862954, 0.26130258, 0.27577711),
         ),
-        text=text_section(context_length=context, pad_id=end, end_of_text_id=end, fixed=sigmoid),
-        scoring=SigmoidScoring(logit_scale=10.0, logit_bias=-10.0) if sigmoid else SoftmaxScoring(logit_scale=100.0),
+        text=text_section(context_length=context, pad_id=end, end_of_text_id=end, fixed=family.padding == "fixed"),
+        scoring=SigmoidScoring(logit_scale=10.0, logit_bias=-10.0)
+        if family.has_bias
+        else SoftmaxScoring(logit_scale=100.0),
         templates=dict(TEMPLATES),
         tokenizer=tokenizer.to_str().encode(),
         provenance=Provenance(source="random weights"),

@@ -1,1 +1,1 @@
-"""The towers, in torch, their configurations, and the sizes that have a name."""
+"""Building blocks of towers that families share, in torch, and the encoders that a bundle serves."""

@@ -1,5 +1,8 @@
-"""The names of activations, for configurations: those can be read where there is no torch."""
+"""What configurations and layers share, free of torch: names of activations, and LayerNorm's epsilon."""
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 Activation: TypeAlias = Literal["quick_gelu", "gelu", "gelu_tanh"]
+
+LAYER_NORM_EPS: Final = 1e-5
+"""torch's default."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_export.architectures.activations import Activation
-
-LAYER_NORM_EPS: Final = 1e-5
+from model_export.architectures.activations import LAYER_NORM_EPS, Activation
 
 
 class QuickGELU(nn.Module):

@@ -1,4 +1,4 @@
-"""A source as the user names it → the model in it: which layout it has, and which reader knows it."""
+"""Reads the model at a path, whatever its layout."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,33 +13,33 @@ from model_export.errors import SourceError
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One way in which weights are published: how it is recognised, and its reader."""
+class Reader:
+    """Recognises one layout of weights, and reads it."""
 
     recognises: Callable[[Path], bool]
     load: Callable[[Path, SourceOptions], ModelSource]
 
 
-LAYOUTS: Final = (
-    Layout(is_training_run, training_run.load),
-    Layout(is_hugging_face, hugging_face.load),
-    Layout(open_clip.recognises, open_clip.load),
-    Layout(openai.recognises, openai.load),
+READERS: Final = (
+    Reader(is_training_run, training_run.load),
+    Reader(is_hugging_face, hugging_face.load),
+    Reader(open_clip.recognises, open_clip.load),
+    Reader(openai.recognises, openai.load),
 )
-"""Tried in this order: the first that recognises a path reads it."""
+"""The first that recognises a path reads it."""
 
 
 def load_model(path: Path, options: SourceOptions) -> ModelSource:
     """Read the weights at a path, whatever their layout.
 
     Raises:
-        SourceError: nothing is there, no reader knows it, it is no sound weights file, or its reader refuses it.
+        SourceError: the path does not exist, no reader knows it, the weights file is damaged, or its reader refuses.
     """
     if not path.exists():
         raise SourceError(f"{path}: {NOTHING_THERE}")
-    for layout in LAYOUTS:
-        if layout.recognises(path):
-            return layout.load(path, options)
+    for reader in READERS:
+        if reader.recognises(path):
+            return reader.load(path, options)
     if path.is_file() and path.suffix in SUFFIXES:
-        read_tensors(path)  # a file that is cut short, damaged or wants to run code has no names to know it by
+        read_tensors(path)  # says why a file has no names to recognise: truncated, damaged or wanting to run code
     raise unknown_layout(path)

@@ -1,16 +1,14 @@
-"""What can be exported: a model with all that its bundle will say of it, whatever layout it was read from.
+"""A model that can be exported, with everything that its bundle states, whatever layout it was read from.
 
-Importing this needs no torch: the readers of tokenizers and configurations use it where there is none.
+Importing this needs no torch: published ONNX graphs are read without it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
 from model_export.errors import SourceError
-from model_export.files import decoded
+from model_export.families.key_tables import shown
 from service.model.manifest import (
     DEFAULT_TEMPLATES,
     ImageSection,
@@ -29,25 +27,23 @@ if TYPE_CHECKING:
 MIN_TEXT_LENGTH = 2
 """Tokens of the shortest text: start and end."""
 
-SAMPLE_TEXT = "a photo of a cat"
-
 TEMPLATES: dict[str, tuple[str, ...]] = {
     DEFAULT_TEMPLATES: ("a photo of a {}.",),
     "none": ("{}",),
 }
-"""For a source that brings none: the paper's prompt (section 3.1.4), and the label alone."""
+"""For a source without templates: the paper's prompt (section 3.1.4), and the label alone."""
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the user says of a source because its files cannot; none overrides what a file says.
+    """Facts that the user states because a source's files do not; none overrides a file.
 
     Attributes:
         arch: a name of `model_export.families.sizes`, for weights without a configuration.
-        activation: of both towers' MLPs, for weights whose configuration does not tell.
+        activation: of both towers' MLPs, for weights whose configuration does not state it.
         tokenizer: a ``tokenizer.json``, or a vocabulary with merges, for weights that carry none.
-        name: the bundle's name; by default it follows from the source's.
-        source_id: where the files came from, such as ``openai/clip-vit-base-patch32@REVISION``; an alias of the bundle.
+        name: of the bundle; by default it follows from the source's.
+        source_id: origin of the files, such as ``openai/clip-vit-base-patch32@REVISION``; an alias of the bundle.
         licence: of the weights.
     """
 
@@ -92,7 +88,7 @@ class ModelSource:
 
 
 def text_section(*, context_length: int, pad_id: int, end_of_text_id: int, fixed: bool = False) -> TextSection:
-    """Say how texts are prepared: padded to the longest of a batch, or where ``fixed`` always to the context."""
+    """Return the manifest's section for texts padded to the longest of a batch, or if ``fixed`` to the context."""
     return TextSection(
         padding="fixed" if fixed else "longest",
         min_length=context_length if fixed else MIN_TEXT_LENGTH,
@@ -104,35 +100,11 @@ def text_section(*, context_length: int, pad_id: int, end_of_text_id: int, fixed
     )
 
 
-def check_tokenizer(content: bytes, path: Path, *, vocab_size: int, end_of_text_id: int) -> None:
-    """Check that a tokenizer and a text tower belong together.
-
-    Raises:
-        SourceError: it cannot be read, pads or truncates, has more tokens than the tower, or does not end a text with
-            the id at which the tower reads its feature.
-    """
-    try:
-        tokenizer = Tokenizer.from_str(decoded(content, path))
-    except SourceError:
-        raise
-    except Exception as exc:  # the library raises bare Exception
-        raise SourceError(f"{path}: is not a tokenizer ({exc})") from exc
-    if tokenizer.truncation is not None or tokenizer.padding is not None:
-        raise SourceError(f"{path}: truncates or pads; a served text is never cut, so remove both sections")
-    vocabulary = tokenizer.get_vocab_size()
-    if vocabulary > vocab_size:
-        raise SourceError(f"{path}: has {vocabulary} tokens, the model's text tower knows {vocab_size}")
-    # The feature is read at the first end-of-text token, so there must be one, and only at the end.
-    ids = tokenizer.encode(SAMPLE_TEXT).ids
-    if [i for i, token in enumerate(ids) if token == end_of_text_id] != [len(ids) - 1]:
-        raise SourceError(f"{path}: does not end a text with the model's end-of-text id {end_of_text_id}")
-
-
 def load_weights(model: "nn.Module", weights: "dict[str, Tensor]", path: Path) -> "nn.Module":
-    """Put weights into the module they are for, float32 and ready to be exported.
+    """Load weights into a module, and make it float32, in evaluation mode and without gradients.
 
     Raises:
-        SourceError: a weight is missing, unknown, of another shape or kind, or not finite; it is named.
+        SourceError: a weight is missing, unknown, of another shape or dtype, or not finite; the message names it.
     """
     _check_weights(path, weights, model.state_dict())
     model.load_state_dict(weights)
@@ -147,7 +119,7 @@ def _check_weights(path: Path, given: "dict[str, Tensor]", wanted: "dict[str, Te
         ("has unknown", given.keys() - wanted.keys()),
     ):
         if names:
-            raise SourceError(f"{path}: {what} {_some(sorted(names))}")
+            raise SourceError(f"{path}: {what} {shown(names)}")
     for name, tensor in sorted(given.items()):
         if tensor.shape != wanted[name].shape:
             raise SourceError(
@@ -157,8 +129,3 @@ def _check_weights(path: Path, given: "dict[str, Tensor]", wanted: "dict[str, Te
             raise SourceError(f"{path}: {name} has dtype {tensor.dtype}, the model has {wanted[name].dtype}")
         if not torch.isfinite(tensor).all():
             raise SourceError(f"{path}: {name} holds NaN or infinity")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,9 +1,10 @@
-"""OpenAI's layout: a TorchScript archive as OpenAI publishes it, or a state dict with its names.
+"""Reads OpenAI's layout of CLIP: a TorchScript archive as OpenAI publishes it, or a state dict with its names.
 
-Neither carries a configuration. It follows from the shapes, as in ``build_model`` of openai/CLIP, but for one thing:
-whether the MLPs use QuickGELU. OpenAI's archives do; of any other file the user must say it.
+Neither carries a configuration. It follows from the shapes, as in ``build_model`` of openai/CLIP, except for the MLPs'
+activation: OpenAI's archives use QuickGELU; of any other file the user must state it.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,19 +15,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model_export.architectures.activations import Activation
-from model_export.checkpoints.assembly import PAD_ID, Found, clip_image_section, clip_source, named_config
+from model_export.checkpoints.assembly import Found, assemble, named_config, tokenizer_place
 from model_export.checkpoints.layouts import is_open_clip
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.weight_files.tensors import is_script_archive, peek_names, read_tensors
 from model_export.errors import SourceError, problems
 from model_export.families.clip.config import (
+    PAD_ID,
     ClipConfig,
     ModifiedResNetConfig,
     TextTransformerConfig,
     VisionTransformerConfig,
 )
-from model_export.families.key_tables import CLIP
-from model_export.families.sizes import SIZES
+from model_export.families.clip.family import CLIP
+from model_export.families.clip.keys import OPENAI
+from model_export.families.clip.sizes import CLIP_SIZES
 
 HEAD_WIDTH: Final = 64
 """Channels of one attention head in every model that OpenAI published."""
@@ -35,7 +38,7 @@ STRIDE: Final = 32
 """Of the ResNets, pixels."""
 
 _NOTES: Final = ("input_resolution", "context_length", "vocab_size")
-"""What OpenAI's archives hold beside the weights, and hardly any other file."""
+"""Entries of OpenAI's archives beside the weights; hardly any other file has them."""
 
 _CAUSAL_MASK: Final = "attn_mask"
 
@@ -44,7 +47,7 @@ _ARCHIVE_NAMES: Final = frozenset({"visual", "token_embedding", "text_projection
 
 
 def recognises(path: Path) -> bool:
-    """Tell a file with OpenAI's names, that is not open_clip's by the configuration beside it."""
+    """Return whether a file has OpenAI's names and no open_clip configuration beside it."""
     if not path.is_file() or is_open_clip(path.parent):
         return False
     names = _ARCHIVE_NAMES if is_script_archive(path) else _STATE_DICT_NAMES
@@ -55,27 +58,28 @@ def load(path: Path, options: SourceOptions) -> ModelSource:
     """Read OpenAI's archive, or a state dict with its names.
 
     Raises:
-        SourceError: the file is not readable, or not of CLIP's layout; a weight is unknown, missing, mis-shaped or not
-            finite; the activation is not known; or there is no tokenizer. The file and the key are named.
+        SourceError: the file is not readable, or not a CLIP; a weight is unknown, missing, mis-shaped or not finite;
+            the activation is not known; or no tokenizer is found. The message names the file and the key.
     """
     weights = read_tensors(path)
     published = is_script_archive(path) and all(name in weights for name in _NOTES)
     weights = {name: tensor for name, tensor in weights.items() if not _is_note(name, tensor)}
     config = _config(weights, path, options, published=published)
+    tokens = CLIP.open_clip.read_tokenizer(tokenizer_place(path, options), config, path)
     found = Found(
         path=path,
         file=path,
         weights=weights,
-        table=CLIP,
-        image=clip_image_section(config.image.image_size),
+        convert=OPENAI.convert,
+        image=CLIP.images.section(config.image.image_size),
         options=options,
         notes={"layout": "openai"},
     )
-    return clip_source(found, config)
+    return assemble(found, CLIP, config, tokens)
 
 
 def _is_note(name: str, tensor: Tensor) -> bool:
-    """Whether this is no weight: a note, or the causal mask, which every CLIP has and a module may have saved."""
+    """Return whether this is no weight but a note, or the causal mask, which a module may have saved."""
     if name.rpartition(".")[2] != _CAUSAL_MASK:
         return name in _NOTES
     if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1]:
@@ -91,9 +95,9 @@ def _config(weights: Mapping[str, Tensor], path: Path, options: SourceOptions, *
             f"{path}: is an archive of OpenAI's, which use quick_gelu; leave --activation {options.activation} out"
         )
     if options.arch is not None:
-        config = named_config(options.arch, activation, path)
+        family, config = named_config(options.arch, dataclasses.replace(options, activation=activation), path)
         if not isinstance(config, ClipConfig):
-            raise SourceError(f"{path}: holds a CLIP, and --arch {options.arch} is a SigLIP")
+            raise SourceError(f"{path}: holds a CLIP, and --arch {options.arch} is a {family.title}")
         return config
     if activation is None:
         raise SourceError(
@@ -119,7 +123,7 @@ def _config_of_shapes(weights: Mapping[str, Tensor], activation: Activation, pat
                 layers=_count(weights, "transformer.resblocks."),
                 heads=_heads(width, path),
                 activation=activation,
-                end_of_text_id=vocab_size - 1,  # the reference reads where the highest id stands
+                end_of_text_id=vocab_size - 1,  # the reference reads at the highest id
                 pad_id=PAD_ID,
             ),
         )
@@ -158,11 +162,11 @@ def _shape(weights: Mapping[str, Tensor], name: str, dimensions: int, path: Path
 
 
 def _side(weights: Mapping[str, Tensor], name: str, path: Path) -> int:
-    """Return the side of the square whose places have one position each, after that of the class token."""
+    """Return the side of the square of patches; each has a position, and so has the class token before them."""
     positions = _shape(weights, name, 2, path)[0]
     side = math.isqrt(max(positions - 1, 0))
     if side**2 + 1 != positions:
-        raise SourceError(f"{path}: {name} has {positions} positions, which are not one and a square's")
+        raise SourceError(f"{path}: {name} has {positions} positions, which are not a square's and one more")
     return side
 
 
@@ -173,14 +177,14 @@ def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
 def _heads(width: int, path: Path) -> int:
     if width % HEAD_WIDTH:
         raise SourceError(
-            f"{path}: a width of {width} is no multiple of {HEAD_WIDTH}, so its heads cannot be told; add --arch"
+            f"{path}: a width of {width} is no multiple of {HEAD_WIDTH}, so its number of heads is unknown; add --arch"
         )
     return width // HEAD_WIDTH
 
 
 def _refuse_other_heads(config: ClipConfig, path: Path) -> None:
-    """Refuse the shape of a known size whose heads are not 64 wide: with the wrong heads, vectors would be wrong."""
-    for size in SIZES.values():
+    """Refuse the shapes of a named size whose heads are not 64 wide: with other heads, vectors would be wrong."""
+    for size in CLIP_SIZES:
         known = size.config
         if not isinstance(known, ClipConfig):
             continue
@@ -190,4 +194,4 @@ def _refuse_other_heads(config: ClipConfig, path: Path) -> None:
             ):
                 continue
             if (ours.width, ours.layers) == (theirs.width, theirs.layers) and ours.heads != theirs.heads:
-                raise SourceError(f"{path}: has the shapes of {size.name}, whose heads they do not tell; add --arch")
+                raise SourceError(f"{path}: has the shapes of {size.name}, which do not tell its heads; add --arch")

@@ -1,11 +1,11 @@
-"""How a source prepares pictures: ``preprocessor_config.json`` → the manifest's image section.
+"""Reads ``preprocessor_config.json`` as the manifest's image section.
 
-The file is what `CLIPImageProcessor` and `SiglipImageProcessor` of transformers write, in any of its ages: ``size`` is
-a number, ``{"shortest_edge"}`` or ``{"height", "width"}``; what is left out has the class's default. A step that the
-manifest cannot say is an error, not left out.
+The file is written by the families' image processors in transformers, of any release: ``size`` is a number,
+``{"shortest_edge"}`` or ``{"height", "width"}``; absent fields have the class's defaults. A step that the manifest
+cannot express is an error, not left out.
 
-One thing differs on purpose. Where a centre crop cannot be centred, the manifest means the rounding of torchvision,
-which CLIP's reference uses; transformers rounds down. For one size in four the two are a pixel apart.
+One thing differs on purpose. If a centre crop cannot be centred, the manifest rounds as torchvision does, which CLIP's
+reference uses; transformers rounds down. For one size in four the two are a pixel apart.
 """
 
 import math
@@ -15,54 +15,40 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_export.checkpoints.json_files import checked, read_object
 from model_export.errors import SourceError
+from model_export.families.family import Family, ImageDefaults
+from model_export.families.table import FAMILIES
+from model_export.files import checked, read_object
 from service.model.manifest import ImageSection, Rgb
 
 PREPROCESSOR: Final = "preprocessor_config.json"
 PROCESSOR: Final = "processor_config.json"
-"""Of newer sources: holds what the preprocessor's file would, under ``image_processor``."""
+"""Newer sources hold the preprocessor's fields in this file, under ``image_processor``."""
 
-ModelType = Literal["clip", "siglip"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 
-_PROCESSORS: Final[Mapping[str, ModelType]] = {
-    "CLIPFeatureExtractor": "clip",
-    "CLIPImageProcessor": "clip",
-    "SiglipImageProcessor": "siglip",
+_PROCESSORS: Final[Mapping[str, ImageDefaults]] = {
+    name: family.images for family in FAMILIES.values() for name in family.images.processors
 }
 _BACKENDS: Final = ("Fast", "Pil")
-"""Suffixes of a processor's name: the same steps, computed by something else."""
+"""Suffixes of a processor's name: the same steps in another implementation."""
+
+_DEFAULT_SIZE: Final = 224
+"""Pixels, of every processor."""
 
 _INTERPOLATIONS: Final[Mapping[int, Interpolation]] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _RESAMPLING_NAMES: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By Pillow's number."""
 
-_DEFAULTS: Final[Mapping[ModelType, Mapping[str, Any]]] = {
-    "clip": {
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "image_mean": (0.48145466, 0.4578275, 0.40821073),
-        "image_std": (0.26862954, 0.26130258, 0.27577711),
-    },
-    "siglip": {
-        "size": {"height": 224, "width": 224},
-        "do_center_crop": False,
-        "image_mean": (0.5, 0.5, 0.5),
-        "image_std": (0.5, 0.5, 0.5),
-    },
-}
-
 _WITHOUT_EFFECT: Final = frozenset({"do_convert_rgb"})
-"""Steps that the service always does."""
+"""Steps that the service always takes."""
 
 _PositiveInt = Annotated[int, Field(ge=1)]
 _Deviation = Annotated[float, Field(gt=0)]
 
 
 class _Preprocessor(BaseModel):
-    """The fields that decide the pixels; the defaults are those that both classes share."""
+    """The fields that decide the pixels; the defaults are those that all processors share."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -79,30 +65,30 @@ class _Preprocessor(BaseModel):
     image_std: tuple[_Deviation, _Deviation, _Deviation]
 
 
-def image_section(folder: Path, *, model_type: ModelType, image_size: int) -> ImageSection:
+def image_section(folder: Path, *, family: Family[Any], image_size: int) -> ImageSection:
     """Read how a source prepares pictures.
 
     Args:
         folder: holds ``preprocessor_config.json``, or ``processor_config.json``.
-        model_type: decides the defaults where the file does not name its class.
-        image_size: the side of the square that the image tower takes.
+        family: decides the defaults of a file that does not name its class.
+        image_size: side of the square that the image tower takes.
 
     Raises:
-        SourceError: the file is not there or not readable, belongs to another kind of model or another size, or asks
-            for a step that a bundle cannot say.
+        SourceError: the file is missing or not readable, belongs to another kind of model or another size, or asks
+            for a step that a bundle cannot express.
     """
     path, given = _read(folder)
-    fields = {**_DEFAULTS[_kind(given, path, model_type)], **given}
+    fields = {**_defaults(_images(given, path, family)), **given}
     steps = checked(_Preprocessor, fields, path)
     unknown = [name for name, value in (steps.model_extra or {}).items() if name.startswith("do_") and value]
     if left := sorted(set(unknown) - _WITHOUT_EFFECT):
-        raise SourceError(f"{path}: asks for {', '.join(left)}, which a bundle cannot say")
+        raise SourceError(f"{path}: asks for {', '.join(left)}, which a bundle cannot express")
     if not steps.do_resize:
         raise SourceError(f"{path}: does not resize (do_resize is false); a bundle takes pictures of every size")
     if not steps.do_rescale or not math.isclose(steps.rescale_factor * 255, 1, rel_tol=1e-6):
         raise SourceError(f"{path}: rescales by {steps.rescale_factor if steps.do_rescale else 1}, a bundle by 1/255")
     if steps.resample not in _INTERPOLATIONS:
-        raise SourceError(f"{path}: resample {_resampling(steps.resample)} cannot be said; 1, 2 and 3 can")
+        raise SourceError(f"{path}: resample {_resampling(steps.resample)} is not supported; 1, 2 and 3 are")
     height, width, resize = _resized(steps, path)
     if (height, width) != (image_size, image_size):
         raise SourceError(
@@ -121,7 +107,7 @@ def image_section(folder: Path, *, model_type: ModelType, image_size: int) -> Im
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the file that says it, and its fields; null means what leaving a field out means."""
+    """Return the file, and its fields; null counts as absent."""
     path, fields = folder / PREPROCESSOR, None
     if not path.exists() and (folder / PROCESSOR).exists():
         fields = read_object(folder / PROCESSOR, hint="").get("image_processor")
@@ -131,11 +117,20 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, {name: value for name, value in fields.items() if value is not None}
 
 
-def _kind(fields: dict[str, Any], path: Path, model_type: ModelType) -> ModelType:
-    # The older of the two names lives on in files that were written anew, where the newer one is right.
+def _defaults(images: ImageDefaults) -> dict[str, Any]:
+    """Return the defaults of a family's image processor."""
+    square = {"height": _DEFAULT_SIZE, "width": _DEFAULT_SIZE}
+    squash = images.resize == "squash"
+    crop = {} if squash else {"crop_size": square}
+    size = square if squash else {"shortest_edge": _DEFAULT_SIZE}
+    return {**crop, "size": size, "do_center_crop": not squash, "image_mean": images.mean, "image_std": images.std}
+
+
+def _images(fields: dict[str, Any], path: Path, family: Family[Any]) -> ImageDefaults:
+    # The second name may survive from an older file; then the first is right.
     name = fields.get("image_processor_type") or fields.get("feature_extractor_type")
     if name is None:
-        return model_type
+        return family.images
     base = str(name)
     for suffix in _BACKENDS:
         base = base.removesuffix(suffix)
@@ -145,7 +140,7 @@ def _kind(fields: dict[str, Any], path: Path, model_type: ModelType) -> ModelTyp
 
 
 def _resized(steps: _Preprocessor, path: Path) -> tuple[int, int, Literal["shortest", "squash"]]:
-    """Return height and width of what the tower gets, and how a picture is brought to them."""
+    """Return the height and width of the tower's pictures, and the way to resize to them."""
     size = steps.size
     if isinstance(size, int):
         size = {"height": size, "width": size} if steps.default_to_square else {"shortest_edge": size}
@@ -153,11 +148,11 @@ def _resized(steps: _Preprocessor, path: Path) -> tuple[int, int, Literal["short
     if size.keys() == {"height", "width"}:
         squashed = (size["height"], size["width"])
         if crop not in {None, squashed}:
-            raise SourceError(f"{path}: resizes to {_text(squashed)} and then crops; a bundle cannot say both")
+            raise SourceError(f"{path}: resizes to {_text(squashed)} and then crops; a bundle cannot express both")
         return *squashed, "squash"
     if size.keys() != {"shortest_edge"}:
         raise SourceError(
-            f"{path}: size says {', '.join(sorted(size))}; it must say height and width, or shortest_edge"
+            f"{path}: size has {', '.join(sorted(size))}; it must have height and width, or shortest_edge"
         )
     edge = size["shortest_edge"]
     if crop is None:

@@ -1,4 +1,4 @@
-"""A training run, read and checked file by file before anything is computed."""
+"""Reads a training run of this program, and checks each file before anything is computed."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -15,18 +15,17 @@ from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.model_source import (
     ModelSource,
     SourceOptions,
-    check_tokenizer,
     load_weights,
     text_section,
 )
-from model_export.errors import SourceError, problems
-from model_export.families.build import build
+from model_export.errors import SourceError
 from model_export.families.clip.config import ClipConfig
-from model_export.files import decoded, read
+from model_export.families.clip.model import ClipModel
+from model_export.families.tokenizers import TOKENIZER, check_tokenizer
+from model_export.files import checked, decoded, read, read_object
 from service.model.manifest import DEFAULT_TEMPLATES, Alias, FileEntry, ImageSection, Provenance, Slug, SoftmaxScoring
 
 CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 CARD = "card.md"
 
@@ -38,7 +37,7 @@ class _Section(BaseModel):
 
 
 class RunProvenance(_Section):
-    """Where a run's weights come from, as far as its files do not say it themselves."""
+    """Source of a run's weights, as far as its other files do not state it."""
 
     source: str
     licence: str | None = None
@@ -71,7 +70,7 @@ class RunConfig(_Section):
 
 
 def load(path: Path, options: SourceOptions) -> ModelSource:
-    """Read a training run; its own files say everything but the name, which ``options`` may change.
+    """Read a training run; of the options only the name is used, as its files state everything else.
 
     Raises:
         SourceError: as `load_training_run`.
@@ -84,11 +83,11 @@ def load_training_run(path: Path) -> ModelSource:
     """Read a training run.
 
     Raises:
-        SourceError: a file is missing, corrupt, or does not fit the others; it names the file.
+        SourceError: a file is missing, corrupt, or does not fit the others; the message names the file.
     """
     if not path.is_dir():
         raise SourceError(f"{path}: is not the folder of a training run")
-    config = _read_config(path / CONFIG)
+    config = checked(RunConfig, read_object(path / CONFIG, hint=_HINT), path / CONFIG)
     text = config.model.text
     tokenizer = read(path / TOKENIZER, hint=_HINT)
     check_tokenizer(tokenizer, path / TOKENIZER, vocab_size=text.vocab_size, end_of_text_id=text.end_of_text_id)
@@ -98,13 +97,13 @@ def load_training_run(path: Path) -> ModelSource:
         raise SourceError(f"{path / WEIGHTS}: is not there; {_HINT}") from exc
     except (SafetensorError, OSError) as exc:
         raise SourceError(f"{path / WEIGHTS}: is not a readable safetensors file ({exc})") from exc
-    model = build(config.model)
+    model = ClipModel(config.model)
     load_weights(model, weights, path / WEIGHTS)
     card = path / CARD
     return ModelSource(
         name=config.name,
         aliases=config.aliases,
-        architecture=f"clip/{config.model.image.kind}",
+        architecture=config.model.architecture,
         model=model,
         dim=config.model.embed_dim,
         image=config.image,
@@ -122,25 +121,13 @@ def load_training_run(path: Path) -> ModelSource:
     )
 
 
-def _read_config(path: Path) -> RunConfig:
-    text = decoded(read(path, hint=_HINT), path)
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise SourceError(f"{path}: is not JSON ({exc})") from exc
-    try:
-        return RunConfig.model_validate(fields)
-    except ValidationError as exc:
-        raise SourceError(f"{path}: {problems(exc)}") from exc
-
-
 def _read_recipe(path: Path) -> dict[str, JsonValue]:
     text = decoded(read(path, hint=_HINT), path)
     try:
         fields = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise SourceError(f"{path}: is not TOML ({exc})") from exc
-    # TOML knows dates and times, JSON does not.
+    # TOML has dates and times, JSON has not.
     try:
         recipe: dict[str, JsonValue] = json.loads(json.dumps(fields, default=str, allow_nan=False))
     except ValueError as exc:

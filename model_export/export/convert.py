@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from model_export.bundles.writer import check_destination
-from model_export.checkpoints.layouts import NOTHING_THERE
+from model_export.checkpoints.layouts import NOTHING_THERE, has_onnx_towers
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import ExportError, SourceError
 from model_export.export.console import Narrator
 from model_export.hub.fetch import fetch, hub_id
 from model_export.hub.file_choice import FULL_PRECISION
-from model_export.published_onnx.source import OnnxOptions, load, recognises
-from model_export.published_onnx.to_bundle import write
+from model_export.published_onnx.source import OnnxOptions, read_published
+from model_export.published_onnx.to_bundle import write_bundle
 from service.model.loading import load_bundle
 from service.model.manifest import Manifest, Precision
 
@@ -128,16 +128,16 @@ def _export(
     narrator: Narrator,
     force: bool,
 ) -> Manifest:
-    if wanted.onnx is not None or (recognises(path) and not _has_weights(path)):
+    if wanted.onnx is not None or (has_onnx_towers(path) and not _has_weights(path)):
         if precision != "fp32":
             raise ExportError(f"{wanted.source}: is exported from ONNX graphs; leave --precision {precision} out")
-        source = load(
+        source = read_published(
             path,
             OnnxOptions(options, logit_scale=wanted.logit_scale, logit_bias=wanted.logit_bias),
             wanted.onnx or FULL_PRECISION,
         )
         narrator.introduce(source.name, source.architecture, source.image, f"ONNX graphs, {source.precision}")
-        return write(source, out, listener=narrator, force=force)
+        return write_bundle(source, out, listener=narrator, force=force)
     from model_export.checkpoints.load import load_model
     from model_export.export.from_weights import export_model
 

@@ -1,18 +1,20 @@
-"""How the parameters of public CLIP checkpoints are called here: tables, and one function that applies them.
+"""Tables that map a public checkpoint's names of parameters to ours. torch is imported when one is applied.
 
-In a table's names ``#`` stands for a number, ``*`` for ``weight`` or ``bias``, and ``@`` for what a batch norm holds.
-A row with several names on the right takes the tensor apart along its first dimension, in equal parts.
+In a table's names ``#`` stands for a number, ``*`` for ``weight`` or ``bias``, and ``@`` for a batch norm's tensors.
+A row with several names on the right splits the tensor along its first dimension, in equal parts.
 """
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Final
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from model_export.errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rows = Mapping[str, tuple[str, ...]]
 
@@ -23,30 +25,32 @@ _WILDCARDS: Final = {
 }
 
 _UNUSED: Final = ".num_batches_tracked"
-"""Counted while training, never read again, and left out by older checkpoints."""
+"""Counted in training, never read again, and absent from older checkpoints."""
 
 
 class KeyTable:
-    """Names of one public layout, and what they are called here."""
+    """The names of one public layout, each with ours."""
 
     def __init__(self, rows: Rows) -> None:
         self._to_ours = [(_pattern(theirs), ours) for theirs, ours in rows.items()]
         self._to_theirs = [(_pattern(name), theirs) for theirs, ours in rows.items() for name in ours]
 
     def convert(self, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """Rename weights, and take the fused ones apart.
+        """Rename weights, and split the fused ones.
 
         Args:
-            weights: as the file calls them.
-            wanted: the model's state dict, as it is called here; only names and shapes are looked at.
-            path: the file, for what is said of it.
+            weights: by the file's names.
+            wanted: the model's state dict; only its names and shapes are read.
+            path: of the file, for messages.
 
         Returns:
-            The weights as they are called here, in their own dtype.
+            The weights by our names, in their own dtype.
 
         Raises:
-            SourceError: a weight is unknown, missing, mis-shaped or not finite; it is called as the file calls it.
+            SourceError: a weight is unknown, missing, mis-shaped or not finite; the message has the file's name of it.
         """
+        import torch
+
         origins = {name: ours for name in weights if (ours := self._ours(name)) and set(ours) <= wanted.keys()}
         _refuse(path, "has unknown", weights.keys() - origins.keys())
         given = {name for ours in origins.values() for name in ours}
@@ -89,89 +93,37 @@ def _filled(template: str, found: re.Match[str]) -> str:
 
 def _refuse(path: Path, what: str, names: set[str]) -> None:
     if names:
-        shown = ", ".join(sorted(names)[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise SourceError(f"{path}: {what} {shown}{more}")
+        raise SourceError(f"{path}: {what} {shown(names)}")
 
 
-def _under(prefix_theirs: str, prefix_ours: str, rows: Rows) -> Rows:
+def shown(names: Collection[str]) -> str:
+    """Return the first three names in alphabetical order, and the number of the others."""
+    first = ", ".join(sorted(names)[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
+
+
+def under(prefix_theirs: str, prefix_ours: str, rows: Rows) -> Rows:
+    """Return the rows with a prefix before the names of each side."""
     return {prefix_theirs + theirs: tuple(prefix_ours + name for name in ours) for theirs, ours in rows.items()}
 
 
-def _same(*names: str) -> Rows:
+def same(*names: str) -> Rows:
+    """Return rows for names that are ours too."""
     return {name: (name,) for name in names}
 
 
 RESBLOCK: Final[Rows] = {
-    **_same("ln_1.*", "attn.out_proj.*", "ln_2.*", "mlp.c_fc.*", "mlp.c_proj.*"),
+    **same("ln_1.*", "attn.out_proj.*", "ln_2.*", "mlp.c_fc.*", "mlp.c_proj.*"),
     "attn.in_proj_*": ("attn.q_proj.*", "attn.k_proj.*", "attn.v_proj.*"),
 }
-"""One block of either transformer."""
+"""One block of an OpenAI or open_clip transformer."""
 
-VISION_TRANSFORMER: Final[Rows] = {
-    **_same("conv1.weight", "class_embedding", "positional_embedding", "ln_pre.*", "ln_post.*", "proj"),
-    **_under("transformer.resblocks.#.", "blocks.#.", RESBLOCK),
-}
+_SCALARS: Final = ("logit_scale", "logit_bias")
 
-MODIFIED_RESNET: Final[Rows] = _same(
-    "conv#.weight",
-    "bn#.@",
-    "layer#.#.conv#.weight",
-    "layer#.#.bn#.@",
-    "layer#.#.downsample.0.weight",
-    "layer#.#.downsample.1.@",
-    "attnpool.positional_embedding",
-    *(f"attnpool.{which}_proj.*" for which in "qkvc"),
-)
 
-TEXT_TRANSFORMER: Final[Rows] = {
-    **_same("token_embedding.weight", "positional_embedding", "ln_final.*", "text_projection"),
-    **_under("transformer.resblocks.#.", "blocks.#.", RESBLOCK),
-}
-
-_IMAGE_AND_SCALE: Final[Rows] = {
-    **_same("logit_scale"),
-    **_under("visual.", "visual.", {**VISION_TRANSFORMER, **MODIFIED_RESNET}),
-}
-
-CLIP: Final = KeyTable({**_IMAGE_AND_SCALE, **_under("", "text.", TEXT_TRANSFORMER)})
-"""OpenAI's layout, and open_clip's."""
-
-CLIP_CUSTOM_TEXT: Final = KeyTable({**_IMAGE_AND_SCALE, **_under("text.", "text.", TEXT_TRANSFORMER)})
-"""open_clip's with a text tower of its own, as its ``custom_text`` says."""
-
-_TIMM_BLOCK: Final[Rows] = {
-    "norm1.*": ("ln_1.*",),
-    "attn.qkv.*": ("attn.q_proj.*", "attn.k_proj.*", "attn.v_proj.*"),
-    "attn.proj.*": ("attn.out_proj.*",),
-    "norm2.*": ("ln_2.*",),
-    "mlp.fc1.*": ("mlp.c_fc.*",),
-    "mlp.fc2.*": ("mlp.c_proj.*",),
-}
-"""One block of timm's ``VisionTransformer``."""
-
-_TIMM_SIGLIP: Final[Rows] = {
-    "patch_embed.proj.*": ("conv1.*",),
-    "pos_embed": ("positional_embedding",),
-    **_under("blocks.#.", "blocks.#.", _TIMM_BLOCK),
-    "norm.*": ("ln_post.*",),
-    "attn_pool.latent": ("pool.probe",),
-    "attn_pool.q.*": ("pool.attn.q_proj.*",),
-    "attn_pool.kv.*": ("pool.attn.k_proj.*", "pool.attn.v_proj.*"),
-    "attn_pool.proj.*": ("pool.attn.out_proj.*",),
-    "attn_pool.norm.*": ("pool.ln.*",),
-    "attn_pool.mlp.fc1.*": ("pool.mlp.c_fc.*",),
-    "attn_pool.mlp.fc2.*": ("pool.mlp.c_proj.*",),
-}
-"""timm's ``VisionTransformer`` with ``global_pool="map"`` and no class token."""
-
-SIGLIP: Final = KeyTable(
-    {
-        **_same("logit_scale", "logit_bias", "text.token_embedding.weight", "text.positional_embedding"),
-        **_same("text.ln_final.*"),
-        "text.text_projection.*": ("text.proj.*",),
-        **_under("text.transformer.resblocks.#.", "text.blocks.#.", RESBLOCK),
-        **_under("visual.trunk.", "visual.", _TIMM_SIGLIP),
+def with_flat_scalars(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with the scale and the bias of shape []; some programs write [1]."""
+    return {
+        name: tensor.reshape(()) if name in _SCALARS and tensor.numel() == 1 else tensor
+        for name, tensor in weights.items()
     }
-)
-"""open_clip's SigLIP: its own text tower, and an image tower of timm's."""

@@ -1,13 +1,11 @@
-"""The sizes that have a name, for people and for programs."""
+"""Lists the named sizes, for people and for programs."""
 
 import json
-from typing import assert_never
 
 from rich.table import Table
 
-from model_export.families.clip.config import ModifiedResNetConfig, ResidualConvConfig, VisionTransformerConfig
-from model_export.families.siglip.config import SiglipConfig
-from model_export.families.sizes import SIZES, NamedSize
+from model_export.families.sizes import SIZES
+from model_export.families.table import family_of
 
 
 def sizes_table() -> Table:
@@ -26,7 +24,7 @@ def sizes_table() -> Table:
     for size in SIZES.values():
         table.add_row(
             size.name,
-            f"{_image_tower(size)} + {size.config.text.layers}×{size.config.text.width}",
+            f"{size.config.image_shape} + {size.config.text.layers}×{size.config.text.width}",
             f"{size.parameters / 1e6:.1f}M",
             str(size.embed_dim),
             str(size.image_size),
@@ -46,24 +44,9 @@ def sizes_json() -> str:
             "image_size": size.image_size,
             "context_length": size.context_length,
             "imagenet_top1": size.imagenet_top1,
-            "kind": "siglip" if isinstance(size.config, SiglipConfig) else "clip",
+            "kind": family_of(size.config).name,
             "config": size.config.model_dump(mode="json"),
         }
         for size in SIZES.values()
     ]
     return json.dumps(entries, indent=2)
-
-
-def _image_tower(size: NamedSize) -> str:
-    if isinstance(size.config, SiglipConfig):
-        return f"ViT {size.config.image.layers}×{size.config.image.width}"
-    image = size.config.image
-    match image:
-        case VisionTransformerConfig():
-            return f"ViT {image.layers}×{image.width}"
-        case ModifiedResNetConfig():
-            return f"RN {','.join(map(str, image.layers))}×{image.width}"
-        case ResidualConvConfig():
-            return f"conv {','.join(map(str, image.widths))}"
-        case _:  # pragma: no cover - the union is closed
-            assert_never(image)

@@ -1,15 +1,15 @@
-"""The split layout of published ONNX encoders: which files there are, and what their graphs take and give."""
+"""The split layout of published ONNX encoders: names of files, inputs and outputs of their graphs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from model_export.checkpoints.layouts import ONNX_FOLDER, ONNX_TOWERS
-from model_export.checkpoints.preprocessing import ModelType
 from model_export.errors import SourceError
+from model_export.families.family import OnnxLayout
 from service.model.manifest import Precision
 
 IMAGE_GRAPH, TEXT_GRAPH = ONNX_TOWERS
@@ -29,11 +29,11 @@ _Dims = list[int | str | None]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way in which the same graphs are published.
+    """One precision in which the same graphs are published.
 
     Attributes:
         suffix: of the files' names, before ``.onnx``.
-        precision: what a manifest calls it.
+        precision: the manifest's name of it.
     """
 
     suffix: str
@@ -50,78 +50,19 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     "q4f16": Variant("_q4f16", "int4"),
     "bnb4": Variant("_bnb4", "int4"),
 }
-"""By the names that optimum and transformers.js use. The order is that in which a full graph is looked for."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What follows from a configuration's ``model_type``.
-
-    Attributes:
-        model_type: as the readers of tokenizers and preprocessing call it.
-        architecture: for people.
-        flags: of the command line, with which a user states how its cosines become scores.
-        needs_bias: whether there is a bias beside the scale: scores are sigmoids.
-        padding: how its texts were padded in training, as far as that is to be seen in their vectors.
-        context_length: tokens of a text, where the configuration does not say.
-        vocab_size: tokens that the text tower knows, where the configuration does not say.
-        image_size: pixels of an edge, where the configuration does not say.
-        image_outputs: outputs in the joint space, the first that a graph has is taken.
-        text_outputs: the same of the text graph.
-    """
-
-    model_type: ModelType
-    architecture: str
-    flags: str
-    needs_bias: bool
-    padding: Literal["longest", "fixed"]
-    context_length: int
-    vocab_size: int
-    image_size: int
-    image_outputs: tuple[str, ...]
-    text_outputs: tuple[str, ...]
-
-
-FAMILIES: Final[Mapping[str, Family]] = {
-    "clip": Family(
-        model_type="clip",
-        architecture="clip/vit",
-        flags="--logit-scale",
-        needs_bias=False,
-        padding="longest",
-        context_length=77,
-        vocab_size=49408,
-        image_size=224,
-        image_outputs=("image_embeds",),
-        text_outputs=("text_embeds",),
-    ),
-    # SigLIP projects inside its towers, so what they pool is in the joint space already.
-    "siglip": Family(
-        model_type="siglip",
-        architecture="siglip/vit",
-        flags="--logit-scale and --logit-bias",
-        needs_bias=True,
-        padding="fixed",
-        context_length=64,
-        vocab_size=32000,
-        image_size=224,
-        image_outputs=("image_embeds", "pooler_output"),
-        text_outputs=("text_embeds", "pooler_output"),
-    ),
-}
-"""By ``model_type``. The figures are those that transformers' configurations leave out where they hold."""
+"""By the names that optimum and transformers.js use, in the order in which a full graph is looked for."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a graph takes and gives, checked.
+    """The checked inputs and output of a graph.
 
     Attributes:
         inputs: name → element type, as ``onnx.TensorProto`` numbers it.
-        output: the name of the one in the joint space.
+        output: name of the output in the joint space.
         output_type: its element type.
-        dim: its last dimension, where the graph says it.
-        length: tokens of each text, where the graph takes only one length.
+        dim: its last dimension, if the graph states it.
+        length: tokens of each text, if the graph takes only one length.
     """
 
     inputs: Mapping[str, int]
@@ -132,20 +73,20 @@ class Encoder:
 
 
 def variants(folder: Path) -> list[str]:
-    """Name the variants of which both encoders are there."""
+    """Name the variants of which a folder holds both encoders."""
     return [name for name in VARIANTS if all(graph_path(folder, graph, name).exists() for graph in _SPLIT)]
 
 
 def graph_path(folder: Path, graph: str, variant: str) -> Path:
-    """Say where a variant of a graph is."""
+    """Return the path of a variant of a graph."""
     return folder / ONNX_FOLDER / f"{graph}{VARIANTS[variant].suffix}.onnx"
 
 
-def image_encoder(model: ModelProto, path: Path, family: Family, *, height: int, width: int) -> Encoder:
+def image_encoder(model: ModelProto, path: Path, family: OnnxLayout, *, height: int, width: int) -> Encoder:
     """Check a graph that encodes pictures.
 
     Raises:
-        SourceError: it has inputs, outputs or axes other than a bundle can serve.
+        SourceError: a bundle cannot serve its inputs, outputs or axes.
     """
     inputs = _inputs(model, path, {PIXEL_VALUES: FLOATS})
     if PIXEL_VALUES not in inputs:
@@ -159,11 +100,11 @@ def image_encoder(model: ModelProto, path: Path, family: Family, *, height: int,
     return _encoder(model, path, inputs, family.image_outputs)
 
 
-def text_encoder(model: ModelProto, path: Path, family: Family) -> Encoder:
+def text_encoder(model: ModelProto, path: Path, family: OnnxLayout) -> Encoder:
     """Check a graph that encodes texts.
 
     Raises:
-        SourceError: it has inputs, outputs or axes other than a bundle can serve.
+        SourceError: a bundle cannot serve its inputs, outputs or axes.
     """
     inputs = _inputs(model, path, {INPUT_IDS: INTEGERS, ATTENTION_MASK: MASKS, POSITION_IDS: INTEGERS})
     if INPUT_IDS not in inputs:
@@ -176,7 +117,7 @@ def text_encoder(model: ModelProto, path: Path, family: Family) -> Encoder:
 
 
 def _inputs(model: ModelProto, path: Path, known: Mapping[str, frozenset[int]]) -> dict[str, ValueInfoProto]:
-    weights = {tensor.name for tensor in model.graph.initializer}  # old graphs list them as inputs too
+    weights = {tensor.name for tensor in model.graph.initializer}  # old graphs list these as inputs too
     inputs = {value.name: value for value in model.graph.input if value.name not in weights}
     unknown = [name for name in inputs if name not in known]
     if unknown:

@@ -1,25 +1,23 @@
-"""A folder with published ONNX encoders, read and checked file by file before anything is computed. No torch."""
+"""Reads a folder of published ONNX encoders, and checks each file before anything is computed. Needs no torch."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, PositiveInt
 
-from model_export.checkpoints.json_files import checked, read_object
-from model_export.checkpoints.layouts import has_onnx_towers
 from model_export.checkpoints.model_source import TEMPLATES, SourceOptions, text_section
 from model_export.checkpoints.naming import bundle_aliases, bundle_name
 from model_export.checkpoints.preprocessing import image_section
 from model_export.errors import SourceError
-from model_export.families.clip.bpe import END_OF_TEXT
-from model_export.families.clip.tokenizer import TokenizerSettings, open_tokenizer
-from model_export.families.siglip.tokenizer import read_siglip_tokenizer
+from model_export.families.family import Family
+from model_export.families.table import FAMILIES
+from model_export.files import checked, read_object
 from model_export.published_onnx import layout
 from model_export.published_onnx.graph_files import data_files, read_graph
-from model_export.published_onnx.layout import FAMILIES, IMAGE_GRAPH, TEXT_GRAPH, VARIANTS, Encoder, Family
+from model_export.published_onnx.layout import IMAGE_GRAPH, TEXT_GRAPH, VARIANTS, Encoder
 from model_export.published_onnx.scoring import read_scoring
 from service.model.manifest import (
     FileEntry,
@@ -36,12 +34,12 @@ CONFIG: Final = "config.json"
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """What the user says of a source because its files cannot; none overrides what a file says.
+    """Facts that the user states because a source's files do not; none overrides a file.
 
     Attributes:
         source: name, id, licence, and a tokenizer for a source that carries none.
-        logit_scale: what cosines are multiplied by, such as 100: already exponentiated.
-        logit_bias: what is added to them then; SigLIP's alone.
+        logit_scale: factor of the cosines, such as 100: already exponentiated.
+        logit_bias: added after it, in families whose scores have a bias.
     """
 
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -57,18 +55,18 @@ class OnnxSource:
         name: the bundle's name, a slug.
         aliases: other names the service answers to, such as a hub id.
         architecture: for people, as ``clip/vit``.
-        precision: what the graphs compute in.
+        precision: of the graphs.
         dim: of the joint space.
         image: how a picture is prepared; mean and std go into the graph.
-        text: how a text is prepared; with padding ``longest`` still to be tried.
+        text: how a text is prepared; padding ``longest`` is still to be verified.
         scoring: how cosines become scores, the scale already exponentiated.
         templates: named prompt-template sets, one of them ``default``.
         tokenizer: the bytes of a ``tokenizer.json`` that neither pads nor truncates and adds the special tokens.
         provenance: source, digest of the graphs, licence.
         image_path: the image graph.
         text_path: the text graph.
-        image_encoder: what the image graph takes and gives.
-        text_encoder: what the text graph takes and gives.
+        image_encoder: inputs and output of the image graph.
+        text_encoder: inputs and output of the text graph.
     """
 
     name: str
@@ -103,7 +101,7 @@ class _Vision(_Section):
 
 
 class _Config(_Section):
-    """What is needed of a ``config.json``; the graphs say the rest themselves."""
+    """The fields of a ``config.json`` that are read; the graphs state the rest."""
 
     model_type: str
     projection_dim: PositiveInt | None = None
@@ -111,35 +109,30 @@ class _Config(_Section):
     vision_config: _Vision = _Vision()
 
 
-def recognises(folder: Path) -> bool:
-    """Tell from names alone whether a folder holds both encoders as ONNX graphs, in whatever variant."""
-    return has_onnx_towers(folder)
-
-
-def load(folder: Path, options: OnnxOptions | None = None, variant: str = "fp32") -> OnnxSource:
+def read_published(folder: Path, options: OnnxOptions | None = None, variant: str = "fp32") -> OnnxSource:
     """Read a folder in the split layout of optimum and transformers.js.
 
     Args:
         folder: holds ``onnx/``, ``config.json``, ``preprocessor_config.json`` and a tokenizer.
-        options: what its files cannot say.
-        variant: which of the published graphs to take, one of `layout.VARIANTS`.
+        options: of the user.
+        variant: of the published graphs, one of `layout.VARIANTS`.
 
     Raises:
-        SourceError: a file is missing, corrupt, or does not fit the others; it names the file.
+        SourceError: a file is missing, corrupt, or does not fit the others; the message names the file.
     """
     options = options or OnnxOptions()
     image_path, text_path = _paths(folder, variant)
     config_path = folder / CONFIG
-    fields = read_object(config_path, hint="it says what kind of model this is; take it from where the graphs are from")
+    fields = read_object(config_path, hint="it states the kind of model; take it from the graphs' source")
     config = checked(_Config, {name: value for name, value in fields.items() if value is not None}, config_path)
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise SourceError(f"{config_path}: model_type {config.model_type!r} is not known; {', '.join(FAMILIES)} are")
-    size = config.vision_config.image_size or family.image_size
-    image = image_section(folder, model_type=family.model_type, image_size=size)
+    size = config.vision_config.image_size or family.default.image.image_size
+    image = image_section(folder, family=family, image_size=size)
     image_graph, text_graph = read_graph(image_path), read_graph(text_path)
-    image_encoder = layout.image_encoder(image_graph, image_path, family, height=image.height, width=image.width)
-    text_encoder = layout.text_encoder(text_graph, text_path, family)
+    image_encoder = layout.image_encoder(image_graph, image_path, family.onnx, height=image.height, width=image.width)
+    text_encoder = layout.text_encoder(text_graph, text_path, family.onnx)
     dim = _dim(image_encoder, text_encoder, config, text_path)
     files = [
         *(image_path, *data_files(image_graph, image_path)),
@@ -150,7 +143,7 @@ def load(folder: Path, options: OnnxOptions | None = None, variant: str = "fp32"
     return OnnxSource(
         name=bundle_name(folder, options.source),
         aliases=bundle_aliases(options.source),
-        architecture=family.architecture,
+        architecture=family.onnx.architecture,
         precision=VARIANTS[variant].precision,
         dim=dim,
         image=image,
@@ -183,29 +176,22 @@ def _dim(image: Encoder, text: Encoder, config: _Config, text_path: Path) -> int
         )
     dim = image.dim or text.dim or config.projection_dim or config.vision_config.hidden_size
     if dim is None:
-        raise SourceError(f"{text_path}: does not say how long its vectors are, and {CONFIG} has no projection_dim")
+        raise SourceError(f"{text_path}: does not state the length of its vectors, and {CONFIG} has no projection_dim")
     return dim
 
 
 def _text(
-    folder: Path, options: SourceOptions, config: _Config, family: Family, encoder: Encoder
+    folder: Path, options: SourceOptions, config: _Config, family: Family[Any], encoder: Encoder
 ) -> tuple[TextSection, bytes]:
-    vocab_size = config.text_config.vocab_size or family.vocab_size
-    if family.model_type == "siglip":
-        siglip = read_siglip_tokenizer(folder, tokenizer=options.tokenizer, vocab_size=vocab_size)
-        content, end_of_text_id, pad_id = siglip.content, siglip.end_of_text_id, siglip.pad_id
-    else:
-        opened = open_tokenizer(options.tokenizer or folder, vocab_size=vocab_size)
-        settings = TokenizerSettings.read(folder)
-        # The graph decides itself where it reads; configurations often state a 2 that was never true.
-        end = settings.token("eos_token", END_OF_TEXT)
-        end_of_text_id = opened.token_id(end, "end of text")
-        pad_id = opened.token_id(settings.token("pad_token", end), "padding")
-        content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
-    context = encoder.length or config.text_config.max_position_embeddings or family.context_length
-    fixed = family.padding == "fixed" or encoder.length is not None
-    section = text_section(context_length=context, pad_id=pad_id, end_of_text_id=end_of_text_id, fixed=fixed)
-    return section, content
+    default = family.default.text
+    tokens = family.onnx.read_tokenizer(folder, options.tokenizer, config.text_config.vocab_size or default.vocab_size)
+    section = text_section(
+        context_length=encoder.length or config.text_config.max_position_embeddings or default.context_length,
+        pad_id=tokens.pad_id,
+        end_of_text_id=tokens.end_of_text_id,
+        fixed=family.padding == "fixed" or encoder.length is not None,
+    )
+    return section, tokens.content
 
 
 def _provenance(folder: Path, files: list[Path], options: SourceOptions, recipe: Mapping[str, JsonValue]) -> Provenance:

@@ -38,7 +38,7 @@ SAME_GRAPH: Final[dict[Precision, Thresholds]] = {
 but for the last bit of a pixel; where activations are rounded to fp16 or int8, that bit moves a value by a step."""
 
 
-def write(source: OnnxSource, out: Path, *, listener: Listener, force: bool = False) -> Manifest:
+def write_bundle(source: OnnxSource, out: Path, *, listener: Listener, force: bool = False) -> Manifest:
     """Write the bundle of published encoders.
 
     Args:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.model_source import ModelSource
-from model_export.checkpoints.training_run import CARD, CONFIG, TOKENIZER, WEIGHTS, load_training_run
+from model_export.checkpoints.training_run import CARD, CONFIG, WEIGHTS, load_training_run
 from model_export.errors import TrainingError
+from model_export.families.tokenizers import TOKENIZER
 from model_export.files import replacing, write_json
 
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import tokenizers
 
 from model_export.checkpoints.model_source import text_section
-from model_export.checkpoints.training_run import TOKENIZER
 from model_export.data.augment import Augmentation
 from model_export.data.captions import Captioner, all_captions
 from model_export.data.held_out import is_held_out
@@ -21,6 +20,7 @@ from model_export.data.plan import Phase, TrainingPlan
 from model_export.errors import DataError, RecipeError
 from model_export.families.clip.bpe import END_OF_TEXT
 from model_export.families.clip.config import ClipConfig, TextTransformerConfig
+from model_export.families.tokenizers import TOKENIZER
 from model_export.files import replacing
 from model_export.training.recipe import Recipe
 from model_export.training.tokenizer import train_tokenizer

@@ -19,7 +19,8 @@ from pydantic import (
 from model_export.architectures.activations import Activation
 from model_export.data.parquet import PairColumns
 from model_export.errors import RecipeError, problems
-from model_export.families.clip.config import ImageTowerConfig, ResidualConvConfig, Section
+from model_export.families.clip.config import ImageTowerConfig, ResidualConvConfig
+from model_export.files import Section
 
 
 class ColumnsSection(Section):

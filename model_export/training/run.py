@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from model_export.checkpoints.layouts import RECIPE
-from model_export.checkpoints.training_run import CONFIG, TOKENIZER, WEIGHTS
+from model_export.checkpoints.training_run import CONFIG, WEIGHTS
 from model_export.errors import TrainingError
 from model_export.families.clip.config import ClipConfig
 from model_export.families.clip.model import ClipModel
+from model_export.families.tokenizers import TOKENIZER
 from model_export.files import write_json
 from model_export.training import checkpoints
 from model_export.training.preparation import prepare

@@ -18,7 +18,6 @@ from model_export.architectures.encoders import ImageEncoder, TextEncoder
 from model_export.checkpoints.training_run import WEIGHTS
 from model_export.data.loading import Batch, batches
 from model_export.errors import TrainingError
-from model_export.families.build import build
 from model_export.families.clip.config import VisionTransformerConfig
 from model_export.families.clip.model import ClipModel
 from model_export.families.clip.residual_conv import ResidualConv, WhiteningStem
@@ -56,7 +55,7 @@ class Trainer:
         torch.use_deterministic_algorithms(device.type == "cpu")
         # Filling memory first is for finding kernels that do not write all of it: a help in debugging, 7% of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        model = build(prepared.model_config).to(device)
+        model = ClipModel(prepared.model_config).to(device)
         if not isinstance(prepared.model_config.image, VisionTransformerConfig):
             # Convolutions run about twice as fast on pixels that lie together.
             model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

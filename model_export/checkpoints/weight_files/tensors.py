@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from model_export.checkpoints.layouts import Kind, kind_of
+from model_export.checkpoints.layouts import WeightsFormat, weights_format
 from model_export.checkpoints.weight_files.inert_pickle import instructions
 from model_export.checkpoints.weight_files.script_archive import read_script_archive
 from model_export.checkpoints.weight_files.zip_records import MAX_PICKLE, ZipRecords
@@ -39,7 +39,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         SourceError: the file is not there, not a weights file, cut short, holds what is not a tensor, or wants to run
             code.
     """
-    kind = kind_of(path)
+    kind = weights_format(path)
     if kind is None:
         raise SourceError(f"{path}: is no weights file, neither safetensors nor torch's; {_advice(path)}")
     return _unwrapped(_READERS[kind](path), path)
@@ -48,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def is_script_archive(path: Path) -> bool:
     """Whether a file is a TorchScript archive; False where it cannot be read."""
     try:
-        if kind_of(path) is not Kind.ZIP:
+        if weights_format(path) is not WeightsFormat.ZIP:
             return False
         with ZipRecords(path) as records:
             return records.is_script
@@ -62,7 +62,7 @@ def peek_names(path: Path) -> frozenset[str]:
     They are the tensors' full names; of a TorchScript archive, where names are not joined, all parts of them.
     """
     try:
-        kind = kind_of(path)
+        kind = weights_format(path)
         names = _PEEKERS[kind](path) if kind else []
     except (SourceError, OSError, ValueError, RecursionError):
         return frozenset()
@@ -91,10 +91,10 @@ def _strings(pickle: bytes | BytesIO) -> list[str]:
     return [argument for _, argument in instructions(pickle) if isinstance(argument, str)]
 
 
-_PEEKERS: Final[Mapping[Kind, Callable[[Path], list[str]]]] = {
-    Kind.SAFETENSORS: _header_names,
-    Kind.ZIP: _zip_names,
-    Kind.PICKLE: _pickle_names,
+_PEEKERS: Final[Mapping[WeightsFormat, Callable[[Path], list[str]]]] = {
+    WeightsFormat.SAFETENSORS: _header_names,
+    WeightsFormat.ZIP: _zip_names,
+    WeightsFormat.PICKLE: _pickle_names,
 }
 
 
@@ -140,10 +140,10 @@ def _read_pickle(path: Path) -> object:
         raise _unreadable(path, exc) from exc
 
 
-_READERS: Final[Mapping[Kind, Callable[[Path], object]]] = {
-    Kind.SAFETENSORS: _read_safetensors,
-    Kind.ZIP: _read_zip,
-    Kind.PICKLE: _read_pickle,
+_READERS: Final[Mapping[WeightsFormat, Callable[[Path], object]]] = {
+    WeightsFormat.SAFETENSORS: _read_safetensors,
+    WeightsFormat.ZIP: _read_zip,
+    WeightsFormat.PICKLE: _read_pickle,
 }
 
 

@@ -1,12 +1,10 @@
-"""What a model is made of, as data: the ``model`` section of a recipe and of a training run's ``config.json``."""
+"""CLIP's configuration: also the ``model`` section of a recipe and of a training run's ``config.json``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, assert_never
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveInt,
     SerializerFunctionWrapHandler,
@@ -15,12 +13,7 @@ from pydantic import (
 )
 
 from model_export.architectures.activations import Activation
-
-
-class Section(BaseModel):
-    """Part of a file of settings: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from model_export.files import Section
 
 
 class _TransformerSection(Section):
@@ -28,8 +21,8 @@ class _TransformerSection(Section):
     """Channels inside the MLPs; by default four times the width."""
 
     @model_serializer(mode="wrap")
-    def _only_where_it_is_said(self, to_fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A default that were written out would change the digest of recipes, and no older run could be resumed.
+    def _without_default(self, to_fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Writing the default out would change the digest of recipes: older runs could not be resumed.
         fields: dict[str, Any] = to_fields(self)
         if self.mlp_width is None:
             fields.pop("mlp_width", None)
@@ -79,6 +72,9 @@ class ModifiedResNetConfig(Section):
         return self
 
 
+PAD_ID: Final = 0
+"""With which CLIP's reference fills a text up; behind its end, under a causal mask, it changes nothing."""
+
 WHITENED: Final = 24
 """Channels of a whitening stem: the 12 directions of a 2x2 patch of 3 colours, and their negatives."""
 
@@ -93,9 +89,9 @@ class ResidualConvConfig(Section):
     stem_width: PositiveInt = 32
     widths: tuple[PositiveInt, ...] = (128, 256, 320)
     mirror: bool = False
-    """Encode a picture as the mean of itself and its mirror image; not while training, where flips do the same."""
+    """Encode a picture as the mean of itself and its mirror image, except in training, where flips do the same."""
     shifts: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((0, 0),)
-    """Where the pictures of that mean are: moved by whole pixels, ``(right, down)``, the border reflected."""
+    """Moves of the pictures in that mean, whole pixels ``(right, down)``, the border reflected."""
 
     @model_validator(mode="after")
     def _large_enough(self) -> ResidualConvConfig:
@@ -126,7 +122,7 @@ class TextTransformerConfig(_TransformerSection):
     heads: PositiveInt = 8
     activation: Activation = "quick_gelu"
     end_of_text_id: int = Field(default=49407, ge=0)
-    pad_id: int = Field(default=0, ge=0)
+    pad_id: int = Field(default=PAD_ID, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> TextTransformerConfig:
@@ -145,3 +141,36 @@ class ClipConfig(Section):
     embed_dim: PositiveInt = 512
     image: ImageTowerConfig
     text: TextTransformerConfig = TextTransformerConfig()
+
+    @property
+    def architecture(self) -> str:
+        """Family and image tower, for people: ``clip/vit``."""
+        return f"clip/{self.image.kind}"
+
+    @property
+    def image_shape(self) -> str:
+        """Layers and width of the image tower, for people: ``ViT 12×768``."""
+        image = self.image
+        match image:
+            case VisionTransformerConfig():
+                return f"ViT {image.layers}×{image.width}"
+            case ModifiedResNetConfig():
+                return f"RN {','.join(map(str, image.layers))}×{image.width}"
+            case ResidualConvConfig():
+                return f"conv {','.join(map(str, image.widths))}"
+            case _:  # pragma: no cover - the union is closed
+                assert_never(image)
+
+    @property
+    def activations(self) -> frozenset[Activation]:
+        """Activations of the MLPs; a convolutional tower's stays ReLU and is not named."""
+        own = {self.image.activation} if isinstance(self.image, VisionTransformerConfig) else set()
+        return frozenset({self.text.activation, *own})
+
+    def with_activation(self, activation: Activation) -> ClipConfig:
+        """Return the configuration with this activation in both towers; a ResNet's stays ReLU."""
+        image = self.image
+        if isinstance(image, VisionTransformerConfig):
+            image = image.model_copy(update={"activation": activation})
+        text = self.text.model_copy(update={"activation": activation})
+        return self.model_copy(update={"image": image, "text": text})

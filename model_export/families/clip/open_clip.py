@@ -1,43 +1,99 @@
-"""What an ``open_clip_config.json`` says → our configurations and the manifest's image section."""
+"""CLIP in open_clip's layout: ``model_cfg`` with an image tower of open_clip's own, tokenizer, names of parameters."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from model_export.architectures.activations import Activation
-from model_export.checkpoints.assembly import PAD_ID
-from model_export.checkpoints.json_files import checked
-from model_export.errors import SourceError, messages
+from model_export.errors import SourceError
 from model_export.families.clip.config import (
+    PAD_ID,
     ClipConfig,
     ImageTowerConfig,
     ModifiedResNetConfig,
     TextTransformerConfig,
     VisionTransformerConfig,
 )
-from model_export.families.open_clip import TIMM_SIGLIP, Gelu, OpenClip, OpenSiglip, Preprocess, Side
-from model_export.families.siglip.config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
-from service.model.manifest import ImageSection, Rgb
+from model_export.families.clip.keys import CUSTOM_TEXT, OPENAI
+from model_export.families.clip.tokenizer import installed_vocabulary, tokenizer_json
+from model_export.families.family import OpenClipLayout
+from model_export.families.open_clip import Block, Gelu, Model, Section, Side, TextBase, square_side
+from model_export.families.tokenizers import REFERENCE, TextTokens
+from model_export.files import blamed, checked
 
-TIMM_WIDTHS: Final[Mapping[str, Mapping[str, int]]] = {
-    "base": {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072},
-    "large": {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096},
-    "so400m": {"width": 1152, "layers": 27, "heads": 16, "mlp_width": 4304},
-    "giantopt": {"width": 1536, "layers": 40, "heads": 16, "mlp_width": 6144},
-}
-"""The image towers of SigLIP, by the word in their timm name."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def clip_config(model: OpenClip, path: Path) -> ClipConfig:
-    """Say a CLIP of open_clip's in our terms.
+class _ClipNorm(Section):
+    eps: Annotated[float, Field(ge=1e-5, le=1e-5)] = 1e-5
 
-    Raises:
-        SourceError: the values do not fit together, or our modules cannot compute it.
-    """
+
+class _Vision(Block):
+    """An image tower of open_clip's own."""
+
+    layers: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = 12
+    width: PositiveInt = 768
+    head_width: PositiveInt = 64
+    mlp_ratio: PositiveFloat = 4.0
+    patch_size: PositiveInt | None = 16
+    image_size: Side = 224
+    patch_dropout: float = 0.0
+    attentional_pool: Literal[False] = False
+    attn_pooler_queries: int = 256
+    attn_pooler_heads: int = 8
+    no_ln_pre: Literal[False] = False
+    pos_embed_type: Literal["learnable", "sin_cos_2d"] = "learnable"
+    final_ln_after_pool: bool = False  # no difference: only the class token is read
+    pool_type: Literal["tok"] = "tok"
+    act_kwargs: Gelu | None = None
+    norm_kwargs: _ClipNorm | None = None
+    timm_model_name: None = None
+    timm_model_pretrained: bool = False
+    timm_pool: str = "avg"
+    timm_proj: str | None = "linear"
+    timm_proj_bias: bool = False
+    timm_drop: float = 0.0
+    timm_drop_path: float | None = None
+
+
+class _Text(TextBase):
+    """The text tower of a CLIP."""
+
+    tokenizer_kwargs: dict[str, Any] | None = Field(default=None, max_length=0)
+    no_causal_mask: Literal[False] = False
+    pool_type: Literal["argmax", "eos"] = "argmax"
+    proj_bias: Literal[False] = False
+    norm_kwargs: _ClipNorm | None = None
+
+
+class _OpenClip(Model):
+    """``model_cfg`` of a CLIP."""
+
+    quick_gelu: bool = False
+    vision_cfg: _Vision
+    text_cfg: _Text
+
+
+def _matches(vision: Mapping[str, Any], _text: Mapping[str, Any]) -> bool:
+    return not vision.get("timm_model_name")
+
+
+def _read(fields: Mapping[str, Any], activation: Activation | None, path: Path) -> ClipConfig:
+    config = _config(checked(_OpenClip, fields, path), path)
+    said = config.text.activation
+    if activation not in {None, said}:
+        raise SourceError(f"{path}: says the activation, {said}; leave --activation out")
+    return config
+
+
+def _config(model: _OpenClip, path: Path) -> ClipConfig:
     text = model.text_cfg
-    try:
+    with blamed(path):
         return ClipConfig(
             embed_dim=model.embed_dim,
             image=_image_tower(model, path),
@@ -49,79 +105,16 @@ def clip_config(model: OpenClip, path: Path) -> ClipConfig:
                 heads=text.heads,
                 mlp_width=_mlp_width(text.width, text.mlp_ratio),
                 activation=_activation(model, text.act_kwargs, path),
-                # "argmax" reads where the highest id stands: the end of text is the vocabulary's last token
+                # "argmax" reads at the highest id: the end of text is the vocabulary's last token
                 end_of_text_id=text.eos_id if text.pool_type == "eos" else text.vocab_size - 1,
                 pad_id=PAD_ID,
             ),
         )
-    except ValidationError as exc:
-        raise _misfit(exc, path) from exc
 
 
-def siglip_config(model: OpenSiglip, path: Path, *, pad_id: int) -> SiglipConfig:
-    """Say a SigLIP of open_clip's in our terms; raises what `clip_config` does.
-
-    The activation is the one SigLIP was trained with, GELU by its tanh formula, as transformers has it. timm's port
-    computes the exact GELU in some of the sizes, open_clip's text tower in others: the weights are the same ones.
-    """
-    vision, text = model.vision_cfg, model.text_cfg
-    found = TIMM_SIGLIP.fullmatch(vision.timm_model_name)
-    if found is None or found["width"] not in TIMM_WIDTHS:
-        raise SourceError(f"{path}: its image tower is timm's {vision.timm_model_name}, whose shape is not known here")
-    size = _side(vision.image_size, path)
-    if size != int(found["size"]):
-        raise SourceError(f"{path}: image_size {size} is not that of timm's {vision.timm_model_name}")
-    try:
-        return SiglipConfig(
-            image=SiglipImageConfig(image_size=size, patch_size=int(found["patch"]), **TIMM_WIDTHS[found["width"]]),
-            text=SiglipTextConfig(
-                vocab_size=text.vocab_size,
-                context_length=text.context_length,
-                width=text.width,
-                layers=text.layers,
-                heads=text.heads,
-                mlp_width=int(text.width * text.mlp_ratio),
-                embed_dim=model.embed_dim,
-                pad_id=pad_id,
-            ),
-        )
-    except ValidationError as exc:
-        raise _misfit(exc, path) from exc
-
-
-def image_section(fields: object, *, default: ImageSection, path: Path) -> ImageSection:
-    """Read ``preprocess_cfg``.
-
-    Args:
-        fields: what the file says; null means what leaving a field out means.
-        default: what holds where the file says nothing, and the size.
-        path: the file, for what is said of it.
-
-    Raises:
-        SourceError: a bundle cannot say it.
-    """
-    if not isinstance(fields, dict):
-        raise SourceError(f"{path}: preprocess_cfg must be a JSON object")
-    given = checked(Preprocess, {name: value for name, value in fields.items() if value is not None}, path)
-    if given.resize_mode == "longest":
-        raise SourceError(f"{path}: resize_mode 'longest' pads a picture, which a bundle cannot say")
-    resize = given.resize_mode or default.resize
-    # "random" is for training; in use, open_clip then takes bicubic
-    interpolation = "bicubic" if given.interpolation == "random" else given.interpolation or default.interpolation
-    return ImageSection(
-        height=default.height,
-        width=default.width,
-        resize=resize,
-        interpolation=interpolation,
-        crop="center" if resize == "shortest" else "none",
-        mean=_rgb(given.mean, default.mean),
-        std=_rgb(given.std, default.std),
-    )
-
-
-def _image_tower(model: OpenClip, path: Path) -> ImageTowerConfig:
+def _image_tower(model: _OpenClip, path: Path) -> ImageTowerConfig:
     vision = model.vision_cfg
-    size = _side(vision.image_size, path)
+    size = square_side(vision.image_size, path)
     if isinstance(vision.layers, tuple):
         if vision.head_width != 64:
             raise SourceError(f"{path}: vision_cfg.head_width of a ResNet must be 64, not {vision.head_width}")
@@ -139,7 +132,7 @@ def _image_tower(model: OpenClip, path: Path) -> ImageTowerConfig:
     )
 
 
-def _activation(model: OpenClip, gelu: Gelu | None, path: Path) -> Activation:
+def _activation(model: _OpenClip, gelu: Gelu | None, path: Path) -> Activation:
     if model.quick_gelu:
         if gelu is not None:
             raise SourceError(f"{path}: says quick_gelu, and act_kwargs, which are GELU's")
@@ -148,23 +141,32 @@ def _activation(model: OpenClip, gelu: Gelu | None, path: Path) -> Activation:
 
 
 def _mlp_width(width: int, ratio: float) -> int | None:
-    # Four times the width goes without saying, so that every layout gives the same configuration.
+    # Four times the width is not stated, so that every layout gives the same configuration.
     return None if ratio == 4 else int(width * ratio)
 
 
-def _side(size: Side, path: Path) -> int:
-    if isinstance(size, tuple):
-        if size[0] != size[1]:
-            raise SourceError(f"{path}: image_size {list(size)} is not square; only square pictures are read here")
-        return size[0]
-    return size
+def _read_tokenizer(place: Path | None, config: ClipConfig, weights: Path) -> TextTokens:
+    place = place or installed_vocabulary()
+    if place is None:
+        raise SourceError(
+            f"{weights}: carries no tokenizer; name one with --tokenizer (a tokenizer.json, or {REFERENCE}), "
+            "or pip install open_clip_torch, whose vocabulary is then read"
+        )
+    text = config.text
+    content = tokenizer_json(place, vocab_size=text.vocab_size, end_of_text_id=text.end_of_text_id)
+    return TextTokens(content, text.end_of_text_id, text.pad_id)
 
 
-def _rgb(value: float | Rgb | None, default: Rgb) -> Rgb:
-    if value is None:
-        return default
-    return value if isinstance(value, tuple) else (value, value, value)
+def _convert(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    own_text = any(name.startswith("text.") for name in weights)
+    return (CUSTOM_TEXT if own_text else OPENAI).convert(weights, wanted, path)
 
 
-def _misfit(exc: ValidationError, path: Path) -> SourceError:
-    return SourceError(f"{path}: {messages(exc)}")
+OPEN_CLIP: Final = OpenClipLayout(
+    matches=_matches,
+    read=_read,
+    read_tokenizer=_read_tokenizer,
+    complete=lambda config, _tokens: config,
+    needs_preprocess_cfg=False,
+    convert=_convert,
+)

@@ -1,7 +1,7 @@
-"""SigLIP's tokenizer as open_clip uses it: ``tokenizer.json`` behind ``clean = canonicalize`` of its configuration.
+"""SigLIP's tokenizer as open_clip uses it: ``tokenizer.json`` behind the configuration's ``clean = canonicalize``.
 
-open_clip canonicalises texts in Python: the underscore becomes a space, other punctuation goes, letters become lower
-case, white space one space. Here that is part of the tokenizer. (Its first step, ftfy, repairs broken encodings; a
+open_clip canonicalises texts in Python: it replaces the underscore by a space, removes other punctuation, lower-cases,
+and joins white space. Here the tokenizer does that. (open_clip's first step, ftfy, repairs broken encodings; a
 ``tokenizer.json`` cannot.)
 """
 
@@ -13,14 +13,13 @@ from typing import Final
 from tokenizers import Regex, normalizers
 
 from model_export.errors import SourceError
-from model_export.families.clip.tokenizer import TOKENIZER, TokenizerSettings, open_tokenizer_json
-from model_export.families.siglip.tokenizer import SiglipTokenizer
+from model_export.families.tokenizers import TOKENIZER, TextTokens, TokenizerSettings, open_tokenizer_json
 
 _PUNCTUATION: Final = r"[!-/:-@\[-^`{-~]"
 """Python's ``string.punctuation`` without the underscore."""
 
 _WHITE_SPACE: Final = r"[\s\x1c-\x1f]+"
-"""What Python's ``str.split`` splits at."""
+"""The separators of Python's ``str.split``."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,18 @@ _SPECIALS: Final[Mapping[int, _Specials]] = {
     250_000: _Specials("</s>", "</s>"),
     256_000: _Specials("<eos>", "<pad>"),
 }
-"""By vocabulary: C4's and mC4's of SigLIP, Gemma's of SigLIP 2. What stands beside a tokenizer counts more."""
+"""By vocabulary: C4's and mC4's of SigLIP, Gemma's of SigLIP 2. A tokenizer's own settings take precedence."""
 
 
-def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> SiglipTokenizer:
-    """Read SigLIP's tokenizer, and let it canonicalise texts.
+def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> TextTokens:
+    """Read SigLIP's tokenizer, and make it canonicalise texts.
 
     Args:
         place: a ``tokenizer.json``, or the folder that holds one.
         vocab_size: tokens that the text tower knows.
 
     Raises:
-        SourceError: it cannot be read, does not fit the text tower, or its special tokens are not known.
+        SourceError: the tokenizer cannot be read or does not fit the text tower, or its special tokens are unknown.
     """
     path = place / TOKENIZER if place.is_dir() else place
     opened = open_tokenizer_json(path)
@@ -54,7 +53,7 @@ def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> SiglipTokenizer
     if known is None and not {"eos_token", "pad_token"} <= settings.fields.keys():
         raise SourceError(
             f"{settings.path}: does not say eos_token and pad_token, and {vocab_size} tokens are none of SigLIP's "
-            "vocabularies"
+            "vocabularies; add both tokens to it"
         )
     known = known or _Specials("", "")
     end_of_text_id = opened.token_id(settings.token("eos_token", known.end), "end of text")
@@ -71,4 +70,4 @@ def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> SiglipTokenizer
         steps.append(backend.normalizer)
     backend.normalizer = normalizers.Sequence(steps)
     content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
-    return SiglipTokenizer(content, end_of_text_id, pad_id)
+    return TextTokens(content, end_of_text_id, pad_id)

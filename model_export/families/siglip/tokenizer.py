@@ -1,11 +1,11 @@
-"""SigLIP's tokenizer: its ``tokenizer.json``, with the canonical form of a text put into its normaliser.
+"""SigLIP's tokenizer: its ``tokenizer.json``, whose normaliser also brings a text to its canonical form.
 
 SigLIP was trained on texts in lower case without punctuation (`canonicalize_text` of big_vision, and of transformers'
-`SiglipTokenizer`), which a ``tokenizer.json`` of the hub may leave to the program around it. SigLIP 2 reads Gemma's
-tokens, of texts in lower case. Either form is idempotent, so that it does no harm where the file has it already.
+`SiglipTokenizer`); a ``tokenizer.json`` of the hub may leave that to the calling program. SigLIP 2 reads Gemma's
+tokens, of texts in lower case. Both forms are idempotent, so a file that has one already is not harmed.
 
-The text tower sees padding, so that the pad token is part of a text. It is the tokenizer's: configurations give one id
-for both generations, which is wrong for the second.
+The text tower attends to padding, so the pad token is part of a text. Its id is read from the tokenizer:
+configurations state one id for both generations, which is wrong for the second.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,13 @@ from typing import Final
 
 from tokenizers import Regex, Tokenizer, normalizers, processors
 
-from model_export.checkpoints.model_source import SAMPLE_TEXT
 from model_export.errors import SourceError
-from model_export.families.clip.tokenizer import (
+from model_export.families.tokenizers import (
+    SAMPLE_TEXT,
     TOKENIZER,
     TOKENIZER_CONFIG,
     OpenTokenizer,
+    TextTokens,
     TokenizerSettings,
     open_tokenizer_json,
 )
@@ -34,7 +35,7 @@ _WHITE_SPACE: Final = r"[\s\x1c-\x1f]+"
 
 @dataclass(frozen=True)
 class _Generation:
-    """What a tokenizer's class says that its files may leave out."""
+    """Facts of a tokenizer's class that its files may leave out."""
 
     keeps_punctuation: bool
     end: str
@@ -52,31 +53,16 @@ _GENERATIONS: Final[Mapping[str, _Generation]] = {
 """By ``tokenizer_class``, without ``Fast``."""
 
 
-@dataclass(frozen=True)
-class SiglipTokenizer:
-    """A tokenizer that fits its text tower.
-
-    Attributes:
-        content: the bytes of a ``tokenizer.json`` that brings texts to their canonical form.
-        end_of_text_id: of the token behind every text.
-        pad_id: of the token that fills a text up to the context.
-    """
-
-    content: bytes
-    end_of_text_id: int
-    pad_id: int
-
-
-def read_siglip_tokenizer(folder: Path, *, tokenizer: Path | None, vocab_size: int) -> SiglipTokenizer:
+def read_siglip_tokenizer(folder: Path, *, tokenizer: Path | None, vocab_size: int) -> TextTokens:
     """Read SigLIP's tokenizer.
 
     Args:
-        folder: holds ``tokenizer_config.json``, and ``tokenizer.json`` unless that is elsewhere.
+        folder: holds ``tokenizer_config.json``, and ``tokenizer.json`` unless ``tokenizer`` is given.
         tokenizer: a ``tokenizer.json`` elsewhere.
         vocab_size: tokens that the text tower knows.
 
     Raises:
-        SourceError: there is none, it cannot be read or does not fit the text tower, or its class is not known.
+        SourceError: the tokenizer is missing, cannot be read or does not fit the text tower, or its class is not known.
     """
     settings = TokenizerSettings.read(folder)
     generation = _generation(settings)
@@ -95,7 +81,7 @@ def read_siglip_tokenizer(folder: Path, *, tokenizer: Path | None, vocab_size: i
     lower = generation is _SECOND or settings.flag("do_lower_case", default=True)
     _canonicalise(opened.backend, lower=lower, keep_punctuation=generation.keeps_punctuation)
     content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
-    return SiglipTokenizer(content, end_of_text_id, pad_id)
+    return TextTokens(content, end_of_text_id, pad_id)
 
 
 def _generation(settings: TokenizerSettings) -> _Generation:
@@ -122,7 +108,7 @@ def _no_tokenizer(folder: Path, path: Path) -> str:
 
 
 def _place_special_tokens(opened: OpenTokenizer, settings: TokenizerSettings, end: str) -> None:
-    """Follow ``add_bos_token`` and ``add_eos_token``: where a tokenizer's settings say them, they count."""
+    """Apply ``add_bos_token`` and ``add_eos_token`` if the tokenizer's settings state them."""
     if not {"add_bos_token", "add_eos_token"} & settings.fields.keys():
         return
     backend = opened.backend

@@ -23,7 +23,8 @@ from model_export.checkpoints.layouts import is_hugging_face
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.errors import SourceError
 from model_export.export.from_weights import export_model
-from model_export.families.clip.hugging_face import read_clip, read_siglip
+from model_export.families.clip.hugging_face import read_clip
+from model_export.families.siglip.hugging_face import read_siglip
 from service.images.decoding import decode
 from service.model.arrays import Vectors
 from service.model.engine.engine import OnnxEngine
@@ -488,7 +489,7 @@ def test_fused_attention_of_another_width_is_refused(siglip: Path) -> None:
 def test_preprocessing_that_cannot_be_said_is_refused(clip: Path) -> None:
     """The file and the field are named."""
     edit_json(clip / "preprocessor_config.json", lambda c: c.update(resample=0))
-    assert refusal(clip).startswith(f"{clip / 'preprocessor_config.json'}: resample 0 (nearest) cannot be said")
+    assert refusal(clip).startswith(f"{clip / 'preprocessor_config.json'}: resample 0 (nearest) is not supported")
 
 
 def test_a_missing_tokenizer_is_said_and_may_be_given(clip: Path) -> None:

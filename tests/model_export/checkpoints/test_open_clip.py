@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_export.checkpoints import open_clip, openai
-from model_export.checkpoints.assembly import Found, clip_image_section, siglip_image_section
+from model_export.checkpoints.assembly import assemble
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.open_clip import load, recognises
+from model_export.checkpoints.open_clip_config import image_section, model_config
 from model_export.errors import SourceError
 from model_export.export.console import Narrator
 from model_export.export.from_weights import export_model
-from model_export.families import key_tables
 from model_export.families.clip.config import ClipConfig, VisionTransformerConfig
+from model_export.families.clip.family import CLIP
 from model_export.families.clip.model import ClipModel
-from model_export.families.clip.open_clip import clip_config, image_section, siglip_config
-from model_export.families.open_clip import OpenClip, OpenSiglip, model_config
+from model_export.families.family import ModelConfig
 from model_export.families.siglip.config import SiglipConfig
+from model_export.families.siglip.family import SIGLIP as FAMILY
+from model_export.families.siglip.open_clip import KEYS
 from model_export.families.siglip.open_clip_tokenizer import read_canonical_tokenizer
 from model_export.families.sizes import SIZES
 from service.model.manifest import SigmoidScoring
@@ -193,15 +195,19 @@ def test_what_the_configuration_says_cannot_be_said_again(vocabulary: Path, tmp_
 FILE = Path("open_clip_config.json")
 
 
+def read_config(said: Any) -> ModelConfig:
+    """Read ``model_cfg``."""
+    return model_config(said, None, FILE)[1]
+
+
 def test_every_part_of_a_configuration_counts() -> None:
     """Heads by their width, MLPs by their ratio, the activation, the end of text by the pooling."""
     said = open_clip_config(reference()[0])["model_cfg"]
     said |= {"quick_gelu": False}
     said["vision_cfg"] |= {"width": 160, "head_width": 80, "mlp_ratio": 4.3637, "image_size": [40, 40]}
     said["text_cfg"] |= {"pool_type": "eos", "eos_id": 7, "act_kwargs": {"approximate": "tanh"}}
-    model = model_config(said, FILE)
-    assert isinstance(model, OpenClip)
-    config = clip_config(model, FILE)
+    config = read_config(said)
+    assert isinstance(config, ClipConfig)
     assert config.image == VisionTransformerConfig(
         image_size=40, patch_size=8, width=160, layers=2, heads=2, mlp_width=698, activation="gelu"
     )
@@ -241,7 +247,7 @@ def test_a_model_that_our_modules_cannot_compute_is_refused_by_name(
     said = open_clip_config(reference()[0])["model_cfg"]
     change(said)
     with pytest.raises(SourceError) as caught:
-        clip_config(model_config(said, FILE), FILE)  # type: ignore[arg-type] # a SigLIP's is refused before
+        read_config(said)
     assert str(caught.value).startswith(f"{FILE}: ")
     assert message in str(caught.value)
 
@@ -261,7 +267,7 @@ def test_a_model_that_our_modules_cannot_compute_is_refused_by_name(
 )
 def test_preprocessing_is_the_configurations(said: dict[str, Any], expected: dict[str, Any]) -> None:
     """What it leaves out is as open_clip has it, and so is what open_clip passes over."""
-    default = clip_image_section(32)
+    default = CLIP.images.section(32)
     assert default.model_copy(update=expected) == image_section(said, default=default, path=FILE)
 
 
@@ -278,7 +284,7 @@ def test_preprocessing_is_the_configurations(said: dict[str, Any], expected: dic
 def test_preprocessing_that_a_bundle_cannot_say_is_refused(said: object, message: str) -> None:
     """By the name of the setting."""
     with pytest.raises(SourceError) as caught:
-        image_section(said, default=clip_image_section(32), path=FILE)
+        image_section(said, default=CLIP.images.section(32), path=FILE)
     assert str(caught.value).startswith(f"{FILE}: {message}")
 
 
@@ -299,13 +305,13 @@ NEEDS_OPEN_CLIP = pytest.mark.skipif(not published(), reason="open_clip_torch is
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_open_clips_own_configurations_are_the_named_sizes(name: str) -> None:
     """But for the activation: the names are OpenAI's too, whose weights use QuickGELU."""
-    model = model_config(published()[name], FILE)
+    config = read_config(published()[name])
     expected = SIZES[name].config
-    if isinstance(model, OpenSiglip):
-        assert expected == siglip_config(model, FILE, pad_id=1)
+    if isinstance(config, SiglipConfig):
+        assert expected == config
         return
     assert isinstance(expected, ClipConfig)
-    config = clip_config(model, FILE)
+    assert isinstance(config, ClipConfig)
     assert config.text.activation == "gelu"
     image: dict[str, Any] = {"activation": "gelu"} if expected.image.kind == "vit" else {}
     update = {"image": expected.image.model_copy(update=image)}
@@ -320,11 +326,7 @@ def test_every_configuration_of_open_clips_is_read_or_refused_in_one_line() -> N
     read, refused = [], {}
     for name, said in published().items():
         try:
-            model = model_config(said, FILE)
-            if isinstance(model, OpenClip):
-                clip_config(model, FILE)
-            else:
-                siglip_config(model, FILE, pad_id=1)
+            read_config(said)
             read.append(name)
         except SourceError as exc:
             assert "\n" not in str(exc)  # noqa: PT017 - most are read
@@ -476,8 +478,8 @@ def test_a_siglips_vectors_are_those_of_an_independent_reference(tmp_path: Path)
     save_file(weights, tmp_path / "tiny.safetensors")
     place = open_clip._place(tmp_path / "tiny.safetensors")
     tokenizer = read_canonical_tokenizer(tmp_path, vocab_size=9)
-    found: Found = open_clip._found(place, siglip_image_section(34), SourceOptions())
-    source = open_clip._siglip_source(found, SIGLIP, tokenizer)
+    found = open_clip._found(place, FAMILY, FAMILY.images.section(34), SourceOptions())
+    source = assemble(found, FAMILY, FAMILY.open_clip.complete(SIGLIP, tokenizer), tokenizer)
 
     pixels = torch.randn(3, 3, 34, 34, generator=torch.Generator().manual_seed(1))
     ids = torch.tensor([[3, 4, 5, 3, 6, 1], [6, 1, 0, 0, 0, 0]])
@@ -550,9 +552,7 @@ def siglip_said() -> dict[str, Any]:
 
 def test_a_siglip_is_told_by_timms_name_of_its_tower() -> None:
     """Its shape is the named size's."""
-    model = model_config(siglip_said(), FILE)
-    assert isinstance(model, OpenSiglip)
-    assert SIZES["ViT-B-16-SigLIP"].config == siglip_config(model, FILE, pad_id=1)
+    assert SIZES["ViT-B-16-SigLIP"].config == read_config(siglip_said())
 
 
 @pytest.mark.parametrize(
@@ -574,7 +574,7 @@ def test_a_siglip_of_another_kind_is_refused(change: Callable[[dict[str, Any]], 
     said = siglip_said()
     change(said)
     with pytest.raises(SourceError) as caught:
-        siglip_config(model_config(said, FILE), FILE, pad_id=1)  # type: ignore[arg-type] # it is a SigLIP's
+        read_config(said)
     assert message in str(caught.value)
 
 
@@ -598,7 +598,7 @@ def test_a_siglip_needs_its_tokenizer_and_its_preprocessing(tmp_path: Path) -> N
 def test_the_tables_cover_every_parameter() -> None:
     """Every weight of a SigLIP has its row, and no row leads nowhere."""
     weights = siglip_weights(SIGLIP)
-    names = {ours for name in weights for ours in key_tables.SIGLIP._ours(name)}
+    names = {ours for name in weights for ours in KEYS._ours(name)}
     from model_export.families.siglip.model import SiglipModel
 
     with torch.device("meta"):

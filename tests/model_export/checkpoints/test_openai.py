@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from model_export.checkpoints import openai
-from model_export.checkpoints.assembly import clip_image_section, installed_vocabulary
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.openai import load, recognises
 from model_export.errors import SourceError
 from model_export.families.clip.config import ClipConfig
+from model_export.families.clip.family import CLIP
 from model_export.families.clip.model import ClipModel
+from model_export.families.clip.tokenizer import installed_vocabulary
 from model_export.families.sizes import SIZES
 from service.model.manifest import FileEntry
 from tests.support.clip_files import write_archive
@@ -126,7 +127,7 @@ def test_a_source_says_where_it_is_from_and_how_it_is_used(archive: Path, vocabu
     assert source.name == "tiny-vit"
     assert source.architecture == "clip/vit"
     assert source.dim == 32
-    assert source.image == clip_image_section(32)
+    assert CLIP.images.section(32) == source.image
     assert source.text.end_of_text_id == 599
     assert source.text.max_length == 32
     assert source.scoring.logit_scale == pytest.approx(math.exp(2.75))

@@ -9,8 +9,9 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from model_export.checkpoints.preprocessing import ModelType, image_section
+from model_export.checkpoints.preprocessing import image_section
 from model_export.errors import SourceError
+from model_export.families.table import FAMILIES
 from service.images.decoding import decode
 from service.model.arrays import Pixels
 from service.model.manifest import ImageSection
@@ -51,16 +52,16 @@ AS_READ = {"do_rescale": False, "do_normalize": False}
 """So that transformers stops at whole pixel values."""
 
 
-def read(folder: Path, fields: object, model_type: ModelType = "clip", image_size: int = 32) -> ImageSection:
+def read(folder: Path, fields: object, family: str = "clip", image_size: int = 32) -> ImageSection:
     """Read a folder whose preprocessing says this."""
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
-    return image_section(folder, model_type=model_type, image_size=image_size)
+    return image_section(folder, family=FAMILIES[family], image_size=image_size)
 
 
-def refusal(folder: Path, fields: object, model_type: ModelType = "clip") -> str:
+def refusal(folder: Path, fields: object, family: str = "clip") -> str:
     """Return the one line that a folder is refused with, without the file's name."""
     with pytest.raises(SourceError) as caught:
-        read(folder, fields, model_type)
+        read(folder, fields, family)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"{folder / 'preprocessor_config.json'}: ")
     return str(caught.value).removeprefix(f"{folder / 'preprocessor_config.json'}: ")
@@ -95,17 +96,15 @@ def test_the_fields_of_every_age_say_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "processor"), [("clip", CLIPImageProcessorPil), ("siglip", SiglipImageProcessorPil)]
+    ("family", "processor"), [("clip", CLIPImageProcessorPil), ("siglip", SiglipImageProcessorPil)]
 )
-def test_what_is_left_out_has_the_default_of_the_published_class(
-    tmp_path: Path, model_type: ModelType, processor: Any
-) -> None:
+def test_what_is_left_out_has_the_default_of_the_published_class(tmp_path: Path, family: str, processor: Any) -> None:
     """An empty file says what a processor without arguments does."""
     processor().save_pretrained(tmp_path)
-    published = image_section(tmp_path, model_type=model_type, image_size=224)
+    published = image_section(tmp_path, family=FAMILIES[family], image_size=224)
 
-    assert published == read(tmp_path, {}, model_type, 224)
-    assert ("shortest" if model_type == "clip" else "squash") == published.resize
+    assert published == read(tmp_path, {}, family, 224)
+    assert ("shortest" if family == "clip" else "squash") == published.resize
 
 
 def test_a_named_class_counts_more_than_the_models_type(tmp_path: Path) -> None:
@@ -119,7 +118,7 @@ def test_newer_folders_keep_it_in_the_processors_file(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": NEW, "processor_class": "x"}))
 
-    assert expected == image_section(tmp_path, model_type="clip", image_size=32)
+    assert expected == image_section(tmp_path, family=FAMILIES["clip"], image_size=32)
 
 
 def test_not_normalising_is_said_as_mean_0_and_deviation_1(tmp_path: Path) -> None:
@@ -176,20 +175,20 @@ def test_a_crop_that_cannot_be_centred_is_rounded_as_clips_reference_does(tmp_pa
         ({"do_resize": False}, "does not resize"),
         ({"do_rescale": False}, "rescales by 1, a bundle by 1/255"),
         ({"rescale_factor": 1 / 127.5}, "rescales by 0.00784"),
-        ({"resample": 0}, "resample 0 (nearest) cannot be said"),
-        ({"resample": 4}, "resample 4 (box) cannot be said"),
-        ({"resample": 9}, "resample 9 cannot be said"),
+        ({"resample": 0}, "resample 0 (nearest) is not supported"),
+        ({"resample": 4}, "resample 4 (box) is not supported"),
+        ({"resample": 9}, "resample 9 is not supported"),
         ({"do_center_crop": False}, "does not crop; a bundle needs pictures of one size"),
         ({"size": 36}, "resizes the shorter side to 36 and crops 32x32"),
         ({"crop_size": {"height": 32, "width": 16}}, "crops 32x16"),
         ({"crop_size": {"shortest_edge": 32}}, "crop_size must be a number, or height and width"),
-        ({"size": {"longest_edge": 32}}, "size says longest_edge"),
+        ({"size": {"longest_edge": 32}}, "size has longest_edge"),
         ({"size": {"height": 64, "width": 64}}, "resizes to 64x64 and then crops"),
         ({"size": 64, "crop_size": 64}, "prepares pictures of 64x64, the model takes 32x32"),
         ({"size": "large"}, "size"),
         ({"image_std": [0, 1, 1]}, "image_std.0: Input should be greater than 0"),
         ({"image_mean": [0.5]}, "image_mean"),
-        ({"do_flip_channel_order": True}, "asks for do_flip_channel_order, which a bundle cannot say"),
+        ({"do_flip_channel_order": True}, "asks for do_flip_channel_order, which a bundle cannot express"),
         ({"do_pad": True}, "asks for do_pad"),
         ({"image_processor_type": "Siglip2ImageProcessor"}, "is of a Siglip2ImageProcessor; only "),
     ],
@@ -211,7 +210,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"preprocessor_config\.json: is not there; it says how pictures are prepared"
     ):
-        image_section(tmp_path, model_type="clip", image_size=32)
+        image_section(tmp_path, family=FAMILIES["clip"], image_size=32)
 
 
 def test_a_picture_of_any_format_is_prepared_alike(tmp_path: Path) -> None:

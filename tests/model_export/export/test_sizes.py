@@ -11,10 +11,11 @@ import torch
 
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
 from model_export.checkpoints.model_source import text_section
-from model_export.families.build import build
 from model_export.families.clip.config import ClipConfig, ModifiedResNetConfig, VisionTransformerConfig
+from model_export.families.family import ModelConfig
 from model_export.families.siglip.config import SiglipConfig
 from model_export.families.sizes import SIZES
+from model_export.families.table import family_of
 from model_export.graphs.folding import fold_batch_norm
 from model_export.graphs.torch_export import IDS, PIXELS, export_image_encoder, export_text_encoder
 
@@ -26,13 +27,14 @@ END: Final = 31
 LENGTHS: Final = (2, 5, CONTEXT)
 
 
-def shallow(config: ClipConfig | SiglipConfig) -> ClipConfig | SiglipConfig:
+def shallow(config: ModelConfig) -> ClipConfig | SiglipConfig:
     """Leave one layer of each tower, four patches, a short context and a few tokens; all else stays."""
-    image, text = config.image, config.text
     fewer = {"layers": 1, "context_length": CONTEXT, "vocab_size": VOCABULARY}
     if isinstance(config, SiglipConfig):
         small = config.image.model_copy(update={"layers": 1, "image_size": 2 * config.image.patch_size})
-        return config.model_copy(update={"image": small, "text": text.model_copy(update=fewer)})
+        return config.model_copy(update={"image": small, "text": config.text.model_copy(update=fewer)})
+    assert isinstance(config, ClipConfig)
+    image, text = config.image, config.text
     tower: ModifiedResNetConfig | VisionTransformerConfig
     if isinstance(image, ModifiedResNetConfig):
         tower = image.model_copy(update={"layers": (1, 1, 1, 1), "image_size": 64})
@@ -52,9 +54,10 @@ SHALLOW: Final = {shallow(size.config).model_dump_json(): name for name, size in
 def test_a_size_exports_to_graphs_that_compute_it(name: str) -> None:
     """Both graphs give torch's vectors, for other batches than the example's and, of a CLIP, for short texts too."""
     config = shallow(SIZES[name].config)
+    family = family_of(config)
     torch.manual_seed(0)
-    model = build(config).eval().requires_grad_(requires_grad=False)
-    side, fixed = config.image.image_size, isinstance(config, SiglipConfig)
+    model = family.build(config).eval().requires_grad_(requires_grad=False)
+    side, fixed = config.image.image_size, family.padding == "fixed"
     image = fold_batch_norm(ImageEncoder(model, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
     text = TextEncoder(model)
     section = text_section(context_length=CONTEXT, pad_id=0, end_of_text_id=END, fixed=fixed)

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from model_export.architectures.layers import ResidualAttentionBlock
-from model_export.families.build import build
+from model_export.families.clip.config import ClipConfig
 from model_export.families.clip.model import ClipModel
 from model_export.families.clip.residual_conv import WhiteningStem
 
@@ -27,6 +27,11 @@ TOWERS: dict[str, dict[str, Any]] = {
     "residual_conv": {"kind": "residual_conv", "image_size": 16, "stem_width": 8, "widths": [16, 24]},
     "whitening": {"kind": "residual_conv", "image_size": 16, "stem": "whitening", "stem_width": 24, "widths": [16, 24]},
 }
+
+
+def build(fields: dict[str, Any]) -> ClipModel:
+    """Build a model from a configuration's JSON form."""
+    return ClipModel(ClipConfig.model_validate(fields))
 
 
 def small(tower: str) -> ClipModel:

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from model_export.cli import app
 from model_export.errors import SourceError
-from model_export.families.build import build
 from model_export.families.clip.config import ClipConfig
-from model_export.families.sizes import SIZES, NamedSize, named_size
+from model_export.families.clip.model import ClipModel
+from model_export.families.family import NamedSize
+from model_export.families.sizes import SIZES, named_size
+from model_export.families.table import family_of
 
 # Counting the largest builds thousands of modules, on a busy machine for some ten seconds.
 pytestmark = pytest.mark.timeout(300)
@@ -54,7 +56,7 @@ def test_every_size_is_compared_with_what_is_published() -> None:
 def test_a_size_has_the_published_number_of_parameters(size: NamedSize) -> None:
     """A model built from the entry's configuration has its parameters, to the last one; nothing is allocated."""
     with torch.device("meta"):
-        model = build(size.config)
+        model = family_of(size.config).build(size.config)
 
     assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
 
@@ -116,7 +118,7 @@ def test_the_mlp_width_of_either_tower_can_be_stated_and_is_left_out_otherwise()
     stated = ClipConfig.model_validate({"image": image | {"mlp_width": 50}, "text": text | {"mlp_width": 20}})
 
     for config, widths in ((plain, (128, 64)), (stated, (50, 20))):
-        weights = build(config).state_dict()
+        weights = ClipModel(config).state_dict()
         assert widths == tuple(len(weights[f"{tower}.blocks.0.mlp.c_fc.weight"]) for tower in ("visual", "text"))
     assert "mlp_width" not in plain.model_dump_json()
     assert stated == ClipConfig.model_validate_json(stated.model_dump_json())

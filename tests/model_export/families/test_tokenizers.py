@@ -11,8 +11,9 @@ from transformers import CLIPTokenizer
 
 from model_export.errors import SourceError
 from model_export.families.clip.bpe import END_OF_TEXT, START_OF_TEXT
-from model_export.families.clip.tokenizer import REFERENCE, tokenizer_json
-from model_export.families.siglip.tokenizer import SiglipTokenizer, read_siglip_tokenizer
+from model_export.families.clip.tokenizer import tokenizer_json
+from model_export.families.siglip.tokenizer import read_siglip_tokenizer
+from model_export.families.tokenizers import REFERENCE, TextTokens
 from service.model.manifest import TextSection
 from service.model.tokenizer import Tokenizer
 from tests.support.tiny_hugging_face import (
@@ -211,7 +212,7 @@ def canonical(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def siglip(folder: Path, *, vocab_size: int = 200, tokenizer: Path | None = None) -> SiglipTokenizer:
+def siglip(folder: Path, *, vocab_size: int = 200, tokenizer: Path | None = None) -> TextTokens:
     """Read SigLIP's tokenizer."""
     return read_siglip_tokenizer(folder, tokenizer=tokenizer, vocab_size=vocab_size)
 

@@ -14,13 +14,14 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from model_export.bundles.verification import verify_bundle
+from model_export.checkpoints.layouts import has_onnx_towers
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.checkpoints.naming import bundle_name
 from model_export.errors import ExportError, ParityError, SourceError
 from model_export.graphs.passes import drop_unused
 from model_export.published_onnx.logit_scale import Scale, read_scale
-from model_export.published_onnx.source import OnnxOptions, OnnxSource, load, recognises
-from model_export.published_onnx.to_bundle import write
+from model_export.published_onnx.source import OnnxOptions, OnnxSource, read_published
+from model_export.published_onnx.to_bundle import write_bundle
 from service.model.engine.engine import OnnxEngine
 from service.model.loading import Bundle, load_bundle
 from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER, SigmoidScoring, SoftmaxScoring
@@ -76,7 +77,7 @@ def copied(clip: Repository, tmp_path: Path) -> Path:
 
 def bundle_of(source: OnnxSource, out: Path) -> Bundle:
     """Write a bundle and open it as the service does."""
-    manifest = write(source, out, listener=Heard())
+    manifest = write_bundle(source, out, listener=Heard())
     bundle = load_bundle(out)
     assert bundle.manifest == manifest
     return bundle
@@ -109,7 +110,7 @@ def noise(count: int) -> np.ndarray:
 def clip_bundle(clip: Repository, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The CLIP's fp32 bundle. Not to be written to."""
     options = OnnxOptions(SourceOptions(source_id="someone/Tiny-CLIP@abc", licence="mit"))
-    return bundle_of(load(clip.folder, options), tmp_path_factory.mktemp("bundles") / "clip")
+    return bundle_of(read_published(clip.folder, options), tmp_path_factory.mktemp("bundles") / "clip")
 
 
 def test_clip_answers_as_transformers_does(clip: Repository, clip_bundle: Bundle) -> None:
@@ -123,7 +124,7 @@ def test_clip_answers_as_transformers_does(clip: Repository, clip_bundle: Bundle
 
 def test_siglip_answers_as_transformers_does(siglip: Repository, tmp_path: Path) -> None:
     """SigLIP's texts are padded as it was trained, its towers pool into the joint space, its scores have a bias."""
-    bundle = bundle_of(load(siglip.folder), tmp_path / "out")
+    bundle = bundle_of(read_published(siglip.folder), tmp_path / "out")
     text, scoring = bundle.manifest.text, bundle.manifest.scoring
     assert (text.padding, text.max_length, text.pad_id) == ("fixed", SIGLIP_CONTEXT, text.end_of_text_id)
     assert isinstance(scoring, SigmoidScoring)
@@ -182,7 +183,7 @@ def described(value: onnx.ValueInfoProto) -> tuple[str, int, list[int | str]]:
 def test_variants(request: pytest.FixtureRequest, tmp_path: Path, model: str, variant: str, precision: str) -> None:
     """Graphs of other precisions are served as they are, near to their source's own on the same batch."""
     folder, heard = request.getfixturevalue(model).folder, Heard()
-    manifest = write(load(folder, variant=variant), tmp_path / "out", listener=heard)
+    manifest = write_bundle(read_published(folder, variant=variant), tmp_path / "out", listener=heard)
     assert precision == manifest.precision
     assert [IMAGE_ENCODER, TEXT_ENCODER] == [graph.file for graph in heard.graphs]
     same_batch = {check.name: check for check in heard.reports[0].checks if check.name.endswith("same batch")}
@@ -201,7 +202,7 @@ def test_a_written_bundle_verifies(clip_bundle: Bundle) -> None:
 def test_the_same_source_gives_the_same_bytes(clip_bundle: Bundle, copied: Path, tmp_path: Path) -> None:
     """Nothing of the machine, the folder or the hour is in a bundle."""
     options = OnnxOptions(SourceOptions(source_id="someone/Tiny-CLIP@abc", licence="mit"))
-    again = bundle_of(load(copied, options), tmp_path / "again")
+    again = bundle_of(read_published(copied, options), tmp_path / "again")
     assert [path.name for path in sorted(clip_bundle.path.iterdir())] == [
         path.name for path in sorted(again.path.iterdir())
     ]
@@ -214,14 +215,15 @@ def test_no_torch_is_imported(clip: Repository, tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from model_export.published_onnx.source import load, recognises
-from model_export.published_onnx.to_bundle import write
+from model_export.checkpoints.layouts import has_onnx_towers
+from model_export.published_onnx.source import read_published
+from model_export.published_onnx.to_bundle import write_bundle
 class Quiet:
     def wrote(self, graph): pass
     def measured(self, report): pass
 folder = Path({str(clip.folder)!r})
-assert recognises(folder)
-write(load(folder), Path({str(tmp_path / "out")!r}), listener=Quiet())
+assert has_onnx_towers(folder)
+write_bundle(read_published(folder), Path({str(tmp_path / "out")!r}), listener=Quiet())
 print(sorted({{"torch", "transformers", "onnxscript"}} & sys.modules.keys()))
 """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -232,17 +234,17 @@ print(sorted({{"torch", "transformers", "onnxscript"}} & sys.modules.keys()))
 
 def test_recognises_the_split_layout_alone(clip: Repository, copied: Path, tmp_path: Path) -> None:
     """Both encoders must be there, in whatever variant."""
-    assert recognises(clip.folder)
+    assert has_onnx_towers(clip.folder)
     for path in (copied / "onnx").glob("text_model*"):
         path.unlink()
-    assert not recognises(copied)
-    assert not recognises(tmp_path)
-    assert not recognises(clip.folder / "config.json")
+    assert not has_onnx_towers(copied)
+    assert not has_onnx_towers(tmp_path)
+    assert not has_onnx_towers(clip.folder / "config.json")
 
 
 def test_the_name_follows_from_the_folder(clip: Repository) -> None:
     """As for every other layout."""
-    assert bundle_name(clip.folder, SourceOptions()) == load(clip.folder).name
+    assert bundle_name(clip.folder, SourceOptions()) == read_published(clip.folder).name
 
 
 def test_a_text_graph_that_sees_padding_is_padded_as_it_was_trained(copied: Path, tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ def test_a_text_graph_that_sees_padding_is_padded_as_it_was_trained(copied: Path
     source_graph = bag_of_words(vocabulary=vocabulary)
     onnx.save_model(source_graph, copied / "onnx/text_model.onnx")
     heard = Heard()
-    manifest = write(load(copied), tmp_path / "out", listener=heard)
+    manifest = write_bundle(read_published(copied), tmp_path / "out", listener=heard)
     assert (manifest.text.padding, manifest.text.max_length) == ("fixed", CONTEXT)
     said = {check.name: check.detail for check in heard.reports[0].checks}
     assert f"so every text is of {CONTEXT} tokens" in said["padding"]
@@ -276,7 +278,7 @@ def test_a_text_graph_of_one_length_is_asked_with_that_length(copied: Path) -> N
         model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 12
 
     changed("text_model", one_length)(copied)
-    text = load(copied).text
+    text = read_published(copied).text
     assert (text.padding, text.min_length, text.max_length) == ("fixed", 12, 12)
 
 
@@ -290,7 +292,7 @@ def test_graphs_that_do_not_survive_batching_are_not_written(copied: Path, tmp_p
     model.graph.node.append(node("Add", "own highest", "image_embeds"))
     onnx.save_model(model, path)
     with pytest.raises(ParityError, match=r"was not written; its graphs fail: images, batch 2, images, batch 7"):
-        write(load(copied), tmp_path / "new" / "out", listener=Heard())
+        write_bundle(read_published(copied), tmp_path / "new" / "out", listener=Heard())
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -305,14 +307,14 @@ def test_weights_beside_the_graph_in_a_folder_of_links(clip_bundle: Bundle, copi
         for file in (path, path.with_name(f"{name}.onnx_data")):
             file.rename(blobs / file.name)
             file.symlink_to(blobs / file.name)
-    bundle = bundle_of(load(copied), tmp_path / "out")
+    bundle = bundle_of(read_published(copied), tmp_path / "out")
     files = clip_bundle.manifest.files
     assert [files[name] for name in (IMAGE_ENCODER, TEXT_ENCODER)] == [
         bundle.manifest.files[name] for name in (IMAGE_ENCODER, TEXT_ENCODER)
     ]
     (copied / "onnx/text_model.onnx_data").unlink()
     with pytest.raises(SourceError, match=r"text_model.onnx_data: is not there, and text_model.onnx keeps"):
-        load(copied)
+        read_published(copied)
 
 
 def test_weights_outside_the_folder_are_refused(copied: Path) -> None:
@@ -325,7 +327,7 @@ def test_weights_outside_the_folder_are_refused(copied: Path) -> None:
     tensor.external_data.add(key="location", value="../config.json")
     path.write_bytes(model.SerializeToString())
     with pytest.raises(SourceError, match=r"vision_model.onnx: wants weights from '../config.json', outside"):
-        load(copied)
+        read_published(copied)
 
 
 # --- the logit scale
@@ -334,19 +336,19 @@ def test_weights_outside_the_folder_are_refused(copied: Path) -> None:
 def test_a_stated_scale_takes_the_place_of_the_full_graph(copied: Path, tmp_path: Path) -> None:
     """Without the full graph the user's word counts; the configuration's initial value never does."""
     (copied / "onnx/model.onnx").unlink()
-    source = load(copied, OnnxOptions(logit_scale=50.0))
+    source = read_published(copied, OnnxOptions(logit_scale=50.0))
     assert SoftmaxScoring(logit_scale=50.0) == source.scoring
     assert source.provenance.recipe is not None
     assert source.provenance.recipe["logit_scale"] == "stated by the user"
     with pytest.raises(SourceError, match=r"model.onnx: is not there.*download it too, or state --logit-scale"):
-        load(copied)
+        read_published(copied)
 
 
 def test_a_stated_scale_may_not_contradict_the_full_graph(clip: Repository) -> None:
     """What a file says counts; a statement near it is the same statement."""
-    assert load(clip.folder, OnnxOptions(logit_scale=20.08)).scoring == load(clip.folder).scoring
+    assert read_published(clip.folder, OnnxOptions(logit_scale=20.08)).scoring == read_published(clip.folder).scoring
     with pytest.raises(SourceError, match=r"model.onnx: has logit scale 20.0855, stated is logit scale 100; leave"):
-        load(clip.folder, OnnxOptions(logit_scale=100))
+        read_published(clip.folder, OnnxOptions(logit_scale=100))
 
 
 def test_siglip_needs_its_bias_too(siglip: Repository, tmp_path: Path) -> None:
@@ -354,8 +356,8 @@ def test_siglip_needs_its_bias_too(siglip: Repository, tmp_path: Path) -> None:
     folder = shutil.copytree(siglip.folder, tmp_path / "siglip")
     (folder / "onnx/model.onnx").unlink()
     with pytest.raises(SourceError, match=r"need a bias too; state --logit-scale and --logit-bias"):
-        load(folder, OnnxOptions(logit_scale=100))
-    stated = load(folder, OnnxOptions(logit_scale=100, logit_bias=-10))
+        read_published(folder, OnnxOptions(logit_scale=100))
+    stated = read_published(folder, OnnxOptions(logit_scale=100, logit_bias=-10))
     assert SigmoidScoring(logit_scale=100, logit_bias=-10) == stated.scoring
 
 
@@ -364,7 +366,7 @@ def test_a_scale_must_be_above_zero(copied: Path) -> None:
     (copied / "onnx/model.onnx").unlink()
     for scale in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(SourceError, match="a scale is above 0"):
-            load(copied, OnnxOptions(logit_scale=scale))
+            read_published(copied, OnnxOptions(logit_scale=scale))
 
 
 def cosines(*nodes: onnx.NodeProto, constants: dict[str, Any], output: str = "logits_per_image") -> ModelProto:
@@ -596,21 +598,21 @@ def test_what_cannot_be_served_is_refused_by_name(copied: Path, refusal: str) ->
     change, message = REFUSALS[refusal]
     change(copied)
     with pytest.raises(SourceError, match=message) as caught:
-        load(copied)
+        read_published(copied)
     assert "\n" not in str(caught.value)
 
 
 def test_nodes_in_any_order_are_put_in_theirs(clip_bundle: Bundle, copied: Path, tmp_path: Path) -> None:
     """Some converters forget the order of nodes; the bundle is the same."""
     changed("text_model", unsorted)(copied)
-    bundle = bundle_of(load(copied), tmp_path / "out")
+    bundle = bundle_of(read_published(copied), tmp_path / "out")
     assert clip_bundle.manifest.text_revision == bundle.manifest.text_revision
 
 
 def test_unknown_variant(clip: Repository) -> None:
     """The names are those of the published files."""
     with pytest.raises(SourceError, match=r"no variant 'q3'; the names are fp32, fp16, quantized, int8"):
-        load(clip.folder, variant="q3")
+        read_published(clip.folder, variant="q3")
 
 
 @pytest.mark.parametrize(
@@ -632,7 +634,7 @@ def test_an_operator_that_does_not_exist(
 
     changed("text_model", invent)(copied)
     with pytest.raises(error, match=message) as caught:
-        write(load(copied), tmp_path / "new" / "out", listener=Heard())
+        write_bundle(read_published(copied), tmp_path / "new" / "out", listener=Heard())
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "new").iterdir()) == []
 

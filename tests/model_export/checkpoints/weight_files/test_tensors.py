@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model_export.checkpoints.layouts import Kind, kind_of
+from model_export.checkpoints.layouts import WeightsFormat, weights_format
 from model_export.checkpoints.weight_files.tensors import is_script_archive, peek_names, read_tensors
 from model_export.errors import SourceError
 
@@ -156,7 +156,7 @@ def test_other_files_have_no_names(tmp_path: Path) -> None:
         assert not peek_names(tmp_path / name)
         assert not is_script_archive(tmp_path / name)
     assert not peek_names(tmp_path / "missing")
-    assert kind_of(tmp_path / "text") is None
+    assert weights_format(tmp_path / "text") is None
 
 
 # --- files that want to run code -------------------------------------------------------------------------------------
@@ -484,4 +484,4 @@ def test_a_path_without_a_file_is_refused(tmp_path: Path) -> None:
 def test_the_kind_follows_from_the_content(tmp_path: Path) -> None:
     """Not from the name."""
     write_safetensors(tmp_path / "w.pt")
-    assert kind_of(tmp_path / "w.pt") is Kind.SAFETENSORS
+    assert weights_format(tmp_path / "w.pt") is WeightsFormat.SAFETENSORS

@@ -1,0 +1,87 @@
+"""Reads ``open_clip_config.json``: ``model_cfg`` as a configuration of ours, ``preprocess_cfg`` as an image section."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from model_export.architectures.activations import Activation
+from model_export.errors import SourceError
+from model_export.families.family import Family, ModelConfig
+from model_export.families.table import FAMILIES, TITLES
+from model_export.files import checked
+from service.model.manifest import ImageSection, Rgb
+
+
+class _Preprocess(BaseModel):
+    """``preprocess_cfg``, with open_clip's defaults; it ignores unknown fields, and takes the size from the model."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    mode: Literal["RGB"] = "RGB"
+    mean: float | Rgb | None = None
+    std: float | Rgb | None = None
+    interpolation: Literal["bicubic", "bilinear", "random"] | None = None
+    resize_mode: Literal["shortest", "squash", "longest"] | None = None
+
+
+def model_config(fields: object, activation: Activation | None, path: Path) -> tuple[Family[Any], ModelConfig]:
+    """Read ``model_cfg`` as its family does; the tokenizer is still to come.
+
+    Args:
+        fields: the JSON value.
+        activation: the one that the user states, if any.
+        path: of the file, for messages.
+
+    Raises:
+        SourceError: a value is invalid, or our modules cannot compute it; the message names it.
+    """
+    sections = fields if isinstance(fields, dict) else {}
+    vision, text = sections.get("vision_cfg"), sections.get("text_cfg")
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise SourceError(f"{path}: lacks vision_cfg and text_cfg; is it an open_clip_config.json?")
+    if "multimodal_cfg" in sections:
+        raise SourceError(f"{path}: is of a CoCa, which is not read here; only {TITLES} are")
+    if name := text.get("hf_model_name"):
+        raise SourceError(f"{path}: its text tower is {name}, which is not read here")
+    for family in FAMILIES.values():
+        if family.open_clip.matches(vision, text):
+            return family, family.open_clip.read(sections, activation, path)
+    tower = vision.get("timm_model_name")
+    raise SourceError(f"{path}: its image tower is timm's {tower}, which is not read here; only {TITLES} are")
+
+
+def image_section(fields: object, *, default: ImageSection, path: Path) -> ImageSection:
+    """Read ``preprocess_cfg``.
+
+    Args:
+        fields: the JSON value; null counts as absent.
+        default: for what the file does not state, and for the size.
+        path: of the file, for messages.
+
+    Raises:
+        SourceError: a value is invalid, or a bundle cannot express it.
+    """
+    if not isinstance(fields, dict):
+        raise SourceError(f"{path}: preprocess_cfg must be a JSON object")
+    given = checked(_Preprocess, {name: value for name, value in fields.items() if value is not None}, path)
+    if given.resize_mode == "longest":
+        raise SourceError(f"{path}: resize_mode 'longest' pads a picture, which a bundle cannot express")
+    resize = given.resize_mode or default.resize
+    # "random" is for training; otherwise open_clip takes bicubic.
+    interpolation = "bicubic" if given.interpolation == "random" else given.interpolation or default.interpolation
+    return ImageSection(
+        height=default.height,
+        width=default.width,
+        resize=resize,
+        interpolation=interpolation,
+        crop="center" if resize == "shortest" else "none",
+        mean=_rgb(given.mean, default.mean),
+        std=_rgb(given.std, default.std),
+    )
+
+
+def _rgb(value: float | Rgb | None, default: Rgb) -> Rgb:
+    if value is None:
+        return default
+    return value if isinstance(value, tuple) else (value, value, value)
