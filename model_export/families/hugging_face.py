@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 class VisionSection(Section):
-    """``vision_config``, with the defaults that both families have."""
+    """``vision_config``, with the defaults that families share."""
 
     hidden_size: PositiveInt = 768
     intermediate_size: PositiveInt = 3072
@@ -148,7 +148,7 @@ TRANSFORMERS: Final[Rows] = {
     **_under("vision_model.encoder.layers.#.", "visual.blocks.#.", _LAYER),
     "logit_scale": ("logit_scale",),
 }
-"""The rows that `CLIPModel` and `SiglipModel` share."""
+"""The rows of towers that are built as CLIP's are in transformers."""
 
 _POSITION_IDS: Final = ".embeddings.position_ids"
 """0, 1, 2, …: a buffer that older checkpoints carry in both towers."""

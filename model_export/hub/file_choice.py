@@ -80,7 +80,7 @@ def choose(names: Collection[str], where: str) -> tuple[str, ...]:
     if not weights:
         raise SourceError(
             f"{where}: holds no weights that are read here (model.safetensors, open_clip_*.safetensors, "
-            "pytorch_model.bin, open_clip_*.bin); is it a CLIP or SigLIP model?"
+            "pytorch_model.bin, open_clip_*.bin); choose a repository that holds one of them"
         )
     return (*_companions(names), *weights)
 

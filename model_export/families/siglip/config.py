@@ -7,10 +7,9 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from model_export.files import Section
-
 from model_export.architectures.activations import Activation
 from model_export.errors import SourceError
+from model_export.files import Section
 
 
 class _Transformer(Section):
