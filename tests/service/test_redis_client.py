@@ -2,7 +2,7 @@ from service.redis_client import Breaker
 
 
 def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_attempt_through() -> None:
-    """One attempt an interval while open; a success closes it."""
+    """An open breaker allows one attempt per interval; a success closes it."""
     now = [0.0]
     breaker = Breaker(1.0, clock=lambda: now[0])
     for _ in range(2):

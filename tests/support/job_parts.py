@@ -28,13 +28,13 @@ class Clock:
     now: float = 1_800_000_000.0
 
     def __call__(self) -> float:
-        """What time it is."""
+        """Return the current time."""
         return self.now
 
 
 @dataclass
 class Words:
-    """A `LineHandler` whose lines are words: each is answered in capitals, unless it is to fail.
+    """A `LineHandler` whose lines are words; answers each in capitals, or fails on request.
 
     Attributes:
         gate: cleared, it holds every answer until it is set.
@@ -114,13 +114,13 @@ class Replica:
         self.jobs.on_change = self.runner.wake
 
     async def file(self, content: bytes, *, keep_s: float = 100_000.0) -> FileRecord:
-        """Take in a file."""
+        """Add a file."""
         writer = await self.jobs.begin_file()
         await writer.write(content)
         return await self.jobs.add_file(writer, name="in.jsonl", purpose="batch", keep_s=keep_s)
 
     async def job(self, words: list[str]) -> Job:
-        """Take in a job with a word a line."""
+        """Add a job with one word per line."""
         file = await self.file("\n".join(words).encode())
         return await self.jobs.add_job(endpoint=ENDPOINT, input_file_id=file.id, window_hours=24, metadata=None)
 
@@ -130,7 +130,7 @@ class Replica:
         return b"".join([piece async for piece in self.jobs.file_store.read(record)]).decode().splitlines()
 
     def count(self, name: str, **labels: str) -> float:
-        """A metric's value, 0 where there is none yet."""
+        """Return a metric's value, 0 if it has none yet."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 

@@ -28,7 +28,7 @@ from tests.support.tiny_bundle import write_tiny_bundle
 
 @dataclass
 class Replica:
-    """One process of the service, as far as label sets go."""
+    """A process of the service, reduced to its label sets."""
 
     classifier: Classifier
     pipeline: Pipeline
@@ -37,16 +37,16 @@ class Replica:
 
     @property
     def sets(self) -> LabelSets:
-        """Its label sets."""
+        """Return its label sets."""
         return self.classifier.label_sets
 
     @property
     def model(self) -> Model:
-        """Its model."""
+        """Return its model."""
         return self.pipeline.model(None)
 
     def definition(self, *labels: str, templates: Any = "none", **descriptions: list[str]) -> Definition:
-        """A set of these labels; `descriptions` by label."""
+        """Return a definition of these labels; `descriptions` by label."""
         by_index = {labels.index(label): texts for label, texts in descriptions.items()}
         return check_definition(labels, by_index, templates, self.settings)
 
@@ -60,7 +60,7 @@ class Replica:
         return await self.classifier.classify(picture(), query, ScoringOptions(method="cosine"))
 
     async def state(self, name: str) -> str:
-        """How a set stands."""
+        """Return the state of a set."""
         return (await self.sets.status(name)).state
 
 
@@ -68,7 +68,7 @@ class Replica:
 async def replica(
     path: Path, store: StateStore | None = None, *, start: bool = True, **options: Any
 ) -> AsyncIterator[Replica]:
-    """A replica on the state in `path`, or on `store`."""
+    """Open a replica on the state in `path`, or on `store`."""
     engine = FakeEngine(precision=options.pop("precision", "fp32"))
     settings, metrics = Settings(**{"decode_threads": 1, **options}), Metrics()
     bundle = path / "tiny"
@@ -97,12 +97,12 @@ async def replica(
 
 
 def many(count: int) -> list[str]:
-    """Labels that differ."""
+    """Return `count` different labels."""
     return [f"label {number}" for number in range(count)]
 
 
 async def ready(each: Replica, name: str) -> None:
-    """Wait until a set is."""
+    """Wait until a set is ready."""
 
     async def is_ready() -> bool:
         return await each.state(name) == "ready"

@@ -13,7 +13,7 @@ from tests.support.state_stores import KINDS, state_stores
 
 @pytest.fixture(params=KINDS)
 async def make_state(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[[], StateStore]]:
-    """Makes state stores of one kind on the same content, as replicas have them."""
+    """Return a factory of stores of one kind on the same content, as replicas have them."""
     async with state_stores(request.param, tmp_path) as make:
         yield make
 
@@ -26,7 +26,7 @@ def state(make_state: Callable[[], StateStore]) -> StateStore:
 
 @pytest.fixture
 def replica(state: StateStore) -> Replica:
-    """One replica, whose runner does not run."""
+    """A replica whose runner is not started."""
     return Replica(state)
 
 
@@ -40,7 +40,7 @@ def log(restored_logging: None) -> io.StringIO:
 
 @pytest.fixture
 async def make_directory_state(tmp_path: Path) -> AsyncIterator[Callable[[], StateStore]]:
-    """Makes state stores in one directory, as processes of one machine have them."""
+    """Return a factory of stores in one directory, as processes of one machine have them."""
     stores: list[StateStore] = []
 
     def make() -> StateStore:

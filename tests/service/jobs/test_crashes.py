@@ -36,7 +36,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def pictures() -> list[str]:
-    """Make small pictures in base64, and one that is none."""
+    """Return small images in base64, and one invalid one."""
     found = []
     for shade in range(0, 256, 32):
         buffer = io.BytesIO()
@@ -46,7 +46,7 @@ def pictures() -> list[str]:
 
 
 def input_file() -> bytes:
-    """Make a file of many lines, every ninth of which has a picture that cannot be read."""
+    """Return a file of many lines; every ninth has an invalid image."""
     images = pictures()
     lines = [
         {
@@ -62,13 +62,13 @@ def input_file() -> bytes:
 
 @contextmanager
 def client_of(server: HttpServer) -> Iterator[OpenAI]:
-    """The real client of a server."""
+    """Open OpenAI's own client on a server."""
     with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
 def begin(client: OpenAI) -> str:
-    """Have the file answered; returns the batch's id."""
+    """Create a batch of the file; return its id."""
     file = client.files.create(file=("in.jsonl", input_file()), purpose="batch")
     return client.batches.create(input_file_id=file.id, endpoint=CLASSIFY, completion_window="24h").id
 
@@ -99,7 +99,7 @@ def outcome(client: OpenAI, batch: Batch) -> tuple[list[Any], list[Any]]:
 
 
 def test_twenty_kills_lose_nothing_and_double_nothing(bundle: Path, tmp_path: Path) -> None:
-    """A service killed at random moments writes what one that was left in peace writes, line by line, in order."""
+    """A service killed at random moments writes the same lines, in order, as one that was not killed."""
     with (
         http_server(bundle, tmp_path, env={"ANYCLASS_STATE_URL": str(tmp_path / "peace")}) as server,
         client_of(server) as client,
@@ -133,7 +133,7 @@ def test_twenty_kills_lose_nothing_and_double_nothing(bundle: Path, tmp_path: Pa
 
 
 def lines_answered(server: HttpServer) -> float:
-    """How many lines of jobs this process has answered."""
+    """Return the number of job lines that this process has answered."""
     rows = httpx.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(row.split()[-1]) for row in rows if row.startswith("anyclass_job_lines_total{"))
 
@@ -147,12 +147,12 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def ids_of(lines: Sequence[Any]) -> list[str]:
-    """The ids of lines."""
+    """Return the ids of lines."""
     return [line[0] for line in lines]
 
 
 def test_replicas_share_a_job_and_take_over_from_one_that_is_killed(bundle: Path, tmp_path: Path) -> None:
-    """Two replicas on one Redis both answer lines of one job; when one is killed the other does its part as well."""
+    """Two replicas on one Redis answer lines of one job; when one is killed, the other takes over its lines."""
     with running_redis(tmp_path) as redis:
         env = {"ANYCLASS_STATE_URL": redis.url, "ANYCLASS_JOB_LEASE_S": "1"}
         with (

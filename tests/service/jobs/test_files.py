@@ -12,7 +12,7 @@ from tests.support.job_parts import Replica
 
 
 async def test_a_file_is_read_as_it_was_written(replica: Replica, make_state: Callable[[], StateStore]) -> None:
-    """By another replica too, whole or in part, over the edges of its pieces."""
+    """Other replicas read it too, whole or in part, across pieces."""
     content = bytes(range(256)) * (2 * PIECE_BYTES // 256 + 3)
     record = await replica.file(content)
     assert len(content) == record.bytes
@@ -24,7 +24,7 @@ async def test_a_file_is_read_as_it_was_written(replica: Replica, make_state: Ca
 
 
 async def test_a_file_that_is_too_large_is_refused_on_the_way(replica: Replica) -> None:
-    """What has come so far is removed."""
+    """The content received so far is deleted."""
     writer = await replica.jobs.begin_file()
     for _ in range(3):
         await writer.write(bytes(PIECE_BYTES))
@@ -35,7 +35,7 @@ async def test_a_file_that_is_too_large_is_refused_on_the_way(replica: Replica) 
 
 
 async def refused(replica: Replica, content: bytes) -> None:
-    """Send a file for which there is no room: nothing of it is left."""
+    """Send a file above the quota, and check that no content is left."""
     before = await replica.jobs.file_store._state.blob_keys("files/data/")
     writer = await replica.jobs.begin_file()
 
@@ -50,7 +50,7 @@ async def refused(replica: Replica, content: bytes) -> None:
 
 
 async def test_all_files_together_have_a_limit(make_state: Callable[[], StateStore]) -> None:
-    """It is refused on the way, and at once where the client says how much comes. Room that is made is there again."""
+    """A file above the quota is refused midway, or at once if its size is declared. Deleting files frees the quota."""
     replica = Replica(make_state(), max_total_file_bytes=10_000)
     first = await replica.file(bytes(6_000))
     await refused(replica, bytes(4_001))
@@ -63,7 +63,7 @@ async def test_all_files_together_have_a_limit(make_state: Callable[[], StateSto
 
 
 async def test_files_that_come_in_at_once_share_the_room(make_state: Callable[[], StateStore]) -> None:
-    """Two that fit one by one do not fit together; the other goes on when one is refused."""
+    """Of two uploads that only fit one at a time, one is refused and the other continues."""
     replica = Replica(make_state(), max_total_file_bytes=10_000)
     one, two = await replica.jobs.begin_file(6_000), await replica.jobs.begin_file(6_000)
     await one.write(bytes(5_000))
@@ -77,7 +77,7 @@ async def test_files_that_come_in_at_once_share_the_room(make_state: Callable[[]
 
 
 async def test_files_of_all_replicas_count(make_state: Callable[[], StateStore]) -> None:
-    """Those that are kept, whoever took them in; the last look is when a file is complete."""
+    """Stored files of all replicas count; the last check is made when an upload is complete."""
     replicas = [Replica(make_state(), max_total_file_bytes=10_000) for _ in range(2)]
     writers = [await replica.jobs.begin_file() for replica in replicas]
     for writer in writers:
@@ -96,7 +96,7 @@ async def test_files_of_all_replicas_count(make_state: Callable[[], StateStore])
 
 
 async def test_a_damaged_record_keeps_nobody_from_sending(replica: Replica, state: StateStore) -> None:
-    """Its size cannot be known, so it does not count."""
+    """A damaged record, of unknown size, does not count."""
     record = await replica.file(b"content")
     [key] = await state.keys("files/record/", limit=9)
     entry = await state.get(key)
@@ -106,7 +106,7 @@ async def test_a_damaged_record_keeps_nobody_from_sending(replica: Replica, stat
 
 
 async def test_files_are_listed_in_pages(replica: Replica) -> None:
-    """The newest first, or the oldest; each page after the last of the page before."""
+    """Pages start with the newest or the oldest file, each after the last of the page before."""
     records = []
     for number in range(5):
         replica.clock.now += 1
@@ -121,7 +121,7 @@ async def test_files_are_listed_in_pages(replica: Replica) -> None:
 
 
 async def test_a_deleted_file_is_gone_with_its_content(replica: Replica) -> None:
-    """A second time there is nothing to delete; what is no id is no file."""
+    """Deleting it again fails, as for a malformed id."""
     record = await replica.file(b"content")
     await replica.jobs.delete_file(record.id)
     assert [] == await replica.jobs.file_store._state.blob_keys("files/data/")
@@ -131,7 +131,7 @@ async def test_a_deleted_file_is_gone_with_its_content(replica: Replica) -> None
 
 
 async def test_content_of_a_broken_upload_is_swept_away_a_day_later(replica: Replica) -> None:
-    """Not before: it may still be coming in. What belongs to a file stays."""
+    """Younger content may still be growing; content of files stays."""
     kept = await replica.file(b"kept")
     writer = await replica.jobs.begin_file()
     await writer.write(b"lost")
@@ -144,7 +144,7 @@ async def test_content_of_a_broken_upload_is_swept_away_a_day_later(replica: Rep
 
 
 async def test_a_file_added_again_stays_as_it_is(replica: Replica) -> None:
-    """Whoever writes a job's output a second time changes nothing, and leaves nothing behind."""
+    """Writing a job's output again changes nothing and leaves no content."""
     files, file_id = replica.jobs.file_store, new_id(FILE_PREFIX, 1)
     records = []
     for content in (b"first", b"again"):
@@ -159,7 +159,7 @@ async def test_a_file_added_again_stays_as_it_is(replica: Replica) -> None:
 
 
 async def test_missing_content_is_an_error(replica: Replica) -> None:
-    """Never a shorter file."""
+    """A missing piece raises an error instead of shortening the file."""
     record = await replica.file(b"content")
     await replica.jobs.file_store._state.delete_blobs(f"files/data/{record.data}/")
     with pytest.raises(StateCorrupt):

@@ -19,7 +19,7 @@ OPTIONS = ScoringOptions()
 
 @contextmanager
 def noted_lanes(rig: Rig) -> Iterator[set[Lane]]:
-    """The lanes of all that goes to the device in the block."""
+    """Collect the lanes of all work submitted in the block."""
     batcher = rig.registry.get(None)._batcher
     submit, lanes = batcher.submit, set[Lane]()
 
@@ -33,7 +33,7 @@ def noted_lanes(rig: Rig) -> Iterator[set[Lane]]:
 
 
 async def test_a_line_goes_in_the_background_lane(tmp_path: Path) -> None:
-    """Its labels too, and its answer is that of a request."""
+    """Its labels do too, and its answer equals that of a request."""
     async with classifying(tmp_path) as rig:
         with noted_lanes(rig) as lanes:
             line = await rig.classifier.classify_in_background(picture("blue"), QUERY, OPTIONS)
@@ -43,7 +43,7 @@ async def test_a_line_goes_in_the_background_lane(tmp_path: Path) -> None:
 
 
 async def test_what_is_wrong_with_a_line_is_raised(tmp_path: Path) -> None:
-    """As for a request."""
+    """The errors are those of a request."""
     async with classifying(tmp_path) as rig:
         with pytest.raises(InvalidImage):
             await rig.classifier.classify_in_background(picture("red")[:-30], QUERY, OPTIONS)
@@ -52,7 +52,7 @@ async def test_what_is_wrong_with_a_line_is_raised(tmp_path: Path) -> None:
 
 
 async def test_a_line_of_embeddings_goes_in_the_background_lane(tmp_path: Path) -> None:
-    """Its texts too, and its vectors are those of a request."""
+    """Its texts do too, and its vectors equal those of a request."""
     query = EmbedQuery([picture("red")], ["a text"])
     async with classifying(tmp_path) as rig:
         embedder = Embedder(rig.pipeline, Settings())

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("log")
 
 
 async def test_a_job_goes_on_where_another_process_left_it(make_directory_state: Callable[[], StateStore]) -> None:
-    """Lines in flight at the end are answered; after the next start the rest is done, and nothing twice."""
+    """Lines in flight are answered before the end; the next start answers the rest, and none twice."""
     first = Replica(make_directory_state(), workers=1)
     first.words.gate.clear()
     job = await first.job(words(MANY))
@@ -35,7 +35,7 @@ async def test_a_job_goes_on_where_another_process_left_it(make_directory_state:
 
 
 async def test_several_processes_share_a_directory(make_directory_state: Callable[[], StateStore]) -> None:
-    """Each answers lines of the same job, and none is answered twice."""
+    """Both processes answer lines of the job, and no line is answered twice."""
     replicas = [Replica(make_directory_state(), workers=1) for _ in range(2)]
     for worker in replicas:
         worker.words.gate.clear()
@@ -50,7 +50,7 @@ async def test_several_processes_share_a_directory(make_directory_state: Callabl
 
 
 async def test_work_under_a_lost_lease_is_dropped(make_directory_state: Callable[[], StateStore]) -> None:
-    """A process that could not renew its lease in time stops its lines, for another has them."""
+    """A process that could not renew its lease stops its lines, because another has them."""
     slow, quick = Replica(make_directory_state(), workers=1, lease_s=1.5), Replica(make_directory_state())
     slow.words.gate.clear()
     job = await slow.job(words(CHUNK_LINES))
@@ -66,7 +66,7 @@ async def test_work_under_a_lost_lease_is_dropped(make_directory_state: Callable
 
 
 async def test_a_process_that_cannot_answer_gives_its_lines_back(worker: Replica) -> None:
-    """They are answered once it can."""
+    """Another attempt answers them later."""
     worker.words.failing = {"a": [NotReady("It is starting.")]}
     job = await worker.job(["a", "b"])
     async with working(worker):
@@ -75,7 +75,7 @@ async def test_a_process_that_cannot_answer_gives_its_lines_back(worker: Replica
 
 
 async def test_the_runner_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
-    """Nothing is lost by it: the job goes on when the store is back, with its content."""
+    """The job continues without loss once the store is back."""
     with running_redis(tmp_path, arguments=["--appendonly", "yes", "--appendfsync", "always"]) as redis:
         worker = Replica(RedisStateStore(redis.url, timeout_s=0.2))
         worker.words.gate.clear()
@@ -94,7 +94,7 @@ async def test_the_runner_waits_for_a_store_that_is_away(tmp_path: Path) -> None
 
 
 async def test_a_store_that_is_away_shows(tmp_path: Path) -> None:
-    """The metric that an alert looks at falls while the keeper is not answered, and rises again by itself."""
+    """The metric `state_up` falls while the store does not answer, and recovers afterwards."""
     with running_redis(tmp_path) as redis:
         worker = Replica(RedisStateStore(redis.url, timeout_s=0.2))
         assert 1 == worker.count("anyclass_state_up")
@@ -107,7 +107,7 @@ async def test_a_store_that_is_away_shows(tmp_path: Path) -> None:
 
 
 async def test_damaged_results_fail_the_job(worker: Replica) -> None:
-    """Rather than leave lines out of the output."""
+    """A job with damaged results fails instead of omitting lines."""
     worker.words.gate.clear()
     job = await worker.job(words(2 * CHUNK_LINES + 1))
     async with working(worker):
@@ -124,7 +124,7 @@ async def test_damaged_results_fail_the_job(worker: Replica) -> None:
 
 
 async def test_a_job_without_its_file_fails(worker: Replica) -> None:
-    """The input was deleted before it could be read."""
+    """A job whose input was deleted fails."""
     job = await worker.job(["a"])
     await worker.jobs.file_store.delete(job.input_file_id)
     async with working(worker):
@@ -133,7 +133,7 @@ async def test_a_job_without_its_file_fails(worker: Replica) -> None:
 
 
 async def test_what_has_expired_is_deleted(worker: Replica) -> None:
-    """Jobs that ended long ago, their files, and idempotency keys; what is young stays."""
+    """Old ended jobs, their files and idempotency keys are deleted; younger ones stay."""
     old = await worker.job(["a"])
     async with working(worker):
         await ended(worker, old)
@@ -158,7 +158,7 @@ async def test_active_jobs_are_counted_by_status(worker: Replica) -> None:
 
 
 async def test_without_workers_nothing_is_done(make_directory_state: Callable[[], StateStore]) -> None:
-    """A worker may take jobs in and leave them to others."""
+    """A process without workers accepts jobs and leaves them to others."""
     worker = Replica(make_directory_state(), workers=0)
     job = await worker.job(["a"])
     async with working(worker):
@@ -167,7 +167,7 @@ async def test_without_workers_nothing_is_done(make_directory_state: Callable[[]
 
 
 async def test_a_wakeup_before_the_end_does_not_delay_it(worker: Replica) -> None:
-    """A job that comes in while the process is stopping is left alone, and the event loop is free for others."""
+    """A job added while the process stops is not begun, and the event loop stays free."""
     worker.stopping = True
     async with working(worker):
         job = await worker.job(["a"])

@@ -15,7 +15,7 @@ LEASE_S = 30.0
 
 
 async def started(replica: Replica) -> str:
-    """Take in a job of two chunks that has begun; returns its id."""
+    """Create a job of two chunks that is in progress; return its id."""
     job = await replica.job(["one", "two"])
     claim = await claimed(replica.jobs.job_store, replica.clock)
     plan = ChunkPlan(starts=(0, 4), first_lines=(1, 2), bytes=7, lines=2)
@@ -24,14 +24,14 @@ async def started(replica: Replica) -> str:
 
 
 async def claimed(jobs: JobStore, clock: Clock) -> Claim:
-    """Lease the next unit, which there is."""
+    """Lease the next unit; fail if none is free."""
     claim = await jobs.claim(clock(), LEASE_S)
     assert claim is not None
     return claim
 
 
 async def test_replicas_lease_different_chunks(replica: Replica, make_state: Callable[[], StateStore]) -> None:
-    """However many ask at the same time, each chunk is leased to one."""
+    """Concurrent replicas get different chunks."""
     await started(replica)
     stores = [JobStore(make_state()) for _ in range(4)]
     claims = await asyncio.gather(*(store.claim(replica.clock(), LEASE_S) for store in stores))
@@ -39,7 +39,7 @@ async def test_replicas_lease_different_chunks(replica: Replica, make_state: Cal
 
 
 async def test_a_paused_replica_doubles_nothing(replica: Replica, make_state: Callable[[], StateStore]) -> None:
-    """It comes back when its chunk is done by another: its results are not accepted, and the others' stay."""
+    """A replica that returns after another has done its chunk cannot change the accepted results."""
     job_id = await started(replica)
     late = await claimed(replica.jobs.job_store, replica.clock)
     replica.clock.now += LEASE_S + 1
@@ -56,7 +56,7 @@ async def test_a_paused_replica_doubles_nothing(replica: Replica, make_state: Ca
 
 
 async def test_lines_of_results_come_back_as_they_were(replica: Replica) -> None:
-    """In their order, whatever characters they hold but an end of line."""
+    """Results keep their order and any characters except line breaks."""
     await started(replica)
     claim = await claimed(replica.jobs.job_store, replica.clock)
     results = [LineResult(7, ok=True, text='{"ä": "\u2028"}'), LineResult(9, ok=False, text="- + x")]
@@ -65,7 +65,7 @@ async def test_lines_of_results_come_back_as_they_were(replica: Replica) -> None
 
 
 async def test_a_job_whose_mark_was_taken_for_an_orphans_is_worked_on(replica: Replica, state: StateStore) -> None:
-    """Another replica looked just before the record was written, and forgot the mark; the next sweep sets it again."""
+    """If another replica deleted the mark just before the record was written, the next sweep restores it."""
     job = await replica.job(["a"])
     (mark,) = await state.keys("jobs/active/", limit=9)
     entry = await state.get(mark)
@@ -77,7 +77,7 @@ async def test_a_job_whose_mark_was_taken_for_an_orphans_is_worked_on(replica: R
 
 
 async def test_a_mark_without_a_job_is_forgotten(replica: Replica, state: StateStore) -> None:
-    """A process that was killed while it took a job in has left a mark; a young one may still become a job."""
+    """The mark of a killed process is deleted after a while; a young one may still get its job."""
     orphan = new_id("", replica.clock())
     await state.put(f"jobs/active/{orphan}", b"", expected=None)
     assert await replica.jobs.job_store.claim(replica.clock(), LEASE_S) is None
@@ -87,7 +87,7 @@ async def test_a_mark_without_a_job_is_forgotten(replica: Replica, state: StateS
 
 
 async def test_a_damaged_job_holds_up_no_other(replica: Replica, state: StateStore) -> None:
-    """It is given up; whoever asks for it is told that it is damaged."""
+    """A damaged job is skipped; reading it raises StateCorrupt."""
     broken = await replica.job(["a"])
     replica.clock.now += 1
     sound = await replica.job(["b"])

@@ -12,7 +12,7 @@ PLAN = ChunkPlan(starts=(0, 100, 200), first_lines=(1, 33, 65), bytes=290, lines
 
 
 def new_job() -> Job:
-    """Make a job that nobody has looked at."""
+    """Return a new job."""
     return Job(
         id="batch_" + "0" * 32,
         endpoint="/v1/classify",
@@ -27,14 +27,14 @@ def new_job() -> Job:
 
 
 def take(job: Job, now: float = 0.0) -> tuple[Job, Claim]:
-    """Lease the next unit, which there is."""
+    """Lease the next unit; fail if none is free."""
     taken = transitions.lease_unit(job, now, LEASE_S)
     assert taken is not None
     return taken
 
 
 def started() -> Job:
-    """Make a job of three chunks."""
+    """Return a job of three chunks that is in progress."""
     job, claim = take(new_job())
     begun = transitions.start(job, claim, PLAN, 1.0)
     assert begun is not None
@@ -42,13 +42,13 @@ def started() -> Job:
 
 
 def must(job: Job | None) -> Job:
-    """The job, which there is."""
+    """Return the job; fail if it is None."""
     assert job is not None
     return job
 
 
 def test_the_way_of_a_job() -> None:
-    """It is validated by one, its chunks are leased in order, and it is finished by one after all are accepted."""
+    """A job is validated, its chunks are leased in order, and it is finalised after all are accepted."""
     job, claim = take(new_job())
     assert ("validate", None) == (claim.unit, transitions.lease_unit(job, 0.0, LEASE_S))
     job = must(transitions.start(job, claim, PLAN, 1.0))
@@ -77,7 +77,7 @@ def test_chunks_know_their_place() -> None:
 
 
 def test_a_unit_whose_lease_ran_out_is_leased_again_and_its_old_holder_is_not_heard() -> None:
-    """Whoever comes back late can neither hand in, nor keep, nor give back what is another's now."""
+    """A holder of a lost lease cannot submit results, renew it or give it up."""
     job, late = take(started())
     job, new = take(job, now=LEASE_S + 1)
     assert late.unit == new.unit
@@ -88,14 +88,14 @@ def test_a_unit_whose_lease_ran_out_is_leased_again_and_its_old_holder_is_not_he
 
 
 def test_results_handed_in_twice_count_once() -> None:
-    """A holder who did not hear that its results were accepted may ask again."""
+    """Accepting the same results again succeeds, in case the reply was lost."""
     job, claim = take(started())
     once = must(transitions.accept(job, claim, 30, 2))
     assert once == transitions.accept(once, claim, 30, 2)
 
 
 def test_a_renewed_lease_lasts_longer() -> None:
-    """A unit is not leased to another while its holder shows signs of life."""
+    """A unit is not leased again while its holder renews the lease."""
     job, claim = take(started())
     job = must(transitions.renew(job, claim, 30.0))
     assert 1 == take(job, now=20.0)[1].unit
@@ -103,7 +103,7 @@ def test_a_renewed_lease_lasts_longer() -> None:
 
 
 def test_a_cancelled_job_ends_after_the_chunks_in_work() -> None:
-    """Nothing new is begun; what is done is kept; then it is finished as cancelled."""
+    """No new chunk begins and accepted results stay; then the job ends as cancelled."""
     job, claim = take(started())
     job = transitions.cancel(job, 2.0)
     assert (JobStatus.CANCELLING, None) == (job.status, transitions.lease_unit(job, 2.0, LEASE_S))
@@ -118,7 +118,7 @@ def test_a_cancelled_job_ends_after_the_chunks_in_work() -> None:
 
 
 def test_a_job_cancelled_while_it_is_validated_does_not_begin() -> None:
-    """The plan is kept, for what was not done is told line by line; the status stays."""
+    """The plan is stored, because every unanswered line is reported; the status stays cancelling."""
     job, claim = take(new_job())
     job = must(transitions.start(transitions.cancel(job, 1.0), claim, PLAN, 2.0))
     assert (JobStatus.CANCELLING, 96) == (job.status, job.total)
@@ -126,7 +126,7 @@ def test_a_job_cancelled_while_it_is_validated_does_not_begin() -> None:
 
 
 def test_a_job_past_its_window_expires() -> None:
-    """What is in work may end; then it is finished as expired."""
+    """Leased chunks may still end; then the job ends as expired."""
     job, claim = take(started(), now=999.0)
     assert transitions.lease_unit(job, 1_000.0, LEASE_S) is None
     job, claim = take(must(transitions.accept(job, claim, 32, 0)), now=1_000.0)
@@ -136,7 +136,7 @@ def test_a_job_past_its_window_expires() -> None:
 
 
 def test_an_invalid_input_fails_the_job() -> None:
-    """The faults are kept with it, and there is nothing more to do."""
+    """The job keeps its faults, and no unit is left."""
     job, claim = take(new_job())
     fault = LineFault(code="invalid_json_line", message="The line is not JSON.", line=3)
     job = must(transitions.fail(job, claim, [fault], 1.0))
@@ -144,7 +144,7 @@ def test_an_invalid_input_fails_the_job() -> None:
 
 
 def step(data: st.DataObject, job: Job, claim: Claim, now: float) -> Job | None:
-    """Something that the holder of a claim, or a former one, does."""
+    """Apply a random action of a current or former holder of a claim."""
     match data.draw(st.sampled_from(["accept", "release", "renew"])):
         case "accept":
             return transitions.accept(job, claim, 1, 0)
@@ -156,7 +156,7 @@ def step(data: st.DataObject, job: Job, claim: Claim, now: float) -> Job | None:
 
 @given(st.data())
 def test_every_chunk_is_accepted_once_whatever_happens(data: st.DataObject) -> None:
-    """Workers that die, sleep, come back late and hand in twice: each chunk counts once, and the job ends."""
+    """With workers that die, return late and submit twice, each chunk counts once and the job ends."""
     job, now = started(), 0.0
     claims: list[Claim] = []
     for _ in range(data.draw(st.integers(0, 40))):
@@ -179,6 +179,6 @@ def test_every_chunk_is_accepted_once_whatever_happens(data: st.DataObject) -> N
 
 
 def test_a_job_survives_being_stored() -> None:
-    """What is read is what was written."""
+    """A record survives serialisation."""
     job, _ = take(started())
     assert job == parse(Job, "key", dump(job))

@@ -10,7 +10,7 @@ from tests.support.job_parts import ENDPOINT, Replica
 
 
 async def test_a_file_that_a_job_reads_is_not_deleted(replica: Replica) -> None:
-    """Nor does it expire while the job goes on."""
+    """Nor does the file expire while the job runs."""
     file = await replica.file(b"one", keep_s=10.0)
     await replica.jobs.add_job(endpoint=ENDPOINT, input_file_id=file.id, window_hours=24, metadata=None)
     with pytest.raises(Conflict):
@@ -24,7 +24,7 @@ async def test_a_file_that_a_job_reads_is_not_deleted(replica: Replica) -> None:
 
 
 async def test_only_so_many_jobs_are_active(replica: Replica) -> None:
-    """One more is refused until another has ended."""
+    """A job above the limit is refused until another has ended."""
     jobs = [await replica.job(["a"]) for _ in range(3)]
     with pytest.raises(Overloaded):
         await replica.job(["a"])
@@ -33,7 +33,7 @@ async def test_only_so_many_jobs_are_active(replica: Replica) -> None:
 
 
 async def test_the_same_idempotency_key_gives_the_same_object(replica: Replica) -> None:
-    """Of the same client, for the same request, for a day; another request with it is refused."""
+    """The key is valid for one client and request, for a day; another request with it is refused."""
 
     async def send(content: bytes, key: Idempotency) -> str:
         writer = await replica.jobs.begin_file()
@@ -54,7 +54,7 @@ async def test_the_same_idempotency_key_gives_the_same_object(replica: Replica) 
 
 
 async def test_a_job_is_made_once_by_key(replica: Replica) -> None:
-    """Two replicas that get the same request at the same time make one job."""
+    """Two replicas that get the same request at the same time create one job."""
     file = await replica.file(b"one")
     request = {"endpoint": ENDPOINT, "input_file_id": file.id, "window_hours": 24, "metadata": {"a": "b"}}
     made = await asyncio.gather(*(replica.jobs.add_job(**request, idempotency=Idempotency("k")) for _ in range(3)))  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ async def test_a_job_is_made_once_by_key(replica: Replica) -> None:
 
 
 async def test_a_request_that_is_sent_again_finds_its_job(replica: Replica) -> None:
-    """Also after its input file has gone; one that was refused has used its key up for nothing."""
+    """It does so even after the input file was deleted; a refused request does not use up its key."""
     key = Idempotency("k")
     request: dict[str, Any] = {"endpoint": ENDPOINT, "window_hours": 24, "metadata": None, "idempotency": key}
     with pytest.raises(UnknownObject):

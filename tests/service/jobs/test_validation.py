@@ -15,13 +15,13 @@ BODY = {"image": "AAAA", "labels": ["a", "b"]}
 
 
 def line(custom_id: object = "a", **changes: Any) -> dict[str, Any]:
-    """Make a line that is valid but for `changes`; None leaves a field out."""
+    """Build a line that is valid except for `changes`; None omits a field."""
     fields = {"custom_id": custom_id, "method": "POST", "url": "/v1/classify", "body": BODY, **changes}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def validated(content: bytes, *, pieces: int = 7, max_lines: int = 100, endpoint: str = "/v1/classify") -> Validation:
-    """Validate a file that comes in pieces."""
+    """Validate a file that arrives in pieces."""
     handler = RouteLineHandler(Services(settings=Settings(), metrics=Metrics()))
     validation = Validation(handler, endpoint, max_lines=max_lines, max_line_bytes=1_000)
     for start in range(0, len(content), pieces):
@@ -30,13 +30,13 @@ def validated(content: bytes, *, pieces: int = 7, max_lines: int = 100, endpoint
 
 
 def file_of(*lines: object) -> bytes:
-    """Lines as they stand in a file."""
+    """Join lines as in a file."""
     return b"\n".join(each if isinstance(each, bytes) else json.dumps(each).encode() for each in lines)
 
 
 @given(st.lists(st.binary(max_size=12).filter(lambda each: b"\n" not in each)), st.integers(1, 20))
 def test_lines_are_cut_wherever_the_pieces_end(lines: list[bytes], size: int) -> None:
-    """Each line comes with the byte it begins at and its number; one that is too long comes without its content."""
+    """Each line has its first byte and number; a line that is too long has no content."""
     content = b"".join(each + b"\n" for each in lines)
     splitter = LineSplitter(8)
     found = [each for start in range(0, len(content), size) for each in splitter.feed(content[start : start + size])]
@@ -48,7 +48,7 @@ def test_lines_are_cut_wherever_the_pieces_end(lines: list[bytes], size: int) ->
 
 
 def test_a_valid_file_is_cut_into_chunks_at_lines() -> None:
-    """Each chunk begins at a line; blank lines count for the numbers and for nothing else."""
+    """Each chunk begins at a line; blank lines only count for line numbers."""
     lines = [json.dumps(line(f"id {n}")).encode() for n in range(2 * CHUNK_LINES + 1)]
     content = b"\n\n" + b"\n".join(lines) + b"\r\n"
     validation = validated(content)
@@ -105,21 +105,21 @@ def test_lines_for_embeddings_are_checked_as_the_route_does() -> None:
 
 
 def test_an_empty_file_is_a_fault() -> None:
-    """A batch of nothing is a mistake."""
+    """A file without requests is refused."""
     validation = validated(b"\n \n")
     validation.finish()
     assert ["empty_file"] == [fault.code for fault in validation.faults]
 
 
 def test_too_many_lines_are_a_fault() -> None:
-    """The first line too many is named, and no more are looked at."""
+    """The fault names the first line above the limit; later lines are not read."""
     validation = validated(file_of(*(line(f"id {n}") for n in range(5))), max_lines=3)
     validation.finish()
     assert [("too_many_requests", 4)] == [(fault.code, fault.line) for fault in validation.faults]
 
 
 def test_only_so_many_faults_are_told() -> None:
-    """A file of something else altogether is not repeated line by line."""
+    """A file of another format does not give a fault for every line."""
     validation = validated(b"x\n" * 500, pieces=100, max_lines=1_000)
     assert validation.over
     validation.finish()

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("log")
 
 
 async def test_a_job_is_answered_in_the_order_of_its_input(worker: Replica) -> None:
-    """However its chunks were spread; each line once; ids say which request it was."""
+    """The output has each line once, in order, and ids identify the requests."""
     job = await worker.job(words(MANY + 5))
     async with working(worker):
         job = await ended(worker, job)
@@ -35,7 +35,7 @@ async def test_a_job_is_answered_in_the_order_of_its_input(worker: Replica) -> N
 
 
 async def test_lines_that_fail_go_to_the_error_file(worker: Replica, log: io.StringIO) -> None:
-    """What is wrong with one line fails no other, foreseen or not; the log has the reason of the latter only."""
+    """An error of one line, expected or not, fails no other; only unexpected ones are logged."""
     worker.words.failing = {"b": [InvalidImage("It is no picture.")], "d": [RuntimeError("a secret")]}
     job = await worker.job(["a", "b", "c", "d"])
     async with working(worker):
@@ -50,8 +50,8 @@ async def test_lines_that_fail_go_to_the_error_file(worker: Replica, log: io.Str
     assert "It is no picture" not in log.getvalue()
 
 
-async def test_what_passes_by_itself_is_waited_for(worker: Replica) -> None:
-    """A line is tried again while too much waits; one that takes too long is tried a few times."""
+async def test_transient_errors_are_retried(worker: Replica) -> None:
+    """A line is retried while the service is overloaded, and a few times after a timeout."""
     busy, slow = Overloaded("Too many images are waiting.", 1.0), DeadlineExceeded("Too slow.")
     worker.words.failing = {"a": [busy] * 4, "b": [slow] * 2, "c": [slow] * 9}
     job = await worker.job(["a", "b", "c"])
@@ -62,7 +62,7 @@ async def test_what_passes_by_itself_is_waited_for(worker: Replica) -> None:
 
 
 async def test_an_invalid_file_fails_as_a_whole(worker: Replica) -> None:
-    """With the numbers of its lines, and nothing is answered."""
+    """The faults name lines, and no line is answered."""
     job = await worker.job(["a", "!", "c", "?"])
     async with working(worker):
         job = await ended(worker, job)
@@ -71,7 +71,7 @@ async def test_an_invalid_file_fails_as_a_whole(worker: Replica) -> None:
 
 
 async def test_a_cancelled_job_keeps_what_is_done(worker: Replica) -> None:
-    """The lines in work are answered, no others are begun, and the error file tells which were not done."""
+    """Lines in flight are answered, no others begin, and the error file lists those not answered."""
     worker.words.gate.clear()
     job = await worker.job(words(MANY))
     async with working(worker):
@@ -87,7 +87,7 @@ async def test_a_cancelled_job_keeps_what_is_done(worker: Replica) -> None:
 
 
 async def test_a_cancelled_job_waits_for_nothing(make_directory_state: Callable[[], StateStore]) -> None:
-    """A line that waits for what may never pass is not in work: the job ends at the lease's next renewal."""
+    """Lines that are being retried do not delay the end: it comes with the next renewal of the lease."""
     worker = Replica(make_directory_state(), lease_s=0.3)
     worker.words.failing = {"b": [LabelSetComputing("Still computing.", 60.0)] * 1_000}
     job = await worker.job(["a", "b"])
@@ -102,7 +102,7 @@ async def test_a_cancelled_job_waits_for_nothing(make_directory_state: Callable[
 
 
 async def test_a_job_whose_window_ends_waits_for_nothing(worker: Replica) -> None:
-    """A line that could not be begun until then has expired."""
+    """Lines that could not be answered by then expire."""
     worker.words.failing = {"b": [Overloaded("Too many images are waiting.", 1.0)] * 1_000}
     job = await worker.job(["a", "b"])
     async with working(worker):
@@ -115,7 +115,7 @@ async def test_a_job_whose_window_ends_waits_for_nothing(worker: Replica) -> Non
 
 
 async def test_a_job_past_its_window_expires(worker: Replica) -> None:
-    """What was done until then is kept."""
+    """Lines answered by then are kept."""
     worker.words.gate.clear()
     job = await worker.job(words(MANY))
     worker.clock.now = job.expires_at - 10
@@ -131,7 +131,7 @@ async def test_a_job_past_its_window_expires(worker: Replica) -> None:
 
 
 async def test_results_are_never_refused(make_directory_state: Callable[[], StateStore]) -> None:
-    """A job that was accepted gets its output where there is no room for a file any more; the output counts then."""
+    """An accepted job gets its output even if the quota is used up; the output then counts."""
     worker = Replica(make_directory_state(), max_total_file_bytes=100)
     job = await worker.job([f"word{number}" for number in range(10)])
     async with working(worker):

@@ -9,6 +9,6 @@ from tests.support.state_stores import KINDS, state_stores
 
 @pytest.fixture(params=KINDS)
 async def shared(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StateStore]:
-    """A state that replicas share; each process has connections of its own, which makes no difference here."""
+    """A state store that replicas share."""
     async with state_stores(request.param, tmp_path) as make:
         yield make()

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 async def test_content_without_a_head_is_deleted_by_a_later_start(tmp_path: Path) -> None:
-    """A writer was killed between content and head: an hour later nobody needs it; a younger one may still write."""
+    """Content without a head is deleted if it is older than an hour; younger content may still get a head."""
     store = DirectoryStateStore(tmp_path / "state")
     storage = LabelSetStorage(store)
     an_hour_ago = f"{int((time.time() - 3_700) * 1000):012x}" + "0" * 20
@@ -40,7 +40,7 @@ async def test_content_without_a_head_is_deleted_by_a_later_start(tmp_path: Path
 
 
 class Faulty(DirectoryStateStore):
-    """A store that fails where it is told to.
+    """A store that fails at chosen operations.
 
     Attributes:
         part: blobs whose key has it cannot be written, None for all can.
@@ -90,7 +90,7 @@ class Faulty(DirectoryStateStore):
 
 
 async def only(store: StateStore, *versions: str) -> None:
-    """Wait until there is content of these versions and of no other."""
+    """Wait until the store has content of exactly these versions."""
 
     async def is_so() -> bool:
         return {version for _, version in await LabelSetStorage(store).contents()} == set(versions)
@@ -101,7 +101,7 @@ async def only(store: StateStore, *versions: str) -> None:
 @pytest.mark.parametrize("stays", [0, 2])
 @pytest.mark.parametrize("part", ["/definition", "/vectors/"])
 async def test_a_write_that_fails_leaves_nothing(tmp_path: Path, part: str, stays: int) -> None:
-    """What it has written is deleted at once, or when the store answers again. The set stays as it was."""
+    """Its content is deleted at once, or once the store answers again. The set stays unchanged."""
     store = Faulty(tmp_path / "state")
     async with replica(tmp_path, store) as one:
         old = (await one.put("s", "old")).head.version
@@ -116,7 +116,7 @@ async def test_a_write_that_fails_leaves_nothing(tmp_path: Path, part: str, stay
 
 
 async def test_a_write_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
-    """Its client has gone, or it took too long: it is cancelled in its middle."""
+    """A write that is cancelled midway leaves no content."""
     store = Faulty(tmp_path / "state")
     async with replica(tmp_path, store) as one:
         old = (await one.put("s", "old")).head.version
@@ -131,7 +131,7 @@ async def test_a_write_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
 
 
 class Late(DirectoryStateStore):
-    """A store on which a write comes to its end just after its blobs were deleted, once."""
+    """A store on which a write completes just after its blobs were deleted, once."""
 
     late: str | None = None
 
@@ -144,7 +144,7 @@ class Late(DirectoryStateStore):
 
 
 async def test_a_blob_that_comes_late_is_deleted_too(tmp_path: Path) -> None:
-    """A write that was cancelled may still be under way when what was there is deleted."""
+    """A cancelled write may complete after the first deletion; the second one removes its blob."""
     store = Late(tmp_path / "state")
     store.late = "label-sets/s/1/definition"
     deletion = BackgroundDeletion(LabelSetStorage(store), settled_s=0.0)
@@ -157,7 +157,7 @@ async def test_a_blob_that_comes_late_is_deleted_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("heads", ["lost", "done"])
 async def test_a_head_that_fails_may_have_been_written(tmp_path: Path, heads: Literal["lost", "done"]) -> None:
-    """What it does not name when that is settled is deleted, the new content or the old."""
+    """Once the write has ended, the content that the head does not refer to is deleted, new or old."""
     store = Faulty(tmp_path / "state")
     async with replica(tmp_path, store) as one:
         await one.put("s", "old")
@@ -177,7 +177,7 @@ async def test_a_head_that_fails_may_have_been_written(tmp_path: Path, heads: Li
 
 @pytest.mark.parametrize("heads", ["lost", "done"])
 async def test_a_deletion_that_fails_may_have_been_done(tmp_path: Path, heads: Literal["lost", "done"]) -> None:
-    """Content of a set that is gone does not stay; that of one that is not does."""
+    """The content is deleted if the head was deleted, and kept otherwise."""
     store = Faulty(tmp_path / "state")
     async with replica(tmp_path, store) as one:
         version = (await one.put("s", "a")).head.version

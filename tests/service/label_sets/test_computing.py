@@ -18,7 +18,7 @@ from tests.support.label_set_parts import many, ready, replica
 
 
 async def test_a_label_is_the_mean_of_its_descriptions(tmp_path: Path) -> None:
-    """Of all prompts, descriptions × templates, as unit vectors, normalised; two labels may share a description."""
+    """The mean over descriptions × templates is normalised; two labels may share a description."""
     templates = ["a {}.", "the {}"]
     async with replica(tmp_path) as one:
         await one.put("s", "cat", "dog", "pup", templates=templates, cat=["tabby", "house cat", "kitten"], pup=["dog"])
@@ -33,7 +33,7 @@ async def test_a_label_is_the_mean_of_its_descriptions(tmp_path: Path) -> None:
 
 
 async def test_a_large_set_is_computed_in_the_background(tmp_path: Path) -> None:
-    """Its status tells how far it is; until it is there, requests are told when to come back."""
+    """The status shows its progress; until it is ready, requests get a time to retry."""
     labels = many(2 * BLOCK + 100)
     async with replica(tmp_path, label_set_inline_prompts=50) as one:
         one.engine.gate.clear()
@@ -57,7 +57,7 @@ async def test_a_large_set_is_computed_in_the_background(tmp_path: Path) -> None
 
 
 async def test_a_restart_goes_on_where_the_process_ended(tmp_path: Path) -> None:
-    """What was computed is not computed again."""
+    """Blocks that were computed before the restart are not computed again."""
     labels = many(4 * BLOCK)
     async with replica(tmp_path, label_set_inline_prompts=0) as one:
         stop_after = BLOCK + BLOCK // 2
@@ -82,7 +82,7 @@ async def test_a_restart_goes_on_where_the_process_ended(tmp_path: Path) -> None
 
 
 async def test_replicas_share_the_work(tmp_path: Path, shared: StateStore) -> None:
-    """Two that compute one set do little twice; what both wrote is one set."""
+    """Two replicas compute few blocks twice, and their blocks form one set."""
     labels = many(12 * BLOCK)
     options: dict[str, Any] = {"label_set_inline_prompts": 0, "max_batch": 128}
     async with replica(tmp_path, shared, **options) as one, replica(tmp_path, shared, **options) as two:
@@ -98,7 +98,7 @@ async def test_replicas_share_the_work(tmp_path: Path, shared: StateStore) -> No
 
 
 async def test_each_numerics_has_its_own_vectors(tmp_path: Path, shared: StateStore) -> None:
-    """A replica on another device computes what it lacks on first use, small or large; neither disturbs the other."""
+    """A replica on another device computes its own vectors on first use; the others' stay."""
     async with replica(tmp_path, shared) as one, replica(tmp_path, shared, precision="fp16", start=False) as two:
         await one.put("s", "a", "b")
         assert (await one.classify("s")).labels == (await two.classify("s")).labels
@@ -112,7 +112,7 @@ async def test_each_numerics_has_its_own_vectors(tmp_path: Path, shared: StateSt
 
 
 async def test_a_label_that_is_too_long(tmp_path: Path) -> None:
-    """A small set with one is refused; a large one fails with the reason, and can be mended by writing it anew."""
+    """A small set with such a label is refused; a large one fails with the reason, until it is written again."""
     long = "word " * 100
     async with replica(tmp_path, label_set_inline_prompts=100) as one:
         with pytest.raises(PromptTooLong, match="Label 1 "):
@@ -141,7 +141,7 @@ async def test_a_label_that_is_too_long(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("described", [False, True])
 async def test_a_label_is_counted_over_the_whole_set(tmp_path: Path, described: bool) -> None:
-    """However a set is divided for computing: with many templates it is in small parts."""
+    """The index in the error counts all labels, although many templates split the set into small parts."""
     templates = [f"{{}} {number}" for number in range(50)]
     labels = many(200)
     descriptions = {label: [label, f"the {label}"] for label in labels[100:]} if described else {}
@@ -156,7 +156,7 @@ async def test_a_label_is_counted_over_the_whole_set(tmp_path: Path, described: 
 
 
 async def test_a_driver_that_stumbles_does_not_lose_a_large_set(tmp_path: Path) -> None:
-    """A batch that fails once is tried again."""
+    """A device batch that fails once is retried."""
     async with replica(tmp_path, label_set_inline_prompts=0) as one:
         failures = [1]
 

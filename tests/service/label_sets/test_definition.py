@@ -31,7 +31,7 @@ from service.settings import Settings
     ],
 )
 def test_what_cannot_be_a_set(error: type[AnyclassError], labels: Any, descriptions: Any, templates: Any) -> None:
-    """The limits of a request's labels hold for a set's, with a count of its own."""
+    """The limits of a request's labels apply to a set's, except for their number."""
     settings = Settings(max_label_set_labels=20, max_label_set_prompts=100)
     with pytest.raises(error):
         check_definition(labels, descriptions, templates, settings)
@@ -46,7 +46,7 @@ TEXT = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=5).
     templates=st.one_of(st.none(), st.just("none"), st.lists(st.just("a {}"), min_size=1, max_size=3)),
 )
 def test_a_definition_is_read_as_it_was_written(labels: Any, described: Any, templates: Any) -> None:
-    """Any that passes the checks, and its digest says what is in it."""
+    """Every valid definition survives serialisation, and its digest identifies its content."""
     try:
         descriptions = {index: texts for index, texts in described.items() if index < len(labels)}
         definition = check_definition(labels, descriptions, templates, Settings())

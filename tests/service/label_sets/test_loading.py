@@ -21,7 +21,7 @@ from tests.support.redis_server import running_redis
 
 
 async def test_a_change_elsewhere_is_seen_within_a_second(tmp_path: Path, shared: StateStore) -> None:
-    """On a replica that has the old version in memory; a deleted set is unknown there."""
+    """A replica with the old version in memory answers with the new one; a deleted set becomes unknown."""
     async with replica(tmp_path, shared) as one, replica(tmp_path, shared) as two:
         await one.put("s", "old")
 
@@ -49,13 +49,13 @@ async def test_a_change_elsewhere_is_seen_within_a_second(tmp_path: Path, shared
 
 
 class Meanwhile(DirectoryStateStore):
-    """A store on which something else happens just before a blob is read."""
+    """A store that runs a callback just before a blob is read."""
 
     before: tuple[str, Callable[[], Awaitable[object]]] | None = None
     happened = 0
 
     async def get_blob(self, key: str) -> bytes | None:
-        """Let the other thing happen once, before the first blob whose key has that part."""
+        """Run the callback once, before the first blob whose key contains its part."""
         if self.before is not None and self.before[0] in key:
             (_, happen), self.before = self.before, None
             await happen()
@@ -65,7 +65,7 @@ class Meanwhile(DirectoryStateStore):
 
 @pytest.mark.parametrize("part", ["/definition", "/vectors/"])
 async def test_a_request_meets_no_gap_between_two_versions(tmp_path: Path, part: str) -> None:
-    """A set that another process replaces while it is looked up, or just before, is answered in its new version."""
+    """A set that another process replaces during or just before the lookup is used in its new version."""
     store = Meanwhile(tmp_path / "state")
     async with replica(tmp_path, store) as one, replica(tmp_path, DirectoryStateStore(tmp_path / "state")) as two:
         await two.put("s", "old")
@@ -75,8 +75,8 @@ async def test_a_request_meets_no_gap_between_two_versions(tmp_path: Path, part:
     await store.close()
 
 
-async def test_labels_are_those_of_the_version_that_is_told(tmp_path: Path) -> None:
-    """Also where another process replaces the set between the two."""
+async def test_labels_are_those_of_the_returned_version(tmp_path: Path) -> None:
+    """Status and labels are of one version even if another process replaces the set between the reads."""
     store = Meanwhile(tmp_path / "state")
     async with replica(tmp_path, store) as one, replica(tmp_path, DirectoryStateStore(tmp_path / "state")) as two:
         await two.put("s", "old")
@@ -86,8 +86,8 @@ async def test_labels_are_those_of_the_version_that_is_told(tmp_path: Path) -> N
     await store.close()
 
 
-async def test_content_that_was_lost_is_told_of(tmp_path: Path) -> None:
-    """It is no reason to wait for it, nor is the set unknown."""
+async def test_lost_content_is_reported(tmp_path: Path) -> None:
+    """Missing content is reported as corrupt, not as being computed or unknown."""
     store = DirectoryStateStore(tmp_path / "state")
     async with replica(tmp_path, store) as one:
         await one.put("s", "a")
@@ -99,7 +99,7 @@ async def test_content_that_was_lost_is_told_of(tmp_path: Path) -> None:
 
 
 async def test_requests_end_with_the_version_they_began_with(tmp_path: Path) -> None:
-    """A set that is deleted under them, or replaced, is theirs until they end."""
+    """Requests under way keep a set that is deleted or replaced."""
     async with replica(tmp_path) as one:
         await one.put("s", "a", "b")
         one.engine.gate.clear()
@@ -116,7 +116,7 @@ async def test_requests_end_with_the_version_they_began_with(tmp_path: Path) -> 
 
 
 async def test_redis_goes_away(tmp_path: Path) -> None:
-    """Writing fails; labels, and sets in memory, are classified all the same; what is not in memory waits for it."""
+    """Without Redis, writes and sets outside memory fail; labels and sets in memory still work."""
     with running_redis(tmp_path) as redis:
         store = RedisStateStore(redis.url, timeout_s=0.5)
         async with replica(tmp_path, store) as one:
@@ -142,7 +142,7 @@ async def test_redis_goes_away(tmp_path: Path) -> None:
 
 
 async def test_a_batch_uses_a_set_too(tmp_path: Path) -> None:
-    """In the background lane."""
+    """A batch resolves the set in the background lane."""
     async with replica(tmp_path) as one:
         await one.put("s", "a", "b")
         query = LabelQuery((), label_set="s")

@@ -14,12 +14,12 @@ from tests.support.classifying import until
 
 
 def which(name: str, version: str = "1") -> Which:
-    """Name somebody's vectors."""
+    """Return an id of class vectors."""
     return Which(name, version, "n")
 
 
 def test_sets_in_memory_are_bounded_by_bytes() -> None:
-    """The one unused for longest goes first; one that is too large by itself is never kept; one version of each."""
+    """The least recently used set is evicted; a set above the limit is never kept; old versions are dropped."""
 
     def make(rows: int) -> Any:
         return ready_set("1", ("x",) * rows, np.zeros((rows, 100), np.float32))
@@ -41,7 +41,7 @@ def test_sets_in_memory_are_bounded_by_bytes() -> None:
 
 
 class OneHead(LabelSetStorage):
-    """Records of one set, which may be away, slow, or another."""
+    """Storage of one head that can be unavailable, slow or changed."""
 
     def __init__(self) -> None:
         self.version: str | None = "1"
@@ -63,7 +63,7 @@ class OneHead(LabelSetStorage):
 
 
 async def test_the_current_version_is_looked_at_once_a_second() -> None:
-    """However many requests there are; a store that is away or slow leaves the version that was seen."""
+    """Any number of requests cause one read a second; an unavailable or slow store leaves the known version."""
     now, storage = [0.0], OneHead()
     heads = Heads(storage, clock=lambda: now[0])
 
@@ -95,7 +95,7 @@ async def test_the_current_version_is_looked_at_once_a_second() -> None:
 
 
 class GatedHead(OneHead):
-    """Records that have been read but not handed over until the gate is opened."""
+    """Storage that reads at once, and returns when the gate opens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class GatedHead(OneHead):
 
 
 async def test_what_is_written_here_is_newer_than_what_was_being_read() -> None:
-    """A read that began before a write, or a deletion, does not bring the old version back."""
+    """A read that began before a write or a deletion does not restore the old version."""
     now, storage = [0.0], GatedHead()
     heads = Heads(storage, clock=lambda: now[0])
     newer = Head(version="2", digest="", labels=1, texts=1, templates="none", written=0.0)

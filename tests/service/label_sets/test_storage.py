@@ -23,7 +23,7 @@ from tests.support.label_set_parts import replica
     ],
 )
 async def test_what_is_stored_is_checked_before_it_is_used(tmp_path: Path, file: str, content: bytes) -> None:
-    """Other labels than the head tells of, vectors of another size, not finite or not of unit length."""
+    """Wrong label counts and vectors of a wrong size, not finite or not of unit length are refused."""
     async with replica(tmp_path) as one:
         await one.put("s", "a", "b")
         store = DirectoryStateStore(tmp_path / "state")
@@ -39,7 +39,7 @@ async def test_what_is_stored_is_checked_before_it_is_used(tmp_path: Path, file:
 
 
 async def test_a_damaged_head_is_named(tmp_path: Path) -> None:
-    """Whoever asks for the set is told; the list of sets, which cannot be complete, too."""
+    """Requests for the set and for the list of sets, which cannot be complete, name the damaged entry."""
     store = DirectoryStateStore(tmp_path / "state")
     await store.put("label-sets/s", b'{"version": "1"}', expected=None)
     async with replica(tmp_path, store) as one:
@@ -50,7 +50,7 @@ async def test_a_damaged_head_is_named(tmp_path: Path) -> None:
 
 
 async def test_the_definition_on_disk_is_plain_json(tmp_path: Path) -> None:
-    """So that it can be read, and never runs anything."""
+    """Plain JSON can be read without running code."""
     async with replica(tmp_path) as one:
         status = await one.put("s", "a", "b", b=["x"])
         store = DirectoryStateStore(tmp_path / "state")

@@ -20,7 +20,7 @@ from tests.support.label_set_parts import replica
 
 
 async def test_a_set_answers_as_its_labels_do(tmp_path: Path) -> None:
-    """The same scores to the bit, in the writer's spelling; the first request is warm."""
+    """Scores equal those of the labels to the bit, in the client's spelling; the first request computes no text."""
     async with replica(tmp_path) as one:
         status, created = await one.sets.put(
             "animals", one.definition(" Cat", "dog", "red  fox", templates=["a {}.", "{}"])
@@ -36,7 +36,7 @@ async def test_a_set_answers_as_its_labels_do(tmp_path: Path) -> None:
 
 
 async def test_the_same_content_again_is_no_change(tmp_path: Path) -> None:
-    """Its version stays; other content, or another order, is another version, and the old content is gone."""
+    """The version stays; other content, or another order, is a new version, and the old content is deleted."""
     async with replica(tmp_path) as one:
         first = await one.put("s", "a", "b")
         again, created = await one.sets.put("s", one.definition("a", "b"))
@@ -48,7 +48,7 @@ async def test_the_same_content_again_is_no_change(tmp_path: Path) -> None:
 
 
 async def test_a_set_is_changed_only_as_its_writer_knows_it(tmp_path: Path) -> None:
-    """If-Match and If-None-Match, for writing and deleting; what fails changes nothing."""
+    """If-Match and If-None-Match apply to writing and deleting; a failed condition changes nothing."""
     anything, nothing = Condition(if_match=frozenset("*")), Condition(if_none_match=frozenset("*"))
     async with replica(tmp_path) as one:
         a, b = one.definition("a"), one.definition("b")
@@ -70,7 +70,7 @@ async def test_a_set_is_changed_only_as_its_writer_knows_it(tmp_path: Path) -> N
 
 
 async def test_writers_race(tmp_path: Path, shared: StateStore) -> None:
-    """Of those that know the same version one wins; without conditions all succeed, one after the other."""
+    """Of writers with the same condition one succeeds; without conditions all succeed in turn."""
     async with AsyncExitStack() as stack:
         replicas = [await stack.enter_async_context(replica(tmp_path, shared)) for _ in range(3)]
         none = Condition(if_none_match=frozenset("*"))
@@ -91,7 +91,7 @@ async def test_writers_race(tmp_path: Path, shared: StateStore) -> None:
 
 
 async def test_sets_are_listed_by_name_in_pages(tmp_path: Path) -> None:
-    """Each page says where the next begins."""
+    """Each page gives the start of the next."""
     async with replica(tmp_path) as one:
         for name in ("b", "a", "c"):
             await one.put(name, name)
@@ -102,7 +102,7 @@ async def test_sets_are_listed_by_name_in_pages(tmp_path: Path) -> None:
 
 
 async def test_there_is_a_limit_of_sets(tmp_path: Path) -> None:
-    """One more is refused; one that is there can be changed, and where one goes another may come."""
+    """A set above the limit is refused; existing sets can be changed, and deleting one frees its place."""
     async with replica(tmp_path, max_label_sets=2) as one:
         for name in ("a", "b"):
             await one.put(name, "x")
@@ -115,7 +115,7 @@ async def test_there_is_a_limit_of_sets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "A", "../x", "a/b", "a" * 101, "ä", "-a"])
 async def test_a_name_that_no_set_can_have_is_unknown(tmp_path: Path, name: str) -> None:
-    """It never reaches the store."""
+    """An invalid name never reaches the store."""
     async with replica(tmp_path) as one:
         for use in (one.classify(name), one.sets.status(name), one.sets.delete(name)):
             with pytest.raises(UnknownLabelSet):
@@ -123,7 +123,7 @@ async def test_a_name_that_no_set_can_have_is_unknown(tmp_path: Path, name: str)
 
 
 async def test_a_template_set_is_looked_up_when_the_set_is_written(tmp_path: Path) -> None:
-    """A set whose templates no model has is refused."""
+    """A set with an unknown template set is refused."""
     async with replica(tmp_path) as one:
         with pytest.raises(InvalidTemplates):
             await one.put("s", "a", templates="nowhere")

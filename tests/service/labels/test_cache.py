@@ -7,7 +7,7 @@ from tests.support.vectors import DIM, lists, vector
 
 
 async def test_memory_keeps_what_was_used_last() -> None:
-    """The entry unused for longest makes room."""
+    """The least recently used entry is evicted."""
     cache = MemoryTextCache(2, Metrics())
     await cache.set_many({"a": vector(1), "b": vector(2)})
     await cache.get_many(["a"], dim=DIM)
@@ -16,7 +16,7 @@ async def test_memory_keeps_what_was_used_last() -> None:
 
 
 async def test_memory_holds_no_larger_array_alive() -> None:
-    """A row is kept as a copy, which cannot be changed."""
+    """A row is kept as a read-only copy."""
     cache = MemoryTextCache(2, Metrics())
     await cache.set_many({"a": np.ones((100, DIM), np.float32)[3]})
     (kept,) = await cache.get_many(["a"], dim=DIM)
@@ -34,7 +34,7 @@ async def test_memory_answers_only_vectors_of_the_right_length() -> None:
 
 
 def test_matrices_are_kept_up_to_a_number_of_bytes() -> None:
-    """The matrix unused for longest makes room; one that is too large is not kept."""
+    """The least recently used matrix is evicted; one that is too large is not kept."""
     cache = MatrixCache(3 * 8)
     for name in (b"a", b"b", b"c"):
         cache.put(name, np.zeros((1, 2), np.float32))
@@ -45,7 +45,7 @@ def test_matrices_are_kept_up_to_a_number_of_bytes() -> None:
 
 
 async def test_layers_ask_the_far_cache_only_for_what_is_not_near_and_keep_it() -> None:
-    """What was found far away is near the next time."""
+    """Vectors found in the far cache come from the near one the next time."""
     metrics = Metrics()
     near, far = MemoryTextCache(10, metrics), MemoryTextCache(10, Metrics())
     await near.set_many({"a": vector(1)})

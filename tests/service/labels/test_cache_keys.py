@@ -2,7 +2,7 @@ from service.labels.cache_keys import class_vector_keys, labels_digest, matrix_d
 
 
 def test_keys_follow_from_everything_that_decides_a_vector() -> None:
-    """Text revision, numerics, templates in order, and label; and from nothing else."""
+    """Text revision, numerics, ordered templates and label determine a key; nothing else does."""
     identities = [
         vector_identity("r1", "cpu/fp32", ["{}"]),
         vector_identity("r2", "cpu/fp32", ["{}"]),

@@ -11,7 +11,7 @@ LIMITS = {"max_labels": 20, "max_chars": 50}
 
 
 def outcome(labels: list[str]) -> tuple[str, ...] | str:
-    """Normalised labels, or why they are refused."""
+    """Return normalised labels, or the reason for their refusal."""
     try:
         return normalise_labels(labels, **LIMITS)
     except InvalidLabels as refusal:
@@ -20,7 +20,7 @@ def outcome(labels: list[str]) -> tuple[str, ...] | str:
 
 @given(st.lists(st.lists(st.text("ab \0é\ud800", max_size=4), max_size=4), max_size=8))
 async def test_a_known_list_is_treated_like_a_new_one(lists: list[list[str]]) -> None:
-    """Whatever came before, in whatever form: the same labels, or the same refusal."""
+    """Earlier lists, in any form, do not change the labels or the refusal."""
     known = KnownLabels(**LIMITS)
     for labels in lists * 2:
         expected = outcome(labels)
@@ -34,7 +34,7 @@ async def test_a_known_list_is_treated_like_a_new_one(lists: list[list[str]]) ->
 
 
 async def test_a_list_that_comes_again_is_not_checked_again() -> None:
-    """It is the very same object; another order is another list with another digest."""
+    """The same list gives the same object; another order gives another digest."""
     known = KnownLabels(**LIMITS)
     first = await known.check(["cat", "a  dog"])
     assert first is await known.check(("cat", "a  dog"))
@@ -44,7 +44,7 @@ async def test_a_list_that_comes_again_is_not_checked_again() -> None:
 
 
 async def test_memory_is_bounded() -> None:
-    """The list unused for longest goes; one that is larger than all room is never kept."""
+    """The least recently used list is evicted; one that is larger than the limit is never kept."""
     known = KnownLabels(**LIMITS, max_bytes=2_000)
     lists = [[f"label {number}"] for number in range(4)]
     kept = [await known.check(labels) for labels in lists]

@@ -33,7 +33,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 async def redis_cache(
     server: RedisServer, metrics: Metrics | None = None, **options: Any
 ) -> AsyncIterator[RedisTextCache]:
-    """A cache on the server, patient enough for a busy machine unless told otherwise."""
+    """Open a cache on the server, by default with timeouts that suit a busy machine."""
     options = {"timeout_s": 2.0, "retry_s": 0.1, **options}
     cache = RedisTextCache(server.url, metrics or Metrics(), **options)
     try:
@@ -43,7 +43,7 @@ async def redis_cache(
 
 
 async def until(condition: Callable[[], Any], *, within_s: float = 5.0) -> float:
-    """Await a condition that is an async function; gives the time it took."""
+    """Wait for an async condition; return the time it took, in seconds."""
     started = time.monotonic()
     while not await condition():
         assert time.monotonic() - started < within_s, "it did not come true"
@@ -52,7 +52,7 @@ async def until(condition: Callable[[], Any], *, within_s: float = 5.0) -> float
 
 
 async def test_redis_gives_back_what_was_stored_in_order_over_many_chunks(redis: RedisServer) -> None:
-    """2,500 vectors: to the bit, whatever the order they are asked in, with holes."""
+    """2,500 vectors come back to the bit, in any order of the request, with gaps for missing ones."""
     metrics = Metrics()
     items = {f"k{index}": vector(index) for index in range(2_500)}
     async with redis_cache(redis, metrics) as cache:
@@ -65,7 +65,7 @@ async def test_redis_gives_back_what_was_stored_in_order_over_many_chunks(redis:
 
 
 async def test_values_are_raw_little_endian_float32_with_a_time_to_live(redis: RedisServer) -> None:
-    """Any client in any language can read them, and nothing stays for ever."""
+    """Clients in any language can read the values, and all of them expire."""
     async with redis_cache(redis, ttl_s=100) as cache:
         await cache.set_many({"k": np.array([1, -2, 0.5, 0], np.float32)})
     assert redis.command("GET", "k") == b"$16\r\n" + np.array([1, -2, 0.5, 0], "<f4").tobytes() + b"\r\n"
@@ -74,7 +74,7 @@ async def test_values_are_raw_little_endian_float32_with_a_time_to_live(redis: R
 
 @pytest.mark.parametrize("value", ["short", "x" * 15, "x" * 17, "", "\x7f" * 0])
 async def test_a_value_of_the_wrong_length_is_a_miss(redis: RedisServer, value: str) -> None:
-    """Whoever wrote it: it is not used, and counted."""
+    """The value is not used, and counted as invalid."""
     metrics = Metrics()
     redis.command("SET", "k", value)
     async with redis_cache(redis, metrics) as cache:
@@ -84,7 +84,7 @@ async def test_a_value_of_the_wrong_length_is_a_miss(redis: RedisServer, value: 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 async def test_a_value_that_is_not_finite_is_a_miss(redis: RedisServer, bad: float) -> None:
-    """Its sound neighbours are used all the same; a value of another type is a miss too."""
+    """Valid neighbours are still used; a value of another type is a miss too."""
     async with redis_cache(redis) as cache:
         await cache.set_many({"good": vector(1), "bad": np.array([1, bad, 1, 1], np.float32)})
         redis.command("LPUSH", "list", "x")
@@ -93,7 +93,7 @@ async def test_a_value_that_is_not_finite_is_a_miss(redis: RedisServer, bad: flo
 
 
 async def test_redis_down_is_a_miss_and_used_again_when_it_returns(redis: RedisServer) -> None:
-    """Killed: nothing raises, every lookup is quick; started again: hits within five seconds."""
+    """While Redis is down, nothing raises and lookups are quick; after its restart, hits return within five seconds."""
     metrics = Metrics()
     async with redis_cache(redis, metrics, timeout_s=0.02, retry_s=1.0) as cache:
         await cache.set_many({"k": vector()})
@@ -119,7 +119,7 @@ async def test_redis_down_is_a_miss_and_used_again_when_it_returns(redis: RedisS
 
 
 async def test_redis_that_hangs_costs_only_the_time_limit(redis: RedisServer) -> None:
-    """Frozen, with connections open: each lookup loses 20 ms, soon none at all; thawed: hits, and the right ones."""
+    """While Redis is frozen, lookups lose 20 ms each and soon none; afterwards the right hits return."""
     metrics = Metrics()
     async with redis_cache(redis, metrics, timeout_s=0.02, retry_s=0.5) as cache:
         await until(lambda: stored(cache, {f"k{index}": vector(index) for index in range(20)}))
@@ -149,13 +149,13 @@ async def test_redis_that_hangs_costs_only_the_time_limit(redis: RedisServer) ->
 
 
 async def stored(cache: TextCache, items: dict[str, Any]) -> bool:
-    """Write, and say whether it can be read."""
+    """Write items; return whether they can be read."""
     await cache.set_many(items)
     return None not in lists(await cache.get_many(list(items), dim=DIM))
 
 
 async def test_cancelled_lookups_do_not_mix_up_answers(redis: RedisServer) -> None:
-    """A request that goes away in the middle of a lookup leaves its connection to nobody."""
+    """A connection whose lookup was cancelled is not used again."""
     async with redis_cache(redis, max_connections=2) as cache:
         await cache.set_many({f"k{index}": vector(index) for index in range(50)})
         for index in range(50):
@@ -172,7 +172,7 @@ async def test_cancelled_lookups_do_not_mix_up_answers(redis: RedisServer) -> No
     ids=["full", "read-only"],
 )
 async def test_a_redis_that_refuses_writes_is_still_read(redis: RedisServer, trouble: tuple[str, ...]) -> None:
-    """Full or read-only: the failed write is counted, reads go on, and soon no more data is sent in vain."""
+    """With a full or read-only Redis, failed writes are counted, reads continue, and writes soon stop."""
     metrics = Metrics()
     async with redis_cache(redis, metrics, retry_s=4.0) as cache:
         await cache.set_many({"old": vector(1)})
@@ -185,8 +185,8 @@ async def test_a_redis_that_refuses_writes_is_still_read(redis: RedisServer, tro
     assert count(metrics, "anyclass_text_cache_up") == 1
 
 
-async def test_a_wrong_password_is_a_miss_and_told_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The password stands in no log and in no repr; the right one works, also apart from the URL."""
+async def test_a_wrong_password_is_a_miss_and_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The password appears in no log and no repr; the right one works, also outside the URL."""
     caplog.set_level(logging.DEBUG)
     with running_redis(tmp_path, password="s3cret/right") as server:
         url = f"redis://127.0.0.1:{server.port}/0"
@@ -195,11 +195,11 @@ async def test_a_wrong_password_is_a_miss_and_told_nowhere(tmp_path: Path, caplo
             assert await wrong.get_many(["k"], dim=DIM) == [None]
         right = RedisTextCache(url, Metrics(), password="s3cret/right", timeout_s=2)
         assert await stored(right, {"k": vector()})
-        told = caplog.text + repr(wrong) + repr(right) + str(vars(wrong))
+        shown = caplog.text + repr(wrong) + repr(right) + str(vars(wrong))
         await wrong.close()
         await right.close()
     assert "Redis refuses the password" in caplog.text
-    assert "s3cret" not in told
+    assert "s3cret" not in shown
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ async def test_a_wrong_password_is_a_miss_and_told_nowhere(tmp_path: Path, caplo
 async def test_what_is_wrong_with_redis_is_said_at_the_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str, what: str, reason: str
 ) -> None:
-    """In one line and in the metrics, before any request; then it is left alone, and used when it is well again."""
+    """One log line and the metrics report it before any request; Redis is used again once it answers."""
     metrics = Metrics()
     password = "other" if trouble == "password" else None
     with running_redis(tmp_path, password=password) as server:
@@ -246,7 +246,7 @@ async def test_what_is_wrong_with_redis_is_said_at_the_start(
 async def test_a_redis_that_is_well_says_nothing_at_the_start(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor does one whose user may not PING."""
+    """A Redis whose user may not PING logs nothing either."""
     caplog.set_level(logging.INFO)
     redis.command("ACL", "SETUSER", "default", "-ping")
     for _ in range(2):
@@ -261,7 +261,7 @@ async def test_a_redis_that_is_well_says_nothing_at_the_start(
 
 
 async def test_settings_choose_the_cache(redis: RedisServer) -> None:
-    """Memory by itself; with a URL memory before Redis, which need not be there at the start."""
+    """Without a URL the cache is in memory; with one, memory comes before Redis, which need not run at the start."""
     assert isinstance(open_text_cache(Settings(), Metrics()), MemoryTextCache)
     cache = open_text_cache(Settings(redis_url=SecretStr(redis.url), redis_timeout_ms=2_000), Metrics())
     await cache.set_many({"k": vector(3)})

@@ -13,7 +13,7 @@ from service.state.directory import DirectoryStateStore
 
 
 async def test_what_killed_writers_leave_is_removed_a_day_later(tmp_path: Path) -> None:
-    """A start removes old temporary files, and leaves a writer's of today alone."""
+    """A start deletes old temporary files, and keeps those younger than a day."""
     store = DirectoryStateStore(tmp_path)
     await store.put_blob("a/b", b"x")
     folder = tmp_path / "state-v1" / "blobs" / "a"
@@ -29,7 +29,7 @@ async def test_what_killed_writers_leave_is_removed_a_day_later(tmp_path: Path) 
 
 @pytest.mark.parametrize("damage", [b"", b"\x80\x04", b"{}", b"anyclass-state-1\n" + bytes(40)])
 async def test_damaged_entries_are_named(tmp_path: Path, damage: bytes) -> None:
-    """A value or blob that was cut off or changed is an error that says which, on disk and in Redis."""
+    """A value or blob that was truncated or changed raises an error naming its key."""
     store = DirectoryStateStore(tmp_path)
     await store.put("set/a", b"value", expected=None)
     await store.put_blob("set/b", b"blob")
@@ -43,7 +43,7 @@ async def test_damaged_entries_are_named(tmp_path: Path, damage: bytes) -> None:
 
 
 async def test_a_directory_that_cannot_be_written_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Asked for by name it stops the start; the user's data folder only fails what needs it."""
+    """A configured directory prevents the start; the user's data folder only fails operations."""
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     caplog.set_level(logging.WARNING)
@@ -64,7 +64,7 @@ async def test_a_directory_that_cannot_be_written_to(tmp_path: Path, caplog: pyt
 
 
 async def test_a_directory_that_can_be_written_to_after_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A start without a place for the state is not the end of it: the next use looks again."""
+    """After a start without a usable directory, the next use checks again."""
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     store = DirectoryStateStore(blocked / "anyclass", asked_for=False)

@@ -12,7 +12,7 @@ from service.state.redis_store import RedisStateStore
 
 
 async def test_which_store_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path, a file: URL, or a Redis; without any, the user's data folder."""
+    """The URL is a path, a file: URL or a Redis; without one, the store is in the user's data folder."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for url, folder in (
         (None, "data/anyclass"),
@@ -35,7 +35,7 @@ async def test_which_store_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("url", ["http://:s3cret@host/", "redis://:s3cret/slash@host"])
 def test_a_state_url_that_cannot_be_used_is_not_shown(url: str) -> None:
-    """It may hold a password."""
+    """The URL may contain a password."""
     with pytest.raises(ValueError, match="state_url") as caught:
         Settings(state_url=SecretStr(url))
     assert "s3cret" not in str(caught.value)

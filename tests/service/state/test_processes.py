@@ -31,7 +31,7 @@ TURNS = 20
 
 
 def _count(make: Callable[[], StateStore], start: Event) -> None:
-    """Add one, `TURNS` times, as any program would that must lose no count."""
+    """Add one, `TURNS` times, using compare-and-set."""
 
     async def main() -> None:
         store = make()
@@ -57,7 +57,7 @@ def _redis_counter(url: str, start: Event) -> None:
 
 @pytest.mark.parametrize("kind", ["directory", "redis"])
 async def test_racing_processes_lose_nothing(tmp_path: Path, kind: str) -> None:
-    """Several processes count with compare-and-set; every count is there in the end."""
+    """Several processes count with compare-and-set, and no count is lost."""
     with running_redis(tmp_path) as redis:
         path = tmp_path / "state"
         start = SPAWN.Event()
@@ -92,7 +92,7 @@ def _write_for_ever(path: Path, started: Event) -> None:
 
 
 async def test_a_killed_writer_leaves_a_whole_value(tmp_path: Path) -> None:
-    """A kill -9 at any moment: the value is an old one or a new one, and the next writer is not locked out."""
+    """After a kill -9 at any moment, the value is old or new, and the next writer is not locked out."""
     path = tmp_path / "state"
     for _ in range(4):
         started = SPAWN.Event()

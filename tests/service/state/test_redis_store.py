@@ -10,7 +10,7 @@ from tests.support.redis_server import RedisServer, running_redis
 
 
 async def test_damaged_entries_in_redis_are_named(tmp_path: Path) -> None:
-    """The same for what somebody else has written into Redis."""
+    """Values that another program wrote into Redis raise StateCorrupt too."""
     with running_redis(tmp_path) as redis:
         store = RedisStateStore(redis.url)
         await store.put("set/a", b"value", expected=None)
@@ -26,7 +26,7 @@ async def test_damaged_entries_in_redis_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 async def test_a_redis_that_evicts_is_refused(tmp_path: Path, policy: str) -> None:
-    """At the start; and where it was away at the start, with the first write."""
+    """It is refused at the start, or with the first write if it was away then."""
     with running_redis(tmp_path, arguments=["--maxmemory-policy", policy]) as redis:
         store = RedisStateStore(redis.url)
         with pytest.raises(ConfigurationError, match=policy):
@@ -39,7 +39,7 @@ async def test_a_redis_that_evicts_is_refused(tmp_path: Path, policy: str) -> No
 
 
 async def test_a_redis_without_persistence_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One that persists is not."""
+    """A Redis with persistence gives no warning."""
     with running_redis(tmp_path) as redis:
         store = RedisStateStore(redis.url)
         await store.check()
@@ -52,7 +52,7 @@ async def test_a_redis_without_persistence_is_warned_about(tmp_path: Path, caplo
 
 
 async def test_a_redis_that_may_not_be_asked_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Managed services forbid INFO or CONFIG; they can still be used."""
+    """Managed services that forbid INFO or CONFIG can still be used."""
     with running_redis(tmp_path) as redis:
         redis.command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-info", "-config")
         store = RedisStateStore(redis.url.replace("redis://", "redis://app:pw@"))
@@ -63,7 +63,7 @@ async def test_a_redis_that_may_not_be_asked_is_warned_about(tmp_path: Path, cap
 
 
 async def test_a_redis_that_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """No reason not to start; every use fails in time with the same error, until it is back."""
+    """The start succeeds; every use fails in time with the same error until Redis is back."""
     redis = RedisServer(tmp_path, password="s3cret")
     store = RedisStateStore(redis.url, timeout_s=0.3)
     await store.check()

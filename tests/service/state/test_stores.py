@@ -14,7 +14,7 @@ from tests.support.state_stores import KINDS, state_stores
 
 @pytest.fixture(params=KINDS)
 async def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[[], StateStore]]:
-    """Makes state stores of one kind on the same content, as replicas have them."""
+    """Return a factory of stores of one kind on the same content, as replicas have them."""
     async with state_stores(request.param, tmp_path) as make:
         yield make
 
@@ -26,7 +26,7 @@ def store(make_store: Callable[[], StateStore]) -> StateStore:
 
 
 async def test_a_value_is_read_as_it_was_written(make_store: Callable[[], StateStore]) -> None:
-    """By another replica too; bytes of any kind."""
+    """Other replicas read it too; values may be any bytes."""
     value = bytes(range(256)) * 3
     version = await make_store().put("a/b", value, expected=None)
     found = await make_store().get("a/b")
@@ -36,7 +36,7 @@ async def test_a_value_is_read_as_it_was_written(make_store: Callable[[], StateS
 
 
 async def test_compare_and_set(store: StateStore) -> None:
-    """A value changes only from the version that the writer knows, and no version comes twice."""
+    """A value changes only from the version that the writer knows, and no version occurs twice."""
     first = await store.put("key", b"1", expected=None)
     assert first is not None
     assert await store.put("key", b"2", expected=None) is None
@@ -52,7 +52,7 @@ async def test_compare_and_set(store: StateStore) -> None:
 
 
 async def test_keys_are_listed_in_order_and_in_pages(store: StateStore) -> None:
-    """By prefix: neither keys beside it nor a key of its own name; deleted ones are not among them."""
+    """A prefix excludes keys beside it, a key of its own name, and deleted keys."""
     versions = {
         key: await store.put(key, b"", expected=None) for key in ("s/b", "s/a", "s/a.b", "s/c", "s", "sa", "r/z")
     }
@@ -66,7 +66,7 @@ async def test_keys_are_listed_in_order_and_in_pages(store: StateStore) -> None:
 
 
 async def test_blobs(store: StateStore) -> None:
-    """Written, listed and deleted by prefix; as large as a large set's definition."""
+    """Blobs are written, listed and deleted by prefix, up to the size of a large set's definition."""
     large = random.Random(0).randbytes(3_000_000)
     for number in range(3):
         await store.put_blob(f"set/v1/block/{number:03}", large if number == 1 else b"")
@@ -83,7 +83,7 @@ async def test_blobs(store: StateStore) -> None:
 
 
 async def test_many_blobs(store: StateStore) -> None:
-    """More than one page of them, in order."""
+    """More blobs than a page are listed in order."""
     keys = [f"many/{number:04}" for number in range(1_100)]
     if isinstance(store, DirectoryStateStore):
         keys = keys[:50]  # each is flushed to the disk
