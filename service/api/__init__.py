@@ -1,1 +1,1 @@
-"""The HTTP interface: what a request may look like, how it is read, and what every answer looks like."""
+"""The HTTP interface: a folder for each protocol; the other folders are shared by them."""

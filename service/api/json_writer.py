@@ -1,4 +1,4 @@
-"""Answers written as JSON text by hand, for speed; a test holds them to their schemas."""
+"""Writes answers as JSON text by hand, for speed; a test holds them to their schemas."""
 
 import json
 from json.encoder import encode_basestring
@@ -9,9 +9,9 @@ from service.model.arrays import Vectors
 
 
 def predictions_text(classification: Classification) -> str:
-    """The predictions as a JSON list; scores are float32, of which seven digits are true.
+    """Return the predictions as a JSON list; scores are float32, so seven digits are exact.
 
-    Written by hand, row by row: there may be 100,000, and `json.dumps` would hold up every thread meanwhile.
+    Written row by row: `json.dumps` would block every other thread while it writes up to 100,000 rows.
     """
     rows = [
         f'{{"label":{encode_basestring(each.label)},"score":{float(f"{each.score:.7g}")!r}}}'
@@ -21,34 +21,34 @@ def predictions_text(classification: Classification) -> str:
 
 
 def answer_text(classification: Classification) -> str:
-    """One image's answer as a JSON object, as `ClassifyAnswer` describes it."""
+    """Return one image's answer as a JSON object, as `ClassifyAnswer` describes it."""
     usage = {"labels": classification.labels, "labels_cached": classification.labels_cached}
     head = json_text({"model": classification.model, "revision": classification.revision})
     return f'{head[:-1]},"predictions":{predictions_text(classification)},"usage":{json_text(usage)}}}'
 
 
 def predictions_json(classification: Classification) -> list[dict[str, Any]]:
-    """`predictions_text` as Python has it."""
+    """Return `predictions_text` as a Python object."""
     predictions: list[dict[str, Any]] = json.loads(predictions_text(classification))
     return predictions
 
 
 def answer_json(classification: Classification) -> dict[str, Any]:
-    """`answer_text` as Python has it."""
+    """Return `answer_text` as a Python object."""
     answer: dict[str, Any] = json.loads(answer_text(classification))
     return answer
 
 
 def one_line(text: str) -> str:
-    """JSON that every client takes for one line: many end a line at these characters too, which JSON may have."""
+    """Escape the characters that JSON allows and at which many clients end a line, other than the newline."""
     return text.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def json_text(value: object) -> str:
-    """JSON as all answers have it: without white space, in UTF-8, finite."""
+    """Return JSON in the form of all answers: no white space, no escapes for non-ASCII text, no NaN and no infinity."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def json_numbers(values: Vectors) -> str:
-    """Finite float32 of any shape, flattened, as JSON numbers between commas; nine digits give each back exactly."""
+    """Return finite float32 of any shape as flat JSON numbers with commas; nine digits restore each exactly."""
     return ",".join([f"{value:.9g}" for value in values.ravel().tolist()])

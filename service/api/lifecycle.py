@@ -1,4 +1,4 @@
-"""Where the service stands between its start and its end, and what that means to probes and clients."""
+"""The phases of the service from start to end, which probes and clients see."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from service.errors import AnyclassError, NotReady
 
 
 class Phase(Enum):
-    """The phases in their order; `FAILED` takes the place of `READY` when there is nothing to serve."""
+    """The phases in their order; a start that fails ends in `FAILED` in place of `READY`."""
 
     STARTING = "starting"
     READY = "ready"
@@ -17,11 +17,11 @@ class Phase(Enum):
 
 
 class Lifecycle:
-    """The phase of one application, moved by its lifespan and by the server's signals.
+    """Tracks the phase of one application; its lifespan and the server's signals change it.
 
     Attributes:
-        phase: the phase now.
-        reason: why the service is not ready, for people; empty when it is.
+        phase: the current phase.
+        reason: why the service is not ready, for people; empty when it is ready.
     """
 
     def __init__(self) -> None:
@@ -34,42 +34,42 @@ class Lifecycle:
 
     @property
     def ready(self) -> bool:
-        """Whether load balancers should send requests here."""
+        """Return whether load balancers should send requests here."""
         return self.phase is Phase.READY
 
     @property
     def stopping(self) -> bool:
-        """Whether the end was asked for; accepted requests are still answered."""
+        """Return whether a stop was requested; accepted requests are still answered."""
         return self.phase is Phase.STOPPING
 
     def when_ready(self, callback: Callable[[float], None]) -> None:
-        """Have `callback` told, in the event loop, how many seconds it took to be ready."""
+        """Call `callback` in the event loop once the service is ready, with the seconds since its start."""
         self._on_ready.append(callback)
 
     def when_failed(self, callback: Callable[[Exception], None]) -> None:
-        """Have `callback` told, in the event loop, why the service will never be ready."""
+        """Call `callback` in the event loop with the error if the start fails."""
         self._on_failed.append(callback)
 
     def when_stopped(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once the end was asked for, and again whenever it is."""
+        """Call `callback` at every request to stop."""
         self._on_stop.append(callback)
 
     def loaded(self) -> None:
-        """Everything is loaded and warm. A service that is already stopping stays so."""
+        """Become ready, unless the service is already stopping."""
         if self.phase is Phase.STARTING:
             self.phase, self.reason = Phase.READY, ""
             for callback in self._on_ready:
                 callback(time.monotonic() - self._began)
 
     def failed(self, error: Exception) -> None:
-        """There is nothing to serve."""
+        """Record that the start failed with `error`."""
         self.phase = Phase.FAILED
         self.reason = error.detail if isinstance(error, AnyclassError) else "the service could not start; see its log"
         for callback in self._on_failed:
             callback(error)
 
     def stop(self) -> None:
-        """The end was asked for: readiness fails from now on."""
+        """Record a request to stop; readiness fails from now on."""
         if self.phase is not Phase.FAILED:
             self.phase, self.reason = Phase.STOPPING, "the service is stopping"
             for callback in self._on_stop:
@@ -81,6 +81,6 @@ class Lifecycle:
             raise NotReady(f"Not ready: {self.reason}.")
 
     def require_loaded(self) -> None:
-        """Raise `NotReady` unless requests can be answered; while stopping they still can."""
+        """Raise `NotReady` unless requests can be answered, which they are while stopping too."""
         if self.phase not in (Phase.READY, Phase.STOPPING):
             raise NotReady(f"The service cannot answer yet: {self.reason}.")

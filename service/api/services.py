@@ -1,4 +1,4 @@
-"""What the routes work with, held by the application and handed to each of them."""
+"""The parts of an application that its routes use."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,10 +26,10 @@ _LARGE_BYTES: Final = 2**20
 
 @dataclass(slots=True)
 class Services:
-    """One application's parts. The last two are there as soon as the models are loaded.
+    """Holds the parts of one application. `ready_jobs` and those after it are None until the models are loaded.
 
     Attributes:
-        archives: how many uploaded archives are being worked on.
+        archives: number of uploaded archives in work.
     """
 
     settings: Settings
@@ -70,11 +70,11 @@ class Services:
         self._loaded(self.ready_classifier)
 
     def require_alive(self) -> None:
-        """Raise `NotReady` where only a restart helps: the start failed, or a device's scheduler died."""
+        """Raise `NotReady` if only a restart helps: the start failed, or a device's scheduler died."""
         if self.lifecycle.phase is Phase.FAILED:
             raise NotReady(f"The service could not start: {self.lifecycle.reason}.")
         if self.registry is not None and not self.registry.healthy:
-            raise NotReady("A device's scheduler has died; the process must be started anew.")
+            raise NotReady("A device's scheduler has died; restart the process.")
 
     def _loaded(self, part: T | None) -> T:
         self.lifecycle.require_loaded()
@@ -83,7 +83,7 @@ class Services:
         return part
 
     async def parsed(self, body: bytes, parse: Callable[[], T]) -> T:
-        """What `parse` makes of `body`, in a thread; large bodies one by one: JSON takes many times its bytes."""
+        """Return `parse()` from a thread. Large bodies take turns: parsed JSON takes many times its bytes."""
         if len(body) < _LARGE_BYTES:
             return await asyncio.to_thread(parse)
         async with self._large:
@@ -91,5 +91,5 @@ class Services:
 
 
 def services_of(request: Request) -> Services:
-    """The parts of the application that serves `request`."""
+    """Return the parts of the application that serves `request`."""
     return cast("Services", request.app.state.services)

@@ -6,7 +6,7 @@ from service.classification.types import Timings
 
 
 def server_timing(started: float, timings: Timings | None) -> str:
-    """The Server-Timing header: milliseconds in each stage and in all; `started` is of `time.perf_counter`."""
+    """Return the header: milliseconds in each stage and in total. `started` is a `time.perf_counter` value."""
     stages = {}
     if timings is not None:
         stages = {

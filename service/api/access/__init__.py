@@ -1,1 +1,1 @@
-"""Who may send how much: API keys and the rate limit."""
+"""API keys and the rate limit."""

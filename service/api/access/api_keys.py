@@ -1,14 +1,14 @@
-"""API keys: who may use the service. Keys are kept and compared as SHA-256 digests only.
+"""API keys, kept and compared as SHA-256 digests only.
 
-A key file has one key a line; an empty line and one that begins with ``#`` count for nothing:
+A key file has one key a line; empty lines and lines that begin with ``#`` are ignored:
 
     name:key
     key
     name:sha256:<the key's SHA-256 in hexadecimal>
     sha256:<the same>
 
-A key has 16 to 512 characters of printable ASCII without spaces and commas. One without a name is called ``key-`` and
-the first eight digits of its digest.
+A key has 16 to 512 characters of printable ASCII without spaces and commas. A key without a name is called ``key-``
+plus the first eight digits of its digest.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from service.errors import AnyclassError, ConfigurationError
 from service.settings import Settings
 
 REREAD_S: Final = 2.0
-"""How often the file is looked at for a change."""
+"""Seconds between checks of the file for a change."""
 
 _MAX_FILE_BYTES: Final = 4 * 2**20
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -39,10 +39,10 @@ _log = structlog.stdlib.get_logger("service.api.access.api_keys")
 
 
 class ApiKeys:
-    """The keys that are valid now, from the environment and from a file that may change."""
+    """Holds the valid keys, from the environment and from a file that may change."""
 
     def __init__(self, keys: str | None = None, file: Path | None = None) -> None:
-        """Nothing is read before `load`; `keys` has entries as a key file, with commas between them."""
+        """Read nothing yet. `keys` has the entries of a key file, separated by commas."""
         self._given = keys
         self._file = file
         self._names: Mapping[bytes, str] = {}
@@ -51,26 +51,26 @@ class ApiKeys:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Those that the settings name."""
+        """Return the keys that the settings name."""
         keys = settings.api_keys
         return cls(None if keys is None else keys.get_secret_value(), settings.api_keys_file)
 
     @property
     def required(self) -> bool:
-        """Whether a request needs a key at all."""
+        """Return whether requests need a key."""
         return self._given is not None or self._file is not None
 
     @property
     def loaded(self) -> bool:
-        """Whether `load` has succeeded."""
+        """Return whether `load` has succeeded."""
         return self._loaded
 
     def load(self) -> None:
-        """Read all keys; reads a file, so not for an event loop.
+        """Read all keys. Reads a file, so call it outside the event loop.
 
         Raises:
-            ConfigurationError: a line that is not a key (named by its number, never shown), no key at all, or a file
-                that cannot be read.
+            ConfigurationError: a line is not a key (the message has its number, never its text), no key is given, or
+                the file cannot be read.
         """
         names: dict[bytes, str] = {}
         seen = None
@@ -89,12 +89,14 @@ class ApiKeys:
             except UnicodeDecodeError as exc:
                 raise ConfigurationError("The API key file must be plain ASCII text.") from exc
         if self.required and not names:
-            # An empty file is more likely a mistake than the wish to be open to everyone, or to no one.
-            raise ConfigurationError("API keys are asked for, and none is given.")
+            # An empty file is more likely a mistake than the wish to admit everyone, or no one.
+            raise ConfigurationError(
+                "API keys are required, but none is given. Add one to ANYCLASS_API_KEYS or to ANYCLASS_API_KEYS_FILE."
+            )
         self._names, self._seen, self._loaded = names, seen, True
 
     def name_of(self, key: str) -> str | None:
-        """The name of a valid key, or None. Takes the same time whichever key it is like."""
+        """Return the name of a valid key, or None. The time taken does not depend on the key."""
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = None
         for known, name in self._names.items():
@@ -103,7 +105,7 @@ class ApiKeys:
         return found
 
     async def follow(self) -> None:
-        """Take over every change of the file, for ever. A file that cannot be used leaves the keys as they are."""
+        """Apply every change of the file, until cancelled. An unusable file leaves the keys unchanged."""
         if self._file is None:
             return
         complained: tuple[int, ...] | None = None
@@ -112,7 +114,10 @@ class ApiKeys:
             complained = await self.refresh(complained)
 
     async def refresh(self, complained: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
-        """Read the file again where it has changed. Returns the state that could not be used, to be given next time."""
+        """Read the file again if it has changed.
+
+        Returns the state of a file that could not be used, to pass as `complained` next time: it is logged once.
+        """
         assert self._file is not None  # noqa: S101 - only `follow` and its tests call this
         state: tuple[int, ...] = ()
         try:
@@ -123,14 +128,14 @@ class ApiKeys:
         except (AnyclassError, OSError) as exc:
             if complained != state:
                 reason = exc.detail if isinstance(exc, AnyclassError) else exc.strerror
-                _log.error("the API key file cannot be used; the keys stay as they were", reason=reason)
+                _log.error("the API key file cannot be used; the keys stay unchanged", reason=reason)
             return state
         _log.info("API keys read again", keys=len(self._names))
         return None
 
 
 def parse_keys(lines: Iterable[str], *, source: str = "line") -> dict[bytes, str]:
-    """Digest → name for each key. Raises `ConfigurationError` naming the line at fault by `source` and its number."""
+    """Return each key's digest and name. Raises `ConfigurationError` with `source` and the number of a faulty line."""
     names: dict[bytes, str] = {}
     for number, raw in enumerate(lines, 1):
         line = raw.strip()
@@ -155,6 +160,6 @@ def parse_keys(lines: Iterable[str], *, source: str = "line") -> dict[bytes, str
 
 
 def _state_of(file: Path) -> tuple[int, ...]:
-    """Whatever changes when the file is written or another takes its place."""
+    """Return values that change when the file is written or replaced."""
     stat = os.stat(file)  # noqa: PTH116 - follows the links that Kubernetes swaps
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

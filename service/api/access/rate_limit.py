@@ -1,8 +1,8 @@
-"""How often one client may ask: the generic cell rate algorithm (GCRA), in process or shared over Redis.
+"""Limits the request rate of each client by the generic cell rate algorithm (GCRA), in process or shared over Redis.
 
-A client has a burst of requests that fills up again at an even rate; all that is kept of it is the time at which its
-burst will be full. With Redis one limit holds for all processes; while Redis is away each process limits by itself,
-so a client may get as many times its rate as there are processes, and no request fails.
+A client has a burst of requests that refills at a constant rate; the only state is the time at which it will be full.
+With Redis one limit holds for all processes. While Redis is unavailable each process limits on its own: no request
+fails, but a client may reach its rate once in every process.
 
 The library `limits` is not used: it refuses redis-py 8, and its windows give no exact `Retry-After`.
 """
@@ -26,7 +26,7 @@ from service.settings import Settings
 _LOG: Final = logging.getLogger(__name__)
 
 _MAX_CLIENTS: Final = 65_536
-"""Clients remembered in process; those unheard of for longest are forgotten first."""
+"""Clients remembered in process; the least recently seen are forgotten first."""
 
 _MICRO: Final = 1_000_000
 
@@ -35,7 +35,7 @@ local now = redis.call('TIME')
 now = now[1] * 1000000 + now[2]
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local full = math.max(tonumber(redis.call('GET', KEYS[1]) or 0) or 0, now)
--- A clock that was set back must not lock anybody out.
+-- A clock that was set back must not lock a client out.
 full = math.min(full, now + interval * burst)
 local wait = full + interval - now - interval * burst
 if wait > 0 then
@@ -45,32 +45,35 @@ full = full + interval
 redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.ceil((full - now) / 1000) + 1)
 return {1, '0', string.format('%.0f', full - now)}
 """
-"""The same as `LocalLimiter.ask`, in microseconds, on Redis' own clock."""
+"""`LocalLimiter.ask` in microseconds, on Redis' clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """`rate_per_s` requests a second, and up to `burst` at once."""
+    """Allows `rate_per_s` requests a second, and up to `burst` at once."""
 
     rate_per_s: float
     burst: int
 
     @property
     def interval_s(self) -> float:
-        """Seconds in which one request is earned."""
+        """Return the seconds until one more request is allowed."""
         return 1 / self.rate_per_s
 
     @property
     def window_s(self) -> float:
-        """Seconds in which the whole burst is earned."""
+        """Return the seconds in which an empty burst refills."""
         return self.burst / self.rate_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a request may pass; `remaining` more may follow at once, and `full_s` later it is the whole burst.
+    """The decision about one request.
 
-    `retry_after_s` is 0 where it may.
+    Attributes:
+        remaining: requests that may follow at once.
+        retry_after_s: seconds to wait; 0 if the request is allowed.
+        full_s: seconds until the whole burst is available again.
     """
 
     allowed: bool
@@ -84,15 +87,15 @@ class Limiter(Protocol):
 
     @property
     def limit(self) -> RateLimit:
-        """What each client has."""
+        """Return the limit of each client."""
         ...
 
     async def ask(self, client: str) -> Verdict:
-        """Count a request of `client`, unless it may not pass. Never raises on account of a store."""
+        """Count a request of `client` if it is allowed. Never raises because of a store."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         ...
 
 
@@ -105,11 +108,11 @@ class LocalLimiter:
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
     async def ask(self, client: str) -> Verdict:
-        """See `Limiter`. Does not give the event loop away."""
+        """See `Limiter`. Never yields to the event loop."""
         now = self._clock()
         full_at = max(self._full_at.get(client, now), now)
         wait = full_at + self.limit.interval_s - now - self.limit.window_s
-        # Sums of intervals are not exact; what is too early by a rounding is not early.
+        # Sums of intervals are inexact: a request that is early by a rounding error is allowed.
         if wait > self.limit.interval_s * 1e-6:
             return _verdict(self.limit, retry_after_s=wait, full_s=full_at - now)
         full_at += self.limit.interval_s
@@ -120,12 +123,12 @@ class LocalLimiter:
         return _verdict(self.limit, retry_after_s=0.0, full_s=full_at - now)
 
     async def close(self) -> None:
-        """Forget everyone."""
+        """Forget all clients."""
         self._full_at.clear()
 
 
 class RedisLimiter:
-    """Counts in Redis for all processes, and in this process while Redis does not answer within `timeout_s`."""
+    """Counts in Redis for all processes, and in this process if Redis does not answer within `timeout_s`."""
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class RedisLimiter:
         retry_s: float = 1.0,
         max_connections: int = 16,
     ) -> None:
-        """Connects with the first use; the arguments are those of `RedisTextCache`."""
+        """Connect lazily; the arguments are those of `RedisTextCache`."""
         self.limit = limit
         self._metrics = metrics
         self._prefix = f"{prefix}rate:"
@@ -152,7 +155,7 @@ class RedisLimiter:
 
     async def ask(self, client: str) -> Verdict:
         """See `Limiter`."""
-        # Counted here too: when Redis goes away, nobody begins with a whole burst.
+        # Counted here too, or every client would get a whole burst when Redis fails.
         local = await self._local.ask(client)
         if not self._link.allows():
             self._metrics.rate_limit_fallbacks.inc()
@@ -163,19 +166,19 @@ class RedisLimiter:
             async with asyncio.timeout(self._timeout_s):
                 answer = await self._script(keys=[key], args=[round(self.limit.interval_s * _MICRO), self.limit.burst])
             allowed, wait, full = (int(cast("bytes", each)) for each in answer)
-        except Exception as exc:  # noqa: BLE001 - nothing that Redis does may fail a request
+        except Exception as exc:  # noqa: BLE001 - no failure of Redis may fail a request
             _LOG.debug("rate limit over Redis failed: %s", type(exc).__name__)
             self._link.failed()
             redis_timed_out.set(True)
             if was_closed and not self._link.closed:
                 what = diagnose(exc)[1]
-                _LOG.warning("Redis %s; each process limits the rate by itself until it answers", what)
+                _LOG.warning("Redis %s; each process limits the rate on its own until it answers", what)
             self._metrics.rate_limit_fallbacks.inc()
             return local
         self._link.succeeded()
         if not was_closed:
             _LOG.info("Redis answers again; the rate is limited for all processes together")
-        # Where a request may not pass there is a wait, however short.
+        # A refused request always has to wait, if only a microsecond.
         retry_after_s = 0.0 if allowed else max(wait, 1) / _MICRO
         return _verdict(self.limit, retry_after_s=retry_after_s, full_s=full / _MICRO)
 
@@ -186,7 +189,7 @@ class RedisLimiter:
 
 
 def open_limiter(settings: Settings, metrics: Metrics) -> Limiter | None:
-    """Make the limiter that the settings ask for, over Redis where there is one; None where nothing is limited."""
+    """Return the limiter that the settings describe, over Redis if it is set; None if no limit is set."""
     if settings.rate_limit_per_s is None:
         return None
     limit = RateLimit(

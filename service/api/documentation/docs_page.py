@@ -1,6 +1,6 @@
-"""The page at /docs: Swagger UI, served from here, so that it works without an internet connection.
+"""The page at /docs: Swagger UI with its assets served locally, so that it works without an internet connection.
 
-The assets are those of the package ``fastapi-offline``, of which nothing but the files is used.
+The assets are files of the package ``fastapi-offline``; its code is not used.
 """
 
 from importlib.util import find_spec
@@ -21,22 +21,22 @@ ASSETS_PATH: Final = "/docs/assets"
 
 
 def assets() -> Path:
-    """The folder of Swagger UI's files, found without importing the package around it."""
+    """Return the folder of Swagger UI's files, found without importing the package around it."""
     spec = find_spec("fastapi_offline")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("the package fastapi-offline, which holds the files of /docs, is not installed")
+        raise FileNotFoundError("/docs needs the package fastapi-offline, which is not installed; install it")
     return Path(spec.origin).parent / "static"
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve the documentation page, its assets, and `/`, which leads there."""
+    """Serve the documentation page and its assets, and redirect `/` to it."""
     page = get_swagger_ui_html(
         openapi_url=OPENAPI_PATH,
         title=f"{app.title}: HTTP interface",
         swagger_js_url=f"{ASSETS_PATH}/swagger-ui-bundle.js",
         swagger_css_url=f"{ASSETS_PATH}/swagger-ui.css",
         swagger_favicon_url=f"{ASSETS_PATH}/favicon.png",
-        # The validator would be asked over the internet.
+        # The validator is a service on the internet.
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "tryItOutEnabled": True},
     )
 

@@ -1,4 +1,4 @@
-"""Who may ask, and how often: API keys and rate limits, before a byte of a body is read."""
+"""Checks API keys and rate limits before a byte of the body is read."""
 
 import asyncio
 import ipaddress
@@ -20,7 +20,7 @@ from service.images.fetching import ImageFetcher
 _OPEN_METHODS: Final = ("GET", "HEAD")
 _POLICY: Final = "default"
 _IPV6_SITE_BITS: Final = 64
-"""Whoever has one IPv6 address has the whole /64 around it."""
+"""A client with one IPv6 address owns the whole /64 network."""
 
 _log = structlog.stdlib.get_logger("service.api")
 
@@ -28,9 +28,9 @@ HOW: Final = "Send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."
 
 
 class AccessControl:
-    """Pure ASGI middleware, inside of `RequestContext`; ``scope["state"]`` then has the key's name as ``api_key``.
+    """Pure ASGI middleware inside `RequestContext`; sets ``scope["state"]["api_key"]`` to the key's name.
 
-    Paths that the setting `open_paths` names need no key and count for no limit, for GET and HEAD.
+    GET and HEAD of a path in the setting `open_paths` need no key and count towards no limit.
     """
 
     def __init__(self, app: ASGIApp, *, services: Services) -> None:
@@ -54,7 +54,9 @@ class AccessControl:
                 headers = rate_headers(limiter, verdict)
                 if not verdict.allowed:
                     self._services.metrics.access_refused.labels("rate").inc()
-                    raise RateLimited("You ask more often than this server allows.", verdict.retry_after_s)
+                    raise RateLimited(
+                        "You exceed the rate limit of this server; try again later.", verdict.retry_after_s
+                    )
         except AnyclassError as exc:
             scope["state"]["problem"] = kind_of(exc).slug
             body = problem_of(exc, scope["state"]["request_id"])
@@ -74,7 +76,7 @@ class AccessControl:
         return scope["method"] in _OPEN_METHODS and (path in self._open or path.startswith(self._open_prefixes))
 
     def _client(self, scope: Scope) -> str:
-        """Who asks, for the rate limit: the key's name, or the address where no key is needed."""
+        """Return the client for the rate limit: the key's name, or the address if no key is required."""
         keys = self._services.api_keys
         if not keys.required:
             return f"address:{client_address(scope)}"
@@ -86,16 +88,16 @@ class AccessControl:
             self._services.metrics.access_refused.labels("key").inc()
             if given is None:
                 raise Unauthorized(f"This server needs an API key. {HOW}")
-            raise Unauthorized("This API key is not known here.", presented=True)
+            raise Unauthorized("This API key is unknown to this server; check it.", presented=True)
         scope["state"]["api_key"] = name
         structlog.contextvars.bind_contextvars(api_key=name)
         return f"key:{name}"
 
 
 async def open_access(services: Services, undo: AsyncExitStack) -> None:
-    """Read the keys, and open the limiter and the image fetcher, where the settings ask for them; `undo` closes them.
+    """Read the keys and open the limiter and the image fetcher, as far as the settings name them; `undo` closes them.
 
-    Raises `ConfigurationError` for keys that cannot be used.
+    Raises `ConfigurationError` for unusable keys.
     """
     settings, keys = services.settings, services.api_keys
     await asyncio.to_thread(keys.load)
@@ -120,7 +122,7 @@ async def open_access(services: Services, undo: AsyncExitStack) -> None:
 
 
 def presented_key(headers: Headers) -> str | None:
-    """The key that a request carries, or None; a bearer token goes before `X-API-Key`."""
+    """Return the key of a request, or None; a bearer token takes precedence over `X-API-Key`."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
@@ -128,7 +130,7 @@ def presented_key(headers: Headers) -> str | None:
 
 
 def client_address(scope: Scope) -> str:
-    """The address that a request came from: an IPv4 address, or the /64 network of an IPv6 one."""
+    """Return the client's IPv4 address, or the /64 network of its IPv6 address."""
     host = (scope.get("client") or ("unknown", 0))[0]
     try:
         address = ipaddress.ip_address(host)
@@ -142,7 +144,7 @@ def client_address(scope: Scope) -> str:
 
 
 def rate_headers(limiter: Limiter, verdict: Verdict) -> dict[str, str]:
-    """The headers of draft-ietf-httpapi-ratelimit-headers: what the limit is, and what is left of it."""
+    """Return the limit and what is left of it, as draft-ietf-httpapi-ratelimit-headers has them."""
     limit = limiter.limit
     return {
         "ratelimit-policy": f'"{_POLICY}";q={limit.burst};w={max(1, math.ceil(limit.window_s))}',

@@ -1,4 +1,4 @@
-"""Around every request: its id, its time, its line in the log, its metrics, and the last answer when all else fails."""
+"""Gives every request its id, its log line and its metrics, and answers exceptions that nothing else caught."""
 
 import asyncio
 import re
@@ -20,9 +20,9 @@ from service.monitoring.metrics import Metrics
 
 HEADER: Final = "x-request-id"
 CLIENT_GONE: Final = 499
-"""The status in logs and metrics of a request whose client did not wait for the answer (nginx's number)."""
+"""The status, in logs and metrics, of a request whose client left before the answer (nginx's number)."""
 GONE_SLUG: Final = "client-gone"
-"""What stands in the metrics in the place of a problem's name for such a request."""
+"""The problem's name, in the metrics, of such a request."""
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -75,7 +75,7 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers[HEADER] = request_id
                 if self._lifecycle.stopping:
-                    # So that clients that keep their connection open take the next request elsewhere.
+                    # Makes clients with a kept-alive connection send the next request elsewhere.
                     headers["connection"] = "close"
             try:
                 async with asyncio.timeout(self._stall_timeout_s if buffered.size_bytes else None):
@@ -93,7 +93,7 @@ class RequestContext:
         except Exception:
             _log.exception("unexpected error")
             if status is not None:
-                # Half an answer is out. Letting the exception go on cuts the connection, so that the client can tell.
+                # Part of the answer is sent. Raising cuts the connection, which shows the client that it is incomplete.
                 raise
             body = problem(INTERNAL, INTERNAL_DETAIL, request_id)
             state["problem"] = INTERNAL.slug
@@ -113,7 +113,7 @@ class RequestContext:
         problem_slug = scope["state"].get("problem")
         if problem_slug or status == CLIENT_GONE:
             self._metrics.http_problems.labels(protocol, problem_slug or GONE_SLUG).inc()
-        # The path only: the query string holds labels.
+        # Without the query string, which holds labels.
         log(
             "request",
             method=method,
@@ -125,7 +125,7 @@ class RequestContext:
 
 
 def request_id_of(given: str | None) -> str:
-    """The client's id if it is sane (up to 128 of ``A-Z a-z 0-9 . _ : / + = @ -``), else a new one."""
+    """Return the client's id if it is valid (up to 128 of ``A-Z a-z 0-9 . _ : / + = @ -``), else a new one."""
     if given is not None and _SANE_ID.fullmatch(given):
         return given
     return uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""From exceptions to problems, for everything that routes and the framework raise."""
+"""Turns exceptions of routes and of the framework into problems."""
 
 from http import HTTPStatus
 from typing import Final
@@ -22,21 +22,21 @@ _log = structlog.stdlib.get_logger("service.api")
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Make every error of `app` a problem, in the form of the protocol that is spoken at its path."""
+    """Answer every error of `app` with a problem, in the form of the protocol at its path."""
     app.add_exception_handler(AnyclassError, _service_error)
     app.add_exception_handler(HTTPException, _framework_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
 
 
 def log_failure(error: AnyclassError) -> None:
-    """Log `error`, with what caused it, where the service and not the client is at fault."""
+    """Log `error` with its cause if the service is at fault, not the client."""
     kind = table.kind_of(error)
     if kind.status == _SERVER_ERROR:
         _log.error("request failed", problem=kind.slug, exc_info=error)
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, AnyclassError)  # noqa: S101 - what it is registered for
+    assert isinstance(error, AnyclassError)  # noqa: S101 - registered for this class
     log_failure(error)
     request.state.problem = table.kind_of(error).slug
     body = table.problem_of(error, request.state.request_id)
@@ -44,17 +44,17 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 
 async def _framework_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     status = error.status_code
     kind = table.ROUTING_KINDS.get(status) or table.Kind("http-error", HTTPStatus(status).phrase, status)
     path = table.quoted(request.url.path)
     headers = dict(error.headers or {})
     match kind:
         case table.NOT_FOUND:
-            detail = f"There is no {path} here; GET /docs shows what there is."
+            detail = f"No route matches {path}; GET /docs shows all routes."
         case table.METHOD_NOT_ALLOWED:
             headers = {"allow": _allowed(request)}
-            detail = f"{path} does not take {table.quoted(request.method, 20)}; it takes {headers['allow']}."
+            detail = f"{path} does not allow {table.quoted(request.method, 20)}; it allows {headers['allow']}."
         case _:
             detail = str(error.detail)
     request.state.problem = kind.slug
@@ -63,22 +63,22 @@ async def _framework_error(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """The methods of every route at the path (RFC 9110, section 10.2.1), where the framework has those of the first."""
-    # Whatever is mounted has moved the root to itself.
+    """Return the methods of every route at the path (RFC 9110, section 10.2.1); the framework knows only the first."""
+    # A mounted application has moved the root to itself.
     scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope.get("root_path", ""))}
     methods = {
         method
         for method in _METHODS
         for route in request.app.routes
         if route.matches({**scope, "method": method})[0] is Match.FULL
-        # What is mounted are files, which are told of no method.
+        # Mounted files match every method.
         and (not isinstance(route, Mount) or method in _READING)
     }
     return ", ".join(sorted(methods))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
     # A path begins with the place of the parameter: "query.limit".
     fields = [(name.partition(".")[2], fault) for name, fault in faults(error.errors())]
     return await _service_error(request, table.FieldErrors(fields))

@@ -1,4 +1,4 @@
-"""The schemas of errors, in each protocol's form."""
+"""Schemas of errors, in each protocol's form."""
 
 from typing import Annotated
 
@@ -6,13 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class AnswerModel(BaseModel):
-    """Base of every answer: no field beyond those declared."""
+    """Base of every answer: no fields beyond those declared."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class FieldProblem(AnswerModel):
-    """One field that is at fault."""
+    """A faulty field."""
 
     field: Annotated[str, Field(examples=["labels[3]"])]
     detail: Annotated[str, Field(examples=["must be a string"])]
@@ -24,17 +24,17 @@ class Problem(AnswerModel):
     type: Annotated[str, Field(examples=["urn:anyclass:problem:invalid-labels"], description="Never changes.")]
     title: str
     status: int
-    detail: Annotated[str, Field(description="What is wrong with this request and what to do about it.")]
+    detail: Annotated[str, Field(description="What is wrong with this request, and what to do.")]
     request_id: Annotated[str, Field(description="Also in the answer's X-Request-ID and in the log.")]
-    errors: Annotated[list[FieldProblem] | None, Field(description="The fields at fault, where they are known.")] = None
+    errors: Annotated[list[FieldProblem] | None, Field(description="The faulty fields, if they are known.")] = None
 
 
 class OpenAIErrorDetail(AnswerModel):
-    """What is wrong, in OpenAI's words."""
+    """The error in OpenAI's terms."""
 
     message: str
     type: Annotated[str, Field(examples=["invalid_request_error", "rate_limit_error", "server_error"])]
-    param: Annotated[str | None, Field(description="The field at fault, where it is known.", examples=["input[3]"])]
+    param: Annotated[str | None, Field(description="The faulty field, if it is known.", examples=["input[3]"])]
     code: Annotated[str, Field(examples=["model_not_found"], description="Never changes.")]
 
 

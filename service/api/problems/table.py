@@ -1,7 +1,7 @@
-"""One table from errors to RFC 9457 problems, and how a problem is written.
+"""One table from errors to RFC 9457 problems.
 
-`type` is ``urn:anyclass:problem:<slug>``: an identifier that never changes and promises no page behind it.
-The slugs are documented in ``docs/api.md``.
+`type` is ``urn:anyclass:problem:<slug>``: an identifier that never changes and leads to no page.
+``docs/api.md`` documents the slugs.
 """
 
 import math
@@ -15,14 +15,14 @@ MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:anyclass:problem:"
 
 READINESS_RETRY_S: Final = 1.0
-"""What a client that came too early is told to wait, in seconds."""
+"""Seconds after which a client may retry while the service starts."""
 
 
 class FieldErrors(errors.InvalidRequest):
     """Fields of a request that are missing, unknown, repeated or of the wrong kind.
 
     Attributes:
-        fields: (name, what is wrong with it), at least one.
+        fields: name and fault of each field, at least one.
     """
 
     def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
@@ -33,24 +33,24 @@ class FieldErrors(errors.InvalidRequest):
 
 
 class UnsupportedMediaType(errors.AnyclassError):
-    """A body of a kind that this route does not read."""
+    """A body of a media type that the route does not read."""
 
 
 class NotAcceptable(errors.AnyclassError):
-    """The client accepts none of the kinds of answer that this route gives."""
+    """A client that accepts none of the route's media types."""
 
 
 class BodyTimeout(errors.AnyclassError):
-    """The client sent its request too slowly."""
+    """A body that arrived too slowly."""
 
 
 class BodiesFull(errors.Overloaded):
-    """The bodies of all requests together have as many bytes as may be in memory."""
+    """Bodies of all requests that together reach the limit of bytes in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A row of the table: what never changes about a problem."""
+    """A row of the table: the members of a problem that never change."""
 
     slug: str
     title: str
@@ -58,7 +58,7 @@ class Kind:
 
     @property
     def type(self) -> str:
-        """The problem's identifier, a URN."""
+        """Return the problem's identifier, a URN."""
         return TYPE_PREFIX + self.slug
 
 
@@ -95,7 +95,7 @@ KINDS: Final[dict[type[errors.AnyclassError], Kind]] = {
     errors.NonFiniteOutput: Kind("non-finite-output", "The model gave no usable answer", 500),
     errors.DeviceOutOfMemory: Kind("device-out-of-memory", "The device has too little memory at this moment", 503),
     errors.DeviceLost: Kind("device-lost", "The device has failed", 503),
-    # These three end the start of the process; as an answer they would say that it is not ready.
+    # These three end the process at its start; an answer would mean that the service is not ready.
     errors.BundleError: Kind("bundle-refused", "The model bundle cannot be served", 503),
     errors.ProviderUnavailable: Kind("provider-unavailable", "The execution provider is not available", 503),
     errors.ConfigurationError: Kind("configuration-refused", "The configuration cannot be used", 503),
@@ -107,22 +107,22 @@ KINDS: Final[dict[type[errors.AnyclassError], Kind]] = {
 }
 
 INTERNAL: Final = KINDS[errors.AnyclassError]
-INTERNAL_DETAIL: Final = "The service failed to answer this request. Its log has the request id and the reason."
+INTERNAL_DETAIL: Final = "The service failed to answer this request. Search its log for the request id."
 NOT_FOUND: Final = Kind("not-found", "There is nothing here", 404)
 METHOD_NOT_ALLOWED: Final = Kind("method-not-allowed", "The method is not allowed here", 405)
 BAD_HTTP: Final = Kind("malformed-http", "The request is not valid HTTP", 400)
 ROUTING_KINDS: Final = {kind.status: kind for kind in (NOT_FOUND, METHOD_NOT_ALLOWED)}
-"""Problems that have no exception of the service's own: routing and the HTTP parser make them."""
+"""Problems of routing, which have no exception of the service's own."""
 
 
 def kind_of(error: errors.AnyclassError) -> Kind:
-    """The row of the error's class, or of the nearest class above it."""
+    """Return the row of the error's class, or of its nearest base class."""
     return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
 
 
 def problem(kind: Kind, detail: str, request_id: str, **extensions: object) -> dict[str, Any]:
-    """A problem as a JSON object; `extensions` follow the members of RFC 9457."""
-    # A client's own text may be quoted in the detail, lone surrogates and all, which UTF-8 cannot hold.
+    """Return a problem as a JSON object; `extensions` follow the members of RFC 9457."""
+    # The detail may quote a client's text with lone surrogates, which UTF-8 cannot encode.
     safe_detail = detail.encode("utf-8", "replace").decode("utf-8")
     return {
         "type": kind.type,
@@ -135,7 +135,7 @@ def problem(kind: Kind, detail: str, request_id: str, **extensions: object) -> d
 
 
 def problem_of(error: errors.AnyclassError, request_id: str) -> dict[str, Any]:
-    """The problem that tells a client of `error`."""
+    """Return the problem for `error`."""
     kind = kind_of(error)
     if isinstance(error, FieldErrors):
         fields = [{"field": quoted(name), "detail": quoted(message)} for name, message in error.fields]
@@ -144,25 +144,25 @@ def problem_of(error: errors.AnyclassError, request_id: str) -> dict[str, Any]:
 
 
 def headers_of(error: errors.AnyclassError) -> dict[str, str]:
-    """HTTP headers that belong to `error`."""
+    """Return the HTTP headers for `error`."""
     match error:
         case errors.Overloaded() | errors.RateLimited() | errors.LabelSetComputing():
-            # The rest of the body may still be on its way, see below.
+            # The rest of the body may still be arriving, see below.
             closing = {"connection": "close"} if isinstance(error, BodiesFull) else {}
             return {"retry-after": str(max(1, math.ceil(error.retry_after_s))), **closing}
         case errors.Unauthorized():
             reason = ', error="invalid_token"' if error.presented else ""
-            # The body is not read: whoever has no key does not get to send one.
+            # The body is not read: a client without a key may not send one.
             return {"www-authenticate": f'Bearer realm="anyclass"{reason}', "connection": "close"}
         case errors.Conflict() | errors.StateUnavailable(lasting=True):
-            # OpenAI's clients take a 409 for a lock that is soon free, and a 503 for a server that is soon back, and
-            # send the request again.
+            # OpenAI's clients repeat a request on 409, as if a lock were soon free, and on 503, as if the server were
+            # soon back.
             return {"x-should-retry": "false"}
         case errors.NotReady() | errors.StateUnavailable():
             return {"retry-after": str(math.ceil(READINESS_RETRY_S))}
         case errors.PayloadTooLarge() | errors.StateFull() | BodyTimeout():
-            # The rest of the body may still be on its way, and nobody is going to read it. What is full stays so until
-            # something is deleted: OpenAI's clients would send the file twice more.
+            # The rest of the body may still be arriving, and will not be read. A full store stays full until something
+            # is deleted, but OpenAI's clients would send the file twice more.
             again = {"x-should-retry": "false"} if isinstance(error, errors.StateFull) else {}
             return {"connection": "close", **again}
         case _:
@@ -170,6 +170,6 @@ def headers_of(error: errors.AnyclassError) -> dict[str, str]:
 
 
 def quoted(text: str, limit: int = 200) -> str:
-    """`text` as it may be shown to a client: valid UTF-8, and not longer than `limit` characters."""
+    """Return `text` fit to show to a client: valid UTF-8, and at most `limit` characters."""
     safe = text.encode("utf-8", "replace").decode("utf-8")
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"

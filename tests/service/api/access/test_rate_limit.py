@@ -142,7 +142,7 @@ async def test_without_redis_each_process_limits_by_itself(
         redis.kill()
         assert 1 == await passed(limiter, "a", 5)
         assert 3 == await passed(limiter, "b", 5)
-        assert ["Redis cannot be reached; each process limits the rate by itself until it answers"] == caplog.messages
+        assert ["Redis cannot be reached; each process limits the rate on its own until it answers"] == caplog.messages
         redis.start()
         await until(lambda: _asked_redis(limiter))
 
