@@ -1,4 +1,4 @@
-"""The demo model that ships: what a newcomer meets in the first minute."""
+"""The demo model in the package, and the README's first requests."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.support.places import ROOT
 
 EXAMPLES = ROOT / "examples"
 LABELS = ["cat", "dog", "horse", "motorcycle", "rocket", "cup", "airplane", "bicycle", "tree", "house"]
-MOST_BYTES = 12_000_000
+MAX_BYTES = 12_000_000
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 
 def test_it_is_whole_small_and_knows_its_origin() -> None:
-    """Digests match, the package does not grow past its bound, and the manifest tells recipe, licence and parity."""
+    """Digests match, the size is limited, and the manifest has recipe, licence and parity."""
     manifest = load_bundle(DEMO_BUNDLE).manifest
 
     assert "demo" == manifest.name
-    assert sum(path.stat().st_size for path in DEMO_BUNDLE.iterdir()) <= MOST_BYTES
+    assert sum(path.stat().st_size for path in DEMO_BUNDLE.iterdir()) <= MAX_BYTES
     assert manifest.parity is not None
     assert manifest.parity.max_abs_difference <= 1e-4
     assert manifest.parity.min_cosine >= 0.9999
@@ -59,7 +59,7 @@ def readme_requests() -> list[str]:
 
 
 def test_the_readme_shows_each_way_to_send_a_picture() -> None:
-    """A form, the picture as the body, JSON, and a batch: the next test has something to run."""
+    """A form, the picture as the body, JSON, and a batch; the next test runs them."""
     lines = "\n".join(readme_requests())
 
     assert len(readme_requests()) >= 5
@@ -68,7 +68,7 @@ def test_the_readme_shows_each_way_to_send_a_picture() -> None:
 
 @pytest.mark.parametrize("line", readme_requests())
 def test_the_readmes_requests_work_as_written(server: HttpServer, line: str) -> None:
-    """Copied into a shell, each is answered with predictions."""
+    """Each gets predictions when copied into a shell."""
     command = line.replace("http://127.0.0.1:8000", server.url).replace("127.0.0.1:8000", server.url)
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=True, timeout=60)
 
@@ -78,7 +78,7 @@ def test_the_readmes_requests_work_as_written(server: HttpServer, line: str) -> 
 
 
 def test_the_first_screens_answer_is_the_models(server: HttpServer) -> None:
-    """What the README shows under its first request is what comes back."""
+    """The README shows the answer to its first request."""
     text = (ROOT / "README.md").read_text("utf-8")
     shown = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL).group(1))  # type: ignore[union-attr]
     command = readme_requests()[0].replace("127.0.0.1:8000", server.url)
@@ -92,7 +92,7 @@ def test_the_first_screens_answer_is_the_models(server: HttpServer) -> None:
 
 
 def test_the_command_line_needs_no_server() -> None:
-    """`anyclass classify` runs the demo in process and names what it sees."""
+    """`anyclass classify` runs the demo model in its process."""
     done = subprocess.run(
         [sys.executable, "-m", "service", "classify", "examples/rocket.jpg", "--labels", ",".join(LABELS), "--json"],
         cwd=ROOT,

@@ -8,24 +8,24 @@ def _classes() -> dict[str, type]:
 
 
 def test_every_error_is_one_of_ours() -> None:
-    """Whoever catches AnyclassError has caught them all."""
+    """Catching AnyclassError catches them all."""
     assert all(issubclass(cls, errors.AnyclassError) for cls in _classes().values())
 
 
 def test_the_module_says_the_whole_tree() -> None:
-    """The first thing a reader sees names every error."""
+    """The module docstring names every error."""
     assert set(_classes()) == {
         line.strip(" *·") for line in errors.__doc__.splitlines() if line.strip()[:1] in "*·"
     } - {""}
 
 
 def test_detail_is_the_message() -> None:
-    """What a client may see and what a log shows are the same sentence."""
+    """Clients and logs get the same sentence."""
     error = errors.InvalidLabels("Label 3 is empty.")
     assert "Label 3 is empty." == error.detail == str(error)
 
 
 def test_errors_carry_what_their_handlers_need() -> None:
-    """Overload says when to come back, a long prompt which one it is."""
+    """Overload has the time to retry, a long prompt its index."""
     assert 2.5 == errors.Overloaded("later", 2.5).retry_after_s
     assert 7 == errors.PromptTooLong("too long", index=7).index

@@ -13,7 +13,7 @@ DOCUMENT = ROOT / "docs" / "settings.md"
 
 
 def documented() -> dict[str, str]:
-    """Variable → default, as the document's tables have them."""
+    """Return variable → default from the document's tables."""
     rows = re.findall(r"^\| `(ANYCLASS_\w+)` \| (?:`([^`]*)`|none) \| .", DOCUMENT.read_text("utf-8"), re.MULTILINE)
     return dict(rows)
 
@@ -42,7 +42,7 @@ def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPat
 
 
 def test_settings_do_not_change() -> None:
-    """They are one value for the life of the process."""
+    """They are fixed for the life of the process."""
     with pytest.raises(ValidationError):
         Settings().port = 1  # type: ignore[misc]
 
@@ -75,7 +75,7 @@ def test_passwords_are_not_shown() -> None:
 
 
 def test_a_misspelt_variable_is_found() -> None:
-    """With the setting that is meant; what is like none is named all the same, and what is empty is not set."""
+    """It is reported with the similar setting, if any; an empty variable is not set."""
     environ = {"ANYCLASS_REDIS_UR": "x", "ANYCLASS_FOO": "1", "anyclass_max_bach": "1", "ANYCLASS_BAR": "", "PATH": "x"}
     assert {
         "ANYCLASS_FOO": None,
@@ -85,7 +85,7 @@ def test_a_misspelt_variable_is_found() -> None:
 
 
 def test_settings_of_any_case_and_variables_of_others_are_not_unknown() -> None:
-    """Those of the client commands, the exporter and the tests, and all of what Kubernetes and Docker inject."""
+    """Variables of other commands and tests are known, as is all that Kubernetes and Docker inject."""
     injected = {
         f"ANYCLASS{service}_{name}"
         for service in ("", "_REDIS", "_STATE_REDIS")
@@ -108,7 +108,7 @@ def test_settings_of_any_case_and_variables_of_others_are_not_unknown() -> None:
 
 
 def test_a_clients_key_is_not_taken_for_the_services() -> None:
-    """It protects nothing; where the service has keys, the variable is a client's on the same machine."""
+    """It protects nothing; if the service has keys, the variable belongs to a client on the same machine."""
     client = {"ANYCLASS_API_KEY": "k"}
     assert {"ANYCLASS_API_KEY": "ANYCLASS_API_KEYS"} == unknown_variables(client)
     assert {} == unknown_variables({**client, "ANYCLASS_API_KEYS": "k"})
@@ -116,7 +116,7 @@ def test_a_clients_key_is_not_taken_for_the_services() -> None:
 
 
 def test_the_service_warns_of_a_misspelt_setting(tmp_path: Path) -> None:
-    """Once, whatever the number of workers, and never with the value."""
+    """It warns once, for any number of workers, and never shows the value."""
     env = {"ANYCLASS_REDIS_UR": "redis://:s3cret@cache", "ANYCLASS_WORKERS": "2"}
     with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server:
         warnings = [line["event"] for line in server.logs() if line["level"] == "warning"]

@@ -1,4 +1,4 @@
-"""What a refused value is told: what it must be, in words that need no knowledge of the libraries behind."""
+"""Messages for invalid values say what the value must be, without the jargon of libraries."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -53,7 +53,7 @@ class Everything(BaseModel):
     ],
 )
 def test_each_fault_has_words(name: str, value: Any, words: str) -> None:
-    """That say what the value must be."""
+    """The message says what the value must be."""
     with pytest.raises(ValidationError) as caught:
         Everything(**{name: value})
     assert [(name, words)] == list(field_errors(caught.value))
@@ -72,7 +72,7 @@ def test_each_fault_has_words(name: str, value: Any, words: str) -> None:
     ],
 )
 def test_requests(model: type[BaseModel], fields: dict[str, Any], fault: tuple[str, str]) -> None:
-    """The same for fields of the protocols of others."""
+    """Fields of other protocols have messages too."""
     with pytest.raises(ValidationError) as caught:
         model.model_validate(fields)
     assert [fault] == list(field_errors(caught.value))
@@ -86,7 +86,7 @@ def test_windows_of_whole_hours(window: str) -> None:
 
 
 def test_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is wrong with any of them: its variable, and words that a person understands."""
+    """Each invalid setting gives its variable and a plain message."""
     for name in Settings.model_fields:
         monkeypatch.setenv(variable(name), "-5://nonsense")
     with pytest.raises(ValidationError) as caught:

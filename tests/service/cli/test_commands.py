@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import socket
@@ -6,19 +5,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from service.classification.types import Classification, Prediction
 from service.cli.commands import app
-from service.cli.console.rendering import bar, example_photo, heading, predictions_table, printable, shown_path, welcome
 from service.installation import VERSION
 from tests.support.http_server import HttpServer, http_server
-from tests.support.places import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -50,7 +44,7 @@ def run(*arguments: object, stdin: str = "", **env: str) -> Result:
 
 @pytest.fixture(params=["here", "remote"])
 def where(request: pytest.FixtureRequest, folder: Path) -> list[object]:
-    """Options that have the classification done in this process, or by a service."""
+    """Return options to classify in this process, or by a service."""
     if request.param == "here":
         return ["--model", folder / "bundle", "--provider", "cpu"]
     return ["--url", request.getfixturevalue("server").url]
@@ -69,7 +63,7 @@ def test_a_table_for_each_image(folder: Path, where: list[object]) -> None:
 
 
 def test_json_is_a_line_for_each_image(folder: Path, where: list[object]) -> None:
-    """Each line is a document by itself, with the members of the HTTP answer."""
+    """Each line is a complete document, with the members of the HTTP answer."""
     result = run("classify", folder / "red.png", folder / "green.png", "--labels", "red,green", "--json", *where)
     first, second = (json.loads(line) for line in result.stdout.splitlines())
     assert ["image", "model", "revision", "predictions", "usage"] == list(first)
@@ -90,7 +84,7 @@ def test_options_reach_the_classifier(folder: Path, where: list[object]) -> None
 
 
 def test_an_image_that_fails_fails_no_other(folder: Path, where: list[object]) -> None:
-    """Errors are on standard error and in the exit code; with --json the line says so too."""
+    """Errors are on standard error, in the exit code, and with --json in the image's line."""
     images = [folder / "broken.png", folder / "nowhere.png", folder / "red.png"]
     result = run("classify", *images, "--labels", "red,green", "--json", *where)
     assert 1 == result.exit_code
@@ -105,7 +99,7 @@ def test_an_image_that_fails_fails_no_other(folder: Path, where: list[object]) -
 
 @pytest.mark.parametrize("labels", [["--labels", "red,red"], ["--labels", " , "], []])
 def test_bad_labels_are_bad_usage(folder: Path, where: list[object], labels: list[str]) -> None:
-    """What is wrong for every image ends the command with exit code 2."""
+    """An error that concerns every image ends the command with exit code 2."""
     result = run("classify", folder / "red.png", folder / "green.png", *labels, *where)
     assert (2, "") == (result.exit_code, result.stdout)
     assert 1 == result.stderr.count("Error: ")
@@ -143,7 +137,7 @@ def test_a_bundle_that_is_not_there(folder: Path) -> None:
     ],
 )
 def test_a_service_that_is_not_there(folder: Path, url: str, code: int, words: str) -> None:
-    """One line says so, however many images there are."""
+    """One line says so, for any number of images."""
     result = run("classify", folder / "red.png", folder / "green.png", "--labels", "a", "--url", url)
     assert (code, "") == (result.exit_code, result.stdout)
     assert 1 == len(result.stderr.splitlines())
@@ -151,14 +145,14 @@ def test_a_service_that_is_not_there(folder: Path, url: str, code: int, words: s
 
 
 def test_another_kind_of_server(folder: Path, server: HttpServer) -> None:
-    """An answer that is none of this service's is named as such."""
+    """An answer of another server is reported as such."""
     result = run("classify", folder / "red.png", "--labels", "a", "--url", f"{server.url}/docs/assets")
     assert result.exit_code in (1, 2)
     assert result.stderr.startswith("Error: ")
 
 
-def test_provider_goes_not_with_url(folder: Path) -> None:
-    """What would have no effect is refused."""
+def test_provider_contradicts_url(folder: Path) -> None:
+    """An option without effect is refused."""
     result = run("classify", folder / "red.png", "--labels", "a", "--url", "http://127.0.0.1:1", "--provider", "cpu")
     assert 2 == result.exit_code
 
@@ -181,7 +175,7 @@ def test_help(arguments: list[str]) -> None:
     ],
 )
 def test_examples_can_be_copied(command: tuple[str, ...]) -> None:
-    """In 80 columns each is one whole line, one below the other; paragraphs are broken by the terminal alone."""
+    """In 80 columns each example is one line; only the terminal breaks paragraphs."""
     result = run(*command, "--help", COLUMNS="80")
     lines = [line.strip() for line in result.stdout.splitlines()]
     examples = lines[lines.index("Examples") + 2 :]
@@ -241,85 +235,8 @@ def test_serve_says_when_the_port_is_taken(folder: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def classification(**scores: float) -> Classification:
-    """Make a classification by hand."""
-    predictions = tuple(Prediction(label.replace("_", " "), score) for label, score in scores.items())
-    return Classification("tiny", "r", predictions, len(predictions), 0)
-
-
-def shown(name: str, result: Classification, width: int, **options: Any) -> str:
-    """Render predictions as a terminal would show them."""
-    stream = io.StringIO()
-    console = Console(file=stream, width=width, **options)
-    console.print(heading(name, result))
-    console.print(predictions_table(result, cosine=False, console=console))
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize("width", [30, 40, 80, 200])
-def test_a_table_fits_the_terminal(width: int) -> None:
-    """A long label is wrapped, not cut, and no line is wider than the terminal."""
-    text = shown("photo.jpg", classification(a_very_long_label_that_goes_on_and_on_and_on=0.9, short=0.1), width)
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
-    letters = "".join(character for character in text if character.isalpha())
-    assert "averylonglabelthatgoesonandonandon" in letters
-
-
-def test_colours_only_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NO_COLOR is heeded."""
-    assert "\x1b[1;32m" in shown("a", classification(cat=0.9), 80, force_terminal=True)
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "32m" not in shown("a", classification(cat=0.9), 80, force_terminal=True)
-
-
-def test_nothing_steers_the_terminal() -> None:
-    """A label or file name with control characters is shown without them."""
-    assert "�[31mred�" == printable("\x1b[31mred\x07")
-    assert "\x1b" not in shown("\x1b]0;x", classification(**{"\x1b[2J": 0.5}), 80)
-
-
-def test_no_predictions() -> None:
-    """Where no label reaches the minimum score, that is said."""
-    assert "no label" in shown("a", classification(), 80)
-
-
-@pytest.mark.parametrize(
-    ("score", "blocks", "expected"),
-    [
-        (1.0, True, "████"),
-        (0.5, True, "██"),
-        (0.53, True, "██▏"),
-        (0.0, True, ""),
-        (-0.4, True, ""),
-        (0.5, False, "##"),
-    ],
-)
-def test_bars(score: float, blocks: bool, expected: str) -> None:
-    """In eighths of a character, or with number signs where the terminal has no blocks."""
-    assert expected == bar(score, 4, blocks=blocks)
-
-
-def test_the_welcome_names_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A curl line with a photo that exists, quoted where the shell needs it."""
-    (tmp_path / "examples").mkdir()
-    (tmp_path / "examples" / "my cat.jpg").write_bytes(b"")
-    monkeypatch.chdir(tmp_path)
-    photo = example_photo([tmp_path / "nowhere", tmp_path / "examples"])
-    assert photo is not None
-    assert "'examples/my cat.jpg'" == shown_path(photo)
-    text = welcome("http://127.0.0.1:8000", version="1", model="demo", seconds=0.5, photo=photo, keyed=False)
-    assert "Authorization" not in text
-    assert "-F image=@'examples/my cat.jpg'" in text
-    assert "http://127.0.0.1:8000/docs" in text
-    assert "http://127.0.0.1:8000/metrics" in text
-    assert "photo.jpg" in welcome("http://x", version="1", model="demo", seconds=0.5, photo=None, keyed=False)
-    assert example_photo([tmp_path / "nowhere"]) is None
-    (tmp_path / "examples" / "rocket.jpg").write_bytes(b"")
-    assert tmp_path / "examples" / "rocket.jpg" == example_photo([tmp_path / "examples"])
-
-
 def test_the_welcome_is_the_end_of_the_start(folder: Path) -> None:
-    """What is logged of the model comes before it; where keys are set, what there is to try has one."""
+    """Log lines of the model precede it; with API keys, the request to try has one."""
     command = [sys.executable, "-m", "service", "serve", "--welcome", "--port", "0", "--model", str(folder / "bundle")]
     env = {**os.environ, "ANYCLASS_API_KEYS": "me:a-key-of-thirty-two-characters-or-more"}
     with subprocess.Popen(
@@ -336,8 +253,3 @@ def test_the_welcome_is_the_end_of_the_start(folder: Path) -> None:
     assert '"model loaded"' in before
     assert 'curl -s -H "Authorization: Bearer $KEY" -F image=@' in before
     assert "model loaded" not in after
-
-
-def test_the_example_photos_are_found() -> None:
-    """Those of the repository come with the welcome."""
-    assert example_photo([ROOT / "examples"]) is not None

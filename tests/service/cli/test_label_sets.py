@@ -15,7 +15,7 @@ from tests.support.tiny_bundle import write_tiny_bundle
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    """A service that computes sets of more than ten prompts in the background."""
+    """Run a service that computes sets of more than ten prompts in the background."""
     folder = tmp_path_factory.mktemp("cli-label-sets")
     env = {"ANYCLASS_STATE_URL": str(folder / "state"), "ANYCLASS_LABEL_SET_INLINE_PROMPTS": "10"}
     with http_server(write_tiny_bundle(folder / "bundle"), folder, env=env) as running:
@@ -24,14 +24,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def url(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The service's address, which the commands find in the environment."""
+    """Set the service's address in the environment, for the commands."""
     monkeypatch.setenv("ANYCLASS_URL", server.url)
     return server.url
 
 
 @pytest.mark.usefixtures("url")
 def test_the_life_of_a_set(tmp_path: Path) -> None:
-    """Written from a file, shown, listed, replaced in the version that is known, deleted."""
+    """A set is written from a file, shown, listed, replaced by version, and deleted."""
     (tmp_path / "colours.txt").write_text("red\ngreen, or so\n", "utf-8")
     put = anyclass("label-sets", "put", "colours", tmp_path / "colours.txt", "--new")
     assert (0, "") == (put.returncode, put.stderr)
@@ -72,7 +72,7 @@ def test_the_life_of_a_set(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("url")
 def test_a_large_set_is_waited_for(tmp_path: Path) -> None:
-    """Its progress is a bar on a terminal; on a pipe only its end is told."""
+    """A terminal shows a progress bar; a pipe only the end."""
     (tmp_path / "many.json").write_text(json.dumps([f"label {number}" for number in range(3_000)]))
     put = anyclass("label-sets", "put", "many", tmp_path / "many.json")
     assert (0, "") == (put.returncode, put.stderr)
@@ -87,7 +87,7 @@ def test_a_large_set_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("url")
 def test_what_cannot_be_a_set(tmp_path: Path) -> None:
-    """Exit code 2, one line, and what is wrong."""
+    """Exit code 2, and one line with the reason."""
     (tmp_path / "broken.json").write_text("[")
     for arguments, words in (
         (["put", "x"], "no labels"),
@@ -104,7 +104,7 @@ def test_what_cannot_be_a_set(tmp_path: Path) -> None:
 
 
 def test_a_set_that_cannot_be_computed() -> None:
-    """Exit code 1, and why, for each model."""
+    """Exit code 1, and the reason for each model."""
     status = {
         "name": "x",
         "version": "1",
@@ -123,8 +123,8 @@ def test_a_set_that_cannot_be_computed() -> None:
     )
 
 
-def test_patience_ends() -> None:
-    """With --timeout, exit code 1."""
+def test_a_wait_ends_after_its_timeout() -> None:
+    """The exit code is 1."""
     status = {
         **dict.fromkeys(("version", "templates", "written"), ""),
         "name": "x",
@@ -138,8 +138,8 @@ def test_patience_ends() -> None:
     assert (1, True) == (result.returncode, "has not ended within 0.3 s" in result.stderr)
 
 
-def test_a_wait_for_a_busy_service_is_told() -> None:
-    """One line says what is waited for and for how long; nobody sits before a silent terminal."""
+def test_retries_of_a_busy_service_are_announced() -> None:
+    """One line gives the reason and the time: the terminal does not stay silent."""
     problem = {"type": "urn:anyclass:problem:state-unavailable", "detail": "The state store is away."}
     replies = {0: (503, {"retry-after": "3"}, problem), 1: (503, {"retry-after": "0"}, problem)}
     page: dict[str, Any] = {"label_sets": [], "next": None}
@@ -152,7 +152,7 @@ def test_a_wait_for_a_busy_service_is_told() -> None:
 
 
 def test_another_kind_of_server() -> None:
-    """An answer that is none of this service's is named as such."""
+    """An answer of another service is reported as such."""
     with scripted(lambda number: (200, {}, {"hello": "world"})) as url:
         result = anyclass("label-sets", "list", "--url", url)
     assert (1, True) == (result.returncode, "does not look like an anyclass service" in result.stderr)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("restored_logging")
 
 @pytest.fixture
 def stream() -> io.StringIO:
-    """The log of this test."""
+    """Return the log of this test."""
     stream = io.StringIO()
     logs.configure("info", "json", stream)
     return stream
@@ -26,7 +26,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_every_line_is_json_with_level_logger_and_time(stream: io.StringIO) -> None:
-    """Own events and those of libraries have one form."""
+    """Our events and those of libraries have one form."""
     logs.get_logger("service.test").info("hello", answer=42)
     logging.getLogger("some.library").warning("watch %s", "out")
     own, foreign = lines(stream)
@@ -44,21 +44,21 @@ def test_the_request_id_is_on_every_line_of_a_request(stream: io.StringIO) -> No
 
 
 def test_levels(stream: io.StringIO) -> None:
-    """What is below the level is not written."""
+    """Events below the level are not written."""
     logs.get_logger("service.test").debug("detail")
     logging.getLogger("some.library").debug("detail")
     assert "" == stream.getvalue()
 
 
-def test_what_quotes_its_input_is_silent(stream: io.StringIO) -> None:
-    """The multipart parser warns with bytes of the body, and uvicorn's access log has the query string."""
+def test_loggers_that_quote_their_input_are_silent(stream: io.StringIO) -> None:
+    """The multipart parser's warnings have bytes of the body, uvicorn's access log has the query string."""
     logging.getLogger("python_multipart.multipart").warning("secret")
     logging.getLogger("uvicorn.access").info("GET /?labels=secret")
     assert "" == stream.getvalue()
 
 
 def test_a_traceback_shows_where_and_what_but_no_input(stream: io.StringIO) -> None:
-    """The text of an exception that may repeat a label is withheld; its cause's, which cannot, is shown."""
+    """The text of an exception that may quote a label is withheld; that of its cause, which cannot, is shown."""
 
     def run_out() -> None:
         raise RuntimeError("CUDA out of memory")
@@ -87,14 +87,14 @@ def test_a_traceback_shows_where_and_what_but_no_input(stream: io.StringIO) -> N
     assert "label 'secret' failed" not in first["exception"].partition("InferenceFailed: ")[2]
 
 
-def test_an_exception_may_be_given_by_itself(stream: io.StringIO) -> None:
+def test_an_exception_may_be_passed_directly(stream: io.StringIO) -> None:
     """As `exc_info`, outside of any except block."""
     logs.get_logger("service.test").error("failed", exc_info=InvalidLabels("secret"))
     assert "service.errors.InvalidLabels: (text withheld)" == lines(stream)[0]["exception"]
 
 
 def test_console_lines_are_for_people() -> None:
-    """Without colours where there is no terminal."""
+    """They have no colours without a terminal."""
     stream = io.StringIO()
     logs.configure("info", "console", stream)
     logs.get_logger("service.test").info("hello", answer=42)

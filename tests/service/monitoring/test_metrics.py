@@ -23,21 +23,21 @@ PAGE = ROOT / "docs/monitoring.md"
 
 
 def values(metrics: Metrics) -> dict[tuple[str, str], float]:
-    """Every sample by name and labels as they are written."""
+    """Return every sample by name and labels as written."""
     lines = metrics.render().decode().splitlines()
     pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
     return {(name.partition("{")[0], name.partition("{")[2].rstrip("}")): float(value) for name, _, value in pairs}
 
 
 def loaded(metrics: Metrics) -> Metrics:
-    """With one model."""
+    """Add a model."""
     limits = dict.fromkeys(KINDS, 8)
     metrics.model_loaded("tiny", revision="abc", provider="cpu", precision="fp32", batch_limits=limits)
     return metrics
 
 
 def test_every_metric_is_named_after_the_service() -> None:
-    """A dashboard finds them by one prefix, and each says what it is; only what every client library has is apart."""
+    """All but the metrics of the client library have one prefix, for dashboards; each has a description."""
     metrics = Metrics()
     metrics.watch_process()
     families = list(text_string_to_metric_families(metrics.render().decode()))
@@ -48,7 +48,7 @@ def test_every_metric_is_named_after_the_service() -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    """With its type and its labels: no metric without a row, and no row without a metric."""
+    """The page has type and labels: no metric without a row, no row without a metric."""
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\| .{20,}\|$", PAGE.read_text("utf-8"), re.MULTILINE)
     documented = {name: (kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels in rows}
     measured = {
@@ -70,7 +70,7 @@ def test_nothing_is_global() -> None:
 
 
 def test_the_first_failure_is_a_rise() -> None:
-    """Prometheus sees a rise only of a series that was there before: what may happen is there at 0 from the start."""
+    """Prometheus sees a rise only in an existing series, so each starts at 0."""
     counters = {
         ("anyclass_inference_failures_total", f'kind="{kind}",model="tiny",reason="{reason}"')
         for kind, reason in product(KINDS, get_args(module.Broken))
@@ -86,20 +86,20 @@ def test_the_first_failure_is_a_rise() -> None:
     assert dict.fromkeys(counters, 0.0) == {key: found.get(key) for key in counters}
 
 
-def test_no_series_is_there_that_no_page_explains() -> None:
-    """The library's own series of when each was made are left out: they would double their number."""
+def test_every_series_is_documented() -> None:
+    """The library's series of creation times are switched off: they would double the number of series."""
     metrics = loaded(Metrics())
     assert [] == [name for name, _ in values(metrics) if name.endswith("_created")]
 
 
-def test_where_there_is_no_redis_and_no_job_nothing_is_down() -> None:
-    """An alert on these would otherwise wake somebody for what was never there."""
+def test_without_redis_and_jobs_nothing_is_down() -> None:
+    """An alert must not fire for a store that is not configured."""
     found = values(Metrics())
     assert 1 == found["anyclass_text_cache_up", ""] == found["anyclass_state_up", ""]
 
 
-def test_a_model_says_what_really_runs_and_how_large_its_batches_are() -> None:
-    """Provider and precision are labels; the fill of a batch is its size by its limit."""
+def test_a_model_has_its_provider_and_its_batch_limits() -> None:
+    """Provider and precision are labels; the batch limit is a gauge."""
     found = values(loaded(Metrics()))
     assert 1 == found["anyclass_model_info", 'model="tiny",precision="fp32",provider="cpu",revision="abc"']
     assert 8 == found["anyclass_batch_limit", 'kind="text",model="tiny"']
@@ -118,7 +118,7 @@ def test_helpers_count_and_observe() -> None:
 
 
 def test_the_process_is_watched_once() -> None:
-    """Its memory is there, by the name that every Prometheus client gives it."""
+    """Its memory has the name that every Prometheus client uses."""
     metrics = Metrics()
     metrics.watch_process()
     metrics.watch_process()
@@ -139,7 +139,7 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 
 def test_every_route_belongs_to_a_protocol(app: FastAPI) -> None:
-    """No request that is answered is counted among the others, and every protocol has a route."""
+    """No answered request counts as `other`, and every protocol has a route."""
     found = {route: protocol_of(*route) for route in routes(app)}
     assert len(found) > 20
     assert [] == [route for route, protocol in found.items() if protocol == "other"]
@@ -165,12 +165,12 @@ def test_every_route_belongs_to_a_protocol(app: FastAPI) -> None:
     ],
 )
 def test_the_protocol_of_a_path(method: str, path: str, protocol: Protocol) -> None:
-    """By whole segments, the most particular first."""
+    """Whole segments are compared, the most specific first."""
     assert protocol == protocol_of(method, path)
 
 
 def test_metrics_are_made_in_one_file_only() -> None:
-    """Whoever looks for a metric looks there."""
+    """That is the place to look for a metric."""
     here = Path(module.__file__)
     for path in here.parent.rglob("*.py"):
         imported = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]

@@ -20,7 +20,7 @@ LINES = 70
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    """A service with a state directory of its own."""
+    """Run a service with its own state directory."""
     folder = tmp_path_factory.mktemp("cli-batches")
     env = {"ANYCLASS_STATE_URL": str(folder / "state")}
     with http_server(write_tiny_bundle(folder / "bundle"), folder, env=env) as running:
@@ -29,14 +29,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def url(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The service's address, which the commands find in the environment."""
+    """Set the service's address in the environment, for the commands."""
     monkeypatch.setenv("ANYCLASS_URL", server.url)
     return server.url
 
 
 @pytest.fixture
 def requests(tmp_path: Path) -> Path:
-    """A file of requests, one of which is about no image, under an awkward name."""
+    """Write a file of requests with one invalid image, under an awkward name."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
     image = base64.b64encode(buffer.getvalue()).decode()
@@ -50,13 +50,13 @@ def requests(tmp_path: Path) -> Path:
 
 
 def ids(file: Path) -> list[str]:
-    """The lines of results that a file has."""
+    """Return the custom ids in a file of results."""
     return [json.loads(line)["custom_id"] for line in file.read_text("utf-8").splitlines()]
 
 
 @pytest.mark.usefixtures("url")
 def test_created_waited_for_and_downloaded(requests: Path, tmp_path: Path) -> None:
-    """In one command: the answers and the failed lines are in files, and one that failed is exit code 1."""
+    """One command writes answers and failed lines to files; a failed line gives exit code 1."""
     output, errors = tmp_path / "answers.jsonl", tmp_path / "errors.jsonl"
     result = anyclass("batches", "create", requests, "--wait", "--output", output, "--errors", errors)
     assert 1 == result.returncode
@@ -74,7 +74,7 @@ def test_created_waited_for_and_downloaded(requests: Path, tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("url")
 def test_step_by_step(requests: Path, tmp_path: Path) -> None:
-    """The id is the first word; the list and the status know it; the same key begins nothing twice."""
+    """The id is the first word; list and status show it; the same key starts nothing twice."""
     good = tmp_path / "good.jsonl"
     good.write_text("".join(requests.read_text().splitlines(keepends=True)[:5]))
     arguments = ("batches", "create", good, "--metadata", "run=a=b", "--window", "2h", "--idempotency-key", "k1")
@@ -96,7 +96,7 @@ def test_step_by_step(requests: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("url")
 def test_cancelled(requests: Path) -> None:
-    """What it was cancelled at is kept; a batch that has not answered everything is exit code 1."""
+    """Its answers are kept; a batch with unanswered lines gives exit code 1."""
     batch = anyclass("batches", "create", requests).stdout.split()[0]
     cancelled = anyclass("batches", "cancel", batch)
     if cancelled.returncode == 0:  # else it was quicker
@@ -110,7 +110,7 @@ def test_cancelled(requests: Path) -> None:
 
 @pytest.mark.usefixtures("url")
 def test_a_file_that_is_no_file_of_requests(tmp_path: Path) -> None:
-    """The lines at fault are named, with exit code 2."""
+    """Exit code 2, with the lines at fault."""
     file = tmp_path / "bad.jsonl"
     file.write_text('{"custom_id": "a"}\nnonsense\n')
     result = anyclass("batches", "create", file, "--wait")
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_file_of_requests(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("url")
 def test_many_faults_are_counted(tmp_path: Path) -> None:
-    """Five of them are shown; a file of another kind has one in each of its lines."""
+    """Five are shown; a file of another kind has one in every line."""
     file = tmp_path / "bad.jsonl"
     file.write_text('{"custom_id": "a"}\n' + "nonsense\n" * 10)
     result = anyclass("batches", "create", file, "--wait")
@@ -135,7 +135,7 @@ def test_many_faults_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [(), ("--endpoint", "/v1/embeddings")])
 @pytest.mark.usefixtures("url")
 def test_a_file_of_another_kind_is_not_sent(tmp_path: Path, content: str, options: tuple[str, ...]) -> None:
-    """Its first line tells."""
+    """Its first line is checked."""
     file = tmp_path / "README.md"
     file.write_text(content, "latin-1")
     before = anyclass("batches", "list", "--json").stdout
@@ -167,7 +167,7 @@ def test_what_makes_no_sense(tmp_path: Path, requests: Path) -> None:
 
 @pytest.mark.usefixtures("url")
 def test_a_folder_that_is_not_there(requests: Path, tmp_path: Path) -> None:
-    """The answers stay with the service, and the command says why they are not here."""
+    """The answers stay with the service, and the command says why they were not written."""
     batch = anyclass("batches", "create", requests, "--wait").stdout.split()[0]
     result = anyclass("batches", "download", batch, "--output", tmp_path / "nowhere" / "answers.jsonl")
     assert (1, True) == (result.returncode, "cannot write" in result.stderr)
@@ -175,13 +175,13 @@ def test_a_folder_that_is_not_there(requests: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("url")
 def test_a_bar_on_a_terminal(requests: Path) -> None:
-    """It is there while the batch is in work, and a line says how it ended."""
+    """The bar shows while the batch runs, and a line says how it ended."""
     code, seen = on_a_terminal("batches", "create", requests, "--wait")
     assert (1, True, True) == (code, "━" in seen, f"{LINES - 1} of {LINES} answered" in seen)
 
 
 def test_a_service_that_goes_away_meanwhile(requests: Path) -> None:
-    """It is waited for; what is sent again carries the same key."""
+    """The command retries; repeated requests carry the same key."""
     batch: dict[str, Any] = {
         **dict.fromkeys(("errors", "output_file_id", "error_file_id", "metadata")),
         "id": "batch_1",

@@ -1,4 +1,4 @@
-"""A client that is still sending when it is refused gets its answer, whatever its HTTP library does."""
+"""A client that is still sending when it is refused gets its answer, with any HTTP library."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ KEY = "0123456789abcdef0123"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    """A service that wants a key, and takes 100,000 bytes."""
+    """Run a service that needs a key, and accepts 100,000 bytes."""
     folder = tmp_path_factory.mktemp("lingering")
     env = {"ANYCLASS_API_KEYS": KEY, "ANYCLASS_MAX_BODY_BYTES": "100000"}
     with http_server(write_tiny_bundle(folder / "bundle"), folder, env=env) as running:
@@ -24,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 
 async def test_a_refusal_reaches_a_client_that_goes_on_sending(server: HttpServer) -> None:
-    """Without a key, and with a body that is far too large; many times, for a race is lost only sometimes."""
+    """Without a key, and with a body that is far too large; repeated, because a race fails only sometimes."""
     async with httpx.AsyncClient(base_url=server.url) as client:
         for _ in range(10):
             answer = await client.post("/v1/classify", files={"image": b"x" * 1_000})
@@ -34,7 +34,7 @@ async def test_a_refusal_reaches_a_client_that_goes_on_sending(server: HttpServe
 
 
 async def test_the_end_of_the_stream_follows_the_answer(server: HttpServer) -> None:
-    """A client that waits for it need not wait for the server's patience, and the connection ends with its own end."""
+    """A client sees it at once, and the connection closes when the client ends its side."""
     host, port = server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nbegin")
@@ -46,8 +46,8 @@ async def test_the_end_of_the_stream_follows_the_answer(server: HttpServer) -> N
     await writer.wait_closed()
 
 
-def test_a_client_that_never_goes_is_left(server: HttpServer) -> None:
-    """It sends nothing more and does not hang up: the server does, after a while."""
+def test_a_silent_client_is_disconnected(server: HttpServer) -> None:
+    """The client neither sends nor closes: the server closes, after a while."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
@@ -58,9 +58,9 @@ def test_a_client_that_never_goes_is_left(server: HttpServer) -> None:
 
 
 def _is_open(port: int, client_port: int) -> bool:
-    """Whether the server's side of a connection on this machine still takes part in it."""
+    """Return whether the server's side of a local connection is still open."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, state, *_ = line.split()
         if (int(local.split(":")[1], 16), int(remote.split(":")[1], 16)) == (port, client_port):
-            return state == "05"  # FIN_WAIT2: it has said goodbye, and still listens
+            return state == "05"  # FIN_WAIT2: it has sent its FIN, and still reads
     return False

@@ -1,4 +1,4 @@
-"""The end of a process under load, as an orchestrator and its clients see it."""
+"""Shutdown under load, as an orchestrator and clients see it."""
 
 import contextlib
 import http.client
@@ -20,12 +20,12 @@ from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 
 WORKERS = 8
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two"])
 def env(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Of a service of one process, and of two on one port."""
+    """Return the environment of a service with one process, and with two."""
     return {"ANYCLASS_WORKERS": str(request.param)}
 
 
@@ -44,22 +44,22 @@ def photo() -> bytes:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
 def test_sigterm_under_load_loses_no_request(bundle: Path, tmp_path: Path, env: dict[str, str]) -> None:
-    """Clients that go on until the service is not ready, or refuses new connections, get every answer; then exit 0."""
+    """Clients that continue until the service is not ready get every answer; the exit code is 0."""
     image = photo()
     answered: list[int] = []
     moved_on = threading.Event()
 
     def use(server: HttpServer, number: int) -> None:
-        with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
+        with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
             while not moved_on.is_set():
-                # Labels of one's own, so that text work is on its way too.
+                # Unique labels, so that text is encoded too.
                 labels = [f"user {number}", f"answer {len(answered)}"]
                 form: dict[str, Any] = {"files": {"image": ("photo.jpg", image)}, "data": {"labels": labels}}
                 try:
@@ -71,12 +71,12 @@ def test_sigterm_under_load_loses_no_request(bundle: Path, tmp_path: Path, env: 
         users = [pool.submit(use, server, number) for number in range(WORKERS)]
         until(lambda: len(answered) > 2 * WORKERS)
         server.process.send_signal(signal.SIGTERM)
-        with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as prober:
+        with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as prober:
             with contextlib.suppress(httpx.ConnectError):
                 until(lambda: prober.get("/readyz").status_code == 503)
             moved_on.set()
         for user in users:
-            user.result(PATIENCE_S)
+            user.result(TIMEOUT_S)
         assert 0 == server.wait()
         assert {200} == set(answered)
         assert ["stopping", "stopped"] == [
@@ -85,10 +85,10 @@ def test_sigterm_under_load_loses_no_request(bundle: Path, tmp_path: Path, env: 
 
 
 def begin_upload(server: HttpServer, image: bytes) -> http.client.HTTPConnection:
-    """Send half of a request that the service thereby has accepted."""
+    """Send half of a request, which the service has then accepted."""
     parts = urlsplit(server.url)
     assert parts.hostname is not None
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT_S)
     connection.putrequest("POST", "/v1/classify?labels=a&labels=b")
     connection.putheader("Content-Type", "image/jpeg")
     connection.putheader("Content-Length", str(len(image)))
@@ -98,7 +98,7 @@ def begin_upload(server: HttpServer, image: bytes) -> http.client.HTTPConnection
 
 
 def port_is_closed(server: HttpServer) -> bool:
-    """Whether new connections are refused."""
+    """Return whether new connections are refused."""
     try:
         httpx.get(f"{server.url}/livez")
     except httpx.ConnectError:
@@ -107,7 +107,7 @@ def port_is_closed(server: HttpServer) -> bool:
 
 
 def in_flight(server: HttpServer) -> int:
-    """How many requests are being answered, this one among them."""
+    """Return the number of requests in flight, including this one."""
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return int(float(next(line for line in lines if line.startswith("anyclass_http_requests_in_flight ")).split()[1]))
 
@@ -115,7 +115,7 @@ def in_flight(server: HttpServer) -> int:
 def test_a_request_that_was_begun_is_answered_after_the_port_has_closed(
     bundle: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
-    """A request whose body is still coming in when the end is asked for is waited for."""
+    """The shutdown waits for a request whose body is still arriving."""
     image = photo()
     with http_server(bundle, tmp_path, env=env) as server:
         connection = begin_upload(server, image)
@@ -134,7 +134,7 @@ def test_a_request_that_was_begun_is_answered_after_the_port_has_closed(
 def test_a_second_signal_ends_it_at_once(
     bundle: Path, tmp_path: Path, env: dict[str, str], second: signal.Signals
 ) -> None:
-    """Whoever cannot wait for a request that hangs says so twice; the exit code tells that it was cut short."""
+    """A second signal stops the wait for a hanging request; the exit code says that it was cut short."""
     with http_server(bundle, tmp_path, env=env) as server:
         connection = begin_upload(server, photo())
         until(lambda: in_flight(server) == 2)
@@ -146,7 +146,7 @@ def test_a_second_signal_ends_it_at_once(
 
 
 def test_the_wait_for_requests_is_bounded(bundle: Path, tmp_path: Path, env: dict[str, str]) -> None:
-    """A request that never ends does not keep the process for ever."""
+    """A request that never ends does not keep the process alive."""
     with http_server(bundle, tmp_path, env=env | {"ANYCLASS_DRAIN_TIMEOUT_S": "1"}) as server:
         connection = begin_upload(server, photo())
         until(lambda: in_flight(server) == 2)
@@ -155,7 +155,7 @@ def test_the_wait_for_requests_is_bounded(bundle: Path, tmp_path: Path, env: dic
 
 
 def test_idle_connections_do_not_delay_the_end(bundle: Path, tmp_path: Path, env: dict[str, str]) -> None:
-    """A client that keeps its connection open for later is not waited for."""
+    """The shutdown does not wait for idle connections."""
     with http_server(bundle, tmp_path, env=env) as server, httpx.Client(base_url=server.url) as client:
         client.get("/livez")
         began = time.monotonic()

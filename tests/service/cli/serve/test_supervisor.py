@@ -32,7 +32,7 @@ from service.settings import Settings
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 TWO = {"ANYCLASS_WORKERS": "2"}
 
 
@@ -61,7 +61,7 @@ def server(bundle: Path) -> Iterator[HttpServer]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -75,7 +75,7 @@ def pids(server: HttpServer) -> list[tuple[int, int]]:
 def classify(server: HttpServer) -> int:
     """Send a request on a new connection, and return the status."""
     form: dict[str, Any] = {"files": {"image": ("red.png", RED)}, "data": {"labels": ["red", "blue"]}}
-    return httpx.post(f"{server.url}/v1/classify", **form, timeout=PATIENCE_S).status_code
+    return httpx.post(f"{server.url}/v1/classify", **form, timeout=TIMEOUT_S).status_code
 
 
 def answering_workers(server: HttpServer) -> set[int]:
@@ -202,7 +202,7 @@ def test_a_signal_to_all_of_them_stops_them_in_order(bundle: Path, tmp_path: Pat
 def test_a_start_that_is_refused_is_refused_as_a_whole(tmp_path: Path) -> None:
     """Nothing is restarted; the exit code is that of a single process."""
     command = [sys.executable, "-m", "service", "serve", "--port", "0", "--workers", "2", "--model", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert EXIT_REFUSED == done.returncode
     assert "manifest.json" in done.stderr
     assert "Traceback" not in done.stderr
@@ -216,7 +216,7 @@ def test_a_limit_that_several_processes_cannot_keep_is_refused() -> None:
     check_workers(Settings(workers=1, rate_limit_per_s=1))
     command = [sys.executable, "-m", "service", "serve", "--port", "0", "--workers", "2"]
     env = {**os.environ, "ANYCLASS_RATE_LIMIT_PER_S": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=env)
     assert (2, True) == (done.returncode, done.stderr.startswith("Error: ANYCLASS_RATE_LIMIT_PER_S"))
 
 
