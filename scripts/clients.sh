@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# clients.sh: the JavaScript clients that the tests put before the service, at their locked versions, in build/clients.
-# Does nothing when they are there; without node and npm the tests that need them are skipped.
+# clients.sh: installs the JavaScript clients for the tests, at their locked versions, in build/clients.
+# Does nothing if they are installed; without node and npm, the tests that need them are skipped.
 . "$(dirname "$0")/lib.sh"
 
 if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
-    say "no node and npm here: the tests of the JavaScript clients will be skipped"
+    say "node and npm are not installed: the tests of the JavaScript clients will be skipped"
     exit 0
 fi
 mkdir -p build/clients

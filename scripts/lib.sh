@@ -1,4 +1,4 @@
-# Sourced by the other helpers here: where the project is, how they speak, how a system package is had.
+# Sourced by the other scripts: changes to the project folder; messages; installation of system packages.
 # shellcheck shell=bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { printf 'anyclass: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# system_package PACKAGE WHY...: installs a Debian package, or says how to get it and fails.
+# system_package PACKAGE WHY...: installs a Debian package, or fails with instructions.
 system_package() {
     local package=$1
     shift

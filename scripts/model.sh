@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# model.sh MODEL [VENV]: prints the path of the bundle to serve. MODEL is a bundle; or a hub id, a checkpoint's file or
-# folder, or a training run, which is then converted to a bundle once, in an environment of its own, and kept in a cache.
-# VENV is the environment that serves: it can tell whether there is something to convert, and does so without torch.
+# model.sh MODEL [VENV]: prints the path of the bundle to serve. MODEL is a bundle, a hub id, a checkpoint's file or
+# folder, or a training run. Anything but a bundle is converted once, in an environment of its own, and cached.
+# VENV is the environment for serving; without torch, it finds out whether a conversion is needed.
 . "$(dirname "$0")/lib.sh"
 
 model=$1
 venv=${2:-.venv}
 export_venv=.venv-export
-package_missing=3 # what anyclass-export exits with then
+package_missing=3 # exit code of anyclass-export
 
 convert() { "$export_venv/bin/anyclass-export" export "$source" "$bundle" --force >&2; }
 
@@ -21,7 +21,7 @@ found=$("$venv/bin/python" -m model_export.export.bundle_cache "$model") || exit
 
 if [ "$state" != ready ]; then
     say "$model is not a bundle yet: converting it to $bundle (once)"
-    # Published ONNX graphs become a bundle without torch, so torch comes only where it turns out to be needed.
+    # Published ONNX graphs are converted without torch, so torch is installed only if needed.
     extras=cpu,convert
     if compgen -G "$export_venv/lib/python*/site-packages/torch" >/dev/null; then
         extras=cpu,convert,train
@@ -29,19 +29,19 @@ if [ "$state" != ready ]; then
     scripts/venv.sh "$export_venv" "$extras"
     status=0
     if [ "$extras" = cpu,convert ]; then
-        # That PyTorch is missing is no error here: with the variable, only the exit code tells it.
+        # A missing PyTorch is not an error here: with the variable, only the exit code reports it.
         ANYCLASS_EXPORT_INSTALLS=1 convert || status=$?
     else
         convert || status=$?
     fi
     if [ "$status" = "$package_missing" ] && [ "$extras" = cpu,convert ]; then
-        say "these are weights, not ONNX graphs: PyTorch is needed, for this conversion only"
+        say "these are weights, not ONNX graphs: installing PyTorch, for this conversion only"
         scripts/venv.sh "$export_venv" cpu,convert,train
         status=0
         convert || status=$?
     fi
     if [ "$status" != 0 ]; then
-        die "$model was not converted (why: above). If it needs an option, convert it yourself:" \
+        die "$model was not converted (see above). If it needs an option, convert it yourself:" \
             "$export_venv/bin/anyclass-export export $source BUNDLE --OPTION, then: make run MODEL=BUNDLE"
     fi
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# prometheus.sh: sees to it that a Prometheus can be started, with its promtool: the tests have it scrape the service and
-# answer every question of the dashboard and the alerts. Without it those tests are skipped, and this says so.
+# prometheus.sh: installs Prometheus and promtool if missing. The tests have it scrape the service and evaluate every
+# expression of the dashboard and the alerts; without it they are skipped, with a message.
 . "$(dirname "$0")/lib.sh"
 
 command -v prometheus >/dev/null && command -v promtool >/dev/null && exit

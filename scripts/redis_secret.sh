@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# redis_secret.sh: prints a Secret with a new random password, for `kubectl apply -f -`. Nothing is kept on disk, and
-# the password is in no command line.
+# redis_secret.sh: prints a Secret with a new random password, for `kubectl apply -f -`. Nothing is written to disk, and
+# no command line has the password.
 . "$(dirname "$0")/lib.sh"
 
 cat <<YAML

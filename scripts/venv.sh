@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# venv.sh DIR EXTRAS: a virtual environment with this project (editable) and the named extras, at the pinned versions.
-# Does nothing, and needs no network, when DIR is already what pyproject.toml and constraints.txt ask for.
+# venv.sh DIR EXTRAS: makes a virtual environment with this project (editable) and the extras, at the pinned versions.
+# Does nothing, and needs no network, if DIR already matches pyproject.toml and constraints.txt.
 . "$(dirname "$0")/lib.sh"
 
 dir=$1
@@ -10,11 +10,11 @@ stamp=$dir/.anyclass-stamp
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
 find_python() {
-    # The user's own python3 first: it is what they chose. A name may exist and still not run (pyenv's shims).
+    # The user's choice, python3, comes first. A name may exist and still not run (pyenv's shims).
     local candidate
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         if command -v "$candidate" >/dev/null && new_enough "$candidate"; then
-            # the real interpreter: a virtual environment made from a shim breaks when the shim's choice changes
+            # The real interpreter: a virtual environment of a shim breaks when the shim selects another.
             "$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))'
             return
         fi
@@ -23,10 +23,10 @@ find_python() {
         die "PYTHON=$PYTHON is not a working Python 3.11 or newer"
     fi
     die "no Python 3.11 or newer found (tried python3, python3.13, python3.12, python3.11);" \
-        "install one, or name it: make PYTHON=/path/to/python3 …"
+        "install one, or set its path: make PYTHON=/path/to/python3 …"
 }
 
-# What the environment depends on, as one line.
+# Prints a digest of everything that the environment depends on.
 wanted() {
     "$1" - "$extras" pyproject.toml constraints.txt scripts/venv.sh <<'PY'
 import hashlib, os, pathlib, sys
@@ -50,13 +50,13 @@ fi
 started=$SECONDS
 rm -f "$stamp"
 say "making $dir with $("$python" --version) (the first time, or because the dependencies changed)"
-# An environment of the same interpreter is brought up to date in place; any other is made anew.
+# An environment of the same interpreter is updated in place; any other is replaced.
 if [ "$("$dir/bin/python" -c 'import os, sys; print(os.path.realpath(sys.executable))' 2>/dev/null)" != "$python" ]; then
     if ! make_venv "$python"; then
-        # Debian leaves the part of venv that installs pip to a package of its own, named after the interpreter.
+        # On Debian, the part of venv that installs pip is in a package named after the interpreter.
         case $python in
             /usr/bin/python3*) package=$(basename "$python")-venv ;;
-            *) die "'$python -m venv' does not work; repair that Python, or name another: make PYTHON=…" ;;
+            *) die "'$python -m venv' does not work; repair that Python, or set another: make PYTHON=…" ;;
         esac
         system_package "$package" "'$python -m venv' does not work yet"
         make_venv "$python" || die "'$python -m venv' does not work, even with $package installed"
@@ -64,7 +64,7 @@ if [ "$("$dir/bin/python" -c 'import os, sys; print(os.path.realpath(sys.executa
 fi
 
 log=$dir/install.log
-# One line that is overwritten on a terminal, silence elsewhere; the whole of it is in the log.
+# Shows one line on a terminal, nothing elsewhere; the log has everything.
 progress() {
     tee "$log" | if [ -t 2 ]; then
         awk '/^Collecting|^Downloading|^Installing/ { printf "\r\033[K  %.70s", $0 > "/dev/stderr" } END { printf "\r\033[K" > "/dev/stderr" }'

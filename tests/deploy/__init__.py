@@ -1,1 +1,1 @@
-"""Tests of what is deployed: the package, the Makefile, the image, the manifests."""
+"""Tests of the package, the Makefile, the image and the manifests."""

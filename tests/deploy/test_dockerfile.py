@@ -1,4 +1,4 @@
-"""The Dockerfile, read as the build would read it. No engine is asked for."""
+"""The Dockerfile, parsed as the build would; no container engine is needed."""
 
 import ast
 import json
@@ -20,18 +20,18 @@ from tests.support.places import ROOT
 
 @dataclass
 class Stage:
-    """One FROM and what follows it."""
+    """A FROM and its instructions."""
 
     base: str
     instructions: list[tuple[str, str]] = field(default_factory=list)
 
     def all(self, name: str) -> list[str]:
-        """Arguments of every instruction of that name."""
+        """Return the arguments of every instruction with this name."""
         return [arguments for instruction, arguments in self.instructions if instruction == name]
 
 
 def read_stages() -> dict[str, Stage]:
-    """The stages by name, comments gone and continued lines joined."""
+    """Return the stages by name, without comments and with continued lines joined."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
     stages: dict[str, Stage] = {}
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
@@ -50,18 +50,18 @@ STAGES = read_stages()
 
 
 def lineage(name: str) -> list[Stage]:
-    """A stage and the stages it is built from, itself last."""
+    """Return a stage after the stages that it is built from."""
     stage = STAGES[name]
     return [*(lineage(stage.base) if stage.base in STAGES else []), stage]
 
 
 def final(name: str, instruction: str) -> list[str]:
-    """Arguments of that instruction in all that makes up an image."""
+    """Return the arguments of an instruction in all stages of an image."""
     return [arguments for stage in lineage(name) for arguments in stage.all(instruction)]
 
 
 def environment(name: str) -> dict[str, str]:
-    """What ENV sets in an image."""
+    """Return the variables that ENV sets in an image."""
     return dict(pair.split("=", 1) for line in final(name, "ENV") for pair in shlex.split(line))
 
 
@@ -69,14 +69,14 @@ IMAGES = pytest.mark.parametrize("image", ["cpu", "gpu"])
 
 
 def test_a_plain_build_is_the_cpu_image() -> None:
-    """Both targets are there; the one without a GPU is the default."""
+    """Both targets exist; the one without a GPU is the default."""
     assert {"cpu", "gpu"} <= STAGES.keys()
     assert list(STAGES)[-1] == "cpu"
 
 
 @IMAGES
 def test_base_is_pinned_and_slim(image: str) -> None:
-    """The image's base is a slim Python of a named release, the same that built the environment."""
+    """The base is a slim Python of a named release, the same as the build stage's."""
     base = lineage(image)[0].base
     assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", base)
     assert base == lineage(f"build-{image}")[0].base
@@ -84,7 +84,7 @@ def test_base_is_pinned_and_slim(image: str) -> None:
 
 @IMAGES
 def test_runs_as_a_numbered_user(image: str) -> None:
-    """The last USER is not root, and a number, so that `runAsNonRoot` can be checked."""
+    """The last USER is not root, and a number: Kubernetes can check `runAsNonRoot`."""
     user, group = final(image, "USER")[-1].split(":")
     assert int(user) > 0
     assert int(group) > 0
@@ -92,7 +92,7 @@ def test_runs_as_a_numbered_user(image: str) -> None:
 
 @IMAGES
 def test_final_image_is_built_by_copying_only(image: str) -> None:
-    """No RUN in the final stages: no build tools, no package cache, nothing written by root but the environment."""
+    """The final stages have no RUN: no build tools, no package cache, and root wrote only the environment."""
     assert [] == final(image, "RUN")
     assert [f"--from=build-{image} /opt/venv /opt/venv"] == final(image, "COPY")
     assert [] == final(image, "ADD")
@@ -100,7 +100,7 @@ def test_final_image_is_built_by_copying_only(image: str) -> None:
 
 @IMAGES
 def test_environment_holds_the_pinned_runtime_only(image: str) -> None:
-    """The extra of the image and the pins; no torch, no pip, no cache."""
+    """It has the image's extra and the pins, but no torch, pip or cache."""
     runs = final(f"build-{image}", "RUN")
     assert "python -m venv --without-pip /opt/venv" in runs
     (dependencies,) = [run for run in runs if f'".[{image}]"' in run]
@@ -112,7 +112,7 @@ def test_environment_holds_the_pinned_runtime_only(image: str) -> None:
 
 @IMAGES
 def test_listens_for_the_world_outside_the_container(image: str) -> None:
-    """The address is changed from loopback, the port is the one exposed."""
+    """The address is not loopback, and the port is the exposed one."""
     values = environment(image)
     assert values["ANYCLASS_HOST"] == "0.0.0.0"
     assert [values["ANYCLASS_PORT"]] == final(image, "EXPOSE")
@@ -121,7 +121,7 @@ def test_listens_for_the_world_outside_the_container(image: str) -> None:
 
 @IMAGES
 def test_start_is_a_console_script(image: str) -> None:
-    """The entry point is a script that pyproject.toml defines, started without a shell, so that it gets the signals."""
+    """The entry point is a script of pyproject.toml, started without a shell, so it receives the signals."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     (entrypoint,) = final(image, "ENTRYPOINT")
     assert json.loads(entrypoint) == ["anyclass"]
@@ -130,7 +130,7 @@ def test_start_is_a_console_script(image: str) -> None:
 
 
 def test_everything_copied_is_let_through() -> None:
-    """.dockerignore keeps all out but what COPY names."""
+    """.dockerignore excludes everything except the sources of COPY."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     let_through = {line[1:].rstrip("/") for line in lines if line.startswith("!")}
     assert "*" in lines
@@ -146,22 +146,22 @@ def test_everything_copied_is_let_through() -> None:
 
 
 class Health(BaseHTTPRequestHandler):
-    """Answers as /readyz does, with the status its server carries."""
+    """Answers /readyz with a fixed status."""
 
     status = 200
 
     def do_GET(self) -> None:
-        """Answer with the status, and 404 anywhere else."""
+        """Answer /readyz with the status, anything else with 404."""
         self.send_response(type(self).status if self.path == "/readyz" else 404)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def server() -> Iterator[int]:
-    """Port of a server that answers /readyz."""
+    """Yield the port of a server that answers /readyz."""
     http = HTTPServer(("127.0.0.1", 0), Health)
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
@@ -172,11 +172,11 @@ def server() -> Iterator[int]:
 
 
 def check_health(port: int) -> int:
-    """Exit status of the very command the image checks its health with."""
+    """Return the exit status of the image's health check command."""
     (arguments,) = STAGES["runtime"].all("HEALTHCHECK")
     command = ast.literal_eval(arguments.split("CMD ", 1)[1])
     assert command[0] == "python"
-    # A proxy in the environment must not be asked.
+    # The command must ignore a proxy in the environment.
     variables = {"ANYCLASS_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
     return subprocess.run([sys.executable, *command[1:]], env=variables, check=False, capture_output=True).returncode
 
@@ -185,13 +185,13 @@ def check_health(port: int) -> int:
 def test_health_check_follows_readiness(
     server: int, status: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command ends with 0 when the service is ready and 1 when it is not."""
+    """The command exits with 0 if the service is ready, else with 1."""
     monkeypatch.setattr(Health, "status", status)
     assert expected == check_health(server)
 
 
 def test_health_check_fails_where_nothing_listens() -> None:
-    """A dead service is an unhealthy one."""
+    """A dead service is unhealthy."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         assert check_health(unused.getsockname()[1]) == 1

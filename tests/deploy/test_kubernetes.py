@@ -20,21 +20,21 @@ from tests.deploy.test_dockerfile import environment, final
 from tests.support.places import ROOT
 
 OVERLAYS = ["cpu", "gpu", "cpu-with-bundle-volume", "gpu-with-bundle-volume"]
-# The oldest Kubernetes that knows the native preStop sleep, and the newest the validator knows.
+# The oldest Kubernetes with the native preStop sleep, and the newest that the validator knows.
 VERSIONS = ["1.30.0", kubernetes_validate.latest_version()]
 Document = dict[str, Any]
 
 
 def why_not_rendered() -> str | None:
-    """Why this machine cannot render, or None."""
+    """Return the reason why this machine cannot render, or None."""
     if shutil.which("kubectl") is None:
         return "kubectl is not installed"
-    said = subprocess.run(
+    shown = subprocess.run(
         ["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True, check=False
     ).stdout
-    version = re.match(r"v(\d+)", json.loads(said or "{}").get("kustomizeVersion", ""))
+    version = re.match(r"v(\d+)", json.loads(shown or "{}").get("kustomizeVersion", ""))
     if version is None or int(version[1]) < 5:
-        return "this kubectl brings a kustomize older than 5"
+        return "this kubectl has a kustomize older than 5"
     return None
 
 
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(why_not_rendered() is not None, reason=str(why_n
 
 @cache
 def render(overlay: str) -> tuple[Document, ...]:
-    """The documents of an overlay; `…-with-bundle-volume` adds the component as its comment says."""
+    """Return the documents of an overlay; `…-with-bundle-volume` adds the component as its comment says."""
     if not overlay.endswith("-with-bundle-volume"):
         return kustomize(ROOT / "k8s/overlays" / overlay)
     with TemporaryDirectory() as scratch:
@@ -56,19 +56,19 @@ def render(overlay: str) -> tuple[Document, ...]:
 
 
 def kustomize(folder: Path) -> tuple[Document, ...]:
-    """The documents that `kubectl apply -k` would apply."""
+    """Return the documents that `kubectl apply -k` would apply."""
     result = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return tuple(yaml.safe_load_all(result.stdout))
 
 
 def one(overlay: str, kind: str, name: str) -> Document:
-    """The document of an overlay, as `single`."""
+    """Return a document of an overlay; see `single`."""
     return single(render(overlay), kind, name)
 
 
 def single(documents: Iterable[Document], kind: str, name: str) -> Document:
-    """The one document of that kind and name; a generated name ends with a hash."""
+    """Return the only document of this kind and name; a generated name ends with a hash."""
     (found,) = [
         document
         for document in documents
@@ -78,13 +78,13 @@ def single(documents: Iterable[Document], kind: str, name: str) -> Document:
 
 
 def pod(overlay: str, name: str) -> Document:
-    """Pod specification of a Deployment."""
+    """Return the pod specification of a Deployment."""
     spec: Document = one(overlay, "Deployment", name)["spec"]["template"]["spec"]
     return spec
 
 
 def container(overlay: str, name: str) -> Document:
-    """The one container of a Deployment's pods."""
+    """Return the only container of a Deployment's pods."""
     (found,) = pod(overlay, name)["containers"]
     result: Document = found
     return result
@@ -97,14 +97,14 @@ EVERY_POD = pytest.mark.parametrize("name", ["anyclass", "anyclass-redis"])
 @EVERY_OVERLAY
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_document_is_valid(overlay: str, version: str) -> None:
-    """Strict validation: every field is one that Kubernetes knows."""
+    """Strict validation accepts only fields that Kubernetes knows."""
     for document in render(overlay):
         kubernetes_validate.validate(document, version, strict=True)
 
 
 @EVERY_OVERLAY
 def test_everything_is_in_one_restricted_namespace(overlay: str) -> None:
-    """The namespace enforces what the pods promise, and everything else is in it."""
+    """The namespace enforces the restricted profile, and contains everything else."""
     namespace = one(overlay, "Namespace", "anyclass")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     others = [document for document in render(overlay) if document["kind"] != "Namespace"]
@@ -114,7 +114,7 @@ def test_everything_is_in_one_restricted_namespace(overlay: str) -> None:
 @EVERY_OVERLAY
 @EVERY_POD
 def test_pods_are_restricted(overlay: str, name: str) -> None:
-    """The "restricted" profile and more: read-only root, no token, no variables of other Services."""
+    """The "restricted" profile holds, and more: read-only root, no token, no variables of other Services."""
     spec, main = pod(overlay, name), container(overlay, name)
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
@@ -130,7 +130,7 @@ def test_pods_are_restricted(overlay: str, name: str) -> None:
     }
     engines = {"/engines"} if (overlay[:3], name) == ("gpu", "anyclass") else set()
     assert {"/tmp", *engines} == {m["mountPath"] for m in main["volumeMounts"] if not m.get("readOnly")}  # noqa: S108
-    # Writable means of the pod alone, and bounded.
+    # Writable volumes belong to the pod and are limited.
     writable = {m["name"] for m in main["volumeMounts"] if not m.get("readOnly")}
     assert all("sizeLimit" in volume["emptyDir"] for volume in spec["volumes"] if volume["name"] in writable)
 
@@ -138,7 +138,7 @@ def test_pods_are_restricted(overlay: str, name: str) -> None:
 @EVERY_OVERLAY
 @EVERY_POD
 def test_pods_are_bounded_and_watched(overlay: str, name: str) -> None:
-    """Requests, a memory limit and all three probes; an image of a named version."""
+    """They have requests, a memory limit, all three probes, and an image of a named version."""
     main = container(overlay, name)
     assert {"cpu", "memory"} <= main["resources"]["requests"].keys()
     assert "memory" in main["resources"]["limits"]
@@ -149,14 +149,14 @@ def test_pods_are_bounded_and_watched(overlay: str, name: str) -> None:
 
 
 @EVERY_OVERLAY
-def test_threads_are_those_that_the_pod_asks_for(overlay: str) -> None:
-    """The request for CPUs is what computes: inference on CPUs, decoding beside a GPU."""
+def test_threads_match_the_requested_cpus(overlay: str) -> None:
+    """The requested CPUs are for inference on CPUs, for decoding beside a GPU."""
     works = "ANYCLASS_THREADS" if overlay.startswith("cpu") else "ANYCLASS_DECODE_THREADS"
     assert container(overlay, "anyclass")["resources"]["requests"]["cpu"] == settings_map(overlay)[works]
 
 
 @EVERY_OVERLAY
-def test_probes_ask_the_right_questions(overlay: str) -> None:
+def test_probes_use_the_right_paths(overlay: str) -> None:
     """Liveness never depends on readiness; the start waits for a warm model."""
     main = container(overlay, "anyclass")
     paths = {probe: main[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -168,23 +168,23 @@ def test_probes_ask_the_right_questions(overlay: str) -> None:
     [("cpu", 60), ("cpu-with-bundle-volume", 300), ("gpu", 900), ("gpu-with-bundle-volume", 900)],
 )
 def test_a_start_has_the_time_that_it_may_need(overlay: str, seconds: int) -> None:
-    """Longer where a large bundle is read or engines are built; a rollout is not given up sooner."""
+    """A large bundle or engine builds get more time; a rollout has at least as much."""
     probe = container(overlay, "anyclass")["startupProbe"]
     assert seconds == probe["failureThreshold"] * probe["periodSeconds"]
-    # 600 s is Kubernetes' own, where nothing is said.
+    # Kubernetes' default is 600 s.
     assert one(overlay, "Deployment", "anyclass")["spec"].get("progressDeadlineSeconds", 600) > seconds
 
 
 @pytest.mark.parametrize("overlay", ["gpu", "gpu-with-bundle-volume"])
 def test_engines_are_kept_on_a_volume(overlay: str) -> None:
-    """The root is read-only: without a volume TensorRT would have no place for what it builds."""
+    """The root is read-only: without a volume TensorRT could not keep its engines."""
     folder = settings_map(overlay)["ANYCLASS_ENGINE_CACHE"]
     assert folder in {mount["mountPath"] for mount in container(overlay, "anyclass")["volumeMounts"]}
 
 
 @EVERY_OVERLAY
-def test_there_is_time_to_drain(overlay: str) -> None:
-    """The pod is killed only after the delay before SIGTERM and the service's own drain have passed."""
+def test_the_grace_period_covers_the_drain(overlay: str) -> None:
+    """The pod is killed only after the delay before SIGTERM and the service's drain timeout."""
     delay = container(overlay, "anyclass")["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(settings_map(overlay)["ANYCLASS_DRAIN_TIMEOUT_S"])
     assert delay >= 5
@@ -202,7 +202,7 @@ def test_archives_fit_into_the_temporary_files(overlay: str) -> None:
 
 
 def settings_map(overlay: str) -> dict[str, str]:
-    """Data of the ConfigMap that the container's environment is taken from."""
+    """Return the data of the ConfigMap for the container's environment."""
     main = container(overlay, "anyclass")
     (source,) = main["envFrom"]
     config = one(overlay, "ConfigMap", "anyclass-settings")
@@ -213,7 +213,7 @@ def settings_map(overlay: str) -> dict[str, str]:
 
 @EVERY_OVERLAY
 def test_every_variable_is_a_setting(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service starts with these variables: each names a setting, each value is one it takes."""
+    """The service starts with these variables: each names a setting and has a valid value."""
     values = settings_map(overlay) | {entry["name"]: "x" for entry in container(overlay, "anyclass")["env"]}
     known = {f"ANYCLASS_{name.upper()}" for name in Settings.model_fields}
     assert values.keys() <= known
@@ -227,7 +227,7 @@ def test_every_variable_is_a_setting(overlay: str, monkeypatch: pytest.MonkeyPat
 
 @EVERY_OVERLAY
 def test_ports_meet(overlay: str) -> None:
-    """Setting, container port, Service, image and the Redis address speak of the same ports."""
+    """Setting, container port, Service, image and Redis address use the same ports."""
     values = settings_map(overlay)
     for name, port in (("anyclass", int(values["ANYCLASS_PORT"])), ("anyclass-redis", 6379)):
         (exposed,) = container(overlay, name)["ports"]
@@ -243,7 +243,7 @@ def test_ports_meet(overlay: str) -> None:
 
 @EVERY_OVERLAY
 def test_redis_forgets_and_asks_for_a_password(overlay: str) -> None:
-    """A cache: bounded below its memory limit, evicting, writing nothing; the password comes from the Secret."""
+    """It is a cache: below its memory limit, evicting, without persistence; the password is in the Secret."""
     config = one(overlay, "ConfigMap", "anyclass-redis-config")["data"]["redis.conf"]
     for line in ("maxmemory 256mb", "maxmemory-policy allkeys-lru", 'save ""', "appendonly no"):
         assert f"{line}\n" in config
@@ -257,13 +257,13 @@ def test_redis_forgets_and_asks_for_a_password(overlay: str) -> None:
 
 @EVERY_OVERLAY
 def test_no_secret_is_committed(overlay: str) -> None:
-    """Secrets are made in the cluster, never rendered from the repository."""
+    """Secrets are created in the cluster, never rendered from the repository."""
     assert "Secret" not in {document["kind"] for document in render(overlay)}
 
 
 @EVERY_OVERLAY
 def test_image_and_pod_agree(overlay: str) -> None:
-    """The user of the pod is the one the image was made for, and the image is the overlay's target."""
+    """The pod's user is the image's, and the image is the overlay's target."""
     target = overlay[:3]
     user, group = final(target, "USER")[-1].split(":")
     context = pod(overlay, "anyclass")["securityContext"]
@@ -275,7 +275,7 @@ def test_image_and_pod_agree(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", [overlay for overlay in OVERLAYS if overlay.startswith("gpu")])
 def test_gpu_pods_get_one_gpu(overlay: str) -> None:
-    """One GPU a pod, tolerating the taint of GPU nodes, never waiting for a spare one while rolling."""
+    """Each pod gets one GPU, tolerates the taint of GPU nodes, and a rollout needs no spare GPU."""
     spec = pod(overlay, "anyclass")
     assert container(overlay, "anyclass")["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert "nvidia.com/gpu" in {toleration["key"] for toleration in spec["tolerations"]}

@@ -1,4 +1,4 @@
-"""The optional parts of the manifests, and the pieces of an overlay that docs/deploy.md shows, rendered together."""
+"""The optional components, and the parts of an overlay in docs/deploy.md, rendered together."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ from tests.support.redis_server import running_redis
 PAGE = (ROOT / "docs/deploy.md").read_text("utf-8")
 COMPONENTS = ["bundle-volume", "image-urls", "monitoring", "state"]
 VARIANTS = ["cpu", "gpu"]
-# A setting of uvicorn, which the page says.
+# A setting of uvicorn, as the page says.
 NOT_OURS = {"FORWARDED_ALLOW_IPS"}
 
 pytestmark = pytest.mark.skipif(why_not_rendered() is not None, reason=str(why_not_rendered()))
@@ -30,7 +30,7 @@ EVERY_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def shown() -> tuple[dict[str, Any], list[Document]]:
-    """What the page shows: the pieces of an overlay put together, and the objects beside it."""
+    """Return the page's parts of an overlay, merged, and its other objects."""
     overlay: dict[str, Any] = {}
     objects = []
     for block in re.findall(r"^ *```yaml\n(.*?)^ *```", PAGE, re.MULTILINE | re.DOTALL):
@@ -43,14 +43,14 @@ def shown() -> tuple[dict[str, Any], list[Document]]:
                 overlay.setdefault(key, []).extend(value)
             else:
                 overlay[key] = value
-    # The page says that this one is in place of the autoscaler's patch.
+    # By the page, an alternative to the autoscaler's patch.
     del overlay["replicas"]
     return overlay, objects
 
 
 @cache
 def render(variant: str) -> tuple[Document, ...]:
-    """An overlay of one's own, on that of the variant, with every component and with all that the page shows."""
+    """Render an overlay on top of the variant's, with every component and all parts of the page."""
     overlay, objects = shown()
     overlay["resources"] = [f"../{variant}", *(f"{number}.yaml" for number in range(len(objects)))]
     overlay["components"] = [f"../../components/{name}" for name in COMPONENTS]
@@ -66,12 +66,12 @@ def render(variant: str) -> tuple[Document, ...]:
 
 
 def one(variant: str, kind: str, name: str) -> Document:
-    """The document of a variant, as `single`."""
+    """Return a document of a variant; see `single`."""
     return single(render(variant), kind, name)
 
 
 def container(variant: str, kind: str, name: str) -> Document:
-    """The one container of the pods of a Deployment or StatefulSet."""
+    """Return the only container of a Deployment's or StatefulSet's pods."""
     (found,) = one(variant, kind, name)["spec"]["template"]["spec"]["containers"]
     result: Document = found
     return result
@@ -80,7 +80,7 @@ def container(variant: str, kind: str, name: str) -> Document:
 @EVERY_VARIANT
 @pytest.mark.parametrize("version", VERSIONS)
 def test_everything_together_is_valid(variant: str, version: str) -> None:
-    """Strict validation of all that is Kubernetes' own, in the one namespace."""
+    """Everything is in one namespace; the types of Kubernetes pass strict validation."""
     for document in render(variant):
         assert document["kind"] == "Namespace" or document["metadata"]["namespace"] == "anyclass"
         if not document["apiVersion"].startswith("monitoring.coreos.com/"):
@@ -88,7 +88,7 @@ def test_everything_together_is_valid(variant: str, version: str) -> None:
 
 
 def test_the_overlays_name_every_component() -> None:
-    """Each says in a comment how to have each of them, and there are no others."""
+    """Comments in each overlay list exactly the existing components."""
     assert COMPONENTS == sorted(path.name for path in (ROOT / "k8s/components").iterdir())
     for variant in VARIANTS:
         text = (ROOT / "k8s/overlays" / variant / "kustomization.yaml").read_text()
@@ -97,7 +97,7 @@ def test_the_overlays_name_every_component() -> None:
 
 @EVERY_VARIANT
 def test_every_variable_is_a_setting(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service would start with what the components and the page set."""
+    """The service would start with the settings of the components and the page."""
     values: dict[str, str] = one(variant, "ConfigMap", "anyclass-settings")["data"]
     main = container(variant, "Deployment", "anyclass")
     values = values | {entry["name"]: "x" for entry in main["env"]}
@@ -115,14 +115,14 @@ def test_every_variable_is_a_setting(variant: str, monkeypatch: pytest.MonkeyPat
 
 
 @EVERY_VARIANT
-def test_the_image_is_that_of_the_registry(variant: str) -> None:
-    """The page's overlay puts the registry's name before the image's."""
+def test_the_image_has_its_registry(variant: str) -> None:
+    """The page's overlay prefixes the image with the registry."""
     assert container(variant, "Deployment", "anyclass")["image"].startswith("registry.example.com/anyclass:")
 
 
 @EVERY_VARIANT
-def test_the_pods_reach_what_they_are_told_to_use(variant: str) -> None:
-    """Name servers, both Redis, one's own, and for pictures the web at public addresses: a rule for each."""
+def test_network_policies_allow_what_the_pods_use(variant: str) -> None:
+    """Name servers, both Redis, an address of the user's, and public addresses for image URLs: a rule for each."""
     first = one(variant, "NetworkPolicy", "anyclass")["spec"]["egress"]
     pods = [
         target["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
@@ -142,7 +142,7 @@ def test_the_pods_reach_what_they_are_told_to_use(variant: str) -> None:
 
 
 def test_the_state_is_as_restricted_as_the_cache() -> None:
-    """Its pod has the same restrictions and asks for the same password; it writes to its claim and to /tmp only."""
+    """Its pod has the same restrictions and password, and writes only to its claim and to /tmp."""
     spec = one("cpu", "StatefulSet", "anyclass-state")["spec"]["template"]["spec"]
     assert pod("cpu", "anyclass-redis")["securityContext"].items() <= spec["securityContext"].items()
     assert (False, False) == (spec["automountServiceAccountToken"], spec["enableServiceLinks"])
@@ -162,8 +162,8 @@ def test_the_state_is_as_restricted_as_the_cache() -> None:
     )
 
 
-async def test_the_state_keeps_what_it_is_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A real Redis takes its configuration, the service finds no fault with it, and files leave half of it free."""
+async def test_the_state_redis_takes_its_configuration(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A real Redis accepts it, the service has no objection, and files fill at most half of the memory."""
     config = one("cpu", "ConfigMap", "anyclass-state-config")["data"]["redis.conf"]
     directives = [line.split(maxsplit=1) for line in config.splitlines() if line and not line.startswith("#")]
     given = {name: value for name, value in directives if name not in {"port", "bind", "dir"}}

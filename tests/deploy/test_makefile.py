@@ -1,4 +1,4 @@
-"""The Makefile and its helpers."""
+"""The Makefile and its scripts."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.support.places import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 
-# An in-tree build backend without requirements, so that pip can install the toy project with no index at all.
+# An in-tree build backend without requirements: pip installs the toy project without an index.
 BACKEND = """
 import zipfile
 
@@ -32,12 +32,12 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 
 
 def make(*arguments: str, **variables: str) -> str:
-    """Output of make, which prints what it would run and runs nothing where `-n` is given."""
+    """Return the output of make; with `-n` it prints the commands and runs none."""
     return made(*arguments, **variables).stdout
 
 
 def made(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run make, which succeeds."""
+    """Run make, and require success."""
     environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "HOST", "PORT"}}
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
@@ -68,7 +68,7 @@ def venv_script(project: Path, python: str) -> subprocess.CompletedProcess[str]:
 
 
 def converting_project(folder: Path) -> None:
-    """A project that serves by printing which bundle, and converts by copying the demo bundle, noting each time."""
+    """Make a project that prints the bundle to serve, and converts by copying the demo bundle and logging that."""
     scripts = folder / "scripts"
     stub(scripts / "venv.sh", 'echo "$@" >>environments')
     shutil.copy(ROOT / "scripts/lib.sh", scripts)
@@ -83,7 +83,7 @@ def converting_project(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> None:
-    """A folder that looks like a Hugging Face checkpoint."""
+    """Make a folder that looks like a Hugging Face checkpoint."""
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "clip"}')
     (folder / "model.safetensors").write_bytes(folder.name.encode())
@@ -93,12 +93,12 @@ LACKING = (
     f"exec {shlex.quote(sys.executable)} -c "
     f'"import sys; sys.modules[\'torch\'] = None; from model_export.cli import main; main()" "$@"'
 )
-"""A command of a shell script: the real exporter, as where there is no PyTorch."""
+"""Shell command: the real exporter, as if PyTorch were missing."""
 
 
 @pytest.fixture
 def toy_project(tmp_path: Path) -> Path:
-    """A project with no dependencies and this project's helpers."""
+    """Make a project without dependencies, with this project's scripts."""
     (tmp_path / "pyproject.toml").write_text(
         "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
     )
@@ -113,21 +113,21 @@ def toy_project(tmp_path: Path) -> Path:
 
 
 def test_help_lists_every_public_target() -> None:
-    """`make help` names every target but the ones that only others need."""
+    """`make help` lists every target except those that only other targets need."""
     phony = set(" ".join(re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)).replace("\\", "").split())
     listed = {line.split()[0] for line in make("help").splitlines()}
     assert phony - {"clients", "prometheus", "redis"} == listed
 
 
 def test_every_target_is_declared_phony() -> None:
-    """No file of the same name ever keeps a target from running."""
+    """A file of the same name never blocks a target."""
     phony = set(" ".join(re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)).replace("\\", "").split())
     targets = set(re.findall(r"^([a-z0-9-]+):(?! export)", MAKEFILE, re.MULTILINE))
     assert targets == phony
 
 
 def test_run_uses_an_environment_with_the_runtime_only() -> None:
-    """`make run` never installs what training and development need."""
+    """`make run` installs nothing for training or development."""
     commands = make("-n", "run")
     assert "scripts/venv.sh .venv cpu\n" in commands
     assert "venv-dev" not in commands
@@ -136,7 +136,7 @@ def test_run_uses_an_environment_with_the_runtime_only() -> None:
 @pytest.mark.parametrize("name", ["PORT", "MODEL", "REDIS_URL"])
 @pytest.mark.parametrize("on_command_line", [True, False])
 def test_run_passes_its_variables_on_unchanged(tmp_path: Path, name: str, *, on_command_line: bool) -> None:
-    """PORT=, MODEL= and REDIS_URL= reach the service, a dollar sign in them too, wherever they stand."""
+    """PORT=, MODEL= and REDIS_URL= reach the service, dollar signs included, from command line or environment."""
     converting_project(tmp_path)
     stub(tmp_path / ".venv/bin/anyclass", f'test "$1" = serve && printenv ANYCLASS_{name}')
     value = "a$b (c) $$d"
@@ -148,7 +148,7 @@ def test_run_passes_its_variables_on_unchanged(tmp_path: Path, name: str, *, on_
 
 
 def test_run_converts_a_model_once(tmp_path: Path) -> None:
-    """A checkpoint is converted in an environment of its own, into the user's cache, and from then on only served."""
+    """A checkpoint is converted in its own environment, into the user's cache, and after that only served."""
     converting_project(tmp_path)
     checkpoint(tmp_path / "my run")
     arguments = ("-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run", "MODEL=my run")
@@ -161,7 +161,7 @@ def test_run_converts_a_model_once(tmp_path: Path) -> None:
 
 
 def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> None:
-    """A conversion that lacks a package is tried again with PyTorch, without a word of an error; with it, once."""
+    """A conversion that lacks a package is repeated with PyTorch, without an error; with PyTorch it runs once."""
     converting_project(tmp_path)
     exporter = tmp_path / ".venv-export/bin/anyclass-export"
     exporter.rename(tmp_path / "with-torch")
@@ -180,7 +180,7 @@ def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> 
     assert [
         [
             "anyclass: one is not a bundle yet: converting it",
-            "anyclass: these are weights, not ONNX graphs: PyTorch is needed, for this conversion only",
+            "anyclass: these are weights, not ONNX graphs: installing PyTorch, for this conversion only",
             "exporting",
         ],
         ["anyclass: two is not a bundle yet: converting it", "exporting"],
@@ -196,11 +196,11 @@ def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> 
     [
         ("./nowhere", "./nowhere: is neither a bundle, a checkpoint's file or folder, a training run, nor a hub id"),
         ("photos", "photos: is in no layout that is read here"),
-        ("broken", "broken was not converted (why: above)"),
+        ("broken", "broken was not converted (see above)"),
     ],
 )
 def test_run_serves_nothing_where_the_model_fails(tmp_path: Path, model: str, said: str) -> None:
-    """What is no model, and what cannot be converted, ends make with a sentence; no other model is served for it."""
+    """A missing model or a failed conversion ends make with a message; no other model is served instead."""
     converting_project(tmp_path)
     checkpoint(tmp_path / "broken")
     (tmp_path / "photos").mkdir()
@@ -215,7 +215,7 @@ def test_run_serves_nothing_where_the_model_fails(tmp_path: Path, model: str, sa
 
 
 def test_run_keeps_a_shell_s_own_host_out(tmp_path: Path) -> None:
-    """Some shells export HOST, the machine's name: only make's command line opens the service to the network."""
+    """Some shells export HOST, the machine's name, so only make's command line sets the address."""
     stub(tmp_path / "scripts/venv.sh", "exit 0")
     stub(tmp_path / ".venv/bin/anyclass", 'echo "host=$ANYCLASS_HOST"')
     makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
@@ -223,7 +223,7 @@ def test_run_keeps_a_shell_s_own_host_out(tmp_path: Path) -> None:
     assert "host=0.0.0.0\n" == make(*makefile, "HOST=0.0.0.0")
 
 
-@pytest.mark.timeout(600)  # makes environments, which a busy machine does slowly
+@pytest.mark.timeout(600)  # creates environments, which is slow on a busy machine
 def test_setup_runs_once_and_then_needs_nothing(toy_project: Path) -> None:
     """A second set-up with the same dependencies does nothing; a changed pin is noticed."""
     first = venv_script(toy_project, sys.executable)
@@ -237,9 +237,9 @@ def test_setup_runs_once_and_then_needs_nothing(toy_project: Path) -> None:
     assert ".venv is ready" in third.stderr
 
 
-@pytest.mark.timeout(600)  # makes environments, which a busy machine does slowly
+@pytest.mark.timeout(600)  # creates environments, which is slow on a busy machine
 def test_a_failed_setup_is_not_taken_for_a_finished_one(toy_project: Path) -> None:
-    """What pip says is shown, and the next run tries again."""
+    """The error of pip is shown, and the next run tries again."""
     assert venv_script(toy_project, sys.executable).returncode == 0
     good = (toy_project / "pyproject.toml").read_text()
     (toy_project / "pyproject.toml").write_text(good.replace("requires = []", "requires = ['not-there-at-all']"))
@@ -252,8 +252,8 @@ def test_a_failed_setup_is_not_taken_for_a_finished_one(toy_project: Path) -> No
     assert venv_script(toy_project, sys.executable).returncode == 0
 
 
-def test_a_python_that_does_not_do_is_said(toy_project: Path) -> None:
-    """PYTHON= naming none, or an old one, ends with a sentence and makes nothing."""
+def test_an_unusable_python_is_reported(toy_project: Path) -> None:
+    """A wrong or old PYTHON= ends with a message, and creates nothing."""
     result = venv_script(toy_project, "/bin/false")
     assert result.returncode == 1
     assert "PYTHON=/bin/false is not a working Python 3.11 or newer" in result.stderr
@@ -261,7 +261,7 @@ def test_a_python_that_does_not_do_is_said(toy_project: Path) -> None:
 
 
 def test_redis_secret_is_new_each_time() -> None:
-    """`make k8s-secret` prints a Secret of the name the manifests ask for; the password is never the same."""
+    """`make k8s-secret` prints a Secret with the name in the manifests and a new password."""
     first, second = make("k8s-secret"), make("k8s-secret")
     assert re.search(r"^  name: anyclass-redis\n  namespace: anyclass$", first, re.MULTILINE)
     passwords = [re.findall(r"^  password: ([0-9a-f]{64})$", text, re.MULTILINE) for text in (first, second)]

@@ -1,4 +1,4 @@
-"""What the settings of the manifests allow the process to hold, beside the memory limit of its pod."""
+"""Memory that the settings of the manifests allow, compared with the limit of the pod."""
 
 from typing import Final
 
@@ -10,16 +10,16 @@ from tests.deploy.test_kubernetes import container, one, why_not_rendered
 
 MIB: Final = 2**20
 PROCESS_MIB: Final = 250
-"""Resident, the demo model warm and nothing asked of it."""
+"""Resident memory with the demo model warm, before any request."""
 DIM: Final = 512
-"""Of a model of the usual size; the demo's is smaller."""
+"""Dimension of usual models; the demo model's is smaller."""
 BYTES_PER_PIXEL: Final = 4
 
 pytestmark = pytest.mark.skipif(why_not_rendered() is not None, reason=str(why_not_rendered()))
 
 
-def test_all_that_is_bounded_fits_into_the_pod_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bodies, archives, label sets, caches and pixels at their limits do not have the pod killed."""
+def test_all_limits_fit_into_the_pod_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies, archives, label sets, caches and pixels at their limits stay below the pod's limit."""
     for name, value in one("cpu", "ConfigMap", "anyclass-settings")["data"].items():
         assert name.startswith(ENV_PREFIX)
         monkeypatch.setenv(name, value)
@@ -31,7 +31,7 @@ def test_all_that_is_bounded_fits_into_the_pod_together(monkeypatch: pytest.Monk
         + settings.label_sets_mib
         + settings.cache_matrices_mib
         + settings.cache_max_entries * (4 * DIM + 200) / MIB
-        # As many again are being decoded at most.
+        # All images being decoded have at most twice the pixels of one.
         + 2 * settings.max_pixels * BYTES_PER_PIXEL / MIB
     )
     limit = container("cpu", "anyclass")["resources"]["limits"]["memory"]

@@ -1,4 +1,4 @@
-"""Dashboard and alerts: every question in them is asked of a real Prometheus that scrapes the real service."""
+"""Dashboard and alerts: a real Prometheus that scrapes the real service evaluates every expression."""
 
 import json
 import math
@@ -26,18 +26,18 @@ UNIT_TESTS = Path(__file__).with_name("alerts.test.yaml")
 
 MARK = "xyzzy"
 FREE_LABELS = {"namespace", "pod", "job", "instance", "model", "version", "revision", "provider", "precision"}
-"""Labels whose values are of a deployment; all other values in the unit tests must be ones that the service gives."""
+"""Labels with values of a deployment; other values in the unit tests must come from the service."""
 
 OF_KUBERNETES = {
     "kube_deployment_status_replicas_unavailable": {"namespace", "deployment"},
     "kube_pod_container_status_restarts_total": {"namespace", "pod", "container", "uid"},
 }
-"""Metrics of kube-state-metrics that are asked for, and their labels by its documentation: there is no cluster here."""
+"""Metrics of kube-state-metrics with their documented labels; the tests have no cluster."""
 
 needs_prometheus = pytest.mark.skipif(why_no_prometheus() is not None, reason=str(why_no_prometheus()))
 
 
-# What the two rounds of traffic must have come to.
+# Expected values after two rounds of traffic.
 NUMBERS = {
     'anyclass_http_requests_total{protocol="batch", route="/v1/classify/batch", method="POST", status="2xx"}': 2,
     'anyclass_http_requests_total{protocol="huggingface", status="2xx"}': 2,
@@ -76,7 +76,7 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Scraped:
-    """A service that has had traffic of every kind, the Prometheus that has seen it, and what it answered then."""
+    """A service after traffic of every kind, the Prometheus that scraped it, and its answers then."""
 
     server: HttpServer
     prometheus: Prometheus
@@ -85,7 +85,7 @@ class Scraped:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
-    """Two rounds of traffic, so that what counts has risen."""
+    """Send two rounds of traffic, so that the counters rise."""
     folder = tmp_path_factory.mktemp("monitoring")
     with ExitStack() as stack:
         cache_folder, state_folder = folder / "cache", folder / "state"
@@ -115,19 +115,19 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         for number in range(2):
             send_of_everything(client, state, number)
             wait_until_seen(prometheus, client)
-        # Now, for other tests send more.
+        # Queried now: other tests send more.
         numbers = {question: [each.value for each in prometheus.query(question)] for question in NUMBERS}
         yield Scraped(server, prometheus, numbers)
 
 
 def counted(text: str) -> float:
-    """All requests but those of monitoring itself, by the service's own account."""
+    """Return the service's count of requests, without those of monitoring."""
     rows = [row for row in text.splitlines() if row.startswith("anyclass_http_requests_total{")]
     return sum(float(row.rpartition(" ")[2]) for row in rows if 'protocol="operations"' not in row)
 
 
 def wait_until_seen(prometheus: Prometheus, client: httpx.Client) -> None:
-    """Until Prometheus knows of all that the service has counted."""
+    """Wait until Prometheus has scraped all that the service has counted."""
     total = counted(client.get("/metrics").text)
     question = 'sum(anyclass_http_requests_total{protocol!="operations"})'
     prometheus.wait(lambda: [total] == [series.value for series in prometheus.query(question)])
@@ -135,13 +135,13 @@ def wait_until_seen(prometheus: Prometheus, client: httpx.Client) -> None:
 
 @needs_prometheus
 def test_the_numbers_are_those_of_the_traffic(scraped: Scraped) -> None:
-    """Each protocol, refusal, image, line and label set is counted once, where it belongs."""
+    """Each protocol, refusal, image, line and label set is counted once, in its metric."""
     assert {question: [number] for question, number in NUMBERS.items()} == scraped.numbers
 
 
 @needs_prometheus
 def test_every_panel_shows_something(scraped: Scraped) -> None:
-    """Each expression gives series with numbers and with the labels of its legend; so do the choices above them."""
+    """Each expression gives numbers, with the labels of its legend; each variable has values."""
     for title, expression, legend in expressions():
         series = scraped.prometheus.query(expression)
         assert not all(math.isnan(each.value) for each in series), f"{title}: {expression} gives nothing"
@@ -154,8 +154,8 @@ def test_every_panel_shows_something(scraped: Scraped) -> None:
 
 
 @needs_prometheus
-def test_every_alert_is_evaluated_and_asks_for_what_there_is(scraped: Scraped) -> None:
-    """Prometheus evaluates each rule; each selector finds series of the service, each label is one that they have."""
+def test_every_alert_is_evaluated_on_existing_series(scraped: Scraped) -> None:
+    """Prometheus evaluates each rule; each selector finds series, which have each label."""
     prometheus = scraped.prometheus
 
     def evaluated() -> list[dict[str, Any]]:
@@ -178,7 +178,7 @@ def test_every_alert_is_evaluated_and_asks_for_what_there_is(scraped: Scraped) -
 
 @needs_prometheus
 def test_the_unit_tests_of_the_alerts_use_real_series(scraped: Scraped) -> None:
-    """Each metric, label and value in them is one of a real scrape: they test no world of their own."""
+    """Each metric, label and value in them occurs in a real scrape."""
     given = {
         each["series"] for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"] for each in test["input_series"]
     } - {'process_start_time_seconds{job="other", instance="c:1", namespace="prod", pod="c"}'}
@@ -198,7 +198,7 @@ def test_the_unit_tests_of_the_alerts_use_real_series(scraped: Scraped) -> None:
 
 @needs_prometheus
 def test_nothing_that_a_client_sends_becomes_a_label(scraped: Scraped) -> None:
-    """A second client with other words makes not one more series, and no word is in any."""
+    """A second client with other words adds no series, and no series has its words."""
 
     def names() -> set[str]:
         text = client.get("/metrics").text
@@ -215,7 +215,7 @@ def test_nothing_that_a_client_sends_becomes_a_label(scraped: Scraped) -> None:
 
 
 def promtool(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run promtool on the rules, which lie beside their tests in `folder`."""
+    """Run promtool in `folder`, with the rules and their tests."""
     (folder / "alerts.yaml").write_text(alert_rules())
     shutil.copy(UNIT_TESTS, folder)
     return subprocess.run(["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False)
@@ -223,7 +223,7 @@ def promtool(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @needs_prometheus
 def test_each_alert_fires_when_it_must_and_not_before(tmp_path: Path) -> None:
-    """Promtool finds the rules sound and its unit tests passed; there is one in which each alert fires."""
+    """Promtool accepts the rules and passes their unit tests, in which each alert fires."""
     checked = promtool("check", "rules", "alerts.yaml", folder=tmp_path)
     assert 0 == checked.returncode, checked.stdout + checked.stderr
     tested = promtool("test", "rules", UNIT_TESTS.name, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""The dashboard, the runbook and the Kubernetes component, as files: what needs no running service."""
+"""The files of the dashboard, the runbook and the Kubernetes component, without a running service."""
 
 import json
 import re
@@ -32,7 +32,7 @@ needs_kubectl = pytest.mark.skipif(why_not_rendered() is not None, reason=str(wh
 
 
 def test_each_alert_has_its_runbook() -> None:
-    """Summary, what to do, and a heading in the page whose text begins with the alert's severity."""
+    """Each has summary, description, and a section of the page that begins with the alert's severity."""
     headings = dict(re.findall(r"^### (Anyclass\w+)\n\n\*\*(\w+)\.\*\* ", PAGE, re.MULTILINE))
     assert headings == {rule["alert"]: rule["labels"]["severity"] for rule in alerts()}
     assert {"critical", "warning"} == set(headings.values())
@@ -43,7 +43,7 @@ def test_each_alert_has_its_runbook() -> None:
 
 
 def test_the_dashboard_is_well_formed() -> None:
-    """What Grafana needs of each panel, in a grid of 24 columns without gaps or overlaps."""
+    """Panels have what Grafana needs, in a grid of 24 columns without gaps or overlaps."""
     assert ROWS == [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert ["datasource", "model", "pod"] == [each["name"] for each in DASHBOARD["templating"]["list"]]
     assert ["datasource", "query", "query"] == [each["type"] for each in DASHBOARD["templating"]["list"]]
@@ -70,7 +70,7 @@ def test_the_dashboard_is_well_formed() -> None:
 
 
 def test_the_dashboard_leaves_no_metric_out() -> None:
-    """What the service measures can be seen, of the models and pods that were chosen."""
+    """Every metric is shown, for the selected models and pods."""
     asked = " ".join(
         [expression for _, expression, _ in expressions()] + re.findall(r"label_values\(\w+", str(DASHBOARD))
     )
@@ -86,7 +86,7 @@ def test_the_dashboard_leaves_no_metric_out() -> None:
 
 @cache
 def render() -> tuple[dict[str, Any], ...]:
-    """The CPU overlay with the component, as `kubectl apply -k` renders it."""
+    """Render the CPU overlay with the component, as `kubectl apply -k` does."""
     folder = ROOT / "build/k8s-test-monitoring"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "k8s", folder)
@@ -100,20 +100,20 @@ def render() -> tuple[dict[str, Any], ...]:
 
 
 def one(kind: str, name: str) -> Mapping[str, Any]:
-    """The document of that kind and name."""
+    """Return the document of this kind and name."""
     (found,) = [each for each in render() if (each["kind"], each["metadata"]["name"]) == (kind, name)]
     return found
 
 
 @needs_kubectl
 def test_the_component_adds_scraping_alerts_and_the_dashboard() -> None:
-    """Everything in the one namespace; what is of Kubernetes itself is valid, and small enough for `kubectl apply`."""
+    """Everything is in one namespace, valid, and small enough for `kubectl apply`."""
     documents = render()
     assert {"anyclass"} == {each["metadata"]["namespace"] for each in documents if each["kind"] != "Namespace"}
     for document in documents:
         if not document["apiVersion"].startswith("monitoring.coreos.com/"):
             kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
-        # What kubectl writes into an annotation, which holds 256 KiB.
+        # kubectl writes it into an annotation of at most 256 KiB.
         assert len(json.dumps(document)) < 250_000, document["metadata"]["name"]
     assert yaml.safe_load(alert_rules()) == one("PrometheusRule", "anyclass")["spec"]
     board = one("ConfigMap", "anyclass-dashboard")
@@ -123,7 +123,7 @@ def test_the_component_adds_scraping_alerts_and_the_dashboard() -> None:
 
 @needs_kubectl
 def test_every_pod_is_scraped_once_at_its_own_port() -> None:
-    """The monitor selects the pods and names their port; nothing else is told to scrape them."""
+    """The monitor selects the pods and names their port; no annotation makes anything else scrape them."""
     template = one("Deployment", "anyclass")["spec"]["template"]
     monitor = one("PodMonitor", "anyclass")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
@@ -135,7 +135,7 @@ def test_every_pod_is_scraped_once_at_its_own_port() -> None:
 
 @needs_kubectl
 def test_the_base_needs_no_operator() -> None:
-    """No overlay has an object of the operator unless the component was added; each says how it is."""
+    """No overlay has objects of the operator without the component; a comment in each names it."""
     for path in (ROOT / "k8s/overlays").iterdir():
         done = subprocess.run(["kubectl", "kustomize", path], capture_output=True, text=True, check=True)
         assert "monitoring.coreos.com" not in done.stdout
@@ -143,8 +143,8 @@ def test_the_base_needs_no_operator() -> None:
         assert (path / named / "kustomization.yaml").exists()
 
 
-def test_the_shown_provisioning_is_grafanas() -> None:
-    """The page's block for Grafana names a folder."""
+def test_the_page_has_a_provisioning_for_grafana() -> None:
+    """Its block names a folder."""
     (block,) = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "providers" in text]
     (provider,) = yaml.safe_load(block)["providers"]
     assert {"name", "options"} == provider.keys()

@@ -1,4 +1,4 @@
-"""The distribution: what a wheel holds, and that every dependency is pinned."""
+"""The distribution: contents of the wheel, and pins of every dependency."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
 def pins(*names: str) -> dict[str, Version]:
-    """The pinned versions of constraints files, by normalised name."""
+    """Return the pinned versions of constraints files, by normalised name."""
     found: dict[str, Version] = {}
     for name in names:
         for line in (ROOT / name).read_text().splitlines():
@@ -33,7 +33,7 @@ def pins(*names: str) -> dict[str, Version]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built from this tree."""
+    """Build the wheel from this tree."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT],
@@ -58,7 +58,7 @@ def test_wheel_holds_every_file_of_both_halves(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_the_demo_bundle(wheel: zipfile.ZipFile) -> None:
-    """The service classifies without a network from the first start; the bundle stays small enough to ship."""
+    """The service starts without a network, and the bundle is small enough to ship."""
     bundle = [info for info in wheel.infolist() if info.filename.startswith("service/bundles/demo/")]
     names = {Path(info.filename).name for info in bundle}
     assert {"manifest.json", "image_encoder.onnx", "text_encoder.onnx", "tokenizer.json", "templates.json"} <= names
@@ -66,13 +66,13 @@ def test_wheel_holds_the_demo_bundle(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_installs_nothing_else(wheel: zipfile.ZipFile) -> None:
-    """No tests, scripts or docs land in a user's site-packages."""
+    """Site-packages get no tests, scripts or docs."""
     roots = {name.split("/")[0] for name in wheel.namelist()}
     assert {"service", "model_export"} == {root for root in roots if not root.endswith(".dist-info")}
 
 
 def test_serving_needs_no_torch() -> None:
-    """Neither the base nor an extra for serving brings the offline half's packages."""
+    """Neither the base nor an extra for serving requires packages of the offline half."""
     heavy = {"torch", "onnx", "onnxscript", "pyarrow", "tensorboard", "safetensors", "onnxruntime"}
     assert not heavy & {Requirement(line).name for line in PROJECT["dependencies"]}
     assert {"onnxruntime", "openvino"} == {Requirement(line).name for line in EXTRAS["cpu"]}
@@ -80,8 +80,8 @@ def test_serving_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("extra", ["", *EXTRAS])
-def test_constraints_pin_what_pyproject_asks_for(extra: str) -> None:
-    """Every requirement has a pin, and the pin is one that it allows."""
+def test_constraints_pin_every_requirement(extra: str) -> None:
+    """Every requirement has a pin that satisfies it."""
     versions = pins("constraints.txt", "constraints-gpu.txt") if extra == "gpu" else pins("constraints.txt")
     for line in EXTRAS[extra] if extra else PROJECT["dependencies"]:
         requirement = Requirement(line)
@@ -98,7 +98,7 @@ def test_constraints_name_no_index() -> None:
 
 
 def test_version_is_the_same_everywhere() -> None:
-    """The changelog and the image tags speak of the version that pyproject.toml names."""
+    """The changelog and the image tags have the version of pyproject.toml."""
     version = PROJECT["version"]
     assert re.search(rf"^## \[?{re.escape(version)}", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     for overlay in ("cpu", "gpu"):
