@@ -172,7 +172,7 @@ def test_a_machine_without_a_gpu_has_no_busy_figures(tmp_path: Path) -> None:
     with busy.GpuWatch(program=str(program)) as watch:
         assert watch._process is not None
         watch._process.wait(10)
-    assert watch.figures == {"busy_percent": 50, "memory_mib_peak": 100, "power_w": 70, "samples": 1}
+    assert {"busy_percent": 50, "memory_mib_peak": 100, "power_w": 70, "samples": 1} == watch.figures
 
 
 def test_an_environment_that_cannot_be_made_says_why_and_is_tried_again(tmp_path: Path) -> None:

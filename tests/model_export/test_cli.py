@@ -37,12 +37,12 @@ def error_of(done: "subprocess.CompletedProcess[str]", code: int = 2) -> str:
 def test_help_names_the_commands_without_loading_torch() -> None:
     """Help is quick: torch, onnx and the runtime are not imported for it."""
     done = anyclass_export("--help")
-    assert done.returncode == 0
+    assert 0 == done.returncode
     assert all(command in done.stdout for command in ("train", "export", "verify"))
 
     code = "import sys, model_export.cli; print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & sys.modules.keys()))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert loaded.stdout.strip() == "[]"
+    assert "[]" == loaded.stdout.strip()
 
 
 def test_help_calls_what_it_takes_by_one_name() -> None:
@@ -61,13 +61,13 @@ def test_export_then_verify(tmp_path: Path) -> None:
     run, out = write_tiny_run(tmp_path / "run"), tmp_path / "bundle"
 
     done = anyclass_export("export", run, out)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert 0 == done.returncode, done.stderr
+    assert "" == done.stderr
     for shown in ("tiny-residual-conv", "image_encoder.onnx", "text_encoder.onnx", "images, batch 7", "wrote"):
         assert shown in done.stdout
 
     done = anyclass_export("verify", out, "--run", run)
-    assert done.returncode == 0, done.stderr
+    assert 0 == done.returncode, done.stderr
     assert "every check passed" in done.stdout
 
     assert "exists already" in error_of(anyclass_export("export", run, out))
@@ -80,10 +80,10 @@ def test_a_bundle_that_fails_is_named_with_what_failed(exported_fp16: Exported, 
 
     done = anyclass_export("verify", bundle)
 
-    assert done.returncode == 1
+    assert 1 == done.returncode
     assert "FAILED" in done.stdout
     assert f"{bundle}: failed: files" in done.stdout
-    assert done.stderr == ""
+    assert "" == done.stderr
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(exported_fp16: Exported, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(exported_fp16: Exported, tmp_pa
     run = write_tiny_run(tmp_path / "run")
     (run / "model.safetensors").write_bytes(b"no")
     assert "model.safetensors" in error_of(anyclass_export("export", run, tmp_path / "out"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert ["run"] == sorted(path.name for path in tmp_path.iterdir())
 
 
 def test_a_missing_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_manifest_is_all_that_force_replaces(exported_fp16: Exported, tmp_path
     (tmp_path / "keep").write_text("precious")
     assert "is not a bundle" in error_of(anyclass_export("export", exported_fp16.run, tmp_path, "--force"))
     assert not (tmp_path / MANIFEST).exists()
-    assert (tmp_path / "keep").read_text() == "precious"
+    assert "precious" == (tmp_path / "keep").read_text()
 
 
 def test_averaging_writes_a_run_and_says_so(tmp_path: Path) -> None:
@@ -165,4 +165,4 @@ def test_averaging_writes_a_run_and_says_so(tmp_path: Path) -> None:
     assert (0, f"wrote {tmp_path / 'mean'}: the mean of 2 runs\n") == (done.returncode, done.stdout)
 
     wrong = anyclass_export("average", *runs, "--out", tmp_path / "other", "--shares", "1,many")
-    assert error_of(wrong) == "error: --shares 1,many: is not a list of numbers such as 1,1,2"
+    assert "error: --shares 1,many: is not a list of numbers such as 1,1,2" == error_of(wrong)

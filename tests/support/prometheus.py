@@ -41,13 +41,13 @@ class Prometheus:
     def get(self, path: str, **parameters: Any) -> Any:
         """The data of an answer. Raises AssertionError, with Prometheus' own words, for what it refuses."""
         answer = self._client.get(path, params=parameters).json()
-        assert answer["status"] == "success", answer["error"]
+        assert "success" == answer["status"], answer["error"]
         return answer["data"]
 
     def query(self, expression: str) -> list[Series]:
         """Evaluate an instant expression."""
         result = self.get("/query", query=expression)
-        assert result["resultType"] == "vector"
+        assert "vector" == result["resultType"]
         return [Series(each["metric"], float(each["value"][1])) for each in result["result"]]
 
     def wait(self, condition: Callable[[], bool]) -> None:

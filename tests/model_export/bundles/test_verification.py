@@ -76,7 +76,7 @@ def test_every_exported_bundle_passes_alone(exported: Exported) -> None:
     """The bundle carries its own reference; every check is there and passes."""
     report = verify_bundle(exported.bundle)
 
-    assert report.failed == ()
+    assert () == report.failed
     assert report.passed
     assert [check.name for check in report.checks] == [
         "files",
@@ -95,7 +95,7 @@ def test_a_bundle_passes_against_its_training_run(exported: Exported) -> None:
 
     report = verify_bundle(exported.bundle, reference=lambda bundle: reference_probes(run, bundle))
 
-    assert report.failed == ()
+    assert () == report.failed
     bundle = load_bundle(exported.bundle)
     again, stored = reference_probes(run, bundle), load_probes(bundle)
     np.testing.assert_array_equal(again.image_vectors, stored.image_vectors)
@@ -112,7 +112,7 @@ def test_probes_cover_every_text_length_and_pictures_of_every_grain(exported_fp1
     assert [row.tolist().index(end) + 1 for row in inputs.ids] == inputs.lengths.tolist()
     colours = [len(np.unique(picture.reshape(-1, 3), axis=0)) for picture in inputs.pixels]
     assert colours == sorted(colours, reverse=True)
-    assert colours[-1] == 1
+    assert 1 == colours[-1]
 
 
 def test_verifying_needs_no_torch(exported_fp16: Exported) -> None:
@@ -121,7 +121,7 @@ def test_verifying_needs_no_torch(exported_fp16: Exported) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, exported_fp16.bundle], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert 0 == done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("name", [IMAGE_ENCODER, TEXT_ENCODER, "tokenizer.json", PROBES])
@@ -133,7 +133,7 @@ def test_a_changed_file_fails_by_name(bundle: Path, name: str) -> None:
 
     report = verify_bundle(bundle)
 
-    assert report.failed == ("files",)
+    assert ("files",) == report.failed
     assert name in check(report, "files")
 
 
@@ -166,7 +166,7 @@ def test_a_file_that_is_no_graph_fails(bundle: Path) -> None:
     """A text file under the name of a graph, with the right digest, is found when the engine loads it."""
     (bundle / TEXT_ENCODER).write_text("not a graph")
     rewrite_manifest(bundle)
-    assert verify_bundle(bundle).failed == ("graphs",)
+    assert ("graphs",) == verify_bundle(bundle).failed
 
 
 @pytest.mark.parametrize("change", [{"normalizer": None}, {"post_processor": None}, {"model": None}])
@@ -176,7 +176,7 @@ def test_another_tokenizer_fails(bundle: Path, change: dict[str, None]) -> None:
     (bundle / TOKENIZER).write_text(json.dumps(tokenizer | change))
     rewrite_manifest(bundle)
 
-    assert verify_bundle(bundle).failed == ("tokenizer",)
+    assert ("tokenizer",) == verify_bundle(bundle).failed
 
 
 def test_a_bundle_without_probes_needs_a_reference(bundle: Path, exported_fp16: Exported) -> None:
@@ -185,7 +185,7 @@ def test_a_bundle_without_probes_needs_a_reference(bundle: Path, exported_fp16: 
     rewrite_manifest(bundle, without=PROBES)
 
     report = verify_bundle(bundle)
-    assert report.failed == ("reference",)
+    assert ("reference",) == report.failed
     assert "--run" in check(report, "reference")
 
     run = load_training_run(exported_fp16.run)
@@ -204,7 +204,7 @@ def test_another_training_run_is_not_the_reference(exported_fp16: Exported, tmp_
 
     report = verify_bundle(exported_fp16.bundle, reference=lambda bundle: reference_probes(other, bundle))
 
-    assert report.failed == ("reference",)
+    assert ("reference",) == report.failed
     assert "other weights" in check(report, "reference")
 
 
@@ -219,7 +219,7 @@ def test_another_training_run_is_not_the_reference(exported_fp16: Exported, tmp_
 def test_recorded_parity_is_checked(bundle: Path, parity: Parity | None) -> None:
     """A bundle that was never measured, or measured badly, fails."""
     rewrite_manifest(bundle, parity=parity)
-    assert verify_bundle(bundle).failed == ("recorded parity",)
+    assert ("recorded parity",) == verify_bundle(bundle).failed
 
 
 def test_every_precision_has_limits() -> None:

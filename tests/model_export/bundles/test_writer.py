@@ -27,8 +27,8 @@ def test_a_bundle_appears_whole(tmp_path: Path) -> None:
         (stage / MANIFEST).write_text("new")
         assert not out.exists()
 
-    assert (out / MANIFEST).read_text() == "new"
-    assert names(out.parent) == ["bundle"]
+    assert "new" == (out / MANIFEST).read_text()
+    assert ["bundle"] == names(out.parent)
     assert stat.S_IMODE(out.stat().st_mode) == stat.S_IMODE(out.parent.stat().st_mode)
 
 
@@ -40,8 +40,8 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, interruption
         (stage / MANIFEST).write_text("half")
         raise interruption
 
-    assert (out / MANIFEST).read_text() == "old"
-    assert names(tmp_path) == ["bundle"]
+    assert "old" == (out / MANIFEST).read_text()
+    assert ["bundle"] == names(tmp_path)
 
 
 def test_an_existing_bundle_is_replaced_only_with_force(tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_an_existing_bundle_is_replaced_only_with_force(tmp_path: Path) -> None:
     with staged(out, force=True) as stage:
         (stage / MANIFEST).write_text("new")
 
-    assert names(out) == [MANIFEST]
-    assert (out / MANIFEST).read_text() == "new"
-    assert names(tmp_path) == ["bundle"]
+    assert [MANIFEST] == names(out)
+    assert "new" == (out / MANIFEST).read_text()
+    assert ["bundle"] == names(tmp_path)
 
 
 def test_force_replaces_nothing_but_bundles(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_force_replaces_nothing_but_bundles(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=reason), staged(tmp_path / name, force=True):
             pytest.fail("the block must not run")
 
-    assert names(tmp_path) == ["bundle", "file", "link", "photos"]
-    assert names(tmp_path / "photos") == ["cat.jpg"]
+    assert ["bundle", "file", "link", "photos"] == names(tmp_path)
+    assert ["cat.jpg"] == names(tmp_path / "photos")
 
 
 def test_a_destination_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_a_destination_that_appears_meanwhile_is_not_replaced(tmp_path: Path) ->
         (stage / MANIFEST).write_text("second")
         bundle_at(out, "first")
 
-    assert (out / MANIFEST).read_text() == "first"
-    assert names(tmp_path) == ["bundle"]
+    assert "first" == (out / MANIFEST).read_text()
+    assert ["bundle"] == names(tmp_path)
 
 
 def test_a_disk_that_refuses_is_a_named_error(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_a_hub_id_becomes_a_bundle_that_can_be_served(hub: Hub, tiny_clip: Path,
 
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert (manifest.name, manifest.aliases) == ("tiny-clip", (MODEL,))
-    assert manifest.provenance.source == f"{MODEL}@{commit}"
-    assert manifest.provenance.licence == "mit"
+    assert f"{MODEL}@{commit}" == manifest.provenance.source
+    assert "mit" == manifest.provenance.licence
     assert "tiny-clip: clip/vit" in said
     assert "images, batch 7" in said
     local = tmp_path / "local"
@@ -110,11 +110,11 @@ def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> Non
     )
 
     manifest = load_bundle(tmp_path / "bundle").manifest
-    assert manifest.precision == "int8"
+    assert "int8" == manifest.precision
     assert manifest.agreement is not None
     assert (manifest.agreement.data, manifest.agreement.images, manifest.agreement.labels) == ("pairs.parquet", 60, 4)
     assert "beside fp32, on 60 pictures and 4 labels of pairs.parquet" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "pairs.parquet", "run"]
+    assert ["bundle", "pairs.parquet", "run"] == sorted(path.name for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_data_that_is_not_there_is_said_before_anything_is_read(tmp_path: Path) 
     with pytest.raises(DataError, match="no such file"):
         run(Conversion(str(tmp_path / "no"), SourceOptions(), "int8", data=("nowhere.parquet",)), tmp_path / "bundle")
 
-    assert list(tmp_path.iterdir()) == []
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_a_picture_that_cannot_be_read_leaves_no_bundle(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_picture_that_cannot_be_read_leaves_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cat/1\.png: "):
         run(Conversion(str(source), SourceOptions(), "int8", data=(str(data),)), tmp_path / "bundle")
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+    assert ["data", "run"] == sorted(path.name for path in tmp_path.iterdir())
 
 
 def test_a_weights_file_without_readable_names_is_said_to_be_damaged(tmp_path: Path) -> None:

@@ -51,14 +51,14 @@ def test_graphs_have_the_contracted_inputs_and_outputs(exported: Exported) -> No
     size = run.image.height
 
     image = onnx.load(exported.bundle / IMAGE_ENCODER).graph
-    assert axes(image.input[0]) == ["batch", size, size, 3]
+    assert ["batch", size, size, 3] == axes(image.input[0])
     assert image.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     text = onnx.load(exported.bundle / TEXT_ENCODER).graph
-    assert axes(text.input[0]) == ["batch", "length"]
+    assert ["batch", "length"] == axes(text.input[0])
     assert text.input[0].type.tensor_type.elem_type == TensorProto.INT64
     for graph in (image, text):
         assert len(graph.input) == len(graph.output) == 1
-        assert axes(graph.output[0]) == ["batch", 24]
+        assert ["batch", 24] == axes(graph.output[0])
         assert graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
 
 
@@ -117,9 +117,9 @@ def test_real_prompts_agree_and_only_the_first_end_of_text_counts(exported: Expo
 def test_graphs_are_clean(exported: Exported) -> None:
     """Batch norms are folded, no layer computes shapes, and nothing tells of exporter, source or machine."""
     image, text = operators(exported.bundle / IMAGE_ENCODER), operators(exported.bundle / TEXT_ENCODER)
-    assert image["BatchNormalization"] == 0
+    assert 0 == image["BatchNormalization"]
     assert image["Shape"] <= 1, "only a class token's batch"
-    assert text["Shape"] == 1, "only to slice positions and mask"
+    assert 1 == text["Shape"], "only to slice positions and mask"
     assert not text.keys() & {"Concat", "Range", "Expand", "Where", "Identity", "Constant"}
     for name in (IMAGE_ENCODER, TEXT_ENCODER):
         model = onnx.load(exported.bundle / name)
@@ -142,7 +142,7 @@ def test_manifest_says_what_the_run_says(exported: Exported) -> None:
     assert (manifest.text.padding, manifest.text.min_length, manifest.text.max_length) == ("longest", 2, 24)
     assert manifest.text.end_of_text_id == run.text.end_of_text_id
     assert manifest.provenance == run.provenance
-    assert manifest.provenance.recipe == {"name": "tiny", "seed": 0, "optim": {"lr": 1e-3}}
+    assert {"name": "tiny", "seed": 0, "optim": {"lr": 1e-3}} == manifest.provenance.recipe
     assert manifest.parity is not None
     assert manifest.parity.max_abs_difference < 1e-5
     assert manifest.parity.min_cosine > 0.99999
@@ -151,7 +151,7 @@ def test_manifest_says_what_the_run_says(exported: Exported) -> None:
 
 def test_listener_hears_of_each_step(exported: Exported) -> None:
     """Both graphs and the measurement are told of."""
-    assert [graph.file for graph in exported.heard.graphs] == [IMAGE_ENCODER, TEXT_ENCODER]
+    assert [IMAGE_ENCODER, TEXT_ENCODER] == [graph.file for graph in exported.heard.graphs]
     (report,) = exported.heard.reports
     assert report.passed
     assert [check.name for check in report.checks] == [
@@ -182,7 +182,7 @@ def test_fp16_stored_weights_are_halved_in_the_file_and_fp32_in_the_session(
     stored = onnx.load(path).graph.initializer
     large = [tensor for tensor in stored if np.prod(tensor.dims) >= 1024]
     assert large
-    assert {tensor.data_type for tensor in large} == {TensorProto.FLOAT16}
+    assert {TensorProto.FLOAT16} == {tensor.data_type for tensor in large}
 
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
@@ -191,7 +191,7 @@ def test_fp16_stored_weights_are_halved_in_the_file_and_fp32_in_the_session(
 
     loaded = onnx.load(tmp_path / "loaded.onnx").graph
     assert TensorProto.FLOAT16 not in {tensor.data_type for tensor in loaded.initializer}
-    assert sum(node.op_type == "Cast" for node in loaded.node) == 1, "only the one of the pixels"
+    assert 1 == sum(node.op_type == "Cast" for node in loaded.node), "only the one of the pixels"
 
 
 def test_fp16_stored_graphs_agree_with_the_rounded_weights(exported_fp16: Exported) -> None:
@@ -220,7 +220,7 @@ def test_a_weight_beyond_fp16_is_refused_and_nothing_is_written(tmp_path: Path) 
     with pytest.raises(ExportError, match=r"token_embedding\.weight.*--precision fp32"):
         export_model(run, tmp_path / "bundle", precision="fp16-stored", listener=Heard())
 
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert ["run"] == [path.name for path in tmp_path.iterdir()]
 
 
 def test_a_graph_that_does_not_agree_is_not_written(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_graph_that_does_not_agree_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ParityError, match="images, batch 1, images, batch 2, images, batch 7"):
         export_model(run, tmp_path / "bundle", listener=heard)
 
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert ["run"] == [path.name for path in tmp_path.iterdir()]
     assert heard.reports[0].failed == tuple(f"images, batch {n}" for n in (1, 2, 7))
 
 
@@ -271,7 +271,7 @@ def test_a_negative_gain_behind_a_max_pool_is_not_folded(tmp_path: Path) -> None
     folded = fold_batch_norm(encoder)
 
     kept = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert kept == ["model.visual.stages.0.bn1"]
+    assert ["model.visual.stages.0.bn1"] == kept
     torch.testing.assert_close(folded(pixels), encoder(pixels), atol=ATOL, rtol=0)
 
 
@@ -305,11 +305,11 @@ def test_large_weights_go_beside_the_graph(tmp_path: Path) -> None:
     model = export_image_encoder(round_to_fp16(image), height=size, width=size)
     pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     assert store_fp16(model) > 0
-    assert [path.name for path in save(model, tmp_path / "one.onnx")] == ["one.onnx"]
+    assert ["one.onnx"] == [path.name for path in save(model, tmp_path / "one.onnx")]
 
     files = save(model, tmp_path / "two.onnx", external_data_bytes=1000)
 
-    assert [path.name for path in files] == ["two.onnx", "two.onnx.data"]
+    assert ["two.onnx", "two.onnx.data"] == [path.name for path in files]
     vectors = [
         onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, {"pixels": pixels})[
             0

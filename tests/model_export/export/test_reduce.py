@@ -73,7 +73,7 @@ def test_fp16_keeps_what_must_be_exact_in_fp32(exported_vit: Exported, tmp_path:
         kept = types_into(model, FP32_OPERATORS)
         assert set(kept) >= {"LayerNormalization", "Softmax", "ReduceSum"}
         assert all(types == {TensorProto.FLOAT} for types in kept.values())
-        assert types_into(model, ("MatMul",)) == {"MatMul": {TensorProto.FLOAT16}}
+        assert {"MatMul": {TensorProto.FLOAT16}} == types_into(model, ("MatMul",))
         assert model.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
     (report,), (agreement,) = heard.reports, heard.agreements
     assert report.passed
@@ -177,7 +177,7 @@ def test_the_agreement_is_what_the_two_bundles_answer(exported_vit: Exported, tm
     assert agreement is not None
     assert agreement.mean_image_cosine == pytest.approx(cosines.mean(), abs=1e-4)
     assert agreement.min_image_cosine == pytest.approx(cosines.min(), abs=1e-3)
-    assert second.manifest.precision == "int8"
+    assert "int8" == second.manifest.precision
     assert second.manifest.name == first.manifest.name
     assert second.manifest.revision != first.manifest.revision
     assert verify_bundle(tmp_path / "int8").passed
@@ -207,7 +207,7 @@ def test_only_an_fp32_bundle_is_reduced(exported_fp16: Exported, exported_vit: E
     with pytest.raises(ExportError, match="--data"):
         reduced(exported_vit, tmp_path / "out", "int8", calibrate=True)
 
-    assert list(tmp_path.iterdir()) == []
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_a_weight_that_fp16_cannot_hold_is_named(exported_vit: Exported) -> None:
@@ -230,7 +230,7 @@ def test_reducing_needs_no_torch(exported_vit: Exported, tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout.splitlines()[-1] == "False"
+    assert "False" == done.stdout.splitlines()[-1]
     assert load_probes(load_bundle(tmp_path / "int8")).inputs.lengths.size
 
 
