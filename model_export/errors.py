@@ -1,4 +1,4 @@
-"""Every exception that model_export raises on purpose.
+"""The exceptions of model_export.
 
 * ModelExportError
   * RecipeError
@@ -9,8 +9,8 @@
   * ExportError
     · ParityError
 
-Each carries one line that says what is wrong, where, and what to do; the command line prints it and exits
-with 2, or with 1 for a ParityError: there the input was right and the result is not.
+The message is one line: the place, the problem and the remedy. The command line prints it and exits with 2, or with 1
+for a ParityError: the input was right, the result is not.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ class ModelExportError(Exception):
 
 
 class RecipeError(ModelExportError):
-    """A recipe that cannot be read, or whose values do not fit together."""
+    """A recipe cannot be read, or its values do not fit together."""
 
 
 class DataError(ModelExportError):
-    """Training or evaluation data that cannot be read."""
+    """Training or evaluation data cannot be read."""
 
 
 class TrainingError(ModelExportError):
-    """A run that cannot be started, resumed or continued."""
+    """A run cannot start, resume or continue."""
 
 
 class SourceError(ModelExportError):
-    """Weights or their companions that are missing, corrupt or of another shape."""
+    """Weights or their companion files are missing, corrupt or of another shape."""
 
 
 class ExportError(ModelExportError):
-    """A bundle that cannot be written."""
+    """A bundle cannot be written."""
 
 
 class ParityError(ExportError):
-    """Graphs that do not agree with the model they were exported from; nothing was written."""
+    """Exported graphs do not agree with their model; nothing was written."""
 
 
 def problems(exc: ValidationError, *, root: str = "content") -> str:

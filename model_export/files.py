@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and files of a source, read with errors that name them."""
+"""Read files of a source, and write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Section(BaseModel):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file beside ``path`` to write to; at the block's end it takes that name, after it has reached the disk.
+    """Yield a temporary path beside ``path``; after the block, sync the file and rename it to ``path``.
 
-    A kill at any moment leaves what was at ``path``, or all that was written. An exception leaves what was there.
+    A kill at any moment leaves the old file or the complete new one. An exception leaves the old file.
     """
     partial = path.with_name(path.name + ".partial")
     yield partial

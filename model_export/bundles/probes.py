@@ -1,7 +1,7 @@
-"""Probes: inputs that any bundle can make for itself, and the vectors that torch gave for them at export.
+"""Probes: inputs that follow from a bundle, and the vectors that torch computed for them at export.
 
-They are a file of the bundle, so that the bundle can be verified alone: on another machine, provider or
-runtime, without torch and without the weights it was exported from.
+They are a file of the bundle, so it can be verified alone: on another machine, provider or runtime, without torch and
+without the original weights.
 """
 
 from collections.abc import Iterator
@@ -38,12 +38,12 @@ MIN_LENGTH: Final = 2
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the encoders are asked.
+    """Inputs of both encoders.
 
     Attributes:
         pixels: uint8 ``[images, height, width, 3]``.
         ids: int64 ``[texts, context]``, padded.
-        lengths: int64 ``[texts]``, the tokens of each text; every length from 2 to the context is there.
+        lengths: int64 ``[texts]``, the tokens of each text; includes every length from 2 to the context.
     """
 
     pixels: Pixels
@@ -53,7 +53,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class ReferenceProbes:
-    """Inputs and the reference's unit vectors, float32 ``[images, dim]`` and ``[texts, dim]``."""
+    """Inputs, and the reference's unit vectors: float32 ``[images, dim]`` and ``[texts, dim]``."""
 
     inputs: Inputs
     image_vectors: Vectors
@@ -61,7 +61,7 @@ class ReferenceProbes:
 
 
 def probe_inputs(bundle: Bundle) -> Inputs:
-    """Make the inputs for a bundle: patterns from fine noise to large areas, and real prompts of every length."""
+    """Make the inputs for a bundle: images from fine noise to large areas, and real prompts of every length."""
     section = bundle.manifest.image
     rows = list(_texts(bundle))
     ids = np.full((len(rows), bundle.manifest.text.max_length), bundle.manifest.text.pad_id, dtype=np.int64)
@@ -72,10 +72,10 @@ def probe_inputs(bundle: Bundle) -> Inputs:
 
 
 def fitting_labels(bundle: Bundle, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Return those of `LABELS` whose prompts a bundle's context can hold under its default templates.
+    """Return the `LABELS` whose prompts under the default templates fit a bundle's context.
 
     Raises:
-        ExportError: there is none.
+        ExportError: none fits.
     """
     fitting = []
     for label in LABELS:
@@ -86,19 +86,19 @@ def fitting_labels(bundle: Bundle, tokenizer: Tokenizer) -> tuple[str, ...]:
         fitting.append(label)
     if not fitting:
         context = bundle.manifest.text.max_length
-        raise ExportError(f"the context of {context} tokens is too short for every prompt of the templates")
+        raise ExportError(f"the context of {context} tokens is too short for the templates; shorten them")
     return tuple(fitting)
 
 
 def save_probes(probes: ReferenceProbes, path: Path) -> None:
-    """Write everything but the pixels, which are made again from their size alone."""
+    """Write everything except the pixels, which follow from their size."""
     arrays = {
         "ids": probes.inputs.ids,
         "image_vectors": probes.image_vectors,
         "lengths": probes.inputs.lengths,
         "text_vectors": probes.text_vectors,
     }
-    # Not save_file: it leaves a file that only its owner may read.
+    # save_file would leave a file that only its owner may read.
     path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
@@ -110,7 +110,7 @@ def load_probes(bundle: Bundle) -> ReferenceProbes:
     """
     path = bundle.path / PROBES
     if PROBES not in bundle.manifest.files:
-        raise ExportError(f"{path}: is not part of this bundle; name the training run with --run")
+        raise ExportError(f"{path}: is not part of this bundle; name the source of its weights with --run")
     try:
         arrays = load_file(path)
         inputs = Inputs(
@@ -126,7 +126,7 @@ def load_probes(bundle: Bundle) -> ReferenceProbes:
         or inputs.ids.shape != (texts, bundle.manifest.text.max_length)
         or not texts
     ):
-        raise ExportError(f"{path}: holds vectors or ids of another shape than the manifest says")
+        raise ExportError(f"{path}: does not have the shapes of the manifest; export the model again")
     return probes
 
 

@@ -1,7 +1,7 @@
-"""Verification of a bundle: run by the code that serves it, it must give the vectors its model gives.
+"""Verify a bundle: run by the serving code, it must produce the vectors of its model.
 
-Nothing here needs torch. The reference is the probes of the bundle, or the same inputs encoded again by torch
-from the training run.
+Nothing here needs torch. The reference is the bundle's probes, or the same inputs encoded again by torch from the
+original weights.
 """
 
 import time
@@ -28,7 +28,7 @@ UNIT_LENGTH_TOLERANCE: Final = 1e-5
 
 @dataclass(frozen=True)
 class Thresholds:
-    """How far vectors may be from the reference's."""
+    """Limits for the distance of vectors from the reference."""
 
     max_abs_difference: float
     min_cosine: float
@@ -42,13 +42,13 @@ THRESHOLDS: Final[Mapping[Precision, Thresholds]] = {
     "int4": Thresholds(1e-2, 0.999),
 }
 """By precision. fp16-stored computes in fp32, and its reference has the same rounded weights. fp16 and int8 are
-compared with the fp32 model: these limits catch a broken graph; how good a sound one is, the agreement says.
-int4 comes only as published, and is compared with the published graphs, whose weights are as coarse."""
+compared with the fp32 model: these limits catch a broken graph, and the agreement measures a correct one. int4 exists
+only in published graphs, and is compared with those, whose weights are as coarse."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must be true of a bundle; the two measures are there where vectors were compared."""
+    """Result of one check; the two measures are set if it compared vectors."""
 
     name: str
     passed: bool
@@ -66,16 +66,16 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
+        """Return whether every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The names of the checks that failed."""
+        """Return the names of the failed checks."""
         return tuple(check.name for check in self.checks if not check.passed)
 
     def parity(self, reference: str) -> Parity:
-        """Sum up every comparison, rounded to the safe side so that it is the same on every machine."""
+        """Summarise all comparisons, rounded to the safe side to be the same on every machine."""
         differences = [check.max_abs_difference for check in self.checks if check.max_abs_difference is not None]
         cosines = [check.min_cosine for check in self.checks if check.min_cosine is not None]
         return Parity(
@@ -88,17 +88,17 @@ class Report:
 def verify_bundle(
     path: Path, *, provider: str = "cpu", reference: Callable[[Bundle], ReferenceProbes] = load_probes
 ) -> Report:
-    """Check everything about the bundle at ``path``; what goes wrong is a failed check, not an exception.
+    """Check everything about the bundle at ``path``; a problem is a failed check, not an exception.
 
     Args:
         path: the bundle.
-        provider: the execution provider to run it on.
-        reference: gives the inputs and the vectors that are right for them; by default the bundle's own probes.
+        provider: the execution provider that runs it.
+        reference: returns inputs and their right vectors; by default the bundle's own probes.
 
     Raises:
-        ProviderUnavailable: the provider is not there; that says nothing about the bundle.
-        ConfigurationError: there is no provider of that name.
-        SourceError: raised by ``reference``, where the training run cannot be read.
+        ProviderUnavailable: the provider is missing, so the bundle cannot be checked.
+        ConfigurationError: no provider has that name.
+        SourceError: raised by ``reference`` if its source cannot be read.
     """
     started = time.monotonic()
     checks: list[Check] = []
@@ -125,17 +125,17 @@ def verify_bundle(
 
 
 def compare(bundle: Bundle, probes: ReferenceProbes, *, provider: str = "cpu") -> list[Check]:
-    """Run the probes through the engine that serves, in several batch sizes and text lengths.
+    """Run the probes through the serving engine, in several batch sizes and text lengths.
 
     Raises:
-        ProviderUnavailable: the provider is not there.
-        ConfigurationError: there is no provider of that name.
+        ProviderUnavailable: the provider is missing.
+        ConfigurationError: no provider has that name.
     """
     resolved = resolve(provider, compute="fp32")
     manifest, inputs = bundle.manifest, probes.inputs
     limits = THRESHOLDS[manifest.precision]
     try:
-        # Here fp16 may run on a CPU: its graph is checked, not served.
+        # fp16 may run on a CPU here, because its graph is checked and not served.
         engine = OnnxEngine.load(bundle, resolved, force_precision=True)
     except ProviderUnavailable:
         raise
@@ -171,7 +171,7 @@ def compare(bundle: Bundle, probes: ReferenceProbes, *, provider: str = "cpu") -
 
 
 class Comparison:
-    """Collects checks; remembers how far any vector was from unit length."""
+    """Collects checks, and the largest deviation from unit length."""
 
     def __init__(self, limits: Thresholds) -> None:
         self.checks: list[Check] = []
@@ -179,7 +179,7 @@ class Comparison:
         self._length_error = 0.0
 
     def add(self, name: str, produce: Callable[[], Vectors], wanted: Vectors, detail: str) -> None:
-        """Compare what is produced with what is wanted, both float32 ``[n, dim]``."""
+        """Compare produced and wanted vectors, both float32 ``[n, dim]``."""
         try:
             given = produce()
         except AnyclassError as exc:
@@ -189,7 +189,7 @@ class Comparison:
             detail = f"vectors are {list(given.shape)}, wanted {list(wanted.shape)}"
             self.checks.append(Check(name, passed=False, detail=detail))
             return
-        # float64: a cosine of fp32 vectors that differ in the last bit should not itself be rounded.
+        # float64 avoids rounding the cosine of vectors that differ only in fp32's last bit.
         a, b = given.astype(np.float64), wanted.astype(np.float64)
         lengths = np.linalg.norm(a, axis=1)
         self._length_error = max(self._length_error, float(np.abs(lengths - 1).max()))
@@ -199,7 +199,7 @@ class Comparison:
         self.checks.append(Check(name, passed, detail, difference, cosine))
 
     def unit_lengths(self) -> Check:
-        """Whether every vector that was compared has length one."""
+        """Check that every compared vector has length one."""
         passed = self._length_error <= UNIT_LENGTH_TOLERANCE
         return Check("unit length", passed, f"within {self._length_error:.0e}")
 
@@ -210,7 +210,7 @@ def _images(engine: Engine, inputs: Inputs, batch: int) -> Vectors:
 
 
 def _texts(engine: Engine, inputs: Inputs, text: TextSection, batch: int) -> Vectors:
-    """Encode the texts batch by batch, each batch trimmed to its longest text as in the service."""
+    """Encode the texts in batches, each trimmed to its longest text as in the service."""
     parts = []
     for i in range(0, len(inputs.lengths), batch):
         longest = max(text.min_length, int(inputs.lengths[i : i + batch].max()))
@@ -220,17 +220,17 @@ def _texts(engine: Engine, inputs: Inputs, text: TextSection, batch: int) -> Vec
 
 
 def _tokenizer(bundle: Bundle, probes: ReferenceProbes) -> Check:
-    """Whether the serving tokenizer makes the same ids of the prompts as at export.
+    """Check that the serving tokenizer makes the same ids as at export.
 
     Raises:
         BundleError: the tokenizer cannot be read.
     """
     passed = np.array_equal(probe_inputs(bundle).ids, probes.inputs.ids)
-    return Check("tokenizer", passed, "same ids as at export" if passed else "other ids than at export")
+    return Check("tokenizer", passed, "same ids as at export" if passed else "different ids from those at export")
 
 
 def _recorded(manifest: Manifest) -> Check:
-    """Whether the parity that was measured at export is there and within the limits."""
+    """Check that the manifest records the parity at export, within the limits."""
     parity, limits = manifest.parity, THRESHOLDS[manifest.precision]
     if parity is None:
         return Check("recorded parity", passed=False, detail="the manifest has none; export the model again")

@@ -1,4 +1,4 @@
-"""Writing a bundle: all of it or nothing, and never over something that is not a bundle."""
+"""Write a bundle completely or not at all, and never over anything but a bundle."""
 
 import os
 import secrets
@@ -25,10 +25,10 @@ from service.model.manifest import (
 
 
 def check_destination(out: Path, *, force: bool) -> None:
-    """Refuse what must not be replaced; called before the long work and again before the swap.
+    """Refuse a destination that must not be replaced, before the long work and again before the swap.
 
     Raises:
-        ExportError: ``out`` exists and ``force`` is not set, or it is something other than a bundle.
+        ExportError: ``out`` exists and ``force`` is not set, or it is not a bundle.
     """
     if out.is_symlink():
         raise ExportError(f"{out}: is a symbolic link; name the folder itself")
@@ -41,39 +41,39 @@ def check_destination(out: Path, *, force: bool) -> None:
 
 
 class Described(Protocol):
-    """What a manifest takes from whatever it is made of: a model, published graphs, or another bundle's manifest."""
+    """The source of a manifest: a model, published graphs, or another bundle's manifest."""
 
     @property
     def name(self) -> str:
-        """A slug."""
+        """Return its name, a slug."""
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Other names."""
+        """Return its other names."""
 
     @property
     def architecture(self) -> str:
-        """For people."""
+        """Return the architecture, for people."""
 
     @property
     def dim(self) -> int:
-        """Of the joint space."""
+        """Return the dimension of the joint space."""
 
     @property
     def image(self) -> ImageSection:
-        """How a picture is prepared."""
+        """Return the preprocessing of images."""
 
     @property
     def text(self) -> TextSection:
-        """How a text is prepared."""
+        """Return the preprocessing of texts."""
 
     @property
     def scoring(self) -> SoftmaxScoring | SigmoidScoring:
-        """How cosines become scores."""
+        """Return the conversion of cosines to scores."""
 
     @property
     def provenance(self) -> Provenance:
-        """Where the weights come from."""
+        """Return the origin of the weights."""
 
 
 def write_manifest(
@@ -88,12 +88,12 @@ def write_manifest(
     """Write the manifest of the files in a folder.
 
     Args:
-        source: says everything that is not measured.
-        stage: the folder; every file in it becomes part of the bundle.
-        precision: of the graphs.
-        text: how texts are prepared, where that is not as ``source`` says.
-        parity: as measured.
-        agreement: as measured.
+        source: provides everything that is not measured.
+        stage: the folder; all its files become part of the bundle.
+        precision: precision of the graphs.
+        text: preprocessing of texts; by default the source's.
+        parity: the measured parity.
+        agreement: the measured agreement.
     """
     manifest = Manifest.build(
         name=source.name,
@@ -115,11 +115,11 @@ def write_manifest(
 
 @contextmanager
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
-    """Yield an empty folder beside ``out`` that takes its place when the block ends well.
+    """Yield an empty folder beside ``out``, and rename it to ``out`` if the block succeeds.
 
-    Whatever goes wrong, ``out`` is then what it was before, and the folder is gone. The content is on the disk before
-    the name is. Replacing an existing bundle takes two renames: a process that opens it by name between them, a
-    moment of microseconds, finds nothing.
+    After a failure, ``out`` is unchanged and the folder is removed. The content is synced to the disk before the
+    rename. Replacing an existing bundle takes two renames: a process that opens it within the microseconds between
+    them finds nothing.
 
     Raises:
         ExportError: the destination may not be replaced, or the disk refuses.

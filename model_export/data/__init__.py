@@ -1,1 +1,1 @@
-"""Image-text pairs in: reading, batching, captions, augmentation."""
+"""Training data: reading, batching, captions, augmentation."""

@@ -1,4 +1,4 @@
-"""Augmentation: a random square crop (the paper's only one), and optionally a flip and a shift past the border."""
+"""Augment images: a random square crop (the paper's only one), optionally a flip and a shift past the border."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ _MAGNIFIERS = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampl
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training picture.
+    """Random changes to a training image.
 
     Attributes:
         crop_area: smallest and largest area of the random square crop, as shares of the largest square.
-        shift: how far the crop may reach past the border, as a share of the shorter side; mirrored pixels fill it.
-        flip: mirror left and right, every picture in every other epoch: so two epochs show each picture both ways,
-            where chance would show half of them twice the same way (Jordan 2024, section 3.6).
-        zoom_area: smallest and largest area of a zoomed picture's crop, as ``crop_area``. How many pictures are zoomed
-            is the caller's choice at each step.
+        shift: largest reach of the crop past the border, as a share of the shorter side; filled with mirrored pixels.
+        flip: mirror every image left to right in every other epoch. Two epochs then show each image both ways; chance
+            would show half of them twice the same way (Jordan 2024, section 3.6).
+        zoom_area: as ``crop_area``, for zoomed images; the caller sets their share at each step.
     """
 
     crop_area: tuple[float, float] = (1.0, 1.0)
@@ -37,8 +36,8 @@ class Augmentation:
         Args:
             image: of any size.
             size: side of the view, in pixels.
-            rng: decides what is left to chance.
-            odd: mirror it, where ``flip`` is set.
+            rng: source of randomness.
+            odd: mirror it if ``flip`` is set.
             zoom_share: probability of zooming into it.
         """
         if self.flip and odd:
@@ -50,18 +49,18 @@ class Augmentation:
         pad = 0 if zoomed else round(self.shift * short)
         if pad:
             image = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), "reflect"))
-        # Whole-pixel offsets: a crop at the target's own size is then a copy, not a resampling.
+        # With whole-pixel offsets, a crop of the target's size is a copy and needs no resampling.
         left = int(rng.integers(image.width - side + 1))
         top = int(rng.integers(image.height - side + 1))
         box = (left, top, left + side, top + side)
         if side == size:
             return np.asarray(image.crop(box))
-        # A small picture that is magnified is blurred by one filter and blocky by another; a real close-up is neither.
+        # Magnifying a small image blurs it with one filter and makes blocks with another; a real close-up has neither.
         resampling = _MAGNIFIERS[int(rng.integers(len(_MAGNIFIERS)))] if zoomed else Image.Resampling.BICUBIC
         return np.asarray(image.resize((size, size), resampling, box=box))
 
 
 def is_odd(row: int, epoch: int) -> bool:
-    """Tell in which epochs a row is mirrored: for half of the rows the even ones, for the others the odd ones."""
-    # A bit of a Weyl sequence: it halves any stretch of rows, and no period of the data can fall in step with it.
+    """Return whether an epoch mirrors a row: half of the rows are mirrored in even epochs, the others in odd ones."""
+    # A bit of a Weyl sequence halves any stretch of rows and cannot fall in step with a period of the data.
     return bool(((row * 0x9E3779B97F4A7C15 >> 40) + epoch) & 1)

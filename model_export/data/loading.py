@@ -1,4 +1,4 @@
-"""From batch plans to training batches, in worker processes."""
+"""Load training batches from their plans, in worker processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     Attributes:
         step: the step it belongs to.
         pixels: uint8 ``[batch, size, size, 3]``.
-        ids: int64 ``[distinct captions, length]``; pairs often draw the same caption, which is encoded once.
+        ids: int64 ``[distinct captions, length]``; a caption shared by several pairs is encoded once.
         caption: int64 ``[batch]``, each pair's row of ``ids``.
         label: int64 ``[batch]``, the class.
         noun: int64 ``[batch]``, the noun.
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLoader(Dataset[Batch]):
-    """Loads the batch that a plan describes. Everything random in it comes from the plan's seed."""
+    """Loads the batch of a plan. All randomness comes from the plan's seed."""
 
     reader: PairReader
     augmentation: Augmentation
@@ -81,10 +81,10 @@ class BatchLoader(Dataset[Batch]):
 
 
 def open_image(reader: PairReader, row: int, data: bytes) -> Image.Image:
-    """Decode a row's picture with the checks that the service makes.
+    """Decode a row's image with the service's checks.
 
     Raises:
-        DataError: the picture is not readable; the message names file and row.
+        DataError: the image cannot be read; the message names file and row.
     """
     try:
         return open_rgb(data, ImageLimits())
@@ -108,13 +108,13 @@ class _Plans(Sampler[BatchPlan]):
 def batches(
     loader: BatchLoader, plan: TrainingPlan, *, first_step: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """Yield the run's batches in order from ``first_step``, prepared by ``workers`` processes (0: in this one).
+    """Yield the run's batches in order from ``first_step``, prepared by ``workers`` processes (0: this process).
 
     Raises:
-        DataError: a row cannot be read; raised here, also when a worker met it.
+        DataError: a row cannot be read, here or in a worker.
     """
     with warnings.catch_warnings():
-        # How many processes decode is the recipe's choice, on a machine with fewer processors too.
+        # The recipe sets the number of processes, also on a machine with fewer processors.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         stream = iter(
             DataLoader(
@@ -124,12 +124,12 @@ def batches(
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
                 pin_memory=pin_memory,
-                # A forked worker would inherit the parent's thread pools in an undefined state.
+                # A fork would inherit the parent's thread pools in an undefined state.
                 multiprocessing_context="spawn" if workers else None,
             )
         )
     try:
         yield from stream
     except DataError as error:
-        # The worker's traceback is of no use to someone whose file is broken; its last line names the row.
+        # A worker's traceback does not help to repair a broken file; its last line names the row.
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("model_export.errors.DataError: ")) from None

@@ -1,4 +1,4 @@
-"""Image-text pairs in Parquet files, read a row group at a time."""
+"""Read image-text pairs from Parquet files, a row group at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model_export.errors import DataError
 
 @dataclass(frozen=True)
 class PairColumns:
-    """The names of the columns: encoded picture (binary), caption or noun (string), class (string)."""
+    """Names of the columns: encoded image (binary), caption or noun (string), class (string)."""
 
     image: str = "image"
     text: str = "text"
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 class RowGroup(NamedTuple):
-    """Where a row group lies, and the global number of its first row."""
+    """A row group of a file, and the global number of its first row."""
 
     path: Path
     number: int
@@ -43,10 +43,10 @@ class RowGroup(NamedTuple):
 
 
 def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
-    """Open a file; columns are read in pieces of ``buffer_size`` bytes, or a row group at a time where it is 0.
+    """Open a file to read columns in pieces of ``buffer_size`` bytes, or a row group at a time if it is 0.
 
     Raises:
-        DataError: it is not there, or not a Parquet file.
+        DataError: the file does not exist, or is not a Parquet file.
     """
     try:
         return pq.ParquetFile(path, buffer_size=buffer_size, pre_buffer=buffer_size == 0)
@@ -54,17 +54,17 @@ def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
         msg = f"{path}: no such file; name the Parquet files of the recipe relative to the recipe's folder"
         raise DataError(msg) from error
     except (OSError, pa.ArrowException) as error:
-        msg = f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})"
+        msg = f"{path}: is not a readable Parquet file ({str(error).splitlines()[0]})"
         raise DataError(msg) from error
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Tell whether a column holds bytes."""
+    """Return whether a column holds bytes."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def is_string(kind: pa.DataType) -> bool:
-    """Tell whether a column holds text."""
+    """Return whether a column holds text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -86,14 +86,14 @@ def _open(path: Path, columns: PairColumns) -> pq.ParquetFile:
 
 
 class PairReader:
-    """Random access by global row number over several files, with the last used row groups kept in memory.
+    """Reads rows of several files by global number, and keeps the last used row groups in memory.
 
-    Rows are numbered through the files in the order given. The reader can be pickled; each process opens its own
-    files. Pictures stay encoded until they are asked for.
+    Rows are numbered through the files in the given order. The reader can be pickled; each process opens its own
+    files. Images stay encoded.
     """
 
     def __init__(self, paths: Sequence[Path], columns: PairColumns, *, groups_in_memory: int) -> None:
-        """Check every file's columns and learn its row groups.
+        """Check the columns of every file, and list its row groups.
 
         Raises:
             DataError: a file cannot be read, lacks a column, or holds one of another type.
@@ -112,7 +112,7 @@ class PairReader:
                 self.groups.append(RowGroup(path, index, row, count))
                 row += count
         if row == 0:
-            msg = f"no rows in {', '.join(map(str, self.paths)) or 'the data: no file is named'}"
+            msg = f"no rows in {', '.join(map(str, self.paths)) or 'the data: name a file'}"
             raise DataError(msg)
         self._first_rows = np.array([group.first_row for group in self.groups], dtype=np.int64)
 
@@ -125,7 +125,7 @@ class PairReader:
         return np.arange(groups[0].first_row, groups[-1].first_row + groups[-1].rows, dtype=np.int64)
 
     def text_columns(self) -> tuple[list[str], list[str]]:
-        """Read the nouns and the classes of all rows, without the pictures.
+        """Read the nouns and the classes of all rows, without the images.
 
         Raises:
             DataError: a row has no text or no class.
@@ -136,14 +136,14 @@ class PairReader:
             table = _open(path, self.columns).read([self.columns.text, self.columns.label])
             for name in (self.columns.text, self.columns.label):
                 if table[name].null_count:
-                    msg = f"{path}: column {name!r} has {table[name].null_count} empty rows"
+                    msg = f"{path}: column {name!r} has {table[name].null_count} empty rows; give each row a value"
                     raise DataError(msg)
             texts += table[self.columns.text].to_pylist()
             labels += table[self.columns.label].to_pylist()
         return texts, labels
 
     def where(self, row: int) -> str:
-        """Name a row for an error message: its file, and its number within that file."""
+        """Return a row's file, and its number within that file, for an error message."""
         group = self.groups[self._group_of(row)]
         first = next(other.first_row for other in self.groups if other.path == group.path)
         return f"{group.path}, row {row - first}"
@@ -155,7 +155,7 @@ class PairReader:
         columns = self.columns
         image, text, label = (table[name][at].as_py() for name in (columns.image, columns.text, columns.label))
         if image is None or text is None or label is None:
-            msg = f"{self.where(row)}: an empty field"
+            msg = f"{self.where(row)}: has an empty field"
             raise DataError(msg)
         return Pair(image, text, label)
 

@@ -1,7 +1,7 @@
-"""Which pairs make which batch: a pure function of seed, epoch and row-group sizes.
+"""Plan the batches of a run: a pure function of seed, epoch and row-group sizes.
 
-Nothing here reads data. Because a batch's rows and its random seed follow from its step alone, the batches are
-the same with any number of loading workers, and a resumed run continues with exactly the batch it would have had.
+Nothing here reads data. A batch's rows and random seed follow from its step alone, so batches are the same with any
+number of loading workers, and a resumed run continues with exactly the next batch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class BatchPlan:
     """One batch to load.
 
     Attributes:
-        step: the step it is for.
+        step: its step.
         rows: global row numbers, int64 ``[batch]``.
         epoch: the pass over the data, from 0.
         seed: drives augmentation and captions.
-        image_size: side of its pictures, in pixels.
-        zoom_share: share of its pictures that are zoomed into.
+        image_size: side of its images, in pixels.
+        zoom_share: share of its images to zoom.
     """
 
     step: int
@@ -37,10 +37,10 @@ class BatchPlan:
 def epoch_order(
     groups: Sequence[npt.NDArray[np.int64]], *, seed: int, epoch: int, window: int
 ) -> npt.NDArray[np.int64]:
-    """Shuffle one epoch so that it can be streamed.
+    """Shuffle one epoch for streaming.
 
-    The row groups are put into a random order, and rows are shuffled among ``window`` neighbouring groups: a
-    reader needs only that many in memory at a time, however large the data.
+    Puts the row groups into a random order, and shuffles rows among ``window`` neighbouring groups: a reader needs
+    only that many in memory, however large the data.
 
     Args:
         groups: for each row group, its global row numbers, int64 ``[rows]``.
@@ -63,7 +63,7 @@ def epoch_order(
 
 @dataclass(frozen=True)
 class Phase:
-    """From this fraction of the run on, pictures are trained at this size (pixels), and this share is zoomed into."""
+    """From the fraction ``start`` of the run on, train at ``size`` pixels and zoom ``zoom_share`` of the images."""
 
     start: float
     size: int
@@ -71,7 +71,7 @@ class Phase:
 
 
 class TrainingPlan:
-    """The batches of a whole run, or of what is left of it after ``first_step``. Partial batches are dropped."""
+    """Plans the batches of a run; drops partial batches."""
 
     def __init__(
         self,
@@ -92,12 +92,12 @@ class TrainingPlan:
         self.total_steps = self.steps_per_epoch * epochs
 
     def phase(self, step: int) -> Phase:
-        """Return the phase that ``step`` is in."""
+        """Return the phase of ``step``."""
         fraction = step / max(1, self.total_steps)
         return [phase for phase in self._phases if phase.start <= fraction][-1]
 
     def batches(self, first_step: int = 0) -> Iterator[BatchPlan]:
-        """Yield the plan of each step from ``first_step`` to the run's end."""
+        """Yield the plan of each step from ``first_step`` to the end of the run."""
         order = np.empty(0, dtype=np.int64)
         epoch = -1
         for step in range(first_step, self.total_steps):

@@ -1,1 +1,1 @@
-"""Zero-shot evaluation of a bundle on labelled images, with the code that serves and without torch."""
+"""Zero-shot evaluation of a bundle on labelled images, by the code that serves it and without torch."""

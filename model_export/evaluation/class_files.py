@@ -1,4 +1,4 @@
-"""Files that name classes: one name a line, WordNet ids with their names, or Keras's JSON index of ImageNet."""
+"""Read files of class names: one name a line, WordNet ids with names, or Keras's JSON index of ImageNet."""
 
 import json
 import re
@@ -12,17 +12,17 @@ from model_export.errors import DataError
 from model_export.evaluation.data.folder import WORDNET_ID
 
 WORDNET_FILES: Final = ("LOC_synset_mapping.txt", "classnames.txt", "imagenet_class_index.json")
-"""Where the names of WordNet ids are looked for, beside the data."""
+"""Files beside the data that may name WordNet ids."""
 
 _PARENTS: Final = 4
-"""Folders upwards; in ImageNet's own tree the mapping lies four above the classes."""
+"""Levels to search upwards: in ImageNet's own tree the mapping is four above the classes."""
 
 _ID_LINE: Final = re.compile(rf"({WORDNET_ID.pattern})\s+(\S.*)")
 
 
 @dataclass(frozen=True)
 class ClassFile:
-    """Classes in their order, and the WordNet id of each where the file says it."""
+    """Classes in order, with their WordNet ids if the file has them."""
 
     origin: str
     names: tuple[str, ...]
@@ -30,20 +30,20 @@ class ClassFile:
 
 
 def read_class_file(path: Path) -> ClassFile:
-    """Read one.
+    """Read the classes of a file.
 
-    Of several names for an id, ``tench, Tinca tinca``, the first is taken, and all of them where another class has the
-    same first name.
+    If an id has several names, such as ``tench, Tinca tinca``, take the first, or all if another class has the same
+    first name.
 
     Raises:
-        DataError: it cannot be read, holds no names, or an empty line between names.
+        DataError: the file cannot be read, is empty, or has an empty line between names.
     """
     try:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError as exc:
-        raise DataError(f"{path}: no such file; --classes takes a file with one class a line") from exc
+        raise DataError(f"{path}: does not exist; give --classes a file with one class a line") from exc
     except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"{path}: cannot be read as text in UTF-8") from exc
+        raise DataError(f"{path}: cannot be read as UTF-8 text") from exc
     if path.suffix.lower() == ".json":
         return _of_json(path, text)
     lines = [line.strip() for line in text.rstrip().splitlines()]
@@ -59,10 +59,10 @@ def read_class_file(path: Path) -> ClassFile:
 
 
 def find_wordnet_names(path: Path) -> ClassFile | None:
-    """Look for one of ``WORDNET_FILES`` in the folder of the data, and in those above it.
+    """Search the data's folder, and those above it, for one of ``WORDNET_FILES``.
 
     Raises:
-        DataError: there is one, and it cannot be read or says no ids.
+        DataError: the file cannot be read or has no ids.
     """
     start = path.absolute()
     for folder in (start, *start.parents[:_PARENTS]):
@@ -89,17 +89,17 @@ def _of_json(path: Path, text: str) -> ClassFile:
         pairs = [(str(wordnet_id), str(name).replace("_", " ")) for wordnet_id, name in rows]
     except (TypeError, KeyError, ValueError) as exc:
         raise DataError(
-            f'{path}: is neither a list of names nor an index such as {{"0": ["n01440764", "tench"]}}'
+            f'{path}: must hold a list of names, or an index such as {{"0": ["n01440764", "tench"]}}'
         ) from exc
     if not pairs:
-        raise DataError(f"{path}: names no class")
+        raise DataError(f"{path}: names no class; write one class a line")
     return _with_ids(path, pairs)
 
 
 def _with_ids(path: Path, pairs: Sequence[tuple[str, str]]) -> ClassFile:
     ids = tuple(wordnet_id for wordnet_id, _ in pairs)
     if twice := [wordnet_id for wordnet_id, count in Counter(ids).items() if count > 1]:
-        raise DataError(f"{path}: names {twice[0]} twice")
+        raise DataError(f"{path}: names {twice[0]} twice; remove one of the two lines")
     first = [names.partition(",")[0].strip() for _, names in pairs]
     count = Counter(name.casefold() for name in first)
     names = (name if count[name.casefold()] == 1 else names for name, (_, names) in zip(first, pairs, strict=True))

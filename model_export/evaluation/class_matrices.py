@@ -1,4 +1,4 @@
-"""Class vectors of several template sets at once, in embedding space, by the code that serves."""
+"""Compute the class vectors of several template sets at once, in embedding space, by the code that serves."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
@@ -16,14 +16,14 @@ from service.model.tokenizer import Tokenizer
 TemplateSets: TypeAlias = Mapping[str, Sequence[str]]
 
 _PROMPTS_AT_ONCE: Final = 4_096
-"""Prompts of which ids and embeddings are in memory; enough to sort them by length."""
+"""Prompts whose ids and embeddings are in memory at a time: enough to sort them by length."""
 
 
 def check_prompts(tokenizer: Tokenizer, names: Sequence[str], sets: TemplateSets) -> None:
-    """Tokenise every prompt once, which takes no time beside encoding them.
+    """Tokenise every prompt, which takes little time compared with encoding it.
 
     Raises:
-        DataError: a class's name fills a template beyond what the model reads; both are named.
+        DataError: a class name makes a prompt longer than the model's context; the message names class and template.
     """
     for title, templates in sets.items():
         for block in _blocks(names, len(templates)):
@@ -33,7 +33,7 @@ def check_prompts(tokenizer: Tokenizer, names: Sequence[str], sets: TemplateSets
                 index = exc.index or 0
                 name, template = block[index // len(templates)], templates[index % len(templates)]
                 raise DataError(
-                    f"class {name!r} in the template {template!r} of set {title!r} is longer than this model reads; "
+                    f"class {name!r} in template {template!r} of set {title!r} is longer than the model's context; "
                     "shorten the name with --classes, or choose other --templates"
                 ) from exc
 
@@ -47,22 +47,22 @@ def class_matrices(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> dict[str, Vectors]:
-    """Compute the vectors of all classes under each template set; a prompt of several sets is encoded once.
+    """Compute the vectors of all classes under each template set; encode a prompt of several sets once.
 
     Args:
         engine: encodes texts.
-        tokenizer: of the same bundle.
+        tokenizer: the same bundle's.
         names: the classes.
         sets: template sets by name.
-        batch_size: prompts at a time.
-        advance: is told of classes as they are done.
+        batch_size: prompts encoded at a time.
+        advance: called with the number of classes done.
 
     Returns:
-        For each set float32 ``[classes, dim]``, unit length: the mean of a class's unit prompt vectors, normalised
-        again (Radford et al. 2021, section 3.1.4).
+        For each set float32 ``[classes, dim]`` of unit length: the normalised mean of a class's unit prompt vectors
+        (Radford et al. 2021, section 3.1.4).
 
     Raises:
-        InferenceFailed: the text encoder failed; NonFiniteOutput where a class's vector has no direction.
+        InferenceFailed: the text encoder failed; NonFiniteOutput if a class vector has no direction.
     """
     matrices = {title: np.empty((len(names), engine.dim), np.float32) for title in sets}
     done = 0

@@ -1,4 +1,4 @@
-"""Labels → classes: which labels a model chooses from, and which of them is right for each image."""
+"""Map labels to classes: the labels that a model chooses from, and the right one for each image."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +24,12 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True)
 class Classes:
-    """What the model chooses from.
+    """The classes that the model chooses from.
 
     Attributes:
-        names: of the classes, normalised as the service does. Two classes may share one (ImageNet has two cranes).
-        targets: for each source the class of each of its rows, int64 ``[rows]``, an index into ``names``.
-        remarks: for people, about classes that nothing can tell apart.
+        names: normalised as in the service. Two classes may share a name (ImageNet has two cranes).
+        targets: for each source, its rows' classes as indices into ``names``, int64 ``[rows]``.
+        remarks: notes for people on classes with the same name.
     """
 
     names: tuple[str, ...]
@@ -38,14 +38,14 @@ class Classes:
 
 
 def find_classes(sources: Sequence[Source], given: ClassFile | None = None) -> Classes:
-    """Decide the classes of a set.
+    """Find the classes of a set of images.
 
-    With a file, its classes are the ones to choose from, all of them, in its order; numbers are places in it.
-    Without, they are the classes of the data, and WordNet ids get their names from a file beside the data.
+    With a file, they are all of its classes in its order, and numeric labels are indices into it. Without one, they
+    are the classes of the data, and a file beside the data names WordNet ids.
 
     Raises:
-        DataError: a label is not among the classes, names are missing, or a name is not text; and where there are
-            fewer than two classes, for then any answer is right.
+        DataError: a label is not among the classes, names are missing, a name is invalid, or the data have fewer than
+            two classes, for which any answer would be right.
     """
     found = [dict.fromkeys(source.labels) for source in sources]
     if given is not None:
@@ -61,8 +61,8 @@ def find_classes(sources: Sequence[Source], given: ClassFile | None = None) -> C
     names = _checked(names, origin)
     if len(names) < 2:
         raise DataError(
-            f"{origin}: has the class {names[0]!r} only, so that any answer would be right; "
-            "name all that the model is to choose from with --classes FILE"
+            f"{origin}: has the class {names[0]!r} only, so any answer would be right; "
+            "name all classes to choose from with --classes FILE"
         )
     return Classes(names, targets, _remarks(names))
 
@@ -70,7 +70,7 @@ def find_classes(sources: Sequence[Source], given: ClassFile | None = None) -> C
 def _among(
     given: ClassFile, sources: Sequence[Source], found: Sequence[Mapping[Label, None]]
 ) -> list[dict[Label, int]]:
-    """Look every label up in a file of classes."""
+    """Map every label to its place in a file of classes."""
     places: dict[str, int] = {}
     for index, name in enumerate(given.names):
         places.setdefault(normalise_label(name), index)
@@ -95,7 +95,7 @@ def _among(
         if unknown := [label for label, index in placed.items() if index is None]:
             raise DataError(
                 f"{source.path}: {_some(unknown)} not among the {len(given.names):,} classes of {given.origin}; "
-                "add what is missing, or leave --classes out"
+                "add them, or leave --classes out"
             )
         lookups.append({label: index for label, index in placed.items() if index is not None})
     return lookups
@@ -104,8 +104,8 @@ def _among(
 def _from_data(
     sources: Sequence[Source], found: Sequence[Mapping[Label, None]]
 ) -> tuple[list[dict[Label, int]], tuple[str, ...]]:
-    """Collect the classes of all sources: those that sources list in their order, then the others by name."""
-    names: dict[str, str] = {}  # what tells classes apart (an id, or a name) → name
+    """Collect the classes of all sources: first those that sources list, in their order, then the others by name."""
+    names: dict[str, str] = {}  # key of a class (an id, or a name) → name
     keys: list[dict[Label, str]] = []
     for source, labels in zip(sources, found, strict=True):
         listed = [normalise_label(name) for name in source.class_names or ()]
@@ -126,12 +126,12 @@ def _keys(source: Source, labels: Iterable[Label], listed: Sequence[str]) -> dic
             keys[label] = label if _is_wordnet(label) else normalise_label(label)
         elif not listed:
             raise DataError(
-                f"{source.path}: its labels are numbers, such as {label}; say what they stand for with --classes FILE, "
+                f"{source.path}: its labels are numbers, such as {label}; name them with --classes FILE, "
                 "one class a line, number 0 first"
             )
         elif not 0 <= label < len(listed):
             raise DataError(
-                f"{source.path}: has the label {label}, but names {len(listed)} classes; it has no such class"
+                f"{source.path}: has the label {label}, but names only {len(listed)} classes; correct either"
             )
         else:
             keys[label] = listed[label]
@@ -150,7 +150,7 @@ def _names_of(source: Source, keys: Iterable[str]) -> dict[str, str]:
             )
         named = dict(zip(known.ids or (), known.names, strict=False))
         if unknown := [key for key in wordnet if key not in named]:
-            raise DataError(f"{known.origin}: does not name {_some(unknown)}; add what is missing")
+            raise DataError(f"{known.origin}: does not name {_some(unknown)}; add them")
         names |= {key: named[key] for key in wordnet}
     return names
 
@@ -160,7 +160,7 @@ def _checked(names: Sequence[str], origin: str) -> tuple[str, ...]:
     try:
         normalise_labels(tuple(dict.fromkeys(normalised)), max_labels=_MOST_CLASSES, max_chars=_NAME_CHARS)
     except (InvalidLabels, TooManyLabels) as exc:
-        raise DataError(f"{origin}: as class names: {exc.detail}") from exc
+        raise DataError(f"{origin}: has invalid class names: {exc.detail}") from exc
     return normalised
 
 
@@ -168,9 +168,7 @@ def _remarks(names: Sequence[str]) -> tuple[str, ...]:
     shared = [name for name, count in Counter(names).items() if count > 1]
     if not shared:
         return ()
-    return (
-        f"{_some(shared)}: the name of more than one class; the model cannot tell these apart, and the first is taken",
-    )
+    return (f"{_some(shared)}: several classes have this name; the model cannot distinguish them, and takes the first",)
 
 
 def _is_wordnet(label: Label) -> TypeGuard[str]:

@@ -1,4 +1,4 @@
-"""The arithmetic of an evaluation, pure NumPy: cosines → ranks → accuracies and confusions."""
+"""Compute the figures of an evaluation, in pure NumPy: cosines → ranks → accuracies and confusions."""
 
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ Shares: TypeAlias = npt.NDArray[np.float64]
 
 
 class Confusion(NamedTuple):
-    """Images of class ``true`` that were taken for class ``taken_for``: how many, and of all of that class."""
+    """Images of class ``true`` taken for class ``taken_for``: their number, and their share of the class."""
 
     true: int
     taken_for: int
@@ -23,12 +23,12 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said to labelled images, each int64 ``[images]``.
+    """A model's answers to labelled images, each int64 ``[images]``.
 
     Attributes:
         targets: the right class.
-        taken_for: the class that came first.
-        ranks: the place of the right class, 0 for the first; of equal classes the one with the lower index is before.
+        taken_for: the class ranked first.
+        ranks: the rank of the right class, from 0; of equal classes, the lower index ranks first.
     """
 
     targets: Integers
@@ -38,17 +38,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Figures:
-    """How good the answers are; shares are 0 to 1.
+    """Quality of the answers; shares are 0 to 1.
 
     Attributes:
-        images: how many.
-        top1: share of the images whose class came first.
-        top5: share of the images whose class was among the first five.
+        images: their number.
+        top1: share of the images whose class ranked first.
+        top5: share of the images whose class ranked in the first five.
         mean_per_class: the mean of ``class_top1`` over the classes that have images.
         class_images: images of each class, int64 ``[classes]``.
         class_top1: as ``top1`` for each class, float64 ``[classes]``, NaN for a class without images.
         class_top5: as ``top5``, likewise.
-        confusions: all pairs of classes that were confused, the most images first.
+        confusions: all confused pairs of classes, by falling number of images.
     """
 
     images: int
@@ -62,7 +62,7 @@ class Figures:
 
 
 def answers(cosines: npt.NDArray[np.float32], targets: Integers) -> Answers:
-    """Rank the classes as the service does; softmax and sigmoid do not change the order of cosines.
+    """Rank the classes as the service does: softmax and sigmoid keep the order of cosines.
 
     Args:
         cosines: float32 ``[images, classes]``.
@@ -75,10 +75,10 @@ def answers(cosines: npt.NDArray[np.float32], targets: Integers) -> Answers:
 
 
 def figures(given: Answers, classes: int) -> Figures:
-    """Sum up answers; there is at least one."""
+    """Summarise one or more answers."""
     first, among = given.ranks == 0, given.ranks < TOP
     class_images = np.bincount(given.targets, minlength=classes).astype(np.int64)
-    with np.errstate(invalid="ignore"):  # 0 / 0 where a class has no images
+    with np.errstate(invalid="ignore"):  # 0 / 0 for a class without images
         class_top1 = np.bincount(given.targets, weights=first, minlength=classes) / class_images
         class_top5 = np.bincount(given.targets, weights=among, minlength=classes) / class_images
     return Figures(
@@ -94,9 +94,9 @@ def figures(given: Answers, classes: int) -> Figures:
 
 
 def confusion_matrix(found: Figures) -> Shares:
-    """Return what share of each class (rows) was taken for each class (columns), float64 ``[classes, classes]``.
+    """Return the share of each class (rows) taken for each class (columns), float64 ``[classes, classes]``.
 
-    A class without images has a row of NaN.
+    The row of a class without images is NaN.
     """
     matrix = np.diag(found.class_top1)
     matrix[np.isnan(found.class_top1)] = np.nan

@@ -1,6 +1,6 @@
-"""Images → answers: decoded in a few threads, encoded in batches, ranked under every template set at once.
+"""Measure images: decode in a few threads, encode in batches, rank under every template set at once.
 
-Only a batch or two of images is ever in memory; of each image that is done, three numbers for each set.
+Only two batches of images are in memory at a time, and three numbers for each set and measured image.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ _BROKEN_NAMED: Final = 100
 
 
 class Broken(NamedTuple):
-    """An image that could not be read, and why."""
+    """An unreadable image, and the reason."""
 
     where: str
     reason: str
@@ -38,8 +38,8 @@ class Measurement:
     """Collects answers to images.
 
     Attributes:
-        broken: the first hundred images that could not be read.
-        broken_count: how many there were in all.
+        broken: the first hundred unreadable images.
+        broken_count: number of all unreadable images.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Measurement:
         columns: Sequence[int],
         batch_size: int,
     ) -> None:
-        """Prepare one.
+        """Prepare a measurement.
 
         Args:
             engine: encodes images.
-            image: how they are prepared.
-            matrices: of each template set the vectors of all names, float32 ``[names, dim]``.
-            columns: for each class the row of its name: classes of one name score the same, to the bit.
-            batch_size: images at a time.
+            image: their preprocessing.
+            matrices: for each template set the vectors of all names, float32 ``[names, dim]``.
+            columns: for each class the row of its name; classes of one name get identical scores.
+            batch_size: images encoded at a time.
         """
         self._engine = engine
         self._image = image
@@ -75,11 +75,11 @@ class Measurement:
         targets: Sequence[Targets],
         advance: Callable[[int], None],
     ) -> None:
-        """Measure the chosen rows of each source, whose classes are in ``targets``; ``advance`` is told of images done.
+        """Measure the chosen rows of each source, with their classes in ``targets``; report images to ``advance``.
 
         Raises:
-            DataError: a source is damaged, or not one of its images can be read.
-            InferenceFailed: the model could not be run.
+            DataError: a source is damaged, or none of the images can be read.
+            InferenceFailed: the model failed.
         """
         pixels: list[Pixels] = []
         right: list[int] = []
@@ -100,10 +100,10 @@ class Measurement:
             advance(len(pixels))
         if not any(self._parts.values()):
             where, reason = self.broken[0]
-            raise DataError(f"not one of the {self.broken_count:,} images can be read; the first is {where}: {reason}")
+            raise DataError(f"none of the {self.broken_count:,} images can be read; the first is {where}: {reason}")
 
     def answers(self) -> dict[str, Answers]:
-        """Return the answers of each template set, over all images that could be read."""
+        """Return the answers of each template set, over all readable images."""
         return {
             title: Answers(
                 targets=np.concatenate([part.targets for part in parts]),

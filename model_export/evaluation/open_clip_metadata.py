@@ -1,6 +1,6 @@
-"""ImageNet's 80 prompts and 1,000 class names from an installed ``open_clip_torch``, whose code is never run.
+"""Read ImageNet's 80 prompts and 1,000 class names from an installed ``open_clip_torch``, without running its code.
 
-Importing the package needs torchvision; its one file of data is Python source, so it is parsed and not executed.
+Importing the package needs torchvision; its data file is Python source, which is parsed and not executed.
 """
 
 import ast
@@ -12,7 +12,7 @@ from model_export.errors import DataError
 from service.model.prompts import PLACEHOLDER
 
 OPENAI_IMAGENET: Final = "openai-imagenet"
-"""What both are called on the command line."""
+"""Name of both on the command line."""
 
 _PACKAGE: Final = "open_clip_torch"
 _FILE: Final = "open_clip/zero_shot_metadata.py"
@@ -42,7 +42,7 @@ def imagenet_templates(path: Path) -> tuple[str, ...]:
     """Read the prompts, with ``{}`` where the class goes.
 
     Raises:
-        DataError: they are not there, or not written as ``lambda c: f'a photo of a {c}.'``.
+        DataError: the prompts are missing, or not written as ``lambda c: f'a photo of a {c}.'``.
     """
     elements = getattr(_value(path, _TEMPLATES), "elts", None)
     if not elements:
@@ -54,7 +54,7 @@ def imagenet_class_names(path: Path) -> tuple[str, ...]:
     """Read the class names, in the order of their WordNet ids.
 
     Raises:
-        DataError: they are not there, or not a list of strings.
+        DataError: the names are missing, or not a list of strings.
     """
     try:
         names = ast.literal_eval(_value(path, _CLASS_NAMES))
@@ -84,7 +84,7 @@ def _template(expression: ast.expr, path: Path) -> str:
             parts = [_part(value, argument) for value in values]
             if parts.count(PLACEHOLDER) == 1 and None not in parts:
                 return "".join(part for part in parts if part is not None)
-    raise DataError(f"{path}, line {expression.lineno}: not a prompt such as lambda c: f'a photo of a {{c}}.'")
+    raise DataError(f"{path}, line {expression.lineno}: is not a prompt such as lambda c: f'a photo of a {{c}}.'")
 
 
 def _part(value: ast.expr, argument: str) -> str | None:

@@ -1,4 +1,4 @@
-"""An evaluation as a picture: bars for the template sets, and a confusion matrix where it can be read."""
+"""Plot an evaluation: bars for the template sets, and a confusion matrix if it is small enough to read."""
 
 import warnings
 from importlib import import_module
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CLASSES: Final = 100
-"""Above, a confusion matrix has no room for names."""
+"""Above this, a confusion matrix has no room for names."""
 
 _DPI: Final = 120
 _WIDTH: Final = 7.0
@@ -26,15 +26,15 @@ _MEASURES: Final = (
     ("mean per class", "mean_per_class", "#e08a3c"),
     ("top-5", "top5", "#a9c4e0"),
 )
-_CELLS_WITH_NUMBERS: Final = 15  # classes up to which there is room in a cell
+_CELLS_WITH_NUMBERS: Final = 15  # most classes whose cells have room for a number
 _NAME_CHARS: Final = 28
 
 
 def check_plot(path: Path) -> None:
-    """Refuse what would fail once everything is computed.
+    """Check the options of a plot before the long work.
 
     Raises:
-        DataError: the name is no PNG's, or matplotlib is not installed.
+        DataError: the name is not a PNG's, or matplotlib is not installed.
     """
     if path.suffix.lower() != ".png":
         raise DataError(f"{path}: --plot writes a PNG; name it {path.with_suffix('.png')}")
@@ -65,7 +65,7 @@ def write_plot(path: Path, evaluation: Evaluation) -> None:
     _draw_bars(above.subplots(), evaluation)
     above.legend(loc="outside lower center", ncols=len(_MEASURES), frameon=False, fontsize=8)
     with warnings.catch_warnings(), replacing(path) as partial:
-        # A name in a script that the font lacks is drawn as boxes; there is nothing to be done about it here.
+        # A script that the font lacks is drawn as boxes; the warning would not help.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(partial, format="png")
 
@@ -114,5 +114,5 @@ def _short(name: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Keep dollar signs from being read as mathematics."""
+    """Escape dollar signs, which matplotlib reads as mathematics."""
     return text.replace("$", r"\$")

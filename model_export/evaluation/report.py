@@ -1,4 +1,4 @@
-"""An evaluation for people, as tables and a progress bar, and for programs, as JSON."""
+"""Show an evaluation: tables and a progress bar for people, JSON for programs."""
 
 import json
 import math
@@ -32,7 +32,7 @@ _CONFUSIONS_KEPT: Final = 1_000
 
 
 class Bars(Progress):
-    """A progress bar with a rate for each part of an evaluation; on a terminal only, and gone when the work is done."""
+    """Shows a progress bar with a rate for each part of an evaluation; on a terminal only, and gone at the end."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(
@@ -60,7 +60,7 @@ class _Rate(ProgressColumn):
 
 
 def show(console: Console, evaluation: Evaluation, *, rows: int) -> None:
-    """Print the comparison of template sets, and classes and confusions of the first set, at most ``rows`` of each."""
+    """Print the comparison of template sets, and up to ``rows`` classes and confusions of the first set."""
     manifest = evaluation.manifest
     console.print(
         Text.assemble(
@@ -90,19 +90,19 @@ def show(console: Console, evaluation: Evaluation, *, rows: int) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file that could not be written once everything is computed.
+    """Check before the long work that a file can be written.
 
     Raises:
-        DataError: it is a folder, or its own folder is not there or not to be written to.
+        DataError: it is a folder, or its own folder is missing or not writable.
     """
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name a file")
     if not os.access(path.parent, os.W_OK):
-        raise DataError(f"{path}: cannot be written; its folder is not there, or not yours to write to")
+        raise DataError(f"{path}: cannot be written; its folder is missing or not writable")
 
 
 def write_json(path: Path, evaluation: Evaluation) -> None:
-    """Write everything that was measured; figures are shares, 0 to 1."""
+    """Write all figures; shares are 0 to 1."""
     with replacing(path) as partial:
         partial.write_text(
             json.dumps(_fields(evaluation), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"

@@ -1,4 +1,4 @@
-"""An evaluation from end to end: everything that can be wrong is looked at first, then texts, then images."""
+"""Run an evaluation: check everything first, then encode texts, then images."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from service.model.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure, and on what; each field is an option of ``anyclass-export evaluate``."""
+    """The options of ``anyclass-export evaluate``."""
 
     bundle: Path
     data: tuple[str, ...]
@@ -41,19 +41,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """The result of an evaluation.
 
     Attributes:
-        request: what was asked for.
-        manifest: of the bundle.
-        provider: where it ran.
-        classes: what it chose from.
-        template_sets: in the order asked for.
-        figures: of each template set, over the images that could be read.
-        broken: the first hundred images that could not be read.
-        broken_count: how many there were in all.
-        remarks: for people.
-        seconds: for images, with their decoding.
+        request: its options.
+        manifest: the bundle's.
+        provider: the execution provider that ran it.
+        classes: the classes to choose from.
+        template_sets: in the requested order.
+        figures: for each template set, over the readable images.
+        broken: the first hundred unreadable images.
+        broken_count: number of all unreadable images.
+        remarks: notes for people.
+        seconds: time for decoding and encoding images.
     """
 
     request: Request
@@ -69,7 +69,7 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """Images that could be read."""
+        """Return the number of readable images."""
         return next(iter(self.figures.values())).images
 
 
@@ -77,20 +77,20 @@ class ProgressDisplay(Protocol):
     """Shows the progress of an evaluation."""
 
     def begin(self, what: str, total: int) -> Callable[[int], None]:
-        """Start a bar, and return what moves it on."""
+        """Start a bar; return the function that advances it."""
 
 
 def evaluate(request: Request, progress: ProgressDisplay) -> Evaluation:
-    """Measure a bundle's zero-shot accuracy under each template set; every image is encoded once.
+    """Measure a bundle's zero-shot accuracy under each template set; encode every image once.
 
     Raises:
-        DataError: data, classes or templates are not what they should be, or not one image can be read.
+        DataError: data, classes or templates are invalid, or no image can be read.
         BundleError: the bundle is damaged.
-        ProviderUnavailable, ConfigurationError: the provider is not there, or does not fit the bundle.
-        InferenceFailed: the model could not be run.
+        ProviderUnavailable, ConfigurationError: the provider is missing, or does not fit the bundle.
+        InferenceFailed: the model failed.
     """
     bundle = load_bundle(request.bundle)
-    provider = resolve(request.provider, compute="fp32")  # the bundle is measured, not what bf16 costs it
+    provider = resolve(request.provider, compute="fp32")  # measures the bundle, not the loss from bf16
     sets = choose_templates(request.templates, bundle.templates)
     given = None if request.classes is None else _given_classes(request.classes)
     sources = open_data(request.data, request.columns)
@@ -98,7 +98,7 @@ def evaluate(request: Request, progress: ProgressDisplay) -> Evaluation:
     chosen = choose_rows([len(source.labels) for source in sources], every=request.every, limit=request.limit)
     total = sum(map(len, chosen))
     if not total:
-        raise DataError(f"the data have no {request.every}th row, and --every {request.every} takes only these")
+        raise DataError(f"--every {request.every} leaves no row, because the data have fewer; choose a smaller number")
     names = {name: index for index, name in enumerate(dict.fromkeys(classes.names))}
     tokenizer = Tokenizer.from_bundle(bundle)
     check_prompts(tokenizer, list(names), sets)

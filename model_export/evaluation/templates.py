@@ -1,4 +1,4 @@
-"""Which template sets are compared: a bundle's own, those that ship, ImageNet's 80, or a file of the user's."""
+"""Choose the template sets to compare: the bundle's, those that ship, ImageNet's 80, or a file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ _File: Final = TypeAdapter[tuple[str, ...] | dict[str, tuple[str, ...]]](tuple[s
 
 
 def choose_templates(wanted: Sequence[str], own: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Find the template sets to compare, in the order they are asked for.
+    """Find the requested template sets, in their order.
 
     Args:
-        wanted: names, or paths of JSON files, several of them with commas between; all of the bundle's own, the
-            default first, if there are none. A bundle's set comes before one of ours with the same name.
+        wanted: names or paths of JSON files, which commas may join. If empty, all sets of the bundle, the default
+            first. A bundle's set takes precedence over a shipped set of the same name.
         own: the bundle's sets.
 
     Raises:
-        DataError: no set has that name, a file is not what it should be, or a template has no single ``{}``.
+        DataError: a set is unknown, a file is invalid, or a template does not hold ``{}`` exactly once.
     """
     names = [name.strip() for part in wanted for name in part.split(",") if name.strip()]
     if not names:
@@ -37,7 +37,7 @@ def choose_templates(wanted: Sequence[str], own: Mapping[str, Sequence[str]]) ->
     for name in names:
         for title, templates in _sets(name, own).items():
             if chosen.setdefault(title, templates) != templates:
-                raise DataError(f"--templates: two different sets are called {title!r}; rename the one in the file")
+                raise DataError(f"--templates: two different sets have the name {title!r}; rename the one in the file")
     return chosen
 
 
@@ -53,14 +53,14 @@ def _sets(name: str, own: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, .
     if path.suffix.lower() == ".json" or path.is_file():
         return _read(path)
     known = ", ".join([*own, *(other for other in TEMPLATE_SETS if other not in own), OPENAI_IMAGENET])
-    raise DataError(f"--templates: there is no set {name!r}; choose of {known}, or name a JSON file")
+    raise DataError(f"--templates: {name!r} is not a set; choose from {known}, or name a JSON file")
 
 
 def _read(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError as exc:
-        raise DataError(f"{path}: no such file of templates") from exc
+        raise DataError(f"{path}: does not exist; name a JSON file of templates") from exc
     except (OSError, ValueError, RecursionError) as exc:
         raise DataError(f"{path}: is not JSON in UTF-8") from exc
     try:
@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[str, tuple[str, ...]]:
         ) from exc
     named = sets if isinstance(sets, dict) else {path.stem: sets}
     if not named:
-        raise DataError(f"{path}: holds no template set")
+        raise DataError(f'{path}: holds no template set; write sets as {{"name": ["a photo of a {{}}."]}}')
     return {name: _valid(templates, f"{path}, set {name!r}") for name, templates in named.items()}
 
 
@@ -84,7 +84,7 @@ def _valid(templates: Sequence[str], origin: str) -> tuple[str, ...]:
 
 TEMPLATE_SETS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        # The CLIP authors' notebook on prompt engineering for ImageNet: of their 80 prompts, the seven that a forward
+        # From the CLIP authors' notebook on prompt engineering for ImageNet: of their 80 prompts, those that a forward
         # selection picked before it stopped.
         "seven": (
             "itap of a {}.",

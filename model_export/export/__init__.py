@@ -1,1 +1,1 @@
-"""The command that makes a bundle from a checkpoint or a training run."""
+"""Make a bundle from a checkpoint, a training run or published ONNX graphs."""

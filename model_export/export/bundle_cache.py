@@ -1,7 +1,7 @@
-"""Bundles that ``make run MODEL=…`` made: where a source's bundle belongs, and whether it is there.
+"""Find the bundle that ``make run MODEL=…`` made of a source.
 
 ``python -m model_export.export.bundle_cache MODEL`` prints three lines: ``ready`` or ``missing``, the source with its
-revision pinned, and the bundle's path. Needs neither torch nor, for what is on the disk or cached, a network.
+revision pinned, and the bundle's path. Needs no torch, and no network for paths and cached models.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from service.model.loading import load_bundle
 from service.model.manifest import MANIFEST
 
 _DIGITS: Final = 12
-"""Of a commit or a digest, in a bundle's folder."""
+"""Digits of a commit or a digest in the name of a bundle's folder."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the bundle of a source belongs.
+    """The place of a source's bundle.
 
     Attributes:
-        source: what to export, for ``anyclass-export``: a path, or ``OWNER/NAME@COMMIT``.
+        source: the source for ``anyclass-export``: a path, or ``OWNER/NAME@COMMIT``.
         path: the bundle's folder.
-        ready: whether it is there, and of the schema that this version serves.
-        note: what the user should know.
+        ready: whether it holds a bundle of the schema that this version serves.
+        note: a note for the user.
     """
 
     source: str
@@ -40,22 +40,22 @@ class Place:
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/anyclass/bundles``, in ``~/.cache`` where that is not set."""
+    """Return ``$XDG_CACHE_HOME/anyclass/bundles``; the variable defaults to ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anyclass" / "bundles"
 
 
 def locate(model: str, cache: Path) -> Place:
-    """Find the bundle of a source; nothing is downloaded or written.
+    """Find the bundle of a source, without downloading or writing anything.
 
-    A hub id without a revision is asked for, so that a model that has changed is converted again. Where the hub
-    cannot be asked, the latest conversion will do.
+    Asks the hub for the commit of an id without a revision, so that a changed model is converted again. If the hub is
+    unreachable, falls back to the latest conversion.
 
     Args:
         model: a bundle, a checkpoint's file or folder, a training run, or a hub id.
         cache: the folder of bundles.
 
     Raises:
-        SourceError: it is none of these, in no layout that is read, or the hub refuses it.
+        SourceError: the source is none of these, its layout is unknown, or the hub refuses it.
     """
     path = Path(model).expanduser()
     if path.exists():
@@ -64,7 +64,7 @@ def locate(model: str, cache: Path) -> Place:
         check_layout(path)
         path = path.absolute()
         return _place(str(path), cache / f"{_slug(path.name)}-{_state(path)}")
-    from model_export.hub.fetch import hub_id  # what is on the disk does without the hub's client
+    from model_export.hub.fetch import hub_id  # local sources do not need the hub's client
 
     hub = hub_id(model)
     if hub is None:
@@ -90,7 +90,7 @@ def _hub_place(model_id: str, revision: str | None, cache: Path) -> Place:
         places = [*(place for place in known if place.ready), *latest, *known]
         if not places:
             raise
-        return replace(places[0], note=f"{str(exc).partition(';')[0]}; going on with what is in the cache")
+        return replace(places[0], note=f"{str(exc).partition(';')[0]}; using the cached model")
 
 
 def _commit_place(model_id: str, commit: str, stem: Path) -> Place:
@@ -117,7 +117,7 @@ def _slug(name: str) -> str:
 
 
 def _state(path: Path) -> str:
-    """Digest names, sizes and times of what a reader reads: reading gigabytes at each start would take too long."""
+    """Digest the names, sizes and times of a source's files: reading gigabytes at each start would take too long."""
     files = [path] if path.is_file() else [file for pattern in ("*", "onnx/*") for file in path.glob(pattern)]
     lines = []
     for file in sorted(files):
@@ -128,7 +128,7 @@ def _state(path: Path) -> str:
 
 
 def main() -> None:
-    """Print where the bundle of the one argument belongs; what is wrong is one line on stderr."""
+    """Print the place of the bundle of the one argument; an error is one line on stderr."""
     try:
         place = locate(sys.argv[1], cache_folder())
     except SourceError as exc:

@@ -1,4 +1,4 @@
-"""What the command line prints while something is exported, reduced or verified."""
+"""Print the progress and the results of exports, reductions and verifications."""
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,13 +10,13 @@ from service.model.manifest import Agreement, ImageSection
 
 
 class Narrator:
-    """Prints an export, or a reduction to a lower precision, as it goes."""
+    """Prints the steps of an export or of a reduction to a lower precision."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def introduce(self, name: str, architecture: str, image: ImageSection, *more: str) -> None:
-        """Print what was read."""
+        """Print the name and the size of the model."""
         self.say(f"[bold]{escape(name)}[/]: {', '.join((architecture, f'{image.height}×{image.width} pixels', *more))}")
 
     def wrote(self, graph: Graph) -> None:
@@ -27,25 +27,25 @@ class Narrator:
         )
 
     def measured(self, report: Report) -> None:
-        """Print the comparison as a table."""
+        """Print the comparison with the reference as a table."""
         show(self.console, report)
 
     def agreed(self, agreement: Agreement) -> None:
-        """Print how a reduced precision answers beside fp32."""
+        """Print the agreement of a reduced precision with fp32."""
         self.say(
-            f"beside fp32, on {agreement.images:,} pictures and {agreement.labels} labels of {escape(agreement.data)}: "
-            f"the same answer for {agreement.top1:.1%}; cosine of images {agreement.mean_image_cosine:.4f} "
-            f"(worst {agreement.min_image_cosine:.4f}), of texts {agreement.mean_text_cosine:.4f} "
-            f"(worst {agreement.min_text_cosine:.4f})"
+            f"compared with fp32 on {agreement.images:,} images and {agreement.labels} labels of "
+            f"{escape(agreement.data)}: the same answer for {agreement.top1:.1%}; "
+            f"cosine of images {agreement.mean_image_cosine:.4f} (worst {agreement.min_image_cosine:.4f}), "
+            f"of texts {agreement.mean_text_cosine:.4f} (worst {agreement.min_text_cosine:.4f})"
         )
 
     def say(self, line: str) -> None:
-        """Print a line as it is, for people and for pipes alike."""
+        """Print a line of markup, never wrapped."""
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def show(console: Console, report: Report) -> None:
-    """Print a verification's checks as a table."""
+    """Print the checks of a verification as a table."""
     table = Table(caption=f"{report.seconds:.1f} s", caption_justify="right")
     table.add_column("check")
     table.add_column("")
@@ -64,5 +64,5 @@ def show(console: Console, report: Report) -> None:
 
 
 def size(count: int) -> str:
-    """Write a number of bytes for people."""
+    """Format a number of bytes."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

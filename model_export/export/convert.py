@@ -1,6 +1,6 @@
-"""The use case of ``export``: whatever the user names becomes a bundle of the precision they want.
+"""Convert any source into a bundle of a given precision: the use case of ``export``.
 
-torch is imported only where weights are read: published ONNX graphs do without.
+Only weights need torch; published ONNX graphs do not import it.
 """
 
 import dataclasses
@@ -22,22 +22,22 @@ from service.model.loading import load_bundle
 from service.model.manifest import Manifest, Precision
 
 REDUCED: Final = ("fp16", "int8")
-"""Precisions that are made from an fp32 bundle."""
+"""Precisions made from an fp32 bundle."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What the user asked for.
+    """The options of ``anyclass-export export``.
 
     Attributes:
         source: a hub id, or a path.
-        options: what the source's files cannot say.
+        options: facts that the source's files may lack.
         precision: of the bundle.
-        data: labelled pictures to compare a reduced precision on, and to calibrate with.
+        data: labelled images to compare a reduced precision on, and to calibrate with.
         calibrate: fix int8's ranges from ``data``.
-        onnx: take the source's ONNX encoders of this variant, not its weights.
-        logit_scale: for ONNX encoders whose source does not tell, already exponentiated.
-        logit_bias: the same, of a sigmoid model.
+        onnx: variant of the source's ONNX encoders to take instead of its weights.
+        logit_scale: for ONNX encoders whose source does not state it; already exponentiated.
+        logit_bias: the same for a sigmoid model.
     """
 
     source: str
@@ -50,38 +50,40 @@ class Conversion:
     logit_bias: float | None = None
 
     def check(self) -> None:
-        """Refuse wishes that contradict each other, before anything is fetched.
+        """Refuse contradictory options before fetching anything.
 
         Raises:
-            ExportError: they do; it says which.
+            ExportError: two options contradict each other; the message names them.
         """
         if self.precision not in REDUCED and (self.data or self.calibrate):
-            raise ExportError(f"--data and --calibrate are for fp16 and int8; {self.precision} computes in fp32")
+            raise ExportError(
+                f"--data and --calibrate need --precision fp16 or int8; {self.precision} computes in fp32"
+            )
         if self.calibrate and (self.precision != "int8" or not self.data):
-            raise ExportError("--calibrate is for int8, and needs real pictures: name them with --data")
+            raise ExportError("--calibrate needs --precision int8, and real images in --data")
         if self.onnx not in {None, FULL_PRECISION} and self.precision != "fp32":
-            raise ExportError(f"--onnx {self.onnx} is a precision of its own; leave --precision out")
+            raise ExportError(f"--onnx {self.onnx} sets the precision; leave --precision out")
 
 
 def convert(wanted: Conversion, out: Path, *, narrator: Narrator, force: bool = False) -> Manifest:
-    """Fetch, read, export, reduce and measure, as far as each is needed.
+    """Fetch, read, export, reduce and measure a source, as needed.
 
     Raises:
         SourceError: the source cannot be fetched or read.
-        ExportError: ``out`` may not be replaced, or the wishes contradict each other.
-        DataError: the pictures to compare on cannot be read.
-        ParityError: a graph does not compute what the model computes; nothing is written.
+        ExportError: ``out`` may not be replaced, or options contradict each other.
+        DataError: the images to compare on cannot be read.
+        ParityError: a graph does not agree with the model; nothing is written.
     """
     wanted.check()
     check_destination(out, force=force)
     if wanted.data:
         from model_export.export.sampling import check_data
 
-        check_data(wanted.data)  # before the long work, not after it
+        check_data(wanted.data)  # before the long work
     path, options = _at_hand(wanted, narrator)
     if wanted.precision not in REDUCED:
         return _export(wanted, path, options, out, precision=wanted.precision, narrator=narrator, force=force)
-    from model_export.export.reduce import reduce_bundle  # the converters take their time to import
+    from model_export.export.reduce import reduce_bundle  # the converters are slow to import
     from model_export.export.sampling import draw_sample
 
     with tempfile.TemporaryDirectory(prefix="anyclass-") as folder:
@@ -100,11 +102,11 @@ def convert(wanted: Conversion, out: Path, *, narrator: Narrator, force: bool = 
 
 
 def _at_hand(wanted: Conversion, narrator: Narrator) -> tuple[Path, SourceOptions]:
-    """Return where the source's files are, downloaded where it is a hub id, and what is known of it."""
+    """Return the folder of the source's files, downloaded for a hub id, and its options."""
     hub = hub_id(wanted.source)
     if hub is None:
         path = Path(wanted.source).expanduser()
-        if not path.exists():  # said here, where torch is not needed yet
+        if not path.exists():  # reported before torch is needed
             raise SourceError(f"{path}: {NOTHING_THERE}")
         return path, wanted.options
     fetched = fetch(
@@ -130,7 +132,7 @@ def _export(
 ) -> Manifest:
     if wanted.onnx is not None or (has_onnx_towers(path) and not _has_weights(path)):
         if precision != "fp32":
-            raise ExportError(f"{wanted.source}: is exported from ONNX graphs; leave --precision {precision} out")
+            raise ExportError(f"{wanted.source}: consists of ONNX graphs; leave --precision {precision} out")
         source = read_published(
             path,
             OnnxOptions(options, logit_scale=wanted.logit_scale, logit_bias=wanted.logit_bias),
@@ -142,7 +144,7 @@ def _export(
     from model_export.export.from_weights import export_model
 
     if wanted.logit_scale is not None or wanted.logit_bias is not None:
-        raise ExportError("--logit-scale and --logit-bias are for ONNX encoders; weights bring their own")
+        raise ExportError("--logit-scale and --logit-bias are for ONNX encoders; weights have their own")
     model = load_model(path, options)
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
     narrator.introduce(

@@ -1,4 +1,4 @@
-"""The use case: a model becomes a bundle, measured on the code that serves before it gets its name."""
+"""Export a model to a bundle, and measure it on the serving code before it gets its name."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ REFERENCE = {
     "fp32": "torch in float64",
     "fp16-stored": "torch in float64, weights rounded to fp16",
 }
-"""By precision. float64 is the truth that fp32 approximates, and the same on every machine when rounded to fp32."""
+"""The reference, by precision. float64 is what fp32 approximates; rounded to fp32, it is the same on every machine."""
 
 
 def export_model(
@@ -42,25 +42,25 @@ def export_model(
     """Write the bundle of a model.
 
     Args:
-        source: the model, already read and checked.
+        source: the model, read and checked.
         out: the bundle's folder, which must not exist unless ``force`` is set.
-        listener: hears of each step.
-        precision: ``fp32``, or ``fp16-stored``, which keeps large weights as fp16 in the files and computes in fp32.
-        force: replace a bundle that is at ``out``.
+        listener: receives each step.
+        precision: ``fp32``, or ``fp16-stored``: large weights are fp16 in the files, and computed in fp32.
+        force: replace an existing bundle at ``out``.
 
     Returns:
-        The manifest that was written.
+        The written manifest.
 
     Raises:
         ExportError: ``out`` may not be replaced or cannot be written, or a weight is beyond fp16's range.
-        ParityError: the graphs do not compute what the model computes; nothing is written.
+        ParityError: the graphs do not agree with the model; nothing is written.
         ProviderUnavailable: ONNX Runtime is not installed.
     """
-    resolve("cpu")  # what will be measured with must be there before the long work, not after it
+    resolve("cpu")  # fails before the long work if the runtime is missing
     with staged(out, force=force) as stage:
         image, text = served_encoders(source, precision)
         section = source.image
-        # No name is given to a graph: it would be in memory while the next one is made.
+        # A named graph would stay in memory while the next one is made.
         started = time.monotonic()
         listener.wrote(
             write_graph(
@@ -79,7 +79,7 @@ def export_model(
         (stage / TOKENIZER).write_bytes(source.tokenizer)
         (stage / TEMPLATES).write_text(_json(source.templates), encoding="utf-8")
 
-        # The engine reads bundles, so what is measured is a bundle already, only without its measures.
+        # The engine reads bundles, so measure a bundle whose manifest still lacks the measures.
         write_manifest(source, stage, precision=precision)
         bundle = load_bundle(stage)
         started = time.monotonic()
@@ -88,12 +88,12 @@ def export_model(
         report = Report(tuple(compare(bundle, probes)), time.monotonic() - started)
         listener.measured(report)
         if not report.passed:
-            raise ParityError(f"{out}: was not written; its graphs fail: {', '.join(report.failed)}")
+            raise ParityError(f"{out}: was not written; its graphs differ from the model: {', '.join(report.failed)}")
         return write_manifest(source, stage, precision=precision, parity=report.parity(REFERENCE[precision]))
 
 
 def served_encoders(source: ModelSource, precision: Precision) -> tuple[nn.Module, nn.Module]:
-    """Return the image and the text encoder as they are exported: batch norm folded, weights rounded if so asked."""
+    """Return the image and text encoders for the export: batch norm folded, weights rounded for ``fp16-stored``."""
     image, text = _encoders(source)
     image = fold_batch_norm(image)
     if precision == "fp16-stored":
@@ -102,21 +102,21 @@ def served_encoders(source: ModelSource, precision: Precision) -> tuple[nn.Modul
 
 
 def reference_probes(source: ModelSource, bundle: Bundle) -> ReferenceProbes:
-    """Encode a bundle's probe inputs with torch in float64, from the weights the bundle was exported from.
+    """Encode a bundle's probe inputs with torch in float64, from the bundle's original weights.
 
     Raises:
-        ExportError: the bundle comes from other weights.
+        ExportError: the bundle comes from different weights.
     """
     manifest = bundle.manifest
     if manifest.provenance.source_sha256 != source.provenance.source_sha256:
-        raise ExportError("the bundle was exported from other weights than this source's")
-    # fp32 graphs are compared with the model as it was trained; rounded ones with the same rounded weights.
+        raise ExportError("the bundle was exported from different weights; name its own source")
+    # fp32 graphs are compared with the trained model; rounded graphs with the same rounded weights.
     image, text = _encoders(source) if manifest.precision == "fp32" else served_encoders(source, manifest.precision)
     inputs = probe_inputs(bundle)
     if source.text.padding == "fixed":
         texts = (ids[None] for ids in inputs.ids)
     else:
-        # Every text at its own length, so that the reference does not depend on padding.
+        # Each text has its own length, so the reference does not depend on padding.
         texts = (ids[None, :length] for ids, length in zip(inputs.ids, inputs.lengths, strict=True))
     return ReferenceProbes(inputs, _encode(image, np.split(inputs.pixels, IMAGES)), _encode(text, texts))
 
@@ -127,8 +127,8 @@ def _encoders(source: ModelSource) -> tuple[nn.Module, nn.Module]:
 
 
 def _encode(encoder: nn.Module, inputs: Iterable[npt.NDArray[np.generic]]) -> Vectors:
-    """Encode each array by itself, in float64, and join the vectors."""
-    # Of both towers in float64, a large model would need three times the memory of its weights.
+    """Encode each array separately in float64, and join the vectors."""
+    # Both towers in float64 would need three times the memory of a large model's weights.
     other = unused_tower(encoder)
     exact = copy.deepcopy(encoder, {id(other): nn.Identity()} if other is not None else None).double()
     with torch.no_grad():

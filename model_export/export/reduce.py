@@ -1,4 +1,4 @@
-"""From an fp32 bundle to the same model in fp16 or int8, measured against the bundle it was made from. No torch."""
+"""Reduce an fp32 bundle to fp16 or int8, and measure the result against it. Needs no torch."""
 
 import time
 from collections.abc import Iterator
@@ -39,12 +39,12 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class PictureSample:
-    """Real pictures to calibrate with and to compare on.
+    """Real images to calibrate with and to compare on.
 
     Attributes:
-        name: what they are, for the manifest.
-        pixels: prepared as the bundle says, uint8 ``[pictures, height, width, 3]``.
-        labels: what they are told apart by.
+        name: a description for the manifest.
+        pixels: preprocessed for the bundle, uint8 ``[images, height, width, 3]``.
+        labels: the labels to choose from.
     """
 
     name: str
@@ -53,10 +53,10 @@ class PictureSample:
 
 
 class ReductionListener(Listener, Protocol):
-    """Hears of a reduction as it goes."""
+    """Receives the steps of a reduction."""
 
     def agreed(self, agreement: Agreement) -> None:
-        """The reduced model was asked what the fp32 model was asked."""
+        """Receive the agreement of the reduced model with the fp32 model."""
 
 
 def reduce_bundle(
@@ -69,38 +69,38 @@ def reduce_bundle(
     calibrate: bool = False,
     force: bool = False,
 ) -> Manifest:
-    """Write the bundle at ``source`` again, in a lower precision.
+    """Write a copy of the bundle at ``source`` in a lower precision.
 
     Args:
         source: an fp32 bundle.
         out: the new bundle's folder, which must not exist unless ``force`` is set.
         precision: ``fp16`` for GPUs, ``int8`` for CPUs.
-        listener: hears of each step.
-        sample: what the agreement is measured on; by default the bundle's own probes.
-        calibrate: fix the ranges of int8 activations from the sample; otherwise each run takes its own.
-        force: replace a bundle that is at ``out``.
+        listener: receives each step.
+        sample: the images to measure agreement on; by default the bundle's own probes.
+        calibrate: fix the ranges of int8 activations from the sample; otherwise each run computes its own.
+        force: replace an existing bundle at ``out``.
 
     Returns:
-        The manifest that was written.
+        The written manifest.
 
     Raises:
         ExportError: the source is not fp32 or has no probes, ``calibrate`` comes without a sample, or ``out`` may not
             be replaced.
         ParityError: the reduced graphs are too far from the source's; nothing is written.
-        BundleError: the source is not a sound bundle.
+        BundleError: the source is not a valid bundle.
     """
     bundle = load_bundle(source)
     if bundle.manifest.precision != "fp32":
         raise ExportError(f"{source}: is {bundle.manifest.precision}; reduce the fp32 bundle of this model instead")
     if calibrate and sample is None:
-        raise ExportError("calibration needs real pictures; name them with --data")
+        raise ExportError("calibration needs real images; name them with --data")
     probes = load_probes(bundle)
     tokenizer = Tokenizer.from_bundle(bundle)
     if sample is None:
         sample = PictureSample("the bundle's probes", probes.inputs.pixels, fitting_labels(bundle, tokenizer))
     ids = tokenizer.encode(prompts_for(sample.labels, bundle.templates[DEFAULT_TEMPLATES]))
     with staged(out, force=force) as stage:
-        # The probes too: a sample may be of two labels and one kind of picture, and others will be asked.
+        # Include the probes: a sample may have two labels and one kind of image, but requests will have others.
         batches = {
             IMAGE_ENCODER: chain(_batches(sample.pixels), _batches(probes.inputs.pixels)),
             TEXT_ENCODER: chain(_batches(ids), _batches(probes.inputs.ids)),
@@ -122,7 +122,7 @@ def reduce_bundle(
         listener.measured(report)
         listener.agreed(agreement)
         if not report.passed:
-            raise ParityError(f"{out}: was not written; its graphs are too far off: {', '.join(report.failed)}")
+            raise ParityError(f"{out}: was not written; its graphs are too far from fp32: {', '.join(report.failed)}")
         parity = report.parity("the fp32 model's vectors")
         return write_manifest(bundle.manifest, stage, precision=precision, parity=parity, agreement=agreement)
 

@@ -1,4 +1,4 @@
-"""Real pictures for calibration and comparison, drawn from labelled data. No torch."""
+"""Draw real images from labelled data, for calibration and comparison. Needs no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +16,23 @@ from service.images.decoding import decode
 from service.model.manifest import ImageSection
 
 PICTURES: Final = 512
-"""Enough for ranges and cosines that hardly move any more, few enough to take seconds."""
+"""Number of images: enough for stable ranges and cosines, few enough to take seconds."""
 
 
 def check_data(paths: Sequence[str]) -> None:
-    """Look for what is wrong with labelled data without decoding a picture.
+    """Check labelled data without decoding an image.
 
     Raises:
-        DataError: a path is not there or of no known kind, or the labels are not what they should be.
+        DataError: a path does not exist, its kind is unknown, or the labels are invalid.
     """
     find_classes(open_data(paths))
 
 
 def draw_sample(paths: Sequence[str], section: ImageSection, *, pictures: int = PICTURES) -> PictureSample:
-    """Draw pictures from all paths together, always the same ones, and prepare them as a bundle says.
+    """Draw images from all paths together, always the same ones, and preprocess them for a bundle.
 
     Raises:
-        DataError: a path is of no known kind, or a picture cannot be read.
+        DataError: the kind of a path is unknown, or an image cannot be read.
     """
     sources = open_data(paths)
     classes = find_classes(sources)

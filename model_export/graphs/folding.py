@@ -1,7 +1,6 @@
-"""Changes to a torch encoder before its export: batch norm folded into convolutions, weights rounded to fp16.
+"""Prepare a torch encoder for its export: fold batch norms into convolutions, round weights to fp16.
 
-Both happen in torch, not in the graph, so that the module that is exported is at the same time the reference
-that the graph is compared with.
+Both happen in torch, not in the graph, so the exported module is also the reference for the graph.
 """
 
 import copy
@@ -14,14 +13,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from model_export.errors import ExportError
 
 MIN_ROUNDED = 1024
-"""Smaller parameters keep fp32: gains and biases weigh little in the file and much in the result."""
+"""Smaller parameters stay fp32: gains and biases are small in the file but matter for the result."""
 
 
 def fold_batch_norm(encoder: nn.Module) -> nn.Module:
-    """Return a copy whose batch norms are part of the convolutions before them; the encoder itself if it has none.
+    """Return a copy with batch norms folded into the convolutions before them; the encoder itself if it has none.
 
-    A max pool may stand between the two where every gain is positive: the maximum then commutes with the
-    affine map. A batch norm without such a convolution stays as it is.
+    A max pool may stand between the two if every gain is positive: the maximum then commutes with the affine map. A
+    batch norm without such a convolution stays.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
         return encoder.eval()
@@ -49,7 +48,7 @@ def fold_batch_norm(encoder: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def round_to_fp16(encoder: nn.Module) -> nn.Module:
-    """Return a copy whose large parameters hold values that fp16 can represent, still as float32.
+    """Return a copy with large parameters rounded to values of fp16, still stored as float32.
 
     Raises:
         ExportError: a weight is beyond fp16's range.
@@ -74,13 +73,13 @@ def _is_max_pool(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _only_use(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether nothing else reads the convolution's output, and the convolution is called only here."""
+    """Return whether the convolution is called only here, and its output read only once."""
     calls = sum(other.op == "call_module" and other.target == node.target for other in traced.graph.nodes)
     return calls == 1 and len(node.users) == 1
 
 
 def _gains_are_positive(norm: nn.BatchNorm2d) -> bool:
-    # A norm without affine parameters has None here, whatever its annotation says: its gain is one.
+    # Despite its annotation, this is None for a norm without affine parameters, whose gain is one.
     gain: nn.Parameter | None = norm.weight
     return gain is None or bool((gain > 0).all())
 
@@ -88,8 +87,8 @@ def _gains_are_positive(norm: nn.BatchNorm2d) -> bool:
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     if norm.running_mean is None or norm.running_var is None:
-        raise ExportError("a batch norm without running statistics cannot be exported")
-    # In float64, so that folding itself adds no rounding beyond the last one.
+        raise ExportError("a batch norm has no running statistics; export a model that was trained with them")
+    # In float64, folding adds no rounding except the last one.
     conv.double()
     norm.double()
     conv.weight, conv.bias = fuse_conv_bn_weights(

@@ -1,4 +1,4 @@
-"""Writing one graph of a bundle, and what is worth saying of it."""
+"""Write one graph of a bundle, and report its size."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from model_export.graphs.passes import save
 
 @dataclass(frozen=True)
 class Graph:
-    """What is worth saying of one graph that was written."""
+    """Size of a written graph, and the time it took."""
 
     file: str
     nodes: int
@@ -24,22 +24,22 @@ class Graph:
 
 
 class Listener(Protocol):
-    """Hears of a bundle as it is made."""
+    """Receives the steps of making a bundle."""
 
     def wrote(self, graph: Graph) -> None:
-        """A graph was written."""
+        """Receive a graph that was written."""
 
     def measured(self, report: Report) -> None:
-        """The graphs were compared with their reference, well or not."""
+        """Receive the comparison of the graphs with their reference, passed or failed."""
 
 
 def write_graph(model: ModelProto, path: Path, *, started: float) -> Graph:
-    """Write a graph, with its weights beside it where they are large.
+    """Write a graph, with large weights in a file beside it.
 
     Args:
         model: the graph.
-        path: where to.
-        started: `time.monotonic()` when the work on it began.
+        path: the file to write.
+        started: `time.monotonic()` at the start of the work on it.
     """
     weights = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
     nodes = len(model.graph.node)

@@ -1,7 +1,7 @@
-"""Passes over an ONNX graph, without torch: less shape arithmetic, nothing of the machine, fp16 storage.
+"""Passes over an ONNX graph, without torch: less shape arithmetic, no traces of the machine, fp16 storage.
 
-They change a model in place. Each knows one pattern of the exporter; where the pattern is not there, the
-graph stays as it is, and it is correct without.
+They change a model in place. Each matches one pattern of the exporter and leaves other graphs unchanged; every pass
+is optional for correctness.
 """
 
 from pathlib import Path
@@ -13,9 +13,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 MIN_FP16_ELEMENTS: Final = 1024
 EXTERNAL_DATA_BYTES: Final = 1_800_000_000
-"""Above this the weights go beside the graph: protobuf ends at 2 GiB."""
+"""Above this, weights go into a file beside the graph: protobuf ends at 2 GiB."""
 EXTERNAL_SUFFIX: Final = ".data"
-"""Of the file with the weights, behind the graph's own name."""
+"""Suffix of the file of weights, after the graph's own name."""
 
 ATTENTION_MASK: Final = "attention_mask"
 
@@ -23,7 +23,7 @@ Dims = list[int | str | None]
 
 
 def optimize(model: ModelProto) -> None:
-    """Run every pass that leaves the numbers as they are."""
+    """Run every pass that keeps the numbers unchanged."""
     copy_dimensions(model.graph)
     gather_by_batch(model.graph)
     name_mask(model.graph)
@@ -32,10 +32,10 @@ def optimize(model: ModelProto) -> None:
 
 
 def copy_dimensions(graph: GraphProto) -> None:
-    """Give every Reshape whose shape is computed from input dimensions a constant shape instead.
+    """Replace every Reshape's shape that is computed from input dimensions by a constant.
 
-    ONNX's Reshape copies a dimension where the shape says 0, and infers one where it says -1. With the
-    dynamic axes copied, no layer computes shapes any more.
+    ONNX's Reshape copies a dimension for 0 in the shape, and infers one for -1. Copying the dynamic axes, no layer
+    computes shapes.
     """
     producers = _producers(graph)
     dims = _dims(graph)
@@ -65,7 +65,7 @@ def copy_dimensions(graph: GraphProto) -> None:
 
 
 def gather_by_batch(graph: GraphProto) -> None:
-    """Read one position of each row with GatherND's batch dimension, not with a range of row numbers."""
+    """Gather one position of each row with GatherND's batch dimension instead of a range of row numbers."""
     producers = _producers(graph)
     for node in graph.node:
         if node.op_type != "GatherND" or _attribute(node, "batch_dims", 0) != 0:
@@ -85,9 +85,9 @@ def gather_by_batch(graph: GraphProto) -> None:
 
 
 def name_mask(graph: GraphProto) -> None:
-    """Call the first mask that is added to attention's scores what ONNX Runtime's offline tools know it by.
+    """Rename the first mask added to attention's scores to the name that ONNX Runtime's offline tools look for.
 
-    They make one operator of an attention without a mask, or with one of this name and of four dimensions.
+    They fuse an attention without a mask, or with a four-dimensional mask of this name.
     """
     producers = _producers(graph)
     sums = (producers.get(node.input[0]) for node in graph.node if node.op_type == "Softmax")
@@ -116,7 +116,7 @@ def drop_unused(graph: GraphProto) -> None:
 
 
 def anonymize(model: ModelProto) -> None:
-    """Remove what tells of exporter, source files and machine, and what runtimes infer themselves."""
+    """Remove traces of exporter, source files and machine, and everything that runtimes infer."""
     model.producer_name = model.producer_version = model.doc_string = model.domain = ""
     del model.metadata_props[:]
     used = {node.domain for node in model.graph.node}
@@ -134,9 +134,9 @@ def anonymize(model: ModelProto) -> None:
 
 
 def store_fp16(model: ModelProto) -> int:
-    """Store each large fp32 initializer that fp16 holds exactly as fp16, with a Cast to fp32 behind it.
+    """Store large fp32 initializers as fp16 with a Cast to fp32, if fp16 represents them exactly.
 
-    Nothing is rounded here, so the graph computes what it did; a runtime folds the Casts when it loads.
+    Nothing is rounded, so the graph computes the same; a runtime folds the Casts when it loads the graph.
 
     Returns:
         The bytes saved.
@@ -163,15 +163,15 @@ def store_fp16(model: ModelProto) -> int:
 
 
 def save(model: ModelProto, path: Path, *, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> list[Path]:
-    """Write the graph, and its weights beside it as ``NAME.onnx.data`` where they are more than the limit.
+    """Write the graph; weights above the limit go into ``NAME.onnx.data`` beside it.
 
     Returns:
         The files written.
     """
-    weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)  # some are lists of numbers, not raw bytes
+    weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)  # some hold lists of numbers, not raw bytes
     if weights <= external_data_bytes:
         path.write_bytes(model.SerializeToString(deterministic=True))
-        onnx.checker.check_model(path, full_check=True)  # of the model in memory it would make another copy
+        onnx.checker.check_model(path, full_check=True)  # checking the model in memory would copy it
         return [path]
     data = path.with_name(path.name + EXTERNAL_SUFFIX)
     onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
@@ -180,8 +180,8 @@ def save(model: ModelProto, path: Path, *, external_data_bytes: int = EXTERNAL_D
 
 
 def _read_names(graph: GraphProto) -> set[str]:
-    """Name all values that nodes read, those in the branches of an If and the bodies of loops too."""
-    names = {name for node in graph.node for name in node.input if name}  # an optional input may be left empty
+    """Return the names of all values that nodes read, including branches of If and bodies of loops."""
+    names = {name for node in graph.node for name in node.input if name}  # an omitted optional input is empty
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
@@ -210,7 +210,7 @@ def _computed_shape(
     dims: dict[str, Dims],
     constants: dict[str, TensorProto],
 ) -> list[int | str] | None:
-    """Resolve a Concat of constants and single input dimensions; None where it is anything else."""
+    """Resolve a Concat of constants and single input dimensions; return None for anything else."""
     if node.op_type != "Concat":
         return None
     shape: list[int | str] = []

@@ -1,6 +1,6 @@
-"""fp32 graphs → fp16 and int8 graphs, without torch, by ONNX Runtime's own converters.
+"""Convert fp32 graphs to fp16 and int8, without torch, by ONNX Runtime's own converters.
 
-What must stay exact stays fp32 in both: LayerNorm and softmax, whose sums leave fp16's range or lose its digits, the
+Both keep exact parts in fp32: LayerNorm and softmax, whose sums leave fp16's range or lose its digits, the
 normalisation of pixels, and the unit length at the end.
 """
 
@@ -32,20 +32,20 @@ FP32_OPERATORS: Final = (
     "Sqrt",
     "BatchNormalization",
 )
-"""Kept in fp32 wherever they stand."""
+"""Operators that always stay fp32."""
 
 HEAVY: Final = frozenset({"Conv", "Gather", "MatMul", "Gemm"})
-"""The first of these ends the preparation of the input, the last begins the way to the unit vector."""
+"""The first of these ends the preprocessing; the unit vector is computed after the last."""
 
 _TO_FP16: Final = "_cast_to_fp16_node"
-"""How the converter names the Casts behind an operator that stays in fp32."""
+"""Suffix by which the converter names the Casts after an operator that stays fp32."""
 
 _SHAPE_ELEMENTS: Final = 64
-"""The most that a constant has which says a shape, and the least that is worth leaving out."""
+"""Constants of up to this many elements may be shapes; larger ones are worth leaving out."""
 
 
 def to_fp16(model: ModelProto) -> ModelProto:
-    """Convert a graph to fp16; its input and its output keep their types.
+    """Convert a graph to fp16; inputs and outputs keep their types.
 
     Raises:
         ExportError: a weight is beyond fp16's range.
@@ -54,7 +54,7 @@ def to_fp16(model: ModelProto) -> ModelProto:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         values = onnx.numpy_helper.to_array(tensor)
-        # Minus infinity masks the future in causal attention; the converter makes the lowest finite number of it.
+        # Minus infinity masks the future in causal attention; the converter replaces it by the lowest finite number.
         beyond = np.abs(values[np.isfinite(values)]) > np.finfo(np.float16).max
         if beyond.any():
             raise ExportError(f"{tensor.name}: holds values beyond fp16's range; export with --precision fp32")
@@ -67,13 +67,13 @@ def to_fp16(model: ModelProto) -> ModelProto:
         node_block_list=_edges(model),
     )
     _join_casts(converted.graph)
-    OnnxModel.graph_topological_sort(converted.graph)  # the converter appends its Casts where they came up
+    OnnxModel.graph_topological_sort(converted.graph)  # the converter appends its Casts in any order
     anonymize(converted)
     return converted
 
 
 def _infer_shapes(model: ModelProto) -> None:
-    """Note the type of every value in the graph, without its weights: onnx infers nothing of more than 2 GiB."""
+    """Record the type of every value in the graph; leave out the weights, because onnx infers nothing above 2 GiB."""
     graph = model.graph
     bare = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     bare.graph.name = graph.name
@@ -89,18 +89,18 @@ def _infer_shapes(model: ModelProto) -> None:
 
 
 def to_int8(path: Path, calibration: Iterable[np.ndarray] | None = None) -> ModelProto:
-    """Quantise the MatMuls with constant weights to int8, per output channel; everything else stays.
+    """Quantise the MatMuls with constant weights to int8, per output channel; keep everything else.
 
-    Convolutions stay fp32: quantised, they are slower than before on most CPUs, or refused. Weights take 7 of the 8
-    bits, so that CPUs without VNNI add the same products without saturating and a bundle answers alike everywhere.
+    Convolutions stay fp32: most CPUs run quantised ones more slowly, or refuse them. Weights use 7 of the 8 bits, so
+    CPUs without VNNI add the same products without saturating, and a bundle answers alike everywhere.
 
     Args:
         path: the fp32 graph.
-        calibration: batches of real inputs. With them the ranges of activations are fixed beforehand; without,
-            each run takes its own.
+        calibration: batches of real inputs that fix the ranges of activations; without them, each run computes its
+            own.
 
     Returns:
-        The quantised graph, already read back.
+        The quantised graph.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
         out = Path(folder) / "int8.onnx"
@@ -112,7 +112,7 @@ def to_int8(path: Path, calibration: Iterable[np.ndarray] | None = None) -> Mode
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back the advice to simplify the graph first, which the exporter has done; it goes to the root logger."""
+    """Silence the root logger's advice to simplify the graph, which the exporter has done."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -123,7 +123,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _quantise(path: Path, out: Path, calibration: Iterable[np.ndarray] | None) -> None:
-    # What the converter writes on the way is as large as the graph it reads, and protobuf ends at 2 GiB.
+    # The converter's temporary file is as large as its input, and protobuf ends at 2 GiB.
     large = path.with_name(f"{path.name}{EXTERNAL_SUFFIX}").exists()
     if calibration is None:
         quantize_dynamic(
@@ -155,7 +155,7 @@ def _quantise(path: Path, out: Path, calibration: Iterable[np.ndarray] | None) -
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # the base has no types
-    """Hands batches to the calibrator, one at a time."""
+    """Passes batches to the calibrator, one at a time."""
 
     def __init__(self, name: str, batches: Iterable[np.ndarray]) -> None:
         self._name = name
@@ -167,12 +167,12 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # the base has no 
 
 
 def _join_casts(graph: onnx.GraphProto) -> None:
-    """Leave out the way through fp16 between two operators that both compute in fp32.
+    """Remove the conversion to fp16 and back between two operators that both compute in fp32.
 
-    The converter puts Casts around each of them by itself; even the length that divides a vector would be rounded.
+    The converter puts Casts around every such operator; even the length that divides a vector would be rounded.
     """
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    exact: dict[str, str] = {}  # what came back from fp16 → what went there
+    exact: dict[str, str] = {}  # value cast back from fp16 → value before both Casts
     for name, back in casts.items():
         there = casts.get(back.input[0])
         if there is not None and there.name.endswith(_TO_FP16) and back.attribute[0].i == onnx.TensorProto.FLOAT:
@@ -191,10 +191,10 @@ def _join_casts(graph: onnx.GraphProto) -> None:
 
 
 def _edges(model: ModelProto) -> list[str]:
-    """Name the nodes before the first heavy operator and behind the last."""
+    """Return the names of the nodes before the first heavy operator and after the last."""
     nodes: list[NodeProto] = list(model.graph.node)
     for index, node in enumerate(nodes):
-        # The converter blocks nodes by name, and a node need not have one.
+        # The converter blocks nodes by name, but a node may lack one.
         node.name = node.name or f"node_{index}"
     heavy = [index for index, node in enumerate(nodes) if node.op_type in HEAVY]
     if not heavy:
@@ -203,7 +203,7 @@ def _edges(model: ModelProto) -> list[str]:
 
 
 def _without_constant_weights(path: Path) -> list[str]:
-    """Name the MatMuls of two activations: attention's own, which int8 would blur for little speed."""
+    """Return the names of the MatMuls of two activations: attention's, where int8 costs accuracy for little speed."""
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in constants]

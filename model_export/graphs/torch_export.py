@@ -1,4 +1,4 @@
-"""torch encoders → ONNX graphs, with the exporter that docs/adr/0004-onnx-exporter.md chooses."""
+"""Export torch encoders to ONNX graphs, with the exporter of docs/adr/0004-onnx-exporter.md."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ from model_export.graphs.passes import optimize
 from service.model.manifest import TextSection
 
 OPSET: Final = 20
-"""The first with `Gelu`. 23 would bring `Attention`, which few providers read yet."""
+"""The first opset with `Gelu`. 23 would add `Attention`, which few providers support yet."""
 
 PIXELS: Final = "pixels"
 IDS: Final = "ids"
@@ -26,7 +26,7 @@ VECTORS: Final = "vectors"
 
 def export_image_encoder(encoder: nn.Module, *, height: int, width: int) -> onnx.ModelProto:
     """Export uint8 ``[batch, height, width, 3]`` → float32 ``[batch, dim]``; only the batch is dynamic."""
-    # At least 2 examples: an exporter may take an axis of length 1 for a constant.
+    # The exporter may take an axis of length 1 for a constant, so use 2 examples.
     pixels = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     return _export(encoder, pixels, PIXELS, {0: Dim("batch")})
 
@@ -56,7 +56,7 @@ def _export(module: nn.Module, example: Tensor, name: str, shape: dict[int, Any]
             verbose=False,
             custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
         )
-    assert program is not None  # noqa: S101 - None comes only from the older exporter
+    assert program is not None  # noqa: S101 - only the older exporter returns None
     model = program.model_proto
     optimize(model)
     return model
@@ -74,9 +74,9 @@ def _attention(  # noqa: PLR0917 - the signature is torch's
 ) -> Any:  # noqa: ANN401
     """Translate scaled dot-product attention over ``[batch, heads, length, depth]``.
 
-    The exporter's own translation turns the keys by way of three dimensions and back, with four nodes of
-    shape arithmetic in every layer. And it scales queries and keys; ONNX Runtime's tools know attention by the one
-    scale behind the product, which the CPU provider makes part of the product all the same.
+    The exporter's own translation transposes the keys through three dimensions and back, with four nodes of shape
+    arithmetic in every layer. It also scales queries and keys; ONNX Runtime's tools recognise attention by one scale
+    after the product, which the CPU provider fuses into the product anyway.
     """
     if dropout_p or is_causal or enable_gqa:
         raise NotImplementedError("attention with dropout, implied causality or grouped queries")
@@ -91,11 +91,11 @@ def _attention(  # noqa: PLR0917 - the signature is torch's
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporter says of its own internals: none of it is about the model."""
+    """Silence the exporter's messages, which concern its internals and not the model."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    # The attention fast path of torch's own modules does not export.
+    # The attention fast path of torch's modules cannot be exported.
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

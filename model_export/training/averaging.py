@@ -1,6 +1,6 @@
-"""The mean of several runs' weights, as a run of its own.
+"""Average the weights of several runs into a new run.
 
-Runs that began with the same weights (``--from``) mostly end in one basin, and the mean of their weights is often
+Runs that started from the same weights (``--from``) mostly end in one basin, and the mean of their weights is often
 better than each of them: Wortsman et al. 2022, "Model soups", and, of a CLIP before and after fine-tuning, "Robust
 fine-tuning of zero-shot models".
 """
@@ -28,14 +28,14 @@ from model_export.files import replacing, write_json
 def average(runs: Sequence[Path], out: Path, *, shares: Sequence[float] = ()) -> Path:
     """Write a run whose weights are the mean of several runs' weights.
 
-    Its configuration, tokenizer, recipe and card are the last run's; its provenance names the weights it is made of.
-    Counters (integer tensors) are the last run's too.
+    Configuration, tokenizer, recipe, card and counters (integer tensors) come from the last run. The provenance names
+    the averaged weights.
 
     Args:
-        runs: two or more finished runs of one model, with one tokenizer, that have a common beginning: the mean of
-            runs that do not is as good as random weights.
+        runs: two or more finished runs of one model with one tokenizer, started from the same weights. The mean of
+            other runs is no better than random weights.
         out: the folder to write; it must not hold a run.
-        shares: of each run in the mean, divided by their sum; by default all alike.
+        shares: weight of each run in the mean, divided by their sum; equal by default.
 
     Returns:
         The folder.
@@ -45,12 +45,12 @@ def average(runs: Sequence[Path], out: Path, *, shares: Sequence[float] = ()) ->
         TrainingError: the runs do not fit together, the shares do not fit the runs, or the folder is taken.
     """
     if len(runs) < 2:
-        raise TrainingError("a mean needs two runs or more")
+        raise TrainingError("a mean needs at least two runs")
     shares = shares or [1.0] * len(runs)
     if len(shares) != len(runs):
-        raise TrainingError(f"{len(shares)} shares for {len(runs)} runs; give one for each run, in their order")
+        raise TrainingError(f"{len(shares)} shares for {len(runs)} runs; give one for each run, in the same order")
     if any(not 0 < share < float("inf") for share in shares):
-        raise TrainingError("a share is a number above 0; leave the run out instead")
+        raise TrainingError("a share must be a finite number above 0; to give a run no weight, leave it out")
     if (out / CONFIG).exists() or (out / WEIGHTS).exists():
         raise TrainingError(f"{out}: holds a run; name another folder with --out")
     sources = [load_training_run(run) for run in runs]
@@ -70,15 +70,15 @@ def average(runs: Sequence[Path], out: Path, *, shares: Sequence[float] = ()) ->
 def _check_fits(run: Path, source: ModelSource, last: Path, last_source: ModelSource) -> None:
     if source.tokenizer != last_source.tokenizer:
         raise TrainingError(
-            f"{run / TOKENIZER}: is another tokenizer than that of {last}; ids would change their words"
+            f"{run / TOKENIZER}: differs from the tokenizer of {last}; average runs that share one tokenizer"
         )
     if source.image != last_source.image:
-        raise TrainingError(f"{run / CONFIG}: prepares pictures in another way than {last}; a mean needs one way")
+        raise TrainingError(f"{run / CONFIG}: prepares images differently from {last}; average runs with one [input]")
     shapes, last_shapes = (
         {name: tensor.shape for name, tensor in each.model.state_dict().items()} for each in (source, last_source)
     )
     if shapes != last_shapes:
-        raise TrainingError(f"{run / CONFIG}: is another model than that of {last}; a mean needs one model")
+        raise TrainingError(f"{run / CONFIG}: is a different model from {last}; average runs of one model")
 
 
 def _mean(weights: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run continues exactly."""
+"""Save and load the checkpoints from which a run continues exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEEP = 2
 
 
 class Checkpoint(TypedDict):
-    """The state between two steps; ``step`` is the next one to run."""
+    """State of a run between two steps; ``step`` is the next one to run."""
 
     step: int
     recipe_digest: str
@@ -28,7 +28,7 @@ class Checkpoint(TypedDict):
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint so that a kill at any moment leaves either it or its predecessor whole; keep the last two."""
+    """Write a checkpoint, and keep the last two. A kill at any moment leaves this one or its predecessor whole."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{checkpoint['step']:08d}.pt"
     with replacing(path) as partial:
@@ -39,10 +39,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """Load the newest checkpoint of a run, or none if there is none.
+    """Load the newest checkpoint of a run; return None if it has none.
 
     Raises:
-        TrainingError: the file cannot be read as a checkpoint. Nothing in it is executed.
+        TrainingError: the file is not a readable checkpoint. Its content is never executed.
     """
     paths = sorted(folder.glob(PATTERN))
     if not paths:
@@ -50,9 +50,9 @@ def latest(folder: Path) -> Checkpoint | None:
     try:
         loaded: Any = torch.load(paths[-1], map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        msg = f"{paths[-1]}: not a readable checkpoint; delete it to resume from the one before"
+        msg = f"{paths[-1]}: is not a readable checkpoint; delete it to resume from the one before"
         raise TrainingError(msg) from error
     if not isinstance(loaded, dict) or set(loaded) != set(Checkpoint.__annotations__):
-        msg = f"{paths[-1]}: not a checkpoint of this program"
+        msg = f"{paths[-1]}: is not a checkpoint of anyclass-export; delete it, or name another folder with --out"
         raise TrainingError(msg)
     return cast("Checkpoint", loaded)

@@ -8,10 +8,10 @@ from torch.nn import functional
 
 
 def same_meaning(label: Tensor, noun: Tensor) -> Tensor:
-    """Tell which pairs of a batch mean the same: bool ``[batch, batch]``, true on the diagonal.
+    """Compare the meaning of all pairs of a batch: bool ``[batch, batch]``, true on the diagonal.
 
-    Two pictures of one class, or under one noun, would otherwise be pushed away from each other's caption although
-    it describes them. Comparing captions as strings would miss most of these: the template or the noun differs.
+    Otherwise, two images of one class or noun would be pushed away from each other's caption, although it describes
+    both. Comparing captions as strings would miss most such pairs: the template or the noun differs.
     """
     return (label[:, None] == label[None, :]) | (noun[:, None] == noun[None, :])
 
@@ -27,11 +27,11 @@ def contrastive_loss(
     """Return the mean of image-to-text and text-to-image cross-entropy over the batch's similarities.
 
     Args:
-        images: float ``[batch, dim]``, any length; unit length is made here, in fp32.
+        images: float ``[batch, dim]`` of any length; normalised here, in fp32.
         texts: float ``[batch, dim]``, row i the caption of row i of ``images``.
         log_scale: scalar, the logarithm of the logit scale.
-        same: bool ``[batch, batch]``; off the diagonal, true entries are neither positive nor negative.
-        label_smoothing: share of the target that is spread over all entries that count.
+        same: bool ``[batch, batch]``; true entries off the diagonal count neither as positive nor as negative.
+        label_smoothing: share of the target spread over all entries that count.
 
     Returns:
         Scalar, fp32.

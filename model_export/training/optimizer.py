@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class Optimizer:
-    """AdamW without decay on gains and biases (paper, appendix F); where asked for, Muon for the blocks' matrices.
+    """AdamW without decay on gains and biases (paper, appendix F), and optionally Muon for the blocks' matrices.
 
-    Muon (Jordan et al. 2024) makes each update orthogonal, so that all directions of a matrix are learned at one pace;
-    on small convolutional networks it needs fewer steps than AdamW. It is for hidden matrices only: stems,
-    embeddings, projections, gains and biases stay with AdamW. A kernel counts as ``[out, in * height * width]``.
+    Muon (Jordan et al. 2024) makes each update orthogonal, so all directions of a matrix are learned at one rate. On
+    small convolutional networks it needs fewer steps than AdamW. It applies to hidden matrices only: AdamW keeps
+    stems, embeddings, projections, gains and biases. A kernel is treated as ``[out, in * height * width]``.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Optimizer:
         eps: float,
         muon_lr: float | None = None,
     ) -> None:
-        """Divide the parameters; ``model`` is on its device and in its memory format already."""
+        """Assign the parameters; ``model`` must already be on its device and in its memory format."""
         hidden = _hidden_matrices(model) if muon_lr is not None else []
         others = [p for p in model.parameters() if p.requires_grad and all(p is not kernel for kernel in hidden)]
         self._adamw = torch.optim.AdamW(
@@ -40,14 +40,14 @@ class Optimizer:
             eps=eps,
         )
         self._peaks: list[tuple[torch.optim.Optimizer, float]] = [(self._adamw, lr)]
-        # Muon takes matrices only: these share the memory of their kernels.
+        # Muon accepts matrices only, so these views share the memory of their kernels.
         self._matrices = [(p, nn.Parameter(_as_matrix(p.detach(), p))) for p in hidden]
         if muon_lr is not None:
             matrices = [matrix for _, matrix in self._matrices]
             self._peaks.append((torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay), muon_lr))
 
     def step(self, rate: float) -> None:
-        """Change the parameters by their gradients, each at the share ``rate`` of its peak learning rate."""
+        """Update the parameters from their gradients, at ``rate`` times each one's peak learning rate."""
         for optimizer, peak in self._peaks:
             for group in optimizer.param_groups:
                 group["lr"] = rate * peak
@@ -57,17 +57,17 @@ class Optimizer:
             optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state for resuming a run."""
         return {type(optimizer).__name__: optimizer.state_dict() for optimizer, _ in self._peaks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state that :meth:`state_dict` returned."""
+        """Restore a state that :meth:`state_dict` returned."""
         for optimizer, _ in self._peaks:
             optimizer.load_state_dict(state[type(optimizer).__name__])
 
 
 def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Return the weights of linear layers and convolutions inside the numbered blocks of the towers."""
+    """Return the weights of linear layers and convolutions in the towers' numbered blocks."""
     weights = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and any(part.isdigit() for part in name.split(".")):
@@ -77,7 +77,7 @@ def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _as_matrix(values: Tensor, kernel: nn.Parameter) -> Tensor:
-    """Return ``[out, everything else]`` in the order in which the kernel lies in memory."""
+    """Return a ``[out, rest]`` view, in the kernel's order in memory."""
     if values.ndim == 4 and kernel.is_contiguous(memory_format=torch.channels_last):
         values = values.permute(0, 2, 3, 1)
     return values.flatten(1)

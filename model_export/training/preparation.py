@@ -1,4 +1,4 @@
-"""What a run needs before its first step: rows split, tokenizer trained, batches planned, held-out pictures named."""
+"""Prepare a run: split the rows, train the tokenizer, plan the batches, choose the held-out images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from service.model.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run's data and plan."""
+    """Data and plan of a run."""
 
     recipe: Recipe
     model_config: ClipConfig
@@ -44,7 +44,7 @@ class Prepared:
     _validation: list[tuple[str, npt.NDArray[np.int64]]]
 
     def validation(self) -> Iterator[LabelledImages]:
-        """Decode the held-out pictures of each file, as the service would, and yield them file by file."""
+        """Decode the held-out images of each file as the service does, and yield them file by file."""
         size = self.model_config.image.image_size
         section = ImageSection(height=size, width=size, **self.recipe.input.model_dump())
         reader = self.loader.reader
@@ -63,16 +63,16 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
-    """Read the text columns, train the run's tokenizer (or take the one that is there), and plan the batches.
+    """Read the text columns, train the run's tokenizer or load the existing one, and plan the batches.
 
     Raises:
-        DataError: a file is not readable, or a caption is longer than the context.
+        DataError: a file cannot be read, or a caption is longer than the context.
         RecipeError: the batch is larger than the data.
     """
     reader = PairReader(
         recipe.data.files,
         recipe.data.columns.columns(),
-        # One window in use, and the next one beginning while the last batches of it are prepared.
+        # The next window starts while the last batches of the current one are being prepared.
         groups_in_memory=2 * recipe.data.shuffle_window,
     )
     nouns, labels = reader.text_columns()

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar or lines, metrics as JSON lines, and TensorBoard."""
+"""Report a run: a progress bar or lines, metrics as JSON lines, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ METRICS = "metrics.jsonl"
 
 
 class Reporter:
-    """Writes metrics of a step to all three places.
+    """Writes a step's metrics to all three outputs.
 
-    ``metrics.jsonl`` is cut back to the resumed step first, so that it never tells one step twice.
+    First cuts ``metrics.jsonl`` back to the resumed step, so that it never holds a step twice.
     """
 
     def __init__(self, run: Path, console: Console, *, total_steps: int, first_step: int) -> None:
@@ -58,11 +58,11 @@ class Reporter:
         self._board.close()
 
     def advance(self, step: int) -> None:
-        """Move the bar: ``step`` is done."""
+        """Advance the bar to the end of ``step``."""
         self._progress.update(self._task, completed=step + 1)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values of a step. On a terminal they stand in the bar; elsewhere they are a line."""
+        """Record the values of a step; show them in the bar on a terminal, else as a line."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for key, value in values.items():
@@ -81,5 +81,5 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        # A line that a kill cut short.
+        # A kill cut this line short.
         return float("inf")

@@ -1,4 +1,4 @@
-"""The recipe of a training run: a TOML file, checked whole before anything costly starts."""
+"""Read the recipe of a training run: a TOML file, checked completely before any costly work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ColumnsSection(Section):
 
 
 class DataSection(Section):
-    """Where the pairs are, and how they are read."""
+    """Files of the pairs, and how to read them."""
 
     files: tuple[Path, ...] = Field(min_length=1)
     columns: ColumnsSection = ColumnsSection()
@@ -57,13 +57,13 @@ class AugmentSection(Section):
     def _ordered(self) -> AugmentSection:
         for name, (low, high) in (("crop_area", self.crop_area), ("zoom_area", self.zoom_area)):
             if not 0 < low <= high <= 1:
-                msg = f"{name} must be two shares, 0 < smallest <= largest <= 1"
+                msg = f"{name} must hold two shares, 0 < smallest <= largest <= 1"
                 raise ValueError(msg)
         return self
 
 
 class CaptionsSection(Section):
-    """How a caption is drawn from a pair's noun and class, and the template sets that the bundle carries."""
+    """Templates of captions, the share of class names in them, and the template sets of the bundle."""
 
     templates: tuple[str, ...] = Field(min_length=1)
     class_name_share: float = Field(default=0.5, ge=0, le=1)
@@ -76,13 +76,13 @@ class CaptionsSection(Section):
                 msg = f"template {template!r} must hold {{}} exactly once"
                 raise ValueError(msg)
         if "default" not in self.template_sets:
-            msg = "template_sets must hold one named default"
+            msg = "template_sets must have a set named default"
             raise ValueError(msg)
         return self
 
 
 class ImageInputSection(Section):
-    """How the service prepares a picture for this model, and the normalisation inside the graph (0..1 units)."""
+    """Preprocessing of an image by the service, and the normalisation inside the graph (0..1 units)."""
 
     resize: Literal["shortest", "squash"] = "shortest"
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
@@ -92,7 +92,7 @@ class ImageInputSection(Section):
 
 
 class TextSection(Section):
-    """The text tower; its token ids are set by the tokenizer that is trained."""
+    """The text tower; the trained tokenizer sets its token ids."""
 
     vocab_size: PositiveInt = 49408
     context_length: int = Field(default=77, ge=4)
@@ -111,7 +111,7 @@ class ModelSection(Section):
 
 
 class PhaseSection(Section):
-    """From the share ``start`` of the run on, train at ``size`` pixels, ``zoom_share`` of the pictures zoomed into."""
+    """From the share ``start`` of the run on, train at ``size`` pixels with ``zoom_share`` of the images zoomed."""
 
     start: float = Field(ge=0, lt=1)
     size: PositiveInt
@@ -119,13 +119,13 @@ class PhaseSection(Section):
 
 
 class OptimSection(Section):
-    """Optimisation; the defaults are the paper's for ViTs, but for batch and warm-up."""
+    """Optimisation; except for batch and warm-up, the defaults are the paper's for ViTs."""
 
     epochs: PositiveInt = 32
     batch_size: int = Field(default=1024, ge=2)
     lr: PositiveFloat = 5e-4
     muon_lr: PositiveFloat | None = None
-    """Peak rate of Muon for the matrices of the blocks; AdamW for all where not set."""
+    """Peak rate of Muon for the blocks' matrices; if unset, AdamW updates everything."""
     weight_decay: float = Field(default=0.2, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: PositiveFloat = 1e-6
@@ -137,7 +137,7 @@ class OptimSection(Section):
 
 
 class Recipe(Section):
-    """Everything that decides a run, but for the machine it runs on."""
+    """Everything that decides a run, except for the machine."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     seed: NonNegativeInt = 0
@@ -157,7 +157,7 @@ class Recipe(Section):
         phases = self.optim.phases
         own_size = self.model.image.image_size
         if any(phase.size != own_size for phase in phases) and not isinstance(self.model.image, ResidualConvConfig):
-            msg = "optim.phases of another size need a tower of kind residual_conv; the others have one fixed size"
+            msg = "only a residual_conv tower can train at another size; set each size in optim.phases to image_size"
             raise ValueError(msg)
         if phases and phases[0].start != 0:
             msg = "the first of optim.phases must start at 0"
@@ -170,10 +170,10 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
 
     Args:
         path: the TOML file.
-        data: the folder to which its data files' names are relative; its own folder by default.
+        data: base folder of the data files; by default the recipe's own folder.
 
     Raises:
-        RecipeError: the file cannot be read, is no TOML, or has unknown keys or values that do not fit.
+        RecipeError: the file cannot be read, is not TOML, or has unknown keys or invalid values.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -181,7 +181,7 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
         msg = f"{path}: cannot be read ({error.strerror})"
         raise RecipeError(msg) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"{path}: not valid TOML: {error}"
+        msg = f"{path}: is not valid TOML: {error}"
         raise RecipeError(msg) from error
     try:
         recipe = Recipe.model_validate(content)
@@ -193,7 +193,7 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
 
 
 def digest(recipe: Recipe) -> str:
-    """Return a hash of what decides the weights: the recipe without folders, logging and worker count."""
+    """Hash the part of a recipe that decides the weights: everything but folders, logging and worker count."""
     content: dict[str, Any] = recipe.model_dump(mode="json")
     content["data"]["files"] = [Path(file).name for file in content["data"]["files"]]
     for key in ("log_every", "checkpoint_every", "evaluate_every", "licence"):

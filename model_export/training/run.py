@@ -1,4 +1,4 @@
-"""A training run from its recipe to its weights."""
+"""Run a training from its recipe to its weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train(
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
-    """Train as a recipe says, and write a training run.
+    """Train by a recipe, and write a training run.
 
     The run's folder holds ``config.json``, ``tokenizer.json``, ``model.safetensors``, ``recipe.toml``,
     ``metrics.jsonl``, TensorBoard's files and checkpoints.
@@ -47,20 +47,20 @@ def train(
         recipe_path: a TOML file.
         out: the run's folder; by default ``runs/NAME`` in the current folder.
         data: the folder of the recipe's data files; the recipe's own by default.
-        start_from: a finished run of the same model, whose weights and tokenizer this one begins with; by default
+        start_from: a finished run of the same model, whose weights and tokenizer this run starts with; by default
             both are new.
-        resume: continue a run that was stopped, from its newest checkpoint. On the CPU the weights at the end
-            are the same, bit for bit, as if it had never been stopped.
-        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is one.
-        console: where progress is shown.
+        resume: continue a stopped run from its newest checkpoint. On the CPU, the final weights are bit for bit
+            those of an uninterrupted run.
+        device: ``cpu``, ``cuda``, or ``auto`` for CUDA if available.
+        console: shows the progress.
 
     Returns:
         The run's folder.
 
     Raises:
         RecipeError: the recipe is wrong.
-        DataError: a file, column or row is not readable.
-        TrainingError: the folder is taken, there is nothing to resume or to start from, or the loss became non-finite.
+        DataError: a file, column or row cannot be read.
+        TrainingError: the folder is in use, no run exists to resume or to start from, or the loss became non-finite.
     """
     console = console or Console()
     recipe = read_recipe(recipe_path, data=data)
@@ -103,10 +103,10 @@ def train(
 def _device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        msg = "CUDA was asked for and torch sees no GPU; install a CUDA build of torch, or use --device cpu"
+        msg = "torch finds no GPU for --device cuda; install a CUDA build of torch, or use --device cpu"
         raise TrainingError(msg)
     if name not in ("auto", "cpu", "cuda"):
-        msg = f"unknown device {name!r}: use cpu, cuda or auto"
+        msg = f"unknown device {name!r}; use cpu, cuda or auto"
         raise TrainingError(msg)
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
@@ -117,13 +117,13 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
         raise TrainingError(msg)
     checkpoint = checkpoints.latest(run / checkpoints.FOLDER)
     if resume and checkpoint is None:
-        msg = f"{run}: there is no checkpoint to resume from"
+        msg = f"{run}: has no checkpoint to resume from; start the run without --resume"
         raise TrainingError(msg)
     if not resume and checkpoint is not None:
         msg = f"{run}: holds an unfinished run; continue it with --resume, or name another folder with --out"
         raise TrainingError(msg)
     if checkpoint and checkpoint["recipe_digest"] != digest(recipe):
-        msg = f"{run}: was started from another recipe than this; resume with {run / RECIPE}"
+        msg = f"{run}: was started from another recipe; resume with {run / RECIPE}"
         raise TrainingError(msg)
     run.mkdir(parents=True, exist_ok=True)
     return checkpoint
@@ -131,7 +131,7 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
 
 def _take_tokenizer(source: Path, run: Path) -> None:
     if not (source / WEIGHTS).is_file() or not (source / TOKENIZER).is_file():
-        msg = f"{source}: not a finished run to start from; it must hold {WEIGHTS} and {TOKENIZER}"
+        msg = f"{source}: is not a finished run to start from; it must hold {WEIGHTS} and {TOKENIZER}"
         raise TrainingError(msg)
     shutil.copyfile(source / TOKENIZER, run / TOKENIZER)
 
@@ -140,7 +140,7 @@ def _take_weights(source: Path, model: ClipModel) -> None:
     try:
         model.load_state_dict(load_file(source / WEIGHTS))
     except (SafetensorError, OSError, RuntimeError) as error:
-        msg = f"{source / WEIGHTS}: not weights of the recipe's model; use the [model] of {source / RECIPE}"
+        msg = f"{source / WEIGHTS}: does not fit the recipe's model; use the [model] of {source / RECIPE}"
         raise TrainingError(msg) from error
 
 

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer from captions, in the form of CLIP's own (paper, section 2.4)."""
+"""Train a byte-level BPE tokenizer on captions, in the form of CLIP's own (paper, section 2.4)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MIN_VOCAB_SIZE = 2 + 2 * 256
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train on captions.
+    """Train a tokenizer.
 
-    Text is brought to Unicode NFC, white space is collapsed, and letters are lower-cased. Ids 0 and 1 are start
-    and end of text, which the post-processor puts around every text. All 256 bytes are in the vocabulary, inside a
-    word and at its end, so that any text can be encoded.
+    It brings text to Unicode NFC, collapses white space and lower-cases letters. Ids 0 and 1 are start and end of
+    text, which the post-processor puts around every text. The vocabulary holds all 256 bytes, inside a word and at
+    its end, so any text can be encoded.
 
     Args:
         captions: the training text.
-        vocab_size: entries at most, the specials and the 512 bytes counted: at least 514.
+        vocab_size: most entries, including the 2 specials and the 512 bytes; at least 514.
 
     Returns:
         A ``tokenizers`` tokenizer; ``save`` writes the bundle's ``tokenizer.json``.
@@ -31,7 +31,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
         RecipeError: ``vocab_size`` leaves no room for the bytes.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        msg = f"a vocabulary of {vocab_size} is too small: 2 specials and 2 x 256 bytes need {MIN_VOCAB_SIZE}"
+        msg = f"model.text.vocab_size {vocab_size} is too small; 2 specials and 2 x 256 bytes need {MIN_VOCAB_SIZE}"
         raise RecipeError(msg)
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
     tokenizer.normalizer = normalizers.Sequence(
@@ -47,8 +47,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         # The trainer adds a byte in its end-of-word form only if a caption ends so, in the order of a hash map. BPE
-        # drops what it does not know, so a word that ends in an unseen byte would lose it in silence, and the ids
-        # would differ from run to run. Entered as special tokens, all of them are there, at fixed ids.
+        # silently drops unknown tokens: a word ending in an unseen byte would lose it, and ids would differ from
+        # run to run. Special tokens are always present, at fixed ids.
         special_tokens=[START_OF_TEXT, END_OF_TEXT, *(byte + END_OF_WORD for byte in alphabet)],
         initial_alphabet=alphabet,
         end_of_word_suffix=END_OF_WORD,
@@ -65,8 +65,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    # They were special for the trainer only. In a text, "<|endoftext|>" and "a</w>" are characters like any others: a
-    # label cannot end its prompt early. The post-processor, which alone places start and end, names them by id.
+    # They were special for the trainer only. In a text, "<|endoftext|>" and "a</w>" are ordinary characters, so a label
+    # cannot end its prompt early. Only the post-processor places start and end, and it names them by id.
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = []
     return Tokenizer.from_str(json.dumps(content))

@@ -51,13 +51,13 @@ class Trainer:
     def start(cls, recipe: Recipe, prepared: Prepared, run: Path, device: torch.device) -> Trainer:
         """Build a new model on ``device``, its encoders and its optimiser, all from the recipe's seed."""
         torch.manual_seed(recipe.seed)
-        # Exact resumption needs every kernel to add in the same order each time.
+        # Exact resumption needs kernels that always add in the same order.
         torch.use_deterministic_algorithms(device.type == "cpu")
-        # Filling memory first is for finding kernels that do not write all of it: a help in debugging, 7% of a step.
+        # Filling memory only helps to debug kernels that leave some of it unwritten, and costs 7% of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         model = ClipModel(prepared.model_config).to(device)
         if not isinstance(prepared.model_config.image, VisionTransformerConfig):
-            # Convolutions run about twice as fast on pixels that lie together.
+            # Convolutions run about twice as fast if a pixel's channels are adjacent.
             model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optim = recipe.optim
         return cls(
@@ -79,7 +79,7 @@ class Trainer:
         )
 
     def whiten(self) -> None:
-        """Give a whitening stem its kernel, from the pictures of the first batches."""
+        """Compute the kernel of a whitening stem from the images of the first batches."""
         tower = self.model.visual
         if not isinstance(tower, ResidualConv) or not isinstance(tower.stem, WhiteningStem):
             return

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy: class names as labels, templates as prompts, no training on the classes (paper, section 3.1)."""
+"""Measure zero-shot accuracy: class names in templates, no training on the classes (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """A held-out set: uint8 ``[images, size, size, 3]``, and each image's index into ``class_names``."""
+    """A held-out set: pixels uint8 ``[images, size, size, 3]``; labels are indices into ``class_names``."""
 
     name: str
     pixels: npt.NDArray[np.uint8]
@@ -29,7 +29,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of the images whose class came first, and was among the first five."""
+    """Shares of images whose class ranked first, and in the first five."""
 
     top1: float
     top5: float
@@ -49,13 +49,13 @@ def zero_shot(
     """Measure two encoders on a labelled set.
 
     Args:
-        image_encoder: left in the mode it was in, as is ``text_encoder``.
+        image_encoder: keeps its mode, as does ``text_encoder``.
         text_encoder: of the same model.
         data: the images and their classes.
-        templates: the prompts of a class are averaged as unit vectors.
-        encode: texts to int64 ids ``[texts, length]``.
-        device: where both encoders are.
-        batch_size: images, or prompts, at a time.
+        templates: make the prompts of a class, which are averaged as unit vectors.
+        encode: converts texts to int64 ids ``[texts, length]``.
+        device: holds both encoders.
+        batch_size: images or prompts encoded at a time.
     """
     was_training = image_encoder.training
     image_encoder.eval()

@@ -1,4 +1,4 @@
-"""Images in a folder: one sub-folder for each class, files at any depth below it."""
+"""Read images from a folder: one sub-folder for each class, files at any depth below it."""
 
 import os
 import re
@@ -18,12 +18,12 @@ _SPLITS: Final = frozenset({"train", "training", "val", "valid", "validation", "
 
 
 class FolderSource:
-    """A folder. Its labels are the names of its sub-folders, with ``_`` for a space unless it is a WordNet id."""
+    """A folder of images. Labels are the names of sub-folders, with ``_`` as a space except in WordNet ids."""
 
     class_names: tuple[str, ...] | None = None
 
     def __init__(self, path: Path) -> None:
-        """List every image. Folders and files whose names begin with a dot are left out.
+        """List every image; skip names that begin with a dot.
 
         Raises:
             DataError: a sub-folder holds no images, or the sub-folders are splits of a data set, not its classes.
@@ -42,21 +42,21 @@ class FolderSource:
             if not files:
                 raise DataError(
                     f"{path / printable(folder.name)}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); every "
-                    "sub-folder is a class: move it away, or put its images in"
+                    "sub-folder is a class: add its images, or move it away"
                 )
             name = folder.name if WORDNET_ID.fullmatch(folder.name) else folder.name.replace("_", " ")
             self.labels += [name] * len(files)
             self._files += files
 
     def samples(self, rows: Rows) -> Iterator[Sample]:
-        """Yield the images of these rows; they are read only when they are asked for."""
+        """Yield the images of these rows, to be read on demand."""
         for row in rows.tolist():
             file = self._files[row]
             yield Sample(row, printable(file), partial(_read, file))
 
 
 def _images(folder: Path) -> list[str]:
-    """Return the paths of all images below a folder, sorted. Links to folders are not followed: they may lead back."""
+    """Return the sorted paths of all images below a folder; do not follow links to folders, which may be circular."""
     found = []
     for root, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -76,7 +76,7 @@ def _read(file: str) -> bytes:
     path = Path(file)
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise InvalidImage("This is not a regular file.")
+        raise InvalidImage("The image is not a regular file.")
     if status.st_size > DEFAULT_LIMITS.max_bytes:
         raise PayloadTooLarge(f"The image has {status.st_size} bytes; the limit is {DEFAULT_LIMITS.max_bytes}.")
     return path.read_bytes()

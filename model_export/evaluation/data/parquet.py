@@ -1,4 +1,4 @@
-"""Labelled images in Parquet files: the columns that training reads, and those of Hugging Face data sets."""
+"""Read labelled images from Parquet files, with training's columns or those of Hugging Face data sets."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ from service.errors import InvalidImage
 
 _ROWS_AT_ONCE: Final = 64
 _READ_BYTES: Final = 2**20
-"""A column is read in pieces of this size; else all pictures of a row group would be in memory at once."""
+"""Size of the pieces of a column: without it, all images of a row group would be in memory at once."""
 
 
 class ParquetSource:
-    """A file with a column of encoded pictures and one of classes.
+    """A file with a column of encoded images and one of classes.
 
-    Pictures are binary, or a structure with a binary field ``bytes``. Classes are names or numbers; what the numbers
-    stand for is in the file where the Hugging Face library wrote it, else the user must say it.
+    Images are binary, or a structure with a binary field ``bytes``. Classes are names or numbers; a file by the Hugging
+    Face library names the numbers, otherwise the user must.
     """
 
     def __init__(self, path: Path, *, image: str, label: str) -> None:
@@ -42,12 +42,12 @@ class ParquetSource:
                     f"{path}: no column {column!r} (it has: {', '.join(schema.names)}); name yours with {option}"
                 )
         if not _is_picture(schema.field(image).type):
-            raise DataError(f"{path}: column {image!r} is {schema.field(image).type}, not encoded pictures (binary)")
+            raise DataError(f"{path}: column {image!r} is {schema.field(image).type}, not encoded images (binary)")
         self.class_names = _class_names(schema, label)
         self.labels: Sequence[Label] = self._read_labels(label, schema.field(label).type)
 
     def samples(self, rows: Rows) -> Iterator[Sample]:
-        """Yield the images of these rows, a few of them in memory at a time."""
+        """Yield the images of these rows, with few in memory at a time."""
         first = 0
         for group in range(self._file.num_row_groups):
             end = first + self._file.metadata.row_group(group).num_rows
@@ -75,13 +75,13 @@ class ParquetSource:
     def _read_labels(self, label: str, kind: pa.DataType) -> Sequence[Label]:
         values = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not is_string(values) and not pa.types.is_integer(values):
-            raise DataError(f"{self.path}: column {label!r} is {kind}, neither class names nor class numbers")
+            raise DataError(f"{self.path}: column {label!r} is {kind}; it must hold class names or numbers")
         try:
             column = self._file.read([label], use_threads=False)[label]
         except (OSError, pa.ArrowException) as exc:
             raise DataError(f"{self.path}: column {label!r} cannot be read ({str(exc).splitlines()[0]})") from exc
         if column.null_count:
-            raise DataError(f"{self.path}: column {label!r} has {column.null_count:,} empty rows; each needs its class")
+            raise DataError(f"{self.path}: column {label!r} has {column.null_count:,} empty rows; fill in the classes")
         if not len(column):
             raise DataError(f"{self.path}: has no rows")
         labels: list[Label] = column.to_pylist()
@@ -102,7 +102,7 @@ def _encoded(value: bytes | dict[str, Any] | None) -> bytes:
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """Return the names that the Hugging Face library put into the file's metadata, if it did."""
+    """Return the class names in the metadata of a file by the Hugging Face library, or None."""
     try:
         names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
     except (TypeError, KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""Labelled images from anywhere: what a source of them must be able to do, and which of its rows are taken."""
+"""Labelled images: the interface of their sources, and the choice of rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ Label: TypeAlias = str | int
 Rows: TypeAlias = npt.NDArray[np.int64]
 
 IMAGE_SUFFIXES: Final = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
-"""How the name of an image file ends, lower case, without the dot."""
+"""Suffixes of image files, lower case, without the dot."""
 
 _DRAW_SEED: Final = 0
 _SHOWN_CHARS: Final = 200
 
 
 class Sample(NamedTuple):
-    """One image: its number within its source, where it lies (for people), and how its encoded bytes are had.
+    """One image: its number within its source, its place (for people), and a function that reads its encoded bytes.
 
-    ``read`` may be called in another thread; it raises OSError, or AnyclassError where there is no image to be had.
+    ``read`` may run in another thread; it raises OSError, or AnyclassError if the image is missing or too large.
     """
 
     row: int
@@ -33,25 +33,25 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """Labelled images in a file or a folder. Labels are known once it is open; images are read one after another."""
+    """Labelled images in a file or a folder. Opening it reads all labels; images are read one after another."""
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Return its file or folder."""
 
     @property
     def labels(self) -> Sequence[Label]:
-        """The class of every row."""
+        """Return the class of every row."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """What the numbers among the labels stand for, where the source itself says it."""
+        """Return the names of numeric labels, or None if the source does not name them."""
 
     def samples(self, rows: Rows) -> Iterator[Sample]:
-        """Yield the images of these rows, which are ascending, int64 ``[n]``.
+        """Yield the images of these rows: ascending, int64 ``[n]``.
 
         Raises:
-            DataError: the source itself, not only an image in it, is damaged.
+            DataError: the source itself is damaged, not only an image in it.
         """
 
 
@@ -60,10 +60,10 @@ def choose_rows(counts: Sequence[int], *, every: int = 1, limit: int | None = No
 
     Args:
         counts: rows of each source.
-        every: of each source the last of each ``every`` rows, those that a training run with this
-            ``validation_every`` holds out; 1 for all.
-        limit: of what is left at most so many in all, drawn at random, always the same ones: data are often sorted
-            by class, and the first rows would show a few classes only.
+        every: take the last of each ``every`` rows of a source, which a training run with this ``validation_every``
+            holds out; 1 takes all rows.
+        limit: draw at most this many of the remaining rows, always the same ones. The draw is random because data are
+            often sorted by class, and the first rows would show few classes.
 
     Returns:
         For each source its chosen rows, int64, ascending.
@@ -80,6 +80,6 @@ def choose_rows(counts: Sequence[int], *, every: int = 1, limit: int | None = No
 
 
 def printable(name: str) -> str:
-    """Return a name from a file so that it cannot steer a terminal: one line, escaped, not endless."""
+    """Make a name from a file safe for a terminal: one escaped line of limited length."""
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:_SHOWN_CHARS])
     return escaped if len(name) <= _SHOWN_CHARS else escaped + "…"

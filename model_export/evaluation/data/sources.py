@@ -1,4 +1,4 @@
-"""Paths → sources: what a path holds is told from the path."""
+"""Open paths as sources, by their names and folders."""
 
 import re
 from collections.abc import Sequence
@@ -19,34 +19,34 @@ _TAR: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 @dataclass(frozen=True)
 class SampleColumns:
-    """The columns of Parquet files: encoded picture, and class."""
+    """Columns of Parquet files: encoded image, and class."""
 
     image: str = "image"
     label: str = "label"
 
 
 def open_data(paths: Sequence[str], columns: SampleColumns | None = None) -> list[Source]:
-    """Open every path, in order; nothing but labels is read yet.
+    """Open every path, in order; read only the labels.
 
     Args:
         paths: Parquet files, tar files (a pattern such as ``{000..009}.tar`` stands for several), image folders, or
             folders of Parquet or tar files.
-        columns: of Parquet files.
+        columns: names of the columns of Parquet files.
 
     Raises:
-        DataError: a path is not there, is of no known kind, or its labels cannot be read.
+        DataError: a path does not exist, its kind is unknown, or its labels cannot be read.
     """
     columns = columns or SampleColumns()
     files = [file for pattern in paths for path in expand(pattern) for file in _shards(path)]
-    # All names are looked at before the first file is read: a wrong one shows at once.
+    # Expanding all names before reading the first file reports a wrong name at once.
     return [_open(file, columns) for file in files]
 
 
 def expand(pattern: str) -> list[Path]:
-    """Write out ``{000..009}``, as a shell would; a path that is there is taken as it is.
+    """Expand ``{000..009}`` as a shell would; keep the path of an existing file.
 
     Raises:
-        DataError: the range is empty or endless.
+        DataError: the range is empty or too long.
     """
     found = _RANGE.search(pattern)
     if found is None or Path(pattern).exists():
@@ -62,10 +62,10 @@ def expand(pattern: str) -> list[Path]:
 def _shards(path: Path) -> list[Path]:
     """Return the path itself, or the files of a folder that holds Parquet or tar files and no folders."""
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+        raise DataError(f"{path}: does not exist; name a file or a folder")
     if path.is_file():
         if not path.name.lower().endswith(_PARQUET + _TAR):
-            raise DataError(f"{path}: not a Parquet file, a tar file or a folder, going by its name")
+            raise DataError(f"{path}: is neither a folder nor a file named .parquet or .tar")
         return [path]
     files = [file for file in sorted(path.iterdir()) if file.is_file()]
     if any(file.is_dir() and not file.name.startswith(".") for file in path.iterdir()):
@@ -73,7 +73,7 @@ def _shards(path: Path) -> list[Path]:
     for kind in (_PARQUET, _TAR):
         if shards := [file for file in files if file.name.lower().endswith(kind)]:
             return shards
-    raise DataError(f"{path}: holds no sub-folders of images, one for each class, and no Parquet or tar files")
+    raise DataError(f"{path}: holds neither Parquet or tar files nor sub-folders of images, one for each class")
 
 
 def _open(path: Path, columns: SampleColumns) -> Source:

@@ -1,7 +1,7 @@
-"""WebDataset shards: a tar file in which neighbouring members ``key.jpg`` and ``key.cls`` make one sample.
+"""Read WebDataset shards: tar files in which neighbouring members ``key.jpg`` and ``key.cls`` make one sample.
 
-Nothing is ever extracted to the disk, so a member's name is a name and nothing more; links and devices are passed over.
-The file is read from front to back, compressed or not: once for the labels, once more for the images.
+Nothing is extracted to the disk, so a member's name is never a path; links and devices are skipped. The file is read
+from front to back, compressed or not: once for the labels, once for the images.
 """
 
 import re
@@ -20,7 +20,7 @@ from model_export.evaluation.data.samples import IMAGE_SUFFIXES, Label, Rows, Sa
 from service.errors import PayloadTooLarge
 from service.images.decoding import DEFAULT_LIMITS
 
-_LABEL_SUFFIXES: Final = ("cls", "txt")  # the first that is there counts
+_LABEL_SUFFIXES: Final = ("cls", "txt")  # the first one found counts
 _NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
 _LABEL_BYTES: Final = 1_000
 _END_MARK: Final = b"\0" * tarfile.BLOCKSIZE
@@ -34,7 +34,7 @@ class _Member(NamedTuple):
 
 
 class TarSource:
-    """One shard. ``key.cls`` holds a number or a name; where there is none, ``key.txt`` holds a name."""
+    """One shard. ``key.cls`` holds a number or a name; if it is missing, ``key.txt`` holds a name."""
 
     class_names: tuple[str, ...] | None = None
 
@@ -42,7 +42,7 @@ class TarSource:
         """Read the labels.
 
         Raises:
-            DataError: not a whole tar file; an image without a label; a label that is no name.
+            DataError: the tar file is damaged, an image has no label, or a label is invalid.
         """
         self.path = path
         self.labels: list[Label] = []
@@ -54,7 +54,7 @@ class TarSource:
                     labels[member.suffix] = self._label_bytes(member)
                 elif member.suffix in IMAGE_SUFFIXES:
                     image = member.suffix
-            if image is None:  # a note for people, or a part of a sample that is not asked for
+            if image is None:  # a note, or an unused part of a sample
                 continue
             suffix = next((suffix for suffix in _LABEL_SUFFIXES if suffix in labels), None)
             name = printable(key)
@@ -62,7 +62,7 @@ class TarSource:
                 raise DataError(f"{path}: {name}.{image} has no label; put {name}.cls or {name}.txt beside it")
             self.labels.append(self._label(labels[suffix], suffix, f"{name}.{suffix}"))
         if not self.labels:
-            raise DataError(f"{path}: holds no images (members such as 0001.jpg with 0001.cls)")
+            raise DataError(f"{path}: holds no images; add members such as 0001.jpg with 0001.cls")
 
     def samples(self, rows: Rows) -> Iterator[Sample]:
         """Yield the images of these rows, in one pass."""
@@ -84,7 +84,7 @@ class TarSource:
         if member.entry.size > _LABEL_BYTES:
             raise DataError(
                 f"{self.path}: {printable(member.entry.name)} has {member.entry.size:,} bytes; "
-                "that is no class's number or name"
+                "it must hold a class's number or name"
             )
         return _content(member, self.path)
 
@@ -101,19 +101,19 @@ class TarSource:
         size = image.entry.size
         if size > DEFAULT_LIMITS.max_bytes:
             return partial(_raise_too_large, size)
-        content = _content(image, self.path)  # now, while the file stands there
+        content = _content(image, self.path)  # read now, while the archive is at this member
         return lambda: content
 
 
 def _members(path: Path) -> Iterator[_Member]:
-    """Yield the regular files of a tar file whose names have a key and a suffix, as WebDataset splits them."""
+    """Yield a tar file's regular files whose names have a key and a suffix, split as WebDataset does."""
     with _refusing(path), tarfile.open(path, "r:*") as archive:
         position = -1
         while (entry := archive.next()) is not None:
-            if archive.offset <= position:  # a negative size would lead back for ever
+            if archive.offset <= position:  # a negative size would loop for ever
                 raise DataError(f"{path}: {printable(entry.name)} has an impossible size; copy the file again")
             position = archive.offset
-            cast("Any", archive).members.clear()  # the library keeps every one, and a shard may have millions
+            cast("Any", archive).members.clear()  # the library keeps all of them, and a shard may have millions
             folder, slash, name = entry.name.rpartition("/")
             stem, dot, suffix = name.partition(".")
             if entry.isreg() and not entry.issparse() and stem and dot:
@@ -131,7 +131,7 @@ def _content(member: _Member, path: Path) -> bytes:
 
 
 def _check_end(archive: tarfile.TarFile, path: Path) -> None:
-    """Refuse a file that was cut between two members, or is damaged there: the library takes that for the end."""
+    """Refuse a file that is cut or damaged between two members, which the library takes for the end."""
     stream = archive.fileobj
     assert stream is not None  # noqa: S101 - an open archive has one
     stream.seek(archive.offset)
@@ -145,7 +145,7 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError) as exc:
         reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-        raise DataError(f"{path}: not a whole tar file ({reason}); copy the file again") from exc
+        raise DataError(f"{path}: is not a complete tar file ({reason}); copy the file again") from exc
 
 
 def _raise_too_large(size: int) -> bytes:

@@ -65,7 +65,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
     path.write_bytes(b"not parquet at all")
 
-    with pytest.raises(DataError, match=r"pairs\.parquet: not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"pairs\.parquet: is not a readable Parquet file"):
         reader(path)
 
 

@@ -188,7 +188,7 @@ def test_several_paths_are_one_set(bundle: Path, tmp_path: Path) -> None:
     assert 1.0 == found.figures["none"].top1
 
 
-def test_classes_that_share_a_name_are_told(bundle: Path, tmp_path: Path) -> None:
+def test_classes_that_share_a_name_are_reported(bundle: Path, tmp_path: Path) -> None:
     """ImageNet has two cranes: they tie to the bit, the first is taken, and a remark says so."""
     index = {"0": ["n01440764", "red"], "1": ["n01443537", "crane_bird"], "2": ["n02012849", "red"]}
     folder = write_folder(tmp_path / "val", [(picture("red"), wordnet_id) for wordnet_id, _ in index.values()])
@@ -202,7 +202,7 @@ def test_classes_that_share_a_name_are_told(bundle: Path, tmp_path: Path) -> Non
         for true, taken, *_ in sorted(found.figures["none"].confusions)[::-1]
     ]
     assert 1 / 3 == found.figures["none"].top1
-    assert "'red': the name of more than one class" in found.remarks[0]
+    assert "'red': several classes have this name" in found.remarks[0]
 
 
 def test_a_first_name_that_two_ids_share_is_written_out(bundle: Path, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_unreadable_images_are_counted_and_named(bundle: Path, tmp_path: Path) -
     assert "limit" in found.broken[3].reason
 
     empty = write_parquet(tmp_path / "empty.parquet", LABELLED, image=pa.array([None] * len(LABELLED), pa.binary()))
-    with pytest.raises(DataError, match=r"not one of the 8 images can be read; the first is .*empty.parquet, row 0: "):
+    with pytest.raises(DataError, match=r"none of the 8 images can be read; the first is .*empty.parquet, row 0: "):
         measured(bundle, empty)
 
 
@@ -473,26 +473,26 @@ def _write(path: Path, content: str) -> str:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (lambda p: {"data": p / "no"}, "no such file or folder"),
-        (lambda p: {"data": _write(p / "data.csv", "a,b")}, "not a Parquet file, a tar file or a folder"),
-        (lambda p: {"data": p}, "holds no sub-folders of images"),
+        (lambda p: {"data": p / "no"}, "does not exist; name a file or a folder"),
+        (lambda p: {"data": _write(p / "data.csv", "a,b")}, "is neither a folder nor a file named .parquet or .tar"),
+        (lambda p: {"data": p}, "holds neither Parquet or tar files nor sub-folders of images"),
         (lambda p: {"data": write_folder(p / "x", [(b"", "train"), (b"", "val")])}, "holds splits, not classes"),
         (lambda p: {"data": write_folder(p / "x", [(b"", "cat"), (b"", "dog")], ".md")}, "holds no image"),
         (lambda p: {"data": write_folder(p / "x", [(b"", "cat")])}, "has the class 'cat' only"),
         (lambda p: {"data": write_folder(p / "x", [(b"", "n01440764"), (b"", "cat")])}, "put LOC_synset_mapping.txt"),
         (lambda p: {"data": p / "{9..0}.tar"}, "must count upwards"),
         (lambda p: {"data": p / "{0..999999999}.tar"}, "must count upwards"),
-        (lambda p: {"data": _write(p / "x.parquet", "PAR1")}, "not a readable Parquet file"),
+        (lambda p: {"data": _write(p / "x.parquet", "PAR1")}, "is not a readable Parquet file"),
         (lambda p: {"data": _parquet(p), "columns": SampleColumns(image="img")}, "name yours with --image-column"),
         (lambda p: {"data": _parquet(p), "columns": SampleColumns(label="class")}, "name yours with --label-column"),
-        (lambda p: {"data": _parquet(p), "columns": SampleColumns(image="text")}, "not encoded pictures"),
+        (lambda p: {"data": _parquet(p), "columns": SampleColumns(image="text")}, "not encoded images"),
         (
             lambda p: {"data": _parquet(p), "columns": SampleColumns(label="image")},
-            "neither class names nor class numbers",
+            "it must hold class names or numbers",
         ),
         (
             lambda p: {"data": write_parquet(p / "x.parquet", LABELLED, label=list(range(8)))},
-            "its labels are numbers, such as 0; say what they stand for with --classes",
+            "its labels are numbers, such as 0; name them with --classes",
         ),
         (
             lambda p: {"data": write_parquet(p / "x.parquet", LABELLED, label=[None, *"abcdefg"])},
@@ -507,7 +507,7 @@ def _write(path: Path, content: str) -> str:
         (lambda p: {"data": write_tar(p / "x.tar", [("a.cls", b""), ("a.png", b"")])}, r"a\.cls is empty"),
         (lambda p: {"data": write_tar(p / "x.tar", [("a.cls", b"\xff"), ("a.png", b"")])}, "not text in UTF-8"),
         (lambda p: {"data": write_tar(p / "x.tar", [("a.txt", b"x" * 2000), ("a.png", b"")])}, "has 2,000 bytes"),
-        (lambda p: {"data": _parquet(p), "classes": str(p / "no.txt")}, r"no\.txt: no such file; --classes takes"),
+        (lambda p: {"data": _parquet(p), "classes": str(p / "no.txt")}, r"no\.txt: does not exist; give --classes"),
         (lambda p: {"data": _parquet(p), "classes": _write(p / "c.txt", "\n")}, "is empty; write one class a line"),
         (lambda p: {"data": _parquet(p), "classes": _write(p / "c.txt", "red\n\nblue")}, "line 2 is empty"),
         (
@@ -518,21 +518,27 @@ def _write(path: Path, content: str) -> str:
             lambda p: {"data": _wordnet_folder(p), "classes": _write(p / "c.txt", "n01440764 red\nn00000001 x\n")},
             "'n01443537', 'n02012849' not among the 2 classes of",
         ),
-        (lambda p: {"data": _parquet(p), "classes": _write(p / "c.json", '{"a": 1}')}, "neither a list of names nor"),
-        (lambda p: {"data": _parquet(p), "templates": ("nope",)}, "choose of default, none, seven, openai-imagenet"),
-        (lambda p: {"data": _parquet(p), "templates": (str(p / "no.json"),)}, "no such file of templates"),
+        (
+            lambda p: {"data": _parquet(p), "classes": _write(p / "c.json", '{"a": 1}')},
+            "must hold a list of names, or an index",
+        ),
+        (lambda p: {"data": _parquet(p), "templates": ("nope",)}, "choose from default, none, seven, openai-imagenet"),
+        (
+            lambda p: {"data": _parquet(p), "templates": (str(p / "no.json"),)},
+            "does not exist; name a JSON file of templates",
+        ),
         (lambda p: {"data": _parquet(p), "templates": (_write(p / "t.json", "[]"),)}, "No templates were given"),
         (lambda p: {"data": _parquet(p), "templates": (_write(p / "t.json", '["a {} {}"]'),)}, "exactly once"),
         (lambda p: {"data": _parquet(p), "templates": (_write(p / "t.json", '{"a": 1}'),)}, "must hold a list"),
         (
             lambda p: {"data": _parquet(p), "templates": ("default", _write(p / "t.json", '{"default": ["{}"]}'))},
-            "two different sets are called 'default'",
+            "two different sets have the name 'default'",
         ),
         (
             lambda p: {"data": _parquet(p), "templates": (_write(p / "t.json", json.dumps(["z " * 40 + "{}"])),)},
-            "in the template 'z z .* of set 't' is longer than this model reads",
+            "in template 'z z .* of set 't' is longer than the model's context",
         ),
-        (lambda p: {"data": _parquet(p), "every": 100}, "the data have no 100th row"),
+        (lambda p: {"data": _parquet(p), "every": 100}, "--every 100 leaves no row"),
     ],
 )
 def test_wrong_input_is_refused_before_any_image_is_read(
@@ -611,7 +617,7 @@ def test_imagenet_prompts_and_names_come_from_open_clip_without_running_it(
 def test_prompts_of_another_form_are_refused(open_clip: Path, prompt: str) -> None:
     """What is not understood is not guessed; the line is named."""
     open_clip.write_text(f"OPENAI_IMAGENET_TEMPLATES = (\n  {prompt},\n)\n")
-    with pytest.raises(DataError, match="line 2: not a prompt such as lambda c"):
+    with pytest.raises(DataError, match="line 2: is not a prompt such as lambda c"):
         imagenet_templates(open_clip)
     with pytest.raises(DataError, match="has no IMAGENET_CLASSNAMES"):
         imagenet_class_names(open_clip)
@@ -693,9 +699,9 @@ def test_max_broken_decides_the_exit_code(bundle: Path, tmp_path: Path, command:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--data", "no-such"], "no-such: no such file or folder"),
+        (["--data", "no-such"], "no-such: does not exist"),
         (["--data", ".", "--plot", "out.jpg"], "name it out.png"),
-        (["--data", ".", "--json", "no/out.json"], "its folder is not there"),
+        (["--data", ".", "--json", "no/out.json"], "its folder is missing"),
         (["--data", ".", "--json", "."], "is a folder; name a file"),
         (["--data", ".", "--provider", "abacus"], "Provider 'abacus' is not known"),
     ],

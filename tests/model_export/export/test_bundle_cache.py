@@ -70,7 +70,7 @@ def test_without_the_hub_the_latest_conversion_will_do(
     for _ in range(2):
         found = locate(MODEL, tmp_path)
         assert (latest.path, True) == (found.path, found.ready)
-        assert str(found.note).endswith("; going on with what is in the cache")
+        assert str(found.note).endswith("; using the cached model")
         shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
 
 

@@ -113,7 +113,7 @@ def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> Non
     assert "int8" == manifest.precision
     assert manifest.agreement is not None
     assert (manifest.agreement.data, manifest.agreement.images, manifest.agreement.labels) == ("pairs.parquet", 60, 4)
-    assert "beside fp32, on 60 pictures and 4 labels of pairs.parquet" in said
+    assert "compared with fp32 on 60 images and 4 labels of pairs.parquet" in said
     assert ["bundle", "pairs.parquet", "run"] == sorted(path.name for path in tmp_path.iterdir())
 
 
@@ -121,7 +121,10 @@ def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> Non
     ("wanted", "said"),
     [
         (Conversion("x", SourceOptions(), "fp32", data=("pairs.parquet",)), "--data and --calibrate are for fp16"),
-        (Conversion("x", SourceOptions(), "fp16", data=("pairs.parquet",), calibrate=True), "--calibrate is for int8"),
+        (
+            Conversion("x", SourceOptions(), "fp16", data=("pairs.parquet",), calibrate=True),
+            "--calibrate needs --precision int8",
+        ),
         (Conversion("x", SourceOptions(), "int8", calibrate=True), "name them with --data"),
         (Conversion("x", SourceOptions(), "int8", onnx="fp16"), "leave --precision out"),
     ],

@@ -54,19 +54,19 @@ def test_the_mean_is_a_run_and_says_what_it_is_made_of(runs: list[Path], tmp_pat
 def test_runs_that_do_not_fit_together_are_refused(runs: list[Path], tmp_path: Path) -> None:
     """Another model, tokenizer or preparation of pictures makes the mean worthless: the run at fault is named."""
     vit = write_tiny_run(tmp_path / "vit", "vit")
-    with pytest.raises(TrainingError, match=r"vit/config.json: is another model"):
+    with pytest.raises(TrainingError, match=r"vit/config.json: is a different model"):
         average([vit, runs[1]], tmp_path / "mean")
 
     path = runs[0] / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1), encoding="utf-8")
-    with pytest.raises(TrainingError, match=r"1/tokenizer.json: is another tokenizer"):
+    with pytest.raises(TrainingError, match=r"1/tokenizer.json: differs from the tokenizer of"):
         average(runs, tmp_path / "mean")
 
     shutil.copyfile(runs[1] / "tokenizer.json", path)
     config = json.loads((runs[0] / "config.json").read_text(encoding="utf-8"))
     config["image"]["mean"] = [0.1, 0.1, 0.1]
     (runs[0] / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(TrainingError, match=r"1/config.json: prepares pictures in another way"):
+    with pytest.raises(TrainingError, match=r"1/config.json: prepares images differently from"):
         average(runs, tmp_path / "mean")
 
     (runs[0] / "model.safetensors").unlink()

@@ -202,7 +202,7 @@ def test_starting_from_no_run_or_another_model_is_refused(tmp_path: Path) -> Non
 
     first = train(path, out=tmp_path / "first", device="cpu", console=quiet())
     other = recipe(tmp_path, epochs="1", tower="stem_width = 8\nwidths = [16, 32]")
-    with pytest.raises(TrainingError, match="not weights of the recipe's model"):
+    with pytest.raises(TrainingError, match="does not fit the recipe's model"):
         train(other, out=tmp_path / "second", start_from=first, device="cpu", console=quiet())
 
 
@@ -250,5 +250,5 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, so asking for one is no error")
 def test_a_gpu_that_was_asked_for_and_is_not_there_stops_the_start(tmp_path: Path) -> None:
     """Never a silent fall to the CPU."""
-    with pytest.raises(TrainingError, match="sees no GPU"):
+    with pytest.raises(TrainingError, match="finds no GPU"):
         train(recipe(tmp_path), out=tmp_path / "run", device="cuda", console=quiet())
