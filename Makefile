@@ -1,5 +1,5 @@
-# Every command of the project is spelled here and nowhere else: people, continuous integration and the docs call
-# these targets. `make help` lists them.
+# Every command of the project is defined here only: people, continuous integration and the docs call these targets.
+# `make help` lists them.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -11,19 +11,19 @@ DEV_VENV := .venv-dev
 DEV := $(DEV_VENV)/bin/
 SOURCES := service model_export tests scripts
 
-# What train-demo trains, and where to
+# Recipe and folders of train-demo
 RECIPE ?= model_export/recipes/demo.toml
 RUN ?= runs/demo
 DATA ?= data
 DEMO := service/bundles/demo
-# What export-sizes exports
+# Sizes and precisions of export-sizes
 SIZES ?= ViT-B-32 RN50 ViT-L-14
 PRECISIONS ?= fp32
-# What bench-export exports and times
+# Size that bench-export exports and times
 SIZE ?= ViT-B-32
-# How many requests fuzz sends
+# Requests that fuzz sends
 CASES ?= 50000
-# What bench-engines times
+# Bundle and providers that bench-engines times
 BUNDLE ?= $(DEMO)
 PROVIDERS ?= cpu openvino openvino/bf16
 
@@ -32,7 +32,7 @@ help: ## List the targets
 
 # --- run ---
 
-# HOST only from make's own command line: some shells export a HOST that names the machine.
+# HOST counts only on make's own command line: some shells export a HOST that names the machine.
 # $(value …): a dollar sign in a password stays a dollar sign.
 ifeq ($(origin HOST),command line)
 run: export ANYCLASS_HOST := $(value HOST)
@@ -60,7 +60,7 @@ test: dev redis prometheus clients ## Lint, types, layers, then every test with 
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory pytest
 
-check: lint types layers docker-lint ## Everything but the tests
+check: lint types layers docker-lint ## Everything except the tests
 
 lint: dev ## Style and likely mistakes (ruff)
 	@$(DEV)ruff check $(SOURCES)
@@ -69,26 +69,26 @@ lint: dev ## Style and likely mistakes (ruff)
 types: dev ## Static types (mypy, strict)
 	@$(DEV)mypy $(SOURCES)
 
-layers: dev ## The order in which modules may import each other (import-linter)
+layers: dev ## Import order of the modules (import-linter)
 	@$(DEV)lint-imports --no-cache
 
 pytest: dev redis prometheus clients ## Every test with branch coverage, on up to four cores (ARGS= goes to pytest)
 	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 --cov --cov-report=term $(ARGS)
 
-fuzz: dev ## Made-up requests against the service, far more than the tests send (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")
+fuzz: dev ## Send generated requests to the service, far more than the tests do (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")
 	@$(DEV)python -m tests.fuzz --cases $(CASES) $(FUZZ_ARGS)
 
 format: dev ## Rewrite the source in the project's style
 	@$(DEV)ruff check --fix-only --quiet $(SOURCES)
 	@$(DEV)ruff format $(SOURCES)
 
-docker-lint: dev ## Lint the Dockerfile (hadolint, where there is a build of it)
+docker-lint: dev ## Lint the Dockerfile (hadolint, if built for this machine)
 	@if [ -x $(DEV)hadolint ]; then $(DEV)hadolint Dockerfile && echo "Dockerfile: no findings"; \
 	 else echo "docker-lint: skipped, hadolint has no package for this machine"; fi
 
 # --- models ---
 
-train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIPE=, RUN=where to, FROM=run; RESUME=1 goes on)
+train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIPE=, RUN=folder, FROM=run; RESUME=1 continues)
 	@$(DEV)anyclass-export train $(RECIPE) --data $(DATA) --out $(RUN) $(if $(FROM),--from $(FROM)) $(if $(RESUME),--resume)
 
 export-demo: dev ## Export the training run RUN= as the bundle that ships with the service
@@ -124,12 +124,12 @@ bench-engines: dev ## Time a bundle on the providers of this machine, in turn (B
 bench-export: dev ## Speed beside the plain export of transformers' model (SIZE=, BENCH_ARGS=--operators shows the fusions)
 	@$(DEV)python -m tests.bench.export $(SIZE) $(BENCH_ARGS)
 
-bench-gpu: dev redis ## What bench measures, on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
+bench-gpu: dev redis ## The measurements of bench on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
 	@$(DEV)python -m tests.bench.run --gpu $(BENCH_ARGS)
 
 # --- upkeep ---
 
-dev: ## Make .venv-dev, with all that both commands and the tests need (docs/install.md)
+dev: ## Make .venv-dev, with everything for both commands and the tests (docs/install.md)
 	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,dev
 
 wheel: dev ## Build the wheel into dist/
@@ -138,12 +138,12 @@ wheel: dev ## Build the wheel into dist/
 constraints: dev ## Resolve the dependencies again and pin them in constraints*.txt
 	@$(DEV)python scripts/lock.py
 
-clean: ## Remove the environments and everything that tools leave behind
+clean: ## Remove the environments and all files of tools
 	@rm -rf $(RUN_VENV) $(DEV_VENV) .venv-export build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
 	 .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Not listed: what other targets need.
+# Not listed: prerequisites of other targets.
 .PHONY: redis prometheus clients
 redis:
 	@scripts/redis.sh

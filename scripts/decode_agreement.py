@@ -35,11 +35,11 @@ SIZES = ((640, 480), (1920, 1080), (4032, 3024))
 ENCODINGS = ((60, "4:2:0"), (80, "4:2:0"), (95, "4:4:4"))  # quality and subsampling
 
 Judge: TypeAlias = tuple[str, ImageSection, Callable[[Pixels], npt.NDArray[np.float32]]]
-"""A name, its preprocessing, and what makes vectors `[batch, dim]` of pixels `[batch, height, width, 3]`."""
+"""A name, its preprocessing, and a function from pixels `[batch, height, width, 3]` to vectors `[batch, dim]`."""
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("measure", choices=("agree", "speed"))
     parser.add_argument("photos", type=Path)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def agree(photos: Sequence[Path], judges: Sequence[Judge], margins: Sequence[float]) -> None:
-    """Print how far the vectors and pixels of `fast` are from those of `exact`."""
+    """Print the distance of the vectors and pixels of `fast` from those of `exact`."""
     found: dict[tuple[str, str, float], list[tuple[float, float, str]]] = {}
     for name, kind, data in variants(photos):
         ways: dict[ImageSection, list[Pixels]] = {}
@@ -87,7 +87,7 @@ def agree(photos: Sequence[Path], judges: Sequence[Judge], margins: Sequence[flo
 
 
 def _every_way(data: bytes, section: ImageSection, margins: Sequence[float]) -> list[Pixels]:
-    """`exact`, then `fast` with each margin; those that come to one scale are decoded once."""
+    """Decode `exact`, then `fast` with each margin; margins with the same scale share one decode."""
     fast: dict[int, Pixels] = {}
     answer = [decode(data, section)]
     for margin in margins:
@@ -123,7 +123,7 @@ def speed(photos: Sequence[Path], side: int) -> None:
 
 
 def reference(data: bytes, side: int) -> Pixels:
-    """What torchvision's Resize and CenterCrop do, as CLIP's own code calls them."""
+    """Resize and crop like torchvision's Resize and CenterCrop in CLIP's own code."""
     image = Image.open(BytesIO(data)).convert("RGB")
     size = covering_size(image.size, (side, side))
     left, top = (round((scaled - side) / 2) for scaled in size)
@@ -132,7 +132,7 @@ def reference(data: bytes, side: int) -> Pixels:
 
 
 def variants(photos: Sequence[Path]) -> Iterator[tuple[str, str, bytes]]:
-    """Give (what it is, its kind, JPEG bytes) of each photo in each size and encoding."""
+    """Yield (description, kind, JPEG bytes) of each photo in each size and encoding."""
     for path in photos:
         photo = open_rgb(path.read_bytes())
         for width, height in SIZES:
@@ -147,7 +147,7 @@ def variants(photos: Sequence[Path]) -> Iterator[tuple[str, str, bytes]]:
 
 
 def square(side: int) -> ImageSection:
-    """CLIP's preprocessing for a square input."""
+    """Return CLIP's preprocessing for a square input."""
     half = (0.5, 0.5, 0.5)
     return ImageSection(
         height=side, width=side, resize="shortest", crop="center", interpolation="bicubic", mean=half, std=half
@@ -155,7 +155,7 @@ def square(side: int) -> ImageSection:
 
 
 def _filling(photo: Image.Image, width: int, height: int) -> Image.Image:
-    """The middle of the photo in that shape, enlarged or reduced; enlarged, with a camera's noise."""
+    """Return the photo's centre in this shape, reduced, or enlarged with a camera's noise."""
     scale = min(photo.width / width, photo.height / height)
     left, top = (photo.width - scale * width) / 2, (photo.height - scale * height) / 2
     box = (max(0.0, left), max(0.0, top), photo.width - max(0.0, left), photo.height - max(0.0, top))

@@ -71,7 +71,7 @@ def main() -> int:
 
 
 class _Silent:
-    """A listener for a table that is printed at the end."""
+    """Collects figures for a table at the end."""
 
     def wrote(self, *_: object) -> None:
         pass
@@ -101,7 +101,7 @@ def _export(options: argparse.Namespace) -> None:
     config = size.config
     family = family_of(config)
     if isinstance(config, ClipConfig):
-        # The published vocabulary is not at hand; the embedding keeps its size.
+        # Without the published vocabulary, the embedding still keeps its size.
         config = config.model_copy(update={"text": config.text.model_copy(update={"end_of_text_id": end})})
     torch.manual_seed(0)
     model = family.build(config).eval().requires_grad_(requires_grad=False)

@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 EVERYTHING = "cpu,convert,train,evaluate,dev"
 HEADER = "# Written by `make constraints`; not edited by hand.\n"
 
-# Exact in torch's own metadata, and there only with its CUDA builds.
+# torch's metadata pins these exactly, and only in its CUDA builds.
 FROM_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 
 
 def resolve(extras: str) -> dict[str, str]:
-    """Ask pip what it would install for the extras: normalised name → public version."""
+    """Return the packages that pip would install for the extras: normalised name → public version."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         subprocess.run(

@@ -1,11 +1,11 @@
-"""The serving code without the service: decoding and the engine in a loop, no HTTP, no event loop, no labels.
+"""Measure the serving code without the service: decoding and the engine in a loop, no HTTP, event loop or labels.
 
     python -m tests.bench.bare BUNDLE PROVIDER SECONDS PART…
 
 Parts: `loop` (pictures/s with decoding in threads and full batches), `single` (seconds of one decode and one
 run), `encoder` (pictures/s of the image encoder by batch), `texts` (short prompts trimmed to their longest, and padded
-to the whole context as other servers do), `decode` (seconds of one decode by picture size). It needs what the
-service needs and nothing more. One JSON object goes to the standard output.
+to the whole context as other servers do), `decode` (seconds of one decode by picture size). Needs only the
+service's packages. Prints one JSON object.
 """
 
 import json
@@ -42,7 +42,7 @@ _FEWEST: Final = 3
 
 
 class Bare:
-    """A bundle on a provider, opened and decoded for as the service does with the same settings."""
+    """A bundle on a provider, opened with the service's settings for engine and decoding."""
 
     def __init__(self, bundle: Path, provider: str, seconds: float) -> None:
         settings = Settings.model_validate({"model": bundle, "provider": provider})
@@ -58,7 +58,7 @@ class Bare:
         return decode(data, self.bundle.manifest.image, preprocessing=self._preprocessing)
 
     def loop(self) -> dict[str, Any]:
-        """Decode in as many threads as the service has while full batches run: the most that HTTP could reach."""
+        """Decode in the service's number of threads while full batches run: the upper limit for HTTP."""
         self._encode(self.pixels(_FULL))
         with ThreadPoolExecutor(self._threads) as pool:
             waiting: deque[Future[Pixels]] = deque()
@@ -79,7 +79,7 @@ class Bare:
         return {"median_s": statistics.median(runs)}
 
     def encoder(self) -> dict[str, Any]:
-        """The image encoder alone, by batch, in pictures a second."""
+        """Measure the image encoder alone, by batch, in pictures a second."""
         rates = {}
         for batch in BATCHES:
             pixels = self.pixels(batch)
@@ -87,7 +87,7 @@ class Bare:
         return {"rate_ips": rates}
 
     def texts(self) -> dict[str, Any]:
-        """The text encoder at the same prompts, in texts a second: trimmed, and padded to the context."""
+        """Measure the text encoder on the same prompts, in texts a second: trimmed, and padded to the context."""
         tokenizer = Tokenizer.from_bundle(self.bundle)
         prompts = [words.TEMPLATE.format(label) for label in words.labels(_TEXTS)]
         trimmed = tokenizer.pad(tokenizer.tokenize(prompts))
@@ -112,7 +112,7 @@ class Bare:
         self._encode(pixels)
 
     def _timed(self, work: Callable[[int], object]) -> list[float]:
-        """Seconds of each run; the first, which may compile for its shape, is left out."""
+        """Return the seconds of each run except the first, which may compile for its shape."""
         work(0)
         until, runs = time.perf_counter() + self.seconds, list[float]()
         while time.perf_counter() < until or len(runs) < _FEWEST:
@@ -134,7 +134,7 @@ def measure(bundle: Path, provider: str, seconds: float, parts: Sequence[str]) -
 
 
 def main() -> None:
-    """Print the figures that the command line asks for."""
+    """Print the requested figures."""
     bundle, provider, seconds, *parts = sys.argv[1:]
     sys.stdout.write(json.dumps(measure(Path(bundle), provider, float(seconds), parts)) + "\n")
 

@@ -1,4 +1,4 @@
-"""How busy the GPU is while something runs on it, as `nvidia-smi` tells; nothing where there is none."""
+"""Measure the load of the GPU with `nvidia-smi`; nothing without a GPU."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ _QUERY = "--query-gpu=utilization.gpu,memory.used,power.draw"
 
 
 class GpuWatch:
-    """Samples all GPUs until the end of the block; `figures` then says what it saw."""
+    """Samples all GPUs until the end of the block, then sets `figures`."""
 
     def __init__(self, every_s: float = 0.2, program: str = "nvidia-smi") -> None:
         self.figures: dict[str, Any] | None = None
@@ -34,7 +34,7 @@ class GpuWatch:
 
 
 def parse(lines: str) -> dict[str, Any] | None:
-    """Turn `busy, MiB, watts` lines into medians and the peak of memory; None where no line has figures."""
+    """Turn `busy, MiB, watts` lines into medians and the peak of memory; None if no line has figures."""
     rows = []
     for line in lines.splitlines():
         try:

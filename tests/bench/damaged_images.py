@@ -1,9 +1,9 @@
-"""Decode damaged images by the hundred thousand: nothing but the service's own errors, and no growth of memory.
+"""Decode many damaged images: expect only the service's own errors, and no growth of memory.
 
     python -m tests.bench.damaged_images --images 100000
 
-Prints how many were refused, the slowest, and the resident memory after each tenth. Exits with 1 where another
-exception came, or where memory grew by more than 32 MiB after the first tenth.
+Prints the number of refused images, the slowest, and the resident memory after each tenth. Exits with 1 after another
+exception, or if memory grew by more than 32 MiB after the first tenth.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _SECTION: Final = ImageSection(
 
 
 def main() -> int:
-    """Run as many as the command line says; return the exit status."""
+    """Decode the requested number of images; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,9 +1,9 @@
-"""Decoding and resizing one picture on one thread, CLIP's reference way and the fast one.
+"""Time decoding and resizing of one picture on one thread, CLIP's reference way and the fast one.
 
     python -m tests.bench.decoding SECONDS
 
-How far the two ways' vectors agree is another script's business: scripts/decode_agreement.py. Prints the median
-seconds by picture size as JSON.
+Prints the median seconds by picture size as JSON. For the agreement of both ways' vectors, see
+scripts/decode_agreement.py.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python -m tests.bench.engines BUNDLE cpu openvino openvino/bf16 --batches 1 8 32
 
-A round runs every provider once, so that what else the machine does slows all of them alike; the figures are medians.
-The bundle's probes are not compared: how near the vectors come to those of the first provider is printed.
+A round runs every provider once, so that other work on the machine slows all of them alike; the figures are medians.
+Instead of comparing the bundle's probes, prints the cosine of the vectors with those of the first provider.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _TOLERANCE = 1e-5
 
 
 def main() -> int:
-    """Print a table; the exit status is 1 where threads got other answers than one thread alone."""
+    """Print a table; return 1 if threads got different answers from one thread alone."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("providers", nargs="+", help="names, with /bf16 behind openvino where that is meant")
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def _open(bundle: Bundle, name: str, threads: int | None) -> tuple[OnnxEngine, tuple[float, float, int]]:
-    """An engine; the seconds it took to load and to run first; by how many bytes the process's peak grew."""
+    """Return an engine, the seconds of its load and of its first run, and the growth of the peak memory in bytes."""
     base, _, compute = name.partition("/")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
@@ -105,10 +105,10 @@ def _pictures(bundle: Bundle, batch: int) -> npt.NDArray[np.uint8]:
 
 
 def _wrong_answers(bundle: Bundle, engine: OnnxEngine, runs: int) -> int:
-    """Count batches, of pictures and of texts, that differ from what one thread alone computed."""
+    """Count batches of pictures and texts that differ from the results of one thread alone."""
     text = bundle.manifest.text
     tokens = np.random.default_rng(0).integers(3, 200, (4, text.max_length))
-    # Where the length is fixed the whole of it is taken; the end of the text is where it is cut, else.
+    # Use the whole length if it is fixed; else cut the text, and end it there.
     lengths = (text.max_length,) if text.padding == "fixed" else (max(4, text.min_length), 9, 16)
     inputs: list[npt.NDArray[np.int64] | npt.NDArray[np.uint8]] = [_pictures(bundle, batch) for batch in (1, 2, 3)]
     for batch, length in enumerate(lengths, start=1):

@@ -1,4 +1,4 @@
-"""Environments of the servers that the service is compared with: made once, by pip, under build/bench/envs."""
+"""Make the environments of the peer servers: once, by pip, under build/bench/envs."""
 
 import hashlib
 import shutil
@@ -16,7 +16,7 @@ _LAST_LINES: Final = 3
 
 
 class Unavailable(Exception):  # noqa: N818 - a reason to leave a part out, not an error of the program
-    """Something that is measured is not to be had on this machine; the text says why."""
+    """A subject cannot be measured on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Environment:
     """A virtual environment.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         steps: arguments of one `pip install` each, in order.
-        folder: where it is made.
+        folder: its folder.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Environment:
 
     @property
     def python(self) -> Path:
-        """The interpreter in it."""
+        """Return its interpreter."""
         return self.folder / self.name / "bin" / "python"
 
     def make(self) -> Path:
-        """Make it unless it is there as it should be, and return its interpreter. Raises Unavailable."""
+        """Make the environment unless it is up to date; return its interpreter. Raises Unavailable."""
         stamp = self.folder / self.name / ".stamp"
         wanted = hashlib.sha256(repr((self.steps, sys.version)).encode()).hexdigest()
         if self.python.exists() and stamp.exists() and stamp.read_text() == wanted:
@@ -55,7 +55,7 @@ class Environment:
 
 
 def installed(python: Path, packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of those of `packages` that the interpreter sees."""
+    """Return the versions of the `packages` that the interpreter finds."""
     program = (
         "import sys, importlib.metadata as m\n"
         "there = {d.name.lower().replace('_', '-'): d.version for d in m.distributions()}\n"

@@ -2,11 +2,11 @@
 
     python -m tests.bench.export ViT-B-32 --providers openvino cpu --batch 32
 
-The weights are random and in their true shape, saved by transformers and read from there as `anyclass-export` reads a
-folder. Plain is what people write: `torch.onnx.export` of ``CLIPVisionModelWithProjection``, with either of torch's
-exporters. A round runs every graph once, so that what else the machine does slows all of them alike; the processor's
-own time is counted too, which a busy machine changes less. ``--operators`` shows instead what runtimes make of the
-graphs: which fusions took place.
+The weights are random and in their true shape, saved by transformers and read by `anyclass-export` from that folder.
+The plain export is the usual code: `torch.onnx.export` of ``CLIPVisionModelWithProjection``, with either of torch's
+exporters. A round runs every graph once, so that other work on the machine slows all of them alike; processor time is
+counted too, which a busy machine changes less. ``--operators`` shows the operators after the runtimes' fusions
+instead.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 
 BUNDLE: Final = "bundle"
 PLAIN: Final = {"transformers, dynamo": True, "transformers, TorchScript": False}
-"""By name, whether torch's newer exporter is used."""
+"""By name, whether to use torch's newer exporter."""
 
 TOLERANCE: Final = 1e-4
 
@@ -55,7 +55,7 @@ Graphs = dict[str, Path]
 
 
 def main() -> int:
-    """Print tables; the exit status is 1 where the graphs do not compute the same vectors."""
+    """Print tables; return 1 if the graphs do not compute the same vectors."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("size", nargs="?", default="ViT-B-32", help="a CLIP of 'anyclass-export list' with a ViT")
     parser.add_argument("--providers", nargs="+", default=["openvino", "cpu"], help="openvino/bf16 is one too")
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def _silence() -> None:
-    """Keep back what the libraries say: of weights for the other tower, of packages that are not here."""
+    """Silence the libraries' messages about weights of the other tower and missing packages."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -141,7 +141,7 @@ def _save(config: ClipConfig, folder: Path) -> None:
 
 
 class _Embedding(nn.Module):
-    """The one output of transformers' model that is wanted: its exporters take no structures."""
+    """Returns the one required output of transformers' model, because exporters accept no structures."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def _export_plainly(module: nn.Module, example: Tensor, axes: dict[int, str], pa
     if dynamo:
         shapes = {"dynamic_shapes": (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what tracing fixes, and of the older exporter's age
+        warnings.simplefilter("ignore")  # about constants of tracing, and the older exporter's age
         torch.onnx.export(
             module,
             (example,),
@@ -174,7 +174,7 @@ def _export_plainly(module: nn.Module, example: Tensor, axes: dict[int, str], pa
 
 
 def _race(graphs: Graphs, pixels: np.ndarray[Any, np.dtype[np.uint8]], name: str, options: argparse.Namespace) -> bool:
-    """Run every graph in turn on one provider, and print how long each took; whether all gave the same vectors."""
+    """Run every graph in turn on one provider, and print its time; return whether all gave the same vectors."""
     base, _, compute = name.partition("/")
     try:
         provider = resolve(base, compute="bf16" if compute == "bf16" else "fp32")
@@ -193,7 +193,7 @@ def _race(graphs: Graphs, pixels: np.ndarray[Any, np.dtype[np.uint8]], name: str
             given = {session.get_inputs()[0].name: pixels if graph == BUNDLE else prepared}
             started, worked = time.perf_counter(), time.process_time()
             (found,) = session.run(None, given)
-            if turn:  # the first run of a session is not like the others
+            if turn:  # the first run of a session is slower
                 wall[graph].append(time.perf_counter() - started)
                 busy[graph].append(time.process_time() - worked)
             vectors[graph] = found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -220,9 +220,9 @@ def _race(graphs: Graphs, pixels: np.ndarray[Any, np.dtype[np.uint8]], name: str
 
 
 def _show_operators(title: str, graphs: Graphs, heads: int, width: int, folder: Path) -> None:
-    """Print how often each operator stands in a graph: as exported, as the CPU provider runs it, as for CUDA.
+    """Print the operators of each graph: as exported, as the CPU provider runs it, and as fused for CUDA.
 
-    What is for CUDA comes from ONNX Runtime's offline tool, which needs no GPU.
+    ONNX Runtime's offline tool fuses for CUDA, and needs no GPU.
     """
     counts: dict[str, Counter[str]] = {}
     for name, path in graphs.items():

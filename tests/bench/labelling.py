@@ -1,4 +1,4 @@
-"""What labels cost, over HTTP: many cached ones, new ones, and those that wait in Redis for a fresh process."""
+"""Measure the cost of labels over HTTP: many cached ones, new ones, and those in Redis for a fresh process."""
 
 import shutil
 import socket
@@ -20,7 +20,7 @@ _PATIENCE_S: Final = 60.0
 
 
 def labelling(subject: Subject, light: Subject, effort: Effort) -> dict[str, Any]:
-    """Measure all three. `light` is a model so fast that a millisecond for labels is not lost in its noise."""
+    """Measure all three. The model `light` is so fast that a millisecond for labels exceeds its noise."""
     return {
         "cached": {light.name: cached(light, effort), subject.name: cached(subject, effort)},
         "cold": cold(subject, effort),
@@ -29,7 +29,7 @@ def labelling(subject: Subject, light: Subject, effort: Effort) -> dict[str, Any
 
 
 def cached(subject: Subject, effort: Effort) -> dict[str, Any]:
-    """Seconds of a request with a thousand cached labels and with two, in turns, one client."""
+    """Return the seconds of a request with a thousand cached labels and with two, in turns, one client."""
     picture = pictures.tiny()
     files = {count: wire.write(f"labels-{count}", [_request(picture, count)]) for count in (FEW, MANY)}
     found: dict[int, list[float]] = {count: [] for count in files}
@@ -47,13 +47,13 @@ def cached(subject: Subject, effort: Effort) -> dict[str, Any]:
 
 
 def cold(subject: Subject, effort: Effort) -> dict[str, Any]:
-    """Seconds for the class vectors of a thousand labels that the service has never seen, by its own account."""
+    """Return the seconds for the class vectors of a thousand new labels, by the service's own timing."""
     picture = pictures.tiny()
     with subject.start() as server:
         _stages(server, _request(picture, FEW))
         sets = range(min(effort.rounds, len(words.LABELS) // MANY - 1))
         found = [_stages(server, _request(picture, MANY, start=MANY * (1 + number)))["text"] for number in sets]
-    # The way of other servers: every prompt padded to the whole context, in fp32.
+    # As other servers do: every prompt padded to the whole context, in fp32.
     padded = subject.bare(effort.seconds, "texts", provider="cpu") if subject.precision != "fp16" else None
     return {
         "text_s": found,
@@ -64,7 +64,7 @@ def cold(subject: Subject, effort: Effort) -> dict[str, Any]:
 
 
 def from_redis(subject: Subject, effort: Effort) -> dict[str, Any]:
-    """Seconds for a thousand labels out of Redis, in the first request of a fresh process."""
+    """Return the seconds for a thousand labels out of Redis, in the first request of a fresh process."""
     binary = shutil.which("redis-server")
     if binary is None:
         raise Unavailable("redis-server is not installed")
@@ -91,7 +91,7 @@ def _request(picture: bytes, count: int, *, start: int = 0) -> bytes:
 
 
 def _stages(server: Server, request: bytes) -> dict[str, float]:
-    """Send one request, and return the seconds that its answer's Server-Timing has for each stage."""
+    """Send one request; return the seconds of each stage in its answer's Server-Timing."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=_PATIENCE_S) as connection:
         connection.sendall(request)
         answer = b""

@@ -1,9 +1,9 @@
-"""What labels cost inside the process, without HTTP: cached, from Redis into a fresh process, and new.
+"""Measure the cost of labels inside the process, without HTTP: cached, from Redis in a fresh process, and new.
 
     python -m tests.bench.labels BUNDLE [--json]
 
-Everything is the service's own code but for the image encoder, which answers at once, so that a millisecond for labels
-is not lost in its noise. `labelling.py` measures the same over HTTP. A redis-server is started on a free port.
+Everything is the service's own code except for the image encoder, which answers at once, so that a millisecond for
+labels exceeds its noise. `labelling.py` measures the same over HTTP. Starts a redis-server on a free port.
 """
 
 import argparse
@@ -50,7 +50,7 @@ _PADDED: Final = 32
 
 
 class Texts:
-    """The bundle's own text encoder beside an image encoder that costs nothing."""
+    """Joins the bundle's text encoder with an image encoder that costs nothing."""
 
     def __init__(self, engine: OnnxEngine) -> None:
         self._engine = engine
@@ -60,19 +60,19 @@ class Texts:
         self.provider_reason = engine.provider_reason
 
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
-        """The same unit vector for every image."""
+        """Return the same unit vector for every image."""
         return np.full((len(pixels), self.dim), self.dim**-0.5, np.float32)
 
     def encode_texts(self, ids: npt.NDArray[np.int64]) -> Vectors:
-        """As the bundle."""
+        """Encode as the bundle does."""
         return self._engine.encode_texts(ids)
 
     def close(self) -> None:
-        """The engine is closed by whoever opened it."""
+        """Do nothing: the caller closes its engine."""
 
 
 class Service:
-    """A classifier in a process of its own, as far as its caches go."""
+    """A classifier with the empty caches of a fresh process."""
 
     def __init__(self, bundle: Bundle, engine: OnnxEngine, **settings: Any) -> None:
         chosen, self._metrics = Settings(**settings), Metrics()
@@ -84,30 +84,30 @@ class Service:
         self.model = self._registry.get()
 
     async def classify(self, image: bytes, labels: tuple[str, ...]) -> None:
-        """One request; the prompt is the label itself, so that its length is the label's."""
+        """Send one request, with the label itself as prompt so that both have the same length."""
         await self.classifier.classify(image, LabelQuery(labels, ("{}",)), _TOP)
 
     async def close(self) -> None:
-        """End it."""
+        """Close the classifier."""
         await self.classifier.close()
         await self._registry.close()
         await self.cache.close()
 
 
 async def seconds(work: Callable[[], Awaitable[object]]) -> float:
-    """Time of one call."""
+    """Return the seconds of one call."""
     started = time.perf_counter()
     await work()
     return time.perf_counter() - started
 
 
 def labels(count: int, start: int = 0) -> tuple[str, ...]:
-    """Distinct short labels; which words does not matter to the time."""
+    """Return distinct short labels; the words do not affect the time."""
     return tuple(f"thing {number:06d}" for number in range(start, start + count))
 
 
 async def cached(bundle: Bundle, engine: OnnxEngine, image: bytes) -> dict[str, Any]:
-    """Median seconds of a request with few and with many cached labels, in turns, JSON included; the difference."""
+    """Return the median seconds of requests with few and many cached labels, in turns with JSON; and the difference."""
     service = Service(bundle, engine)
     found: dict[int, list[float]] = {FEW: [], MANY: []}
     bodies = {count: json.dumps({"labels": labels(count), "templates": ["{}"], "top_k": 5}).encode() for count in found}
@@ -128,7 +128,7 @@ async def cached(bundle: Bundle, engine: OnnxEngine, image: bytes) -> dict[str, 
 
 
 async def from_redis(bundle: Bundle, engine: OnnxEngine, image: bytes) -> dict[str, Any]:
-    """Seconds of `get_many`, and of a whole request in a fresh process, for labels that wait in Redis."""
+    """Return the seconds of `get_many`, and of a whole request in a fresh process, for labels in Redis."""
     with tempfile.TemporaryDirectory() as folder, running_redis(Path(folder)) as server:
         first = Service(bundle, engine, redis_url=server.url, redis_timeout_ms=200)
         await first.classify(image, labels(MANY))
@@ -153,7 +153,7 @@ async def from_redis(bundle: Bundle, engine: OnnxEngine, image: bytes) -> dict[s
 
 
 async def cold(bundle: Bundle, engine: OnnxEngine) -> dict[str, Any]:
-    """Texts a second of new labels, by batch size and through the service, against padding all to the context."""
+    """Return texts a second of new labels, by batch size and through the service, trimmed and padded to the context."""
     service = Service(bundle, engine)
     tokenizer = service.model.tokenizer
     texts = labels(MANY, start=MANY)
@@ -176,7 +176,7 @@ async def cold(bundle: Bundle, engine: OnnxEngine) -> dict[str, Any]:
 
 
 async def large_set(bundle: Bundle, engine: OnnxEngine) -> dict[str, Any]:
-    """A set of 100,000 known labels: seconds until its matrix is there, and how long the event loop stood still."""
+    """Return the seconds to build the matrix of 100,000 known labels, and the longest pause of the event loop."""
     service = Service(bundle, engine, cache_max_entries=2 * SET)
     names = labels(SET)
     vectors = np.random.default_rng(0).normal(size=(SET, engine.dim)).astype(np.float32)
@@ -215,7 +215,7 @@ def _keys(model: Model, names: tuple[str, ...]) -> list[str]:
 
 
 async def measure(path: Path, provider: str) -> dict[str, Any]:
-    """Everything, on one bundle."""
+    """Run every measurement on one bundle."""
     bundle = load_bundle(path)
     engine = OnnxEngine.load(bundle, provider)
     side = bundle.manifest.image

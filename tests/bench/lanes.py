@@ -1,9 +1,9 @@
-"""How long single requests take while a batch runs, and while none does.
+"""Measure the latency of single requests, with and without a running batch.
 
     python -m tests.bench.lanes --url http://127.0.0.1:8000 --image examples/cat.jpg
 
-Single requests are sent at an even rate, whether or not earlier ones are answered, so that a stall shows in each
-request that meets it. First with nothing else, then while tars of the same picture are classified one after the other.
+Sends single requests at an even rate without waiting for earlier ones, so a stall delays every request that meets
+it: first alone, then while tars of the same picture are classified one after the other.
 """
 
 import argparse
@@ -24,20 +24,20 @@ _OK = 200
 
 @dataclass
 class Batches:
-    """What the batches have done."""
+    """Counts the answers of the batches."""
 
     images: int = 0
     errors: int = 0
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of all do not exceed."""
+    """Return the smallest value that `share` of all do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
 
 
 def archive_of(image: bytes, count: int) -> bytes:
-    """A tar with the picture `count` times."""
+    """Return a tar with `count` copies of the picture."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for number in range(count):
@@ -48,7 +48,7 @@ def archive_of(image: bytes, count: int) -> bytes:
 
 
 async def singles(client: httpx.AsyncClient, image: bytes, rate: float, seconds: float) -> tuple[list[float], int]:
-    """Latencies in seconds of the requests that were answered, from when each was due; and how many were refused."""
+    """Return the latencies in seconds of answered requests, from their due times; and the number of refused ones."""
     latencies: list[float] = []
     refused = 0
 
@@ -84,7 +84,7 @@ async def batches(client: httpx.AsyncClient, archive: bytes, done: Batches) -> N
 
 
 def shown(latencies: Sequence[float], refused: int) -> dict[str, float]:
-    """The figures, in milliseconds."""
+    """Summarise latencies, in milliseconds."""
     return {
         "answered": len(latencies),
         "refused": refused,
@@ -97,7 +97,7 @@ def shown(latencies: Sequence[float], refused: int) -> dict[str, float]:
 async def measure(
     url: str, image: bytes, *, rate: float, seconds: float, batch_images: int, at_once: int
 ) -> dict[str, dict[str, float]]:
-    """Measure single requests `alone`, then `beside` batches, of which it says the images a second and the errors."""
+    """Measure single requests `alone`, then `beside` batches; report the batches' images a second and errors."""
     archive = archive_of(image, batch_images)
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as client:
@@ -119,7 +119,7 @@ async def measure(
 
 
 def main() -> None:
-    """Read the command line."""
+    """Run by the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--image", type=Path, default=Path("examples/cat.jpg"))

@@ -1,12 +1,11 @@
-"""A load generator in a process of its own, of two kinds.
+"""Generate load from a process of its own, in one of two modes.
 
     python -m tests.bench.load PLAN.json
 
-*closed*: so many clients, each sends its next request when the last is answered. It tells capacity, and nothing about
-latency, for a slow service is simply asked less. *open*: requests are sent on a schedule (Poisson, seeded), whether
-the service keeps up or not; a latency counts from the moment at which the request was meant to be sent, so that a
-service which stalls cannot hide the requests that were not sent meanwhile. How late the generator itself was is
-reported beside it, and so is its share of a core. One JSON object goes to the standard output.
+*closed*: each of a number of clients sends its next request after the last answer. This measures capacity but not
+latency, because a slow service simply gets fewer requests. *open*: requests follow a schedule (Poisson, seeded), even
+if the service cannot keep up. A latency counts from the scheduled time, so a service that stalls cannot hide the
+requests it delays. The generator also reports its own lateness and its share of a core. Prints one JSON object.
 """
 
 import asyncio
@@ -35,16 +34,16 @@ _OK = 200
 
 @dataclass(frozen=True)
 class Plan:
-    """What to send.
+    """The load to generate.
 
     Attributes:
         mode: `closed` or `open`.
         port: on 127.0.0.1.
         requests: files of whole HTTP/1.1 requests, sent in turn.
-        seconds: how long requests are sent; the answers are awaited for `patience_s` more.
+        seconds: time of sending; answers may take `patience_s` longer.
         connections: clients of the closed loop; most connections of the open one.
         rate: requests a second of the open loop.
-        seed: of its schedule.
+        seed: seed of its schedule.
     """
 
     mode: Literal["closed", "open"]
@@ -59,7 +58,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Sample:
-    """One request. Moments in seconds of `time.perf_counter`; `answered` is None until it is."""
+    """One request. Times in seconds of `time.perf_counter`; `answered` is None before the answer."""
 
     intended: float
     sent: float
@@ -68,12 +67,12 @@ class Sample:
 
 
 class _Clients:
-    """What the connections of one run share."""
+    """State that the connections of one run share."""
 
     def __init__(self, plan: Plan, payloads: Sequence[bytes]) -> None:
         self.samples: list[Sample] = []
         self.waiting: deque[float] = deque()
-        """Intended moments of requests for which no connection is free."""
+        """Return the scheduled times of requests that wait for a connection."""
         self.ends_at = 0.0
         self.settled = asyncio.Event()
         self._port, self._closed_loop = plan.port, plan.mode == "closed"
@@ -92,20 +91,20 @@ class _Clients:
         self._available(client)
 
     def begin(self, ends_at: float) -> None:
-        """Until `ends_at` requests are sent; the closed loop's first go out now."""
+        """Allow requests until `ends_at`; send the closed loop's first ones now."""
         self.ends_at = ends_at
         while self._closed_loop and self._idle:
             self._send(self._idle.popleft(), time.perf_counter())
 
     def send(self, intended: float) -> None:
-        """Send a request that was meant for this moment, or as soon as a connection is free."""
+        """Send a request scheduled for this moment, or queue it until a connection is free."""
         if self._idle:
             self._send(self._idle.popleft(), intended)
         else:
             self.waiting.append(intended)
 
     def answered(self, client: "_Client", *, stays_open: bool) -> None:
-        """Take note of an answer, after which the connection is free again, or ends."""
+        """Record an answer; the connection is then free again, or ends."""
         self._in_flight -= 1
         if stays_open:
             self._available(client)
@@ -114,7 +113,7 @@ class _Clients:
         self.settle()
 
     def lost(self, client: "_Client", *, in_flight: bool) -> None:
-        """Take note that a connection has ended, and open another in its place."""
+        """Record the end of a connection, and open another in its place."""
         self._in_flight -= in_flight
         self._open.discard(client)
         if client in self._idle:
@@ -126,7 +125,7 @@ class _Clients:
         self.settle()
 
     def settle(self) -> None:
-        """Set `settled` once nothing more can come: all is answered, or no connection is left."""
+        """Set `settled` if no more answers can come: all requests are answered, or no connection is left."""
         done = not self._in_flight and not self.waiting
         if time.perf_counter() >= self.ends_at and (done or not (self._open or self._opening)):
             self.settled.set()
@@ -138,7 +137,7 @@ class _Clients:
             client.close()
 
     async def _reopen(self) -> None:
-        with suppress(OSError):  # the server is gone: what waits for it stays unanswered
+        with suppress(OSError):  # the server is gone: waiting requests stay unanswered
             await self.connect()
 
     def _available(self, client: "_Client") -> None:
@@ -179,7 +178,7 @@ class _Client(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        """Note the answer, and be free for the next request."""
+        """Record the answer, and free the connection for the next request."""
         sample, self._sample = self._sample, None
         if sample is None:
             return
@@ -199,7 +198,7 @@ class _Client(asyncio.Protocol):
 
 
 async def run(plan: Plan, payloads: Sequence[bytes]) -> dict[str, Any]:
-    """Send `payloads` in turn as the plan says, and return the figures of `report`, and the share of a core it took."""
+    """Send `payloads` in turn by the plan; return the figures of `report`, and the used share of a core."""
     clients = _Clients(plan, payloads)
     for _ in range(plan.connections):
         await clients.connect()
@@ -211,7 +210,7 @@ async def run(plan: Plan, payloads: Sequence[bytes]) -> dict[str, Any]:
         clients.send(intended)
     await asyncio.sleep(max(0.0, clients.ends_at - time.perf_counter()))
     clients.settle()
-    with suppress(TimeoutError):  # what is still out then is reported as unanswered
+    with suppress(TimeoutError):  # later answers are reported as unanswered
         async with asyncio.timeout(plan.patience_s):
             await clients.settled.wait()
     used_s, wall_s = _cpu_s() - before, time.perf_counter() - started
@@ -221,7 +220,7 @@ async def run(plan: Plan, payloads: Sequence[bytes]) -> dict[str, Any]:
 
 
 def schedule(plan: Plan, started: float) -> list[float]:
-    """Return the intended moments of an open loop: independent arrivals, `rate` a second on average."""
+    """Return the scheduled times of an open loop: independent arrivals, `rate` a second on average."""
     generator = random.Random(plan.seed)
     moments, moment = [], started
     while (moment := moment + generator.expovariate(plan.rate)) < started + plan.seconds:
@@ -232,9 +231,9 @@ def schedule(plan: Plan, started: float) -> list[float]:
 def report(plan: Plan, samples: list[Sample], *, started: float, unsent: int = 0) -> dict[str, Any]:
     """Turn samples into figures, times in seconds.
 
-    The rate is good answers over the time until the last of them: the start and the end, when fewer requests are under
-    way, are part of it, for every service alike, and answers that come in bursts are not counted against a window's
-    edge. Latencies are those of good answers, from the intended moment; `lateness_s` is of sending.
+    The rate is the number of good answers over the time until the last one. It includes the start and the end, with
+    fewer requests under way, alike for every service, and bursts of answers do not depend on a window's edge.
+    Latencies are those of good answers, from the scheduled time; `lateness_s` is the delay of sending.
     """
     good = [sample for sample in samples if sample.status == _OK and sample.answered is not None]
     last = max((sample.answered or 0.0 for sample in good), default=started)
@@ -259,12 +258,12 @@ def _cpu_s() -> float:
 
 
 def main() -> None:
-    """Run the plan in the file that is named, and print the figures."""
+    """Run the plan in a file, and print the figures."""
     import uvloop
 
     content = json.loads(Path(sys.argv[1]).read_text())
     plan = Plan(**(content | {"requests": tuple(content["requests"])}))
-    gc.disable()  # a collection would make the generator late
+    gc.disable()  # a garbage collection would delay the generator
     sys.stdout.write(json.dumps(uvloop.run(run(plan, [Path(path).read_bytes() for path in plan.requests]))) + "\n")
 
 

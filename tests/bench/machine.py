@@ -1,4 +1,4 @@
-"""What the figures were measured on; never the machine's name."""
+"""Describe the machine of a measurement, without its name."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _PACKAGES: Final = ("onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pill
 
 
 def describe() -> dict[str, Any]:
-    """Return processor, instruction sets of note, cores, memory (GiB), system and the versions of what computes."""
+    """Return processor, notable instruction sets, cores, memory (GiB), system and versions of the runtimes."""
     cpu = _fields(Path("/proc/cpuinfo"))
     memory = _fields(Path("/proc/meminfo")).get("MemTotal", "").split()
     flags = cpu.get("flags", "").split()

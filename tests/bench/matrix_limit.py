@@ -1,9 +1,9 @@
-"""How fast this machine multiplies matrices: the limit that no image encoder passes.
+"""Measure this machine's speed of multiplying matrices: the upper limit of every image encoder.
 
     python matrix_limit.py DEVICE SECONDS
 
-Needs torch and nothing of the project, so that any environment can run it. Prints GFLOP/s by data type as JSON: the
-best shape's, each shape with the median of its runs.
+Needs only torch, so any environment can run it. Prints GFLOP/s by data type as JSON: the best shape's, each shape with
+the median of its runs.
 """
 
 import json

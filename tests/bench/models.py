@@ -1,9 +1,9 @@
-"""The models that are measured: random weights in the true shape, as a Hugging Face folder and as our bundle from it.
+"""Make the measured models: random weights in the true shape, as a Hugging Face folder and as a bundle.
 
     python -m tests.bench.models vit-b-32 fp32
 
-Speed and memory do not depend on the weights, and nothing is downloaded. The tokenizer is a byte-level BPE in CLIP's
-form, learnt from `words.CORPUS` and filled up to CLIP's 49,408 entries, so the embedding table has its true size.
+Speed and memory do not depend on the weights, so nothing is downloaded. The tokenizer is a byte-level BPE in CLIP's
+form, trained on `words.CORPUS` and filled up to CLIP's 49,408 entries, so the embedding table has its true size.
 """
 
 import json
@@ -31,9 +31,9 @@ class Size:
 
     Attributes:
         patch: side of a patch in pixels of the 224×224 input.
-        width: of the image tower; its MLPs are four times as wide, its heads 64 wide.
-        layers: of the image tower.
-        text_width: the same of the text tower, which has 12 layers.
+        width: width of the image tower; its MLPs are four times as wide, its heads 64 wide.
+        layers: layers of the image tower.
+        text_width: width of the text tower, which has 12 layers.
         dim: length of a vector.
     """
 
@@ -45,7 +45,7 @@ class Size:
 
     @property
     def image_gflop(self) -> float:
-        """Billions of floating-point operations (a multiplication and an addition are two) for one image."""
+        """Return the billions of floating-point operations for one image; a multiply-add counts as two."""
         tokens = (224 // self.patch) ** 2 + 1
         layer = 2 * tokens * 12 * self.width**2 + 4 * tokens**2 * self.width
         patches = 2 * (tokens - 1) * 3 * self.patch**2 * self.width
@@ -59,7 +59,7 @@ SIZES: Final = {
 
 
 def hugging_face_folder(name: str) -> Path:
-    """Return the model as transformers saves it, made if it is not there yet."""
+    """Return the model as saved by transformers; make it if missing."""
     folder = MODELS / name
     if not (folder / "config.json").exists():
         _in_a_process(name, "source")
@@ -67,7 +67,7 @@ def hugging_face_folder(name: str) -> Path:
 
 
 def bundle(name: str, precision: str = "fp32") -> Path:
-    """Return the model as a bundle of this precision, made if it is not there yet; `demo` is the one that ships."""
+    """Return the model as a bundle of this precision; make it if missing. `demo` ships with the service."""
     if name == DEMO:
         from service.model.manifest import DEMO_BUNDLE
 
@@ -81,7 +81,7 @@ def bundle(name: str, precision: str = "fp32") -> Path:
 
 
 def _in_a_process(*arguments: str) -> None:
-    """Torch's memory goes with the process that used it."""
+    """Run in another process, whose end frees torch's memory."""
     subprocess.run([sys.executable, "-m", "tests.bench.models", *arguments], check=True, cwd=ROOT)
 
 
@@ -106,7 +106,7 @@ def _write_source(name: str, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     CLIPModel(config).eval().save_pretrained(partial)
     CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_CONTEXT).save_pretrained(partial)
-    # As OpenAI published it, which every release of transformers reads; the newest writes a class of its own.
+    # OpenAI's published form, which every release of transformers reads; the newest writes another class.
     preprocessing = {
         "feature_extractor_type": "CLIPFeatureExtractor",
         "image_processor_type": "CLIPImageProcessor",
@@ -129,7 +129,7 @@ def _tower(width: int) -> dict[str, int]:
 
 
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Entries by number and merges; the special ones have the highest numbers, as CLIP's own."""
+    """Return entries by number, and merges; special entries have the highest numbers, as in CLIP."""
     from tokenizers import pre_tokenizers
 
     from model_export.families.clip.bpe import END_OF_TEXT, START_OF_TEXT

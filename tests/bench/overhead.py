@@ -1,7 +1,7 @@
-"""The service's own share of a request: its processor time less decoding and encoding.
+"""Measure the service's own share of a request: its processor time less decoding and encoding.
 
-The bundle's encoders compute next to nothing and the picture is small, so what is left is HTTP, forms, the cache of
-labels, queues, scores, the answer and the log. One client, on one connection.
+The bundle's encoders compute almost nothing and the picture is small, so the rest is HTTP, forms, the label cache,
+queues, scores, the answer and the log. Uses one client on one connection.
 """
 
 import base64
@@ -23,13 +23,16 @@ from tests.support.tiny_bundle import write_tiny_bundle
 
 _SIZE: Final = (64, 48)
 _AT_LEAST: Final = 50
-"""Requests of a measurement: the kernel counts processor time in hundredths of a second."""
+"""Requests of a measurement: enough for the kernel's clock of processor time, which ticks in hundredths of a second."""
 
 Send: TypeAlias = Callable[[httpx.Client], httpx.Response]
 
 
 def overhead(effort: Effort) -> dict[str, Any]:
-    """Seconds a request of each form, in turns: lists `cpu_s`, `decode_s`, `encode_s`, `rest_s`; the last's median."""
+    """Return the seconds of a request in each form, in turns.
+
+    Lists `cpu_s`, `decode_s`, `encode_s` and `rest_s`, and the median of `rest_s`.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     with TemporaryDirectory() as folder:
         bundle = Path(folder) / "tiny"

@@ -1,4 +1,4 @@
-"""What people use today, side by side with the service: environment, command and request of each."""
+"""Peers of the service, with environment, command and request of each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _SERVERS: Final = ROOT / "tests" / "bench" / "peer_servers"
 
 @dataclass(frozen=True)
 class Models:
-    """One model in the two forms that are served."""
+    """One model in both served forms."""
 
     hugging_face: Path
     bundle: Path
@@ -26,13 +26,13 @@ class Peer:
     """A server to compare with.
 
     Attributes:
-        name: short, for tables and options.
+        name: short name for tables and options.
         what: a sentence for the results page.
-        environment: where it runs.
-        packages: whose versions are reported.
-        command: what starts it, after the interpreter; of the models and a port.
+        environment: its environment.
+        packages: packages whose versions are reported.
+        command: returns the arguments of the interpreter that start it, for models and a port.
         ready: path that answers 200 once it is ready.
-        request: of the models, a picture and labels.
+        request: returns its request, for models, a picture and labels.
     """
 
     name: str

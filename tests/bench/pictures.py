@@ -1,4 +1,4 @@
-"""Photo-like JPEGs of given sizes, made from the example photos: real texture, so that decoding costs what it does."""
+"""Make JPEGs of given sizes from the example photos: their real texture makes decoding as costly as for photos."""
 
 from io import BytesIO
 from typing import Final
@@ -20,7 +20,7 @@ def jpegs(count: int, size: tuple[int, int] = USUAL) -> list[bytes]:
     for number in range(count):
         with Image.open(sources[number % len(sources)]) as opened:
             picture = opened.convert("RGB")
-        # Another part of the photo, and its mirror image, for every further picture of the same source.
+        # Each further picture of a source uses another part of the photo, or its mirror image.
         turn = number // len(sources)
         if turn % 2:
             picture = ImageOps.mirror(picture)
@@ -33,5 +33,5 @@ def jpegs(count: int, size: tuple[int, int] = USUAL) -> list[bytes]:
 
 
 def tiny() -> bytes:
-    """Return a picture that costs next to nothing, for figures that are not about pictures."""
+    """Return a picture that costs almost nothing, for figures that do not concern pictures."""
     return jpegs(1, _TINY)[0]

@@ -1,4 +1,4 @@
-"""Where the benchmarks keep what they make: all of it under build/, which git ignores, or in BENCH_WORK."""
+"""Folders of the benchmarks' files: under build/, which git ignores, or in BENCH_WORK."""
 
 import os
 from pathlib import Path

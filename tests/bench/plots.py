@@ -1,4 +1,4 @@
-"""The results as pictures for the page in docs/."""
+"""Plot the results for the page in docs/."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +10,7 @@ _OWN, _OTHERS = "#1f5fa8", ("#e08a3c", "#8a8a8a", "#5aa469", "#b35d8c")
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw what there are figures for, and return the files."""
+    """Draw a plot for each part with figures; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     suites = results["suites"]
     found = []
@@ -69,7 +69,7 @@ def _memory(memory: dict[str, Any], folder: Path) -> Path:
 
 
 def _empty(height: float) -> tuple[Any, Any]:
-    """A figure and its axes; `height` in inches."""
+    """Return a figure and its axes; `height` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, height), dpi=_DPI, layout="constrained")

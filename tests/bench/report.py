@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal, and in Markdown between two marks of the page in docs/."""
+"""Write results as tables: on the terminal, and in Markdown between two marks of the page in docs/."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ Cells: TypeAlias = tuple[str, Sequence[str], list[list[str]]]
 
 
 def tables(results: dict[str, Any]) -> Iterator[Cells]:
-    """Turn the results into tables; parts that were not run have none."""
+    """Turn the results into tables; skip parts that were not run."""
     suites = results["suites"]
     wanted = [[row.what, row.wanted, row.shown, _MARK[row.met]] for row in wanted_rows(results)]
     yield "Wanted and measured", ("what", "wanted", "measured", "met"), wanted
@@ -47,7 +47,7 @@ def tables(results: dict[str, Any]) -> Iterator[Cells]:
 
 
 def print_to(console: Console, results: dict[str, Any]) -> None:
-    """Show the tables, and what was left out."""
+    """Show the tables, and the skipped parts."""
     for title, heads, cells in tables(results):
         table = Table(title=title, title_justify="left", box=None)
         for number, head in enumerate(heads):
@@ -63,13 +63,13 @@ def print_to(console: Console, results: dict[str, Any]) -> None:
 
 
 def write_page(page: Path, results: dict[str, Any], plots: Sequence[Path]) -> None:
-    """Put the results between the marks of the page. Raises ValueError where it has none."""
+    """Put the results between the marks of the page. Raises ValueError if it has none."""
     before, after = around_results(page)
     page.write_text(f"{before}{BEGIN}\n\n{markdown(results, plots, page.parent)}\n{END}{after}", "utf-8")
 
 
 def around_results(page: Path) -> tuple[str, str]:
-    """Return what stands before and after the results. Raises ValueError where the page has no place for them."""
+    """Return the page before and after the results. Raises ValueError if it has no marks."""
     before, begin, rest = page.read_text("utf-8").partition(BEGIN) if page.exists() else ("", "", "")
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -78,7 +78,7 @@ def around_results(page: Path) -> tuple[str, str]:
 
 
 def markdown(results: dict[str, Any], plots: Sequence[Path] = (), folder: Path = Path()) -> str:
-    """Describe the machine and show every table; pictures are named relative to `folder`."""
+    """Describe the machine and show every table; paths of plots are relative to `folder`."""
     lines = [f"Measured on {results['date']}: {machine(results)}.", ""]
     for title, heads, cells in tables(results):
         lines += [f"### {title}", "", _line(heads), _line(["---"] * len(heads)), *map(_line, cells), ""]
@@ -94,7 +94,7 @@ def markdown(results: dict[str, Any], plots: Sequence[Path] = (), folder: Path =
 
 
 def computed_on(results: dict[str, Any]) -> dict[str, str]:
-    """Say on which provider and in which precision each subject really ran, whatever was asked for."""
+    """Report the actual provider and precision of each subject, which may differ from the request."""
     suites = results["suites"]
     runs = {name: found[0] for name, found in suites.get("serve", {}).get("bare", {}).items() if found}
     runs |= suites.get("limit", {}).get("encoders", {})

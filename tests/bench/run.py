@@ -31,12 +31,12 @@ PARTS: Final = ("limit", "serve", "lanes", "labels", "overhead", "decode", "star
 FULL: Final = Effort(rounds=3, seconds=6.0, minutes=1.5)
 QUICK: Final = Effort(rounds=1, seconds=0.5, minutes=0.05)
 _WIDTH: Final = 160
-"""Columns of the tables where there is no terminal."""
+"""Columns of the tables without a terminal."""
 _LIMIT_PROGRAM: Final = ROOT / "tests" / "bench" / "matrix_limit.py"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; 1 where something of our own had to be skipped, 0 where only peers had."""
+    """Run the requested parts; return 1 if a part of our own was skipped, 0 if only peers were."""
     options = _options(arguments)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     say = Console(stderr=True, highlight=False, markup=False).print
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     subjects: Sequence[Subject], peers: Sequence[Peer], options: argparse.Namespace, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run the chosen parts in order; one that cannot be run leaves its reason under `skipped`."""
+    """Run the chosen parts in order; record the reason of a part that cannot run under `skipped`."""
     effort: Effort = options.effort
     light = Subject(models.DEMO, "fp16-stored", subjects[0].provider, subjects[0].python)
     # A model in fp16 is for a GPU; the demo model starts in any case.
@@ -111,7 +111,7 @@ def _limit(subjects: Sequence[Subject], effort: Effort, *, gpu: bool) -> dict[st
 
 
 def _subjects(options: argparse.Namespace) -> list[Subject]:
-    """Every model in every precision on every provider; the first is the one that the page is about."""
+    """Return every model in every precision on every provider; the page describes the first."""
     python = options.python or (GPU_ENVIRONMENT.make() if options.gpu else Path(sys.executable))
     return [
         Subject(model, precision, provider, python)
@@ -141,7 +141,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, help="page to write them to; docs/benchmarks.md by default")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.only) - set(PARTS)):
-        parser.error(f"there is no part {', '.join(unknown)}")
+        parser.error(f"unknown part {', '.join(unknown)}")
     base = QUICK if options.quick else FULL
     options.effort = Effort(
         options.rounds or base.rounds, options.seconds or base.seconds, options.minutes or base.minutes
@@ -155,7 +155,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.page = PAGE
     try:
         if options.page:
-            report.around_results(options.page)  # now, not after an hour
+            report.around_results(options.page)  # fails now rather than after an hour
     except ValueError as exc:
         parser.error(str(exc))
     return options

@@ -1,4 +1,4 @@
-"""A server under test: its process group, readiness and memory; it is frozen while others are measured."""
+"""Run a server under test: its process group, readiness and memory. It is frozen while others are measured."""
 
 import http.client
 import os
@@ -27,16 +27,16 @@ _QUIET: Final = {
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
 }
-"""Nobody spends time on reports about itself, or on looking for a network."""
+"""Switches off telemetry and access to the network, which would cost time."""
 
 
 class Server:
     """A process group that listens on a port of 127.0.0.1.
 
     Attributes:
-        name: for logs.
-        port: where it listens.
-        ready_s: seconds from its start until it said that it was ready.
+        name: name in logs.
+        port: its port.
+        ready_s: seconds from its start until it was ready.
     """
 
     def __init__(self, name: str, command: Sequence[str], port: int, env: Mapping[str, str] | None = None) -> None:
@@ -57,11 +57,11 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Process id of the first process, and id of the group."""
+        """Return the id of the first process and of the group."""
         return self._process.pid
 
     def wait_ready(self, path: str) -> Self:
-        """Wait until `path` answers 200. Raises Unavailable, with the end of its log, where it never does."""
+        """Wait until `path` answers 200. Raises Unavailable with the end of its log if it never does."""
         until = time.monotonic() + _PATIENCE_S
         while not self._answers(path):
             if self._process.poll() is not None:
@@ -73,15 +73,15 @@ class Server:
         return self
 
     def freeze(self) -> None:
-        """Stop every process of the group from running, so that it costs the next one nothing."""
+        """Suspend every process of the group, so that it costs other servers nothing."""
         os.killpg(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it run on."""
+        """Resume it."""
         os.killpg(self.pid, signal.SIGCONT)
 
     def memory_bytes(self) -> int:
-        """Resident memory of all its processes."""
+        """Return the resident memory of all its processes."""
         return sum(map(resident_bytes, group(self.pid)))
 
     def stop(self) -> None:
@@ -140,7 +140,7 @@ class MemoryWatch:
 def running(
     name: str, command: Sequence[str], port: int, *, ready: str, env: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Start a server, wait until it is ready, and end it with the block. Raises Unavailable where it does not start."""
+    """Start a server, wait until it is ready, and end it with the block. Raises Unavailable if it does not start."""
     server = Server(name, command, port, env)
     try:
         yield server.wait_ready(ready)
@@ -149,7 +149,7 @@ def running(
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens now."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -162,7 +162,7 @@ def group(leader: int) -> list[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                # pid (name) state parent group …; a name may have blanks and brackets in it
+                # pid (name) state parent group …; a name may contain blanks and brackets
                 state, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
             except OSError:
                 continue

@@ -1,4 +1,4 @@
-"""The service, the bare loop and the peers under load, in turns, so that whatever disturbs the machine disturbs all."""
+"""Measure the service, the bare loop and the peers under load, in turns, so that other work disturbs all alike."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,22 +22,22 @@ SHARES: Final = (0.5, 0.8)
 """Load of the open loop, as a share of the same server's own capacity."""
 _MOST_CONNECTIONS: Final = 256
 _OPEN_TIMES: Final = 2
-"""An open loop lasts so many times longer: it has to meet what is rare."""
+"""Factor by which an open loop lasts longer, to meet rare events."""
 _AWAKENING_S: Final = 0.3
 _SHARE_OF_SINGLES: Final = 0.4
-"""Load of the single requests beside a batch, as a share of what one after the other would fill."""
+"""Load of the single requests beside a batch, as a share of the capacity one after the other."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """Duration of the measurements.
 
     Attributes:
-        rounds: how often each thing is measured; medians of the rounds count.
-        seconds: of one measurement.
-        minutes: of load for the figures of memory.
+        rounds: repetitions of each measurement, whose medians count.
+        seconds: duration of one measurement.
+        minutes: duration of the load for the figures of memory.
     """
 
     rounds: int
@@ -46,7 +46,7 @@ class Effort:
 
 
 class _Entry:
-    """A target that runs, frozen but for its turn."""
+    """A running target, frozen except in its turn."""
 
     def __init__(self, target: Target, server: Server) -> None:
         self.name, self.requests, self.server = target.name, target.requests, server
@@ -55,10 +55,10 @@ class _Entry:
         server.freeze()
 
     def take_turn(self, plan: Plan) -> dict[str, Any]:
-        """Run the plan against it. Raises Unavailable where it does not answer any more."""
+        """Run the plan against it. Raises Unavailable if it stops answering."""
         self.server.thaw()
         try:
-            # Not counted: what it takes to come back from being frozen.
+            # Not counted: the first requests after a freeze are slow.
             load(self.server, Plan("closed", 0, self.requests, _AWAKENING_S))
             with GpuWatch() as watch:
                 found = load(self.server, replace(plan, requests=self.requests))
@@ -68,12 +68,12 @@ class _Entry:
 
     @property
     def capacity(self) -> float:
-        """Requests a second at the best number of clients; 0 where it answered none."""
+        """Return requests a second at the best number of clients; 0 if none was answered."""
         return max((median(run["rate_rps"] for run in runs) or 0.0 for runs in self.closed.values()), default=0.0)
 
 
 class _Rounds:
-    """Every entry in turn, round by round; one that fails is left out from there on, with the reason."""
+    """Measure every entry in turn, round by round; drop an entry that fails, and record the reason."""
 
     def __init__(self, effort: Effort, say: Say) -> None:
         self.entries: list[_Entry] = []
@@ -128,7 +128,7 @@ class _Rounds:
 
 
 def serving(subjects: Sequence[Subject], peers: Sequence[Peer], effort: Effort, say: Say) -> dict[str, Any]:
-    """Measure capacity at several numbers of clients, then latency at shares of it; what is missing is said why."""
+    """Measure capacity at several numbers of clients, then latency at shares of it; record why figures are missing."""
     rounds = _Rounds(effort, say)
     with ExitStack() as stack:
         rounds.start(_targets(subjects, peers), stack)
@@ -149,7 +149,7 @@ def serving(subjects: Sequence[Subject], peers: Sequence[Peer], effort: Effort, 
 
 
 def beside_a_batch(subject: Subject, effort: Effort) -> dict[str, Any]:
-    """Latency of single requests alone and beside a batch request; at half of what the bare loop does one by one."""
+    """Measure single requests alone and beside a batch request, at half the rate of the bare loop's single images."""
     one = subject.bare(effort.seconds, "single")["single"]["median_s"]
     picture = WORK / "lanes.jpg"
     picture.write_bytes(pictures.jpegs(1)[0])
@@ -162,7 +162,7 @@ def beside_a_batch(subject: Subject, effort: Effort) -> dict[str, Any]:
 
 
 def memory(subject: Subject, effort: Effort) -> dict[str, Any]:
-    """Resident memory under the load of 32 clients: bytes over time."""
+    """Measure resident memory under the load of 32 clients: bytes over time."""
     target = of_subject(subject)
     with target.start as server, MemoryWatch(server, every_s=0.25) as watch:
         seconds = 60 * effort.minutes
@@ -173,7 +173,7 @@ def memory(subject: Subject, effort: Effort) -> dict[str, Any]:
     return {
         "samples": watch.samples,
         "peak_bytes": max(used for _, used in watch.samples),
-        # The second half's first and last quarter: what it still grew once everything had been in use.
+        # Growth between the first and last quarter of the second half, after everything was in use.
         "late_growth_bytes": (median(late[-len(late) // 4 :]) or 0) - (median(late[: max(1, len(late) // 4)]) or 0),
         "requests": found["answered"],
         "seconds": seconds,
@@ -181,7 +181,7 @@ def memory(subject: Subject, effort: Effort) -> dict[str, Any]:
 
 
 def starting(subject: Subject, effort: Effort) -> dict[str, Any]:
-    """Seconds from starting the process until /readyz says 200."""
+    """Return the seconds from the start of the process until /readyz answers 200."""
     found = []
     for _ in range(effort.rounds):
         with subject.start() as server:

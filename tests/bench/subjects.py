@@ -1,4 +1,4 @@
-"""What is measured: our service with a model on a provider, and the peers; how each is started and asked."""
+"""The measured servers: the service with a model on a provider, and its peers; how to start and query each."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ GPU_ENVIRONMENT: Final = Environment(
     "service-gpu",
     (("-c", "constraints.txt", "-c", "constraints-gpu.txt", "-e", ".[gpu]"), ("tensorrt-cu13",)),
 )
-"""Where the service runs on a GPU: onnxruntime and onnxruntime-gpu cannot be in one environment."""
+"""Environment of the service on a GPU: onnxruntime and onnxruntime-gpu cannot share one."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Subject:
 
     Attributes:
         model: a size of `models.SIZES`, or `demo`.
-        precision: of the bundle.
-        provider: as in the settings.
-        python: the interpreter of the environment that it runs in.
+        precision: precision of the bundle.
+        provider: provider, as in the settings.
+        python: interpreter of its environment.
     """
 
     model: str
@@ -46,16 +46,16 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Name in tables."""
+        """Return its name in tables."""
         return f"anyclass {self.model} {self.precision} {self.provider}"
 
     @property
     def bundle(self) -> Path:
-        """Folder of the bundle."""
+        """Return the folder of its bundle."""
         return models.bundle(self.model, self.precision)
 
     def start(self, env: dict[str, str] | None = None) -> AbstractContextManager[Server]:
-        """Start the service with its default settings, and what `env` adds."""
+        """Start the service with default settings, and `env` on top."""
         port = free_port()
         command = [str(self.python), "-m", "service", "serve", "--port", str(port), "--no-welcome"]
         command += ["--model", str(self.bundle), "--provider", self.provider]
@@ -69,7 +69,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Target:
-    """Something that answers HTTP, whoever wrote it: how to start it, and the files of its requests."""
+    """Any HTTP server: its command, and the files of its requests."""
 
     name: str
     start: AbstractContextManager[Server]
@@ -77,14 +77,14 @@ class Target:
 
 
 def of_subject(subject: Subject) -> Target:
-    """The service, asked to classify one picture with ten labels."""
+    """Return the service, to classify one picture with ten labels."""
     labels = words.labels(LABELS)
     requests = [wire.picture_as_body("/v1/classify", picture, labels) for picture in pictures.jpegs(_PICTURES)]
     return Target(subject.name, subject.start(), tuple(wire.write("anyclass", requests)))
 
 
 def of_peer(peer: Peer, subject: Subject) -> Target:
-    """A peer with the same model, pictures and labels. Raises Unavailable where there is no peer to be had."""
+    """Return a peer with the same model, pictures and labels. Raises Unavailable if it cannot be installed."""
     if subject.model not in models.SIZES:
         raise Unavailable(f"peers run {', '.join(models.SIZES)}, not {subject.model}")
     both = Models(models.hugging_face_folder(subject.model), models.bundle(subject.model))
@@ -97,15 +97,15 @@ def of_peer(peer: Peer, subject: Subject) -> Target:
 
 
 def chosen_peers(names: Iterable[str]) -> list[Peer]:
-    """Return the peers of these names. Raises Unavailable for a name that none has."""
+    """Return the peers of these names. Raises Unavailable for an unknown name."""
     known = {peer.name: peer for peer in PEERS}
     if unknown := sorted(set(names) - set(known)):
-        raise Unavailable(f"there is no peer {', '.join(unknown)}; there are {', '.join(known)}")
+        raise Unavailable(f"unknown peer {', '.join(unknown)}; choose from {', '.join(known)}")
     return [known[name] for name in names]
 
 
 def versions(peer: Peer) -> dict[str, str]:
-    """Versions of what a peer is made of."""
+    """Return the versions of a peer's packages."""
     return installed(peer.environment.python, peer.packages)
 
 
@@ -117,7 +117,7 @@ def load(server: Server, plan: Plan) -> dict[str, Any]:
 
 
 def json_of(command: list[str]) -> dict[str, Any]:
-    """Run a part of the benchmark in a process of its own, and read what it prints. Raises Unavailable if it fails."""
+    """Run a part of the benchmark in a process of its own; return its output. Raises Unavailable if it fails."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         said = " ".join(" ".join(done.stderr.splitlines()[-3:]).split())

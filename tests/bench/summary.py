@@ -1,4 +1,4 @@
-"""Figures of many runs: percentiles, medians."""
+"""Summarise many runs: percentiles, medians."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -23,11 +23,11 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Median of the values that are there; None if there are none."""
+    """Return the median of the values that are not None; None if all are."""
     there = [value for value in values if value is not None]
     return statistics.median(there) if there else None
 
 
 def ratio(over: float | None, under: float | None) -> float | None:
-    """Quotient, or None where either is missing or there is nothing to divide by."""
+    """Return the quotient, or None if a value is missing or the divisor is 0."""
     return over / under if over is not None and under else None

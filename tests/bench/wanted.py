@@ -1,4 +1,4 @@
-"""What is wanted, held against what was measured: ratios within one run, for absolute figures move with the machine."""
+"""Compare the results with their targets: ratios within one run, because absolute figures depend on the machine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _GIB: Final = 2**30
 
 @dataclass(frozen=True)
 class Row:
-    """One line: `measured` is None where its part was not run."""
+    """One target: `measured` is None if its part was not run."""
 
     what: str
     wanted: str
@@ -25,14 +25,14 @@ class Row:
 
     @property
     def shown(self) -> str:
-        """The figure for people."""
+        """Format the figure."""
         if self.measured is None:
             return "not measured"
         return f"{self.measured:.3g}{self.unit}"
 
 
 def rows(results: dict[str, Any]) -> list[Row]:
-    """Hold every figure that was wanted against the results of one run."""
+    """Compare every target with the results of one run."""
     suites: Suites = results["suites"]
     first = results["subjects"][0]
     return [
@@ -58,7 +58,7 @@ def rows(results: dict[str, Any]) -> list[Row]:
 
 
 def rate(suites: Suites, name: str, clients: int = 32) -> float | None:
-    """Requests a second of a server, median of the rounds."""
+    """Return requests a second of a server, median of the rounds."""
     target = suites.get("serve", {}).get("targets", {}).get(name)
     return median(run["rate_rps"] for run in target["closed"].get(str(clients), [])) if target else None
 

@@ -1,4 +1,4 @@
-"""Requests as the bytes that go over the wire, made before anything is timed."""
+"""Build requests as bytes, before any timing."""
 
 import base64
 import json
@@ -21,31 +21,31 @@ def post(path: str, content_type: str, body: bytes) -> bytes:
 
 
 def picture_as_body(path: str, picture: bytes, labels: Sequence[str]) -> bytes:
-    """The picture is the body, the labels are in the query: the service's and the plain server's cheapest form."""
+    """Put the picture into the body, the labels into the query: the cheapest form of service and plain server."""
     return post(f"{path}?{urlencode({'labels': labels}, doseq=True)}", "image/jpeg", picture)
 
 
 def classify_json(picture: bytes, labels: Sequence[str], **options: object) -> bytes:
-    """The service's JSON form, in which any number of labels finds room."""
+    """Use the service's JSON form, which has room for any number of labels."""
     content = {"image": base64.b64encode(picture).decode(), "labels": labels, **options}
     return post("/v1/classify", _JSON, json.dumps(content).encode())
 
 
 def infinity_embeddings(model: str, picture: bytes) -> bytes:
-    """An image embedding; infinity takes pictures as data URIs. Labels would be scored by its client."""
+    """Request an image embedding; infinity takes data URIs, and leaves scoring labels to its client."""
     uri = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
     content = {"model": model, "input": [uri], "modality": "image", "encoding_format": "base64"}
     return post("/embeddings", _JSON, json.dumps(content).encode())
 
 
 def litserve_predict(picture: bytes, labels: Sequence[str]) -> bytes:
-    """LitServe's way: JSON to /predict."""
+    """Post JSON to /predict, as LitServe expects."""
     content = {"image": base64.b64encode(picture).decode(), "labels": labels}
     return post("/predict", _JSON, json.dumps(content).encode())
 
 
 def stages(server_timing: str) -> dict[str, float]:
-    """Return the seconds of each stage that a `Server-Timing` header names."""
+    """Return the seconds of each stage in a `Server-Timing` header."""
     return {stage: float(milliseconds) / 1_000 for stage, milliseconds in _STAGE.findall(server_timing)}
 
 

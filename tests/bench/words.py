@@ -1,4 +1,4 @@
-"""Labels of two common words: 9 tokens in the prompt "a photo of a {}." with the benchmark's own tokenizer."""
+"""Labels of two common words: 9 tokens in the prompt "a photo of a {}." with the benchmark's tokenizer."""
 
 from typing import Final
 
@@ -16,14 +16,14 @@ flower leaf grass river lake hill rock beach cloud apple pear plum bread cheese 
 TEMPLATE: Final = "a photo of a {}."
 
 LABELS: Final = tuple(f"{adjective} {noun}" for adjective in _ADJECTIVES.split() for noun in _NOUNS.split())
-"""All there are; no two alike."""
+"""All labels, without duplicates."""
 
 CORPUS: Final = tuple(map(TEMPLATE.format, LABELS))
-"""What the benchmark's tokenizer learns its merges from."""
+"""Training text of the benchmark's tokenizer."""
 
 
 def labels(count: int, start: int = 0) -> list[str]:
     """Return `count` labels; another `start` gives others. Raises ValueError beyond the last."""
     if start + count > len(LABELS):
-        raise ValueError(f"there are {len(LABELS)} labels")
+        raise ValueError(f"there are only {len(LABELS)} labels")
     return list(LABELS[start : start + count])

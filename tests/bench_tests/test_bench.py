@@ -248,7 +248,7 @@ def test_pictures_are_of_their_size_and_all_different() -> None:
 def test_labels_do_not_repeat() -> None:
     """Sets from different starts share none; there is an end."""
     assert 2_000 == len({*words.labels(1_000), *words.labels(1_000, start=1_000)})
-    with pytest.raises(ValueError, match="there are 4"):
+    with pytest.raises(ValueError, match="there are only 4"):
         words.labels(1_000, start=4_000)
 
 

@@ -1,1 +1,1 @@
-"""Servers that the service is compared with; each runs in an environment of its own."""
+"""Peer servers to compare with; each runs in an environment of its own."""

@@ -1,4 +1,4 @@
-"""LitServe with onnxruntime: the same ONNX encoders, dynamic batches, label vectors remembered. Needs no torch.
+"""LitServe with onnxruntime: the same ONNX encoders, dynamic batches, label vectors cached. Needs no torch.
 
 python litserve_onnx.py BUNDLE PORT
 """
@@ -21,7 +21,7 @@ _SIZE = (224, 224)
 
 
 class Clip(litserve.LitAPI):  # type: ignore[misc]
-    """Zero-shot classification, written as LitServe's documentation does it."""
+    """Zero-shot classification in the style of LitServe's documentation."""
 
     def __init__(self, bundle: Path) -> None:
         super().__init__(max_batch_size=_BATCH, batch_timeout=0.005)
@@ -43,7 +43,7 @@ class Clip(litserve.LitAPI):  # type: ignore[misc]
         return pixels, tuple(request["labels"])
 
     def batch(self, inputs: list[Any]) -> tuple[Any, list[tuple[str, ...]]]:
-        """Put a batch's pictures together."""
+        """Stack the pictures of a batch."""
         return np.stack([pixels for pixels, _ in inputs]), [labels for _, labels in inputs]
 
     def predict(self, x: tuple[Any, list[tuple[str, ...]]]) -> list[dict[str, float]]:
@@ -53,11 +53,11 @@ class Clip(litserve.LitAPI):  # type: ignore[misc]
         return [self._scored(vector, of_picture) for vector, of_picture in zip(vectors, labels, strict=True)]
 
     def unbatch(self, output: list[dict[str, float]]) -> list[dict[str, float]]:
-        """Each request's own answer."""
+        """Return each request's own answer."""
         return output
 
     def encode_response(self, output: dict[str, float]) -> dict[str, float]:
-        """Answer with the scores as they are."""
+        """Return the scores unchanged."""
         return output
 
     def _scored(self, vector: Any, labels: tuple[str, ...]) -> dict[str, float]:
