@@ -1,4 +1,4 @@
-"""The benchmarks as a whole: one short run on the demo model, and how results become tables."""
+"""Tests of the benchmarks: one short run on the demo model, and the tables of results."""
 
 import json
 import os
@@ -27,7 +27,7 @@ NUMERICS = {"provider": "openvino", "precision": "bf16"}
 
 
 def results(**suites: Any) -> dict[str, Any]:
-    """Results of a run of these parts."""
+    """Return the results of a run of these parts."""
     return {
         "date": "2026-11-24",
         "machine": {
@@ -50,7 +50,7 @@ def results(**suites: Any) -> dict[str, Any]:
 
 
 def load_run(rate_rps: float, p50_s: float = 0.1) -> dict[str, Any]:
-    """What one run of the generator reports."""
+    """Return the report of one run of the generator."""
     return {
         "offered_rps": rate_rps,
         "rate_rps": rate_rps,
@@ -64,7 +64,7 @@ def load_run(rate_rps: float, p50_s: float = 0.1) -> dict[str, Any]:
 
 
 def serve() -> dict[str, Any]:
-    """A serve part in which the service is six times as fast as infinity, and 0.8 of the bare loop."""
+    """Return a serve part: the service is six times as fast as infinity, and reaches 0.8 of the bare loop."""
     own = {"1": [load_run(20, 0.05)], "32": [load_run(120), load_run(60), load_run(600)]}
     return {
         "targets": {
@@ -77,7 +77,7 @@ def serve() -> dict[str, Any]:
 
 
 def test_what_is_wanted_is_held_against_medians_of_the_same_run() -> None:
-    """Ratios are of medians of the rounds; bounds from below and from above; what was not run has no verdict."""
+    """Ratios use medians of the rounds and have lower and upper bounds; parts that were not run have no verdict."""
     found = {row.what: row for row in rows(results(serve=serve()))}
     infinity = found["requests/s at 32 clients, over infinity's"]
     assert (6.0, "6×", True) == (infinity.measured, infinity.shown, infinity.met)
@@ -91,7 +91,7 @@ def test_what_is_wanted_is_held_against_medians_of_the_same_run() -> None:
 
 
 def test_every_wanted_figure_is_found_in_a_whole_run() -> None:
-    """With all parts there, no row is without a figure."""
+    """With all parts, every row has a figure."""
     gib = 2**30
     suites = {
         "serve": serve(),
@@ -115,7 +115,7 @@ def test_every_wanted_figure_is_found_in_a_whole_run() -> None:
 
 
 def test_the_page_keeps_its_prose_and_gets_the_results(tmp_path: Path) -> None:
-    """Only what is between the marks changes, and writing twice is writing once; what was skipped says why."""
+    """Only the text between the marks changes, writing again changes nothing, and skipped parts state the reason."""
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     found = results(serve=serve()) | {"skipped": {"litserve": "pip install litserve failed: no network"}}
@@ -132,7 +132,7 @@ def test_the_page_keeps_its_prose_and_gets_the_results(tmp_path: Path) -> None:
 
 
 def test_a_page_without_a_place_for_results_is_refused(tmp_path: Path) -> None:
-    """The page in docs/ has such a place; another page is refused by its name."""
+    """The page in docs/ has the marks; a page without them is refused by name."""
     around_results(PAGE)
     (tmp_path / "page.md").write_text("prose")
     with pytest.raises(ValueError, match=r"page\.md has no place for results"):
@@ -140,12 +140,12 @@ def test_a_page_without_a_place_for_results_is_refused(tmp_path: Path) -> None:
 
 
 def test_parts_that_were_not_run_have_no_table() -> None:
-    """Without any part there is the table of what is wanted, and nothing else."""
+    """Without any part, only the table of targets remains."""
     assert 1 == markdown(results()).count("###")
 
 
 def test_the_machine_is_described_without_its_name() -> None:
-    """Processor, cores, memory and versions; never the host's name."""
+    """Processor, cores, memory and versions are described, the host's name never."""
     found = machine.describe()
     assert found["cores_usable"] >= 1
     assert found["memory_gib"] > 0
@@ -155,14 +155,14 @@ def test_the_machine_is_described_without_its_name() -> None:
 
 
 def test_busy_figures_of_a_gpu_are_medians() -> None:
-    """A line cut off by the end is no sample; without any there are no figures."""
+    """A line cut off by the end is not a sample; without samples the figures are None."""
     lines = "95, 10240, 300.5\n99, 11000, 310.5\n1, 9000, 100\n[N/A], 1, 2\n97, 11"
     assert {"busy_percent": 95, "memory_mib_peak": 11_000, "power_w": 300.5, "samples": 3} == busy.parse(lines)
     assert busy.parse("") is None
 
 
 def test_a_machine_without_a_gpu_has_no_busy_figures(tmp_path: Path) -> None:
-    """Nothing is run where the program is not there; where it is, its lines are read."""
+    """Without nvidia-smi nothing runs; with it, its lines are read."""
     with busy.GpuWatch(program=str(tmp_path / "nvidia-smi")) as absent:
         pass
     assert absent.figures is None
@@ -176,7 +176,7 @@ def test_a_machine_without_a_gpu_has_no_busy_figures(tmp_path: Path) -> None:
 
 
 def test_an_environment_that_cannot_be_made_says_why_and_is_tried_again(tmp_path: Path) -> None:
-    """What pip said last is the reason; one that is there is used as it is."""
+    """The last line of pip is the reason of a failure; an existing environment is reused."""
     missing = Environment("missing", (("--no-index", "anyclass-peer-that-is-not-there"),), tmp_path)
     with pytest.raises(Unavailable, match=r"pip install .* failed: .*anyclass-peer-that-is-not-there"):
         missing.make()
@@ -189,12 +189,12 @@ def test_an_environment_that_cannot_be_made_says_why_and_is_tried_again(tmp_path
 
 
 def test_versions_are_those_of_the_environment() -> None:
-    """What is not installed has none."""
+    """A package that is not installed has no version."""
     assert ["numpy"] == list(installed(Path(sys.executable), ["numpy", "anyclass-peer-that-is-not-there"]))
 
 
 def test_a_server_that_does_not_start_says_why() -> None:
-    """The end of its log is the reason."""
+    """The reason is the end of its log."""
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
     with (
         pytest.raises(Unavailable, match="broken-server ended with 1: no such model"),
@@ -204,7 +204,7 @@ def test_a_server_that_does_not_start_says_why() -> None:
 
 
 def test_a_frozen_server_does_nothing_and_its_whole_group_ends() -> None:
-    """Frozen processes are stopped, children too; memory counts them all; stopping leaves none behind."""
+    """Freezing stops all processes, memory counts them all, and stopping ends them all."""
     child = "import time; time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
     server = Server("group", [sys.executable, "-c", parent], free_port())
@@ -222,7 +222,7 @@ def test_a_frozen_server_does_nothing_and_its_whole_group_ends() -> None:
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    """Processes start and stop when the kernel comes to it."""
+    """Wait, because the kernel starts and stops processes with a delay."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
@@ -239,14 +239,14 @@ def test_peers_differ_in_name_and_environment() -> None:
 
 
 def test_pictures_are_of_their_size_and_all_different() -> None:
-    """The same ones each time."""
+    """Pictures are the same each time."""
     found = pictures.jpegs(12)
     assert 12 == len(set(found))
     assert found[:2] == pictures.jpegs(2)
 
 
 def test_labels_do_not_repeat() -> None:
-    """Sets from different starts share none; there is an end."""
+    """Sets from different starts do not overlap, and the labels end."""
     assert 2_000 == len({*words.labels(1_000), *words.labels(1_000, start=1_000)})
     with pytest.raises(ValueError, match="there are only 4"):
         words.labels(1_000, start=4_000)
@@ -259,7 +259,7 @@ def test_operations_of_an_image_are_those_of_the_published_towers() -> None:
 
 
 def test_a_quick_run_on_the_demo_model(tmp_path: Path) -> None:
-    """One command starts the service, loads it, and writes results, page and plots; here as on a GPU, but for that."""
+    """One command starts the service, loads it, and writes results, page and plots; the options are those of a GPU."""
     page = tmp_path / "docs" / "page.md"
     page.parent.mkdir()
     page.write_text(f"{BEGIN}\n{END}\n")
@@ -286,7 +286,7 @@ def test_a_quick_run_on_the_demo_model(tmp_path: Path) -> None:
 
 
 def test_a_quick_run_of_lanes_and_overhead(tmp_path: Path) -> None:
-    """Single requests are answered beside a batch too, and the parts of a request's processor time add up."""
+    """Single requests are also answered during a batch, and the parts of a request's processor time add up."""
     command = [sys.executable, "-m", "tests.bench.run", "--providers", "cpu", "--models", "demo", "--peers", "none"]
     command += ["--quick", "--only", "lanes,overhead", "--seconds", "0.3", "--out", str(tmp_path / "results.json")]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The benchmarks' load generator, against real servers that stall, refuse and hang up."""
+"""Tests of the load generator against real servers that stall, refuse and hang up."""
 
 import itertools
 import threading
@@ -17,12 +17,12 @@ from tests.bench.wire import post
 PAYLOAD = post("/v1/classify", "image/jpeg", b"a picture")
 
 Answer = Callable[[int], int | None]
-"""From the number of a request to its status, or None to hang up; it may take its time."""
+"""Maps the number of a request to its status, or to None to hang up; may block."""
 
 
 @contextmanager
 def server(answer: Answer) -> Iterator[int]:
-    """Serve one request at a time on a free port, which is given; connections stay open."""
+    """Serve one request at a time on a free port; yield the port. Connections stay open."""
     one_at_a_time = threading.Lock()
     numbers = itertools.count()
 
@@ -49,7 +49,7 @@ def server(answer: Answer) -> Iterator[int]:
         request_queue_size = 64
 
         def handle_error(self, *_: Any) -> None:
-            """The generator has left."""
+            """Ignore that the generator has gone."""
 
     with Server(("127.0.0.1", 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever, args=(0.01,))
@@ -62,7 +62,7 @@ def server(answer: Answer) -> Iterator[int]:
 
 
 async def test_a_stall_shows_in_the_latency_of_all_that_was_meant_to_be_sent_meanwhile() -> None:
-    """A server that stops for half a second delays every request that the schedule has in that time, not only one."""
+    """A server that stops for half a second delays every request scheduled in that time, not only one."""
 
     def stalls_once(number: int) -> int:
         if number == 3:
@@ -75,13 +75,13 @@ async def test_a_stall_shows_in_the_latency_of_all_that_was_meant_to_be_sent_mea
         found = await run(plan, [PAYLOAD])
     assert len(schedule(plan, 0.0)) == found["answered"]
     assert 0 == found["unanswered"]
-    # Most of the 0.6 s are the stall: half of the requests waited for a good part of it.
+    # The stall takes most of the 0.6 s, and half of the requests waited for much of it.
     assert found["latency_s"]["max"] >= 0.5
     assert found["latency_s"]["p50"] >= 0.1
 
 
 async def test_being_late_is_reported_and_part_of_the_latency() -> None:
-    """With too few connections requests are sent late: that is said, and the latency counts from the schedule."""
+    """With too few connections requests are sent late: the report says so, and latency counts from the schedule."""
 
     def slow(_: int) -> int:
         time.sleep(0.02)
@@ -89,14 +89,14 @@ async def test_being_late_is_reported_and_part_of_the_latency() -> None:
 
     with server(slow) as port:
         found = await run(Plan("open", port, (), seconds=0.2, connections=1, rate=200, seed=2), [PAYLOAD])
-    # About 40 requests of 20 ms each, meant for the first 200 ms.
+    # About 40 requests of 20 ms each, scheduled in the first 200 ms.
     assert found["lateness_s"]["max"] >= 0.2
     assert found["latency_s"]["max"] >= found["lateness_s"]["max"]
     assert found["service_s"]["p50"] < found["latency_s"]["p50"]
 
 
 async def test_the_closed_loop_has_so_many_requests_under_way_and_no_more() -> None:
-    """Each client waits for its answer before it sends again; the rate counts answers over the time that they took."""
+    """Each client waits for its answer before the next request; the rate is answers over their time."""
     under_way, most = 0, 0
     lock = threading.Lock()
 
@@ -121,7 +121,7 @@ async def test_the_closed_loop_has_so_many_requests_under_way_and_no_more() -> N
 
 
 async def test_refusals_are_counted_and_have_no_latency() -> None:
-    """What is answered with another status than 200 counts under that status only."""
+    """An answer with a status other than 200 counts under that status only."""
     with server(lambda number: 429 if number % 2 else 200) as port:
         found = await run(Plan("open", port, (), seconds=0.3, connections=8, rate=100, seed=3), [PAYLOAD])
     sent = len(schedule(Plan("open", 0, (), 0.3, rate=100, seed=3), 0.0))
@@ -129,7 +129,7 @@ async def test_refusals_are_counted_and_have_no_latency() -> None:
 
 
 async def test_a_server_that_hangs_up_costs_its_request_only() -> None:
-    """A lost connection is opened anew; its request is reported as unanswered."""
+    """A lost connection is opened again; its request is reported as unanswered."""
     with server(lambda number: None if number % 5 == 4 else 200) as port:
         found = await run(Plan("open", port, (), seconds=0.4, connections=2, rate=100, seed=4), [PAYLOAD])
     sent = len(schedule(Plan("open", 0, (), 0.4, rate=100, seed=4), 0.0))
@@ -137,7 +137,7 @@ async def test_a_server_that_hangs_up_costs_its_request_only() -> None:
 
 
 async def test_what_is_not_answered_in_time_is_unanswered() -> None:
-    """Nobody waits for ever: not for an answer, and not to send what had no connection."""
+    """Waiting ends, for an answer and for a free connection."""
     over = threading.Event()
     with server(lambda _: 200 if over.wait(10) else 500) as port:
         try:
@@ -149,7 +149,7 @@ async def test_what_is_not_answered_in_time_is_unanswered() -> None:
 
 
 def test_figures_of_known_samples() -> None:
-    """Latency is from the intended moment, service from the sending; the rate is over the time to the last answer."""
+    """Latency counts from the scheduled time, service from the sending; the rate ends with the last answer."""
     samples = [
         Sample(intended=10.0, sent=10.0, answered=10.5, status=200),
         Sample(intended=10.2, sent=10.5, answered=11.0, status=200),
@@ -166,7 +166,7 @@ def test_figures_of_known_samples() -> None:
 
 
 def test_a_schedule_is_the_same_for_a_seed_and_keeps_the_rate() -> None:
-    """Arrivals are in order, within the time, so many a second on average, and not evenly spaced."""
+    """Arrivals are ordered, within the time, of the given average rate, and not evenly spaced."""
     plan = Plan("open", 0, (), seconds=100.0, rate=50.0, seed=7)
     moments = schedule(plan, 1_000.0)
     assert moments == schedule(plan, 1_000.0) == sorted(moments)
@@ -177,7 +177,7 @@ def test_a_schedule_is_the_same_for_a_seed_and_keeps_the_rate() -> None:
 
 
 def test_percentiles_are_values_that_occurred() -> None:
-    """The nearest rank: of a hundred values the 99th is p99; of one, it is all of them; of none there are none."""
+    """Percentiles use the nearest rank: the 99th of a hundred values is p99; one value is every percentile."""
     found = percentiles([float(value) for value in range(100, 0, -1)])
     assert {"mean": 50.5, "max": 100, "p50": 50, "p90": 90, "p95": 95, "p99": 99} == found
     assert {1.5} == set(percentiles([1.5]).values())

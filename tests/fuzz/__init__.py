@@ -1,1 +1,1 @@
-"""Requests made up from the OpenAPI document by schemathesis, right and wrong ones, sent to a real service."""
+"""Fuzzing: schemathesis generates valid and invalid requests from the OpenAPI document for a real service."""

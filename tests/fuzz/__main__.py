@@ -1,4 +1,4 @@
-"""The long run: `make fuzz CASES=50000`. Ends with 1 where a check did not hold or the service made a mistake."""
+"""The long run: `make fuzz CASES=50000`. Exits with 1 after a failed check or an error of the service."""
 
 import argparse
 import sys
@@ -9,12 +9,12 @@ from pathlib import Path
 from tests.fuzz.campaign import Fuzzed, fuzzed_server, run
 
 _EXAMPLES_A_ROUND = 200
-"""Random requests of each operation, at most; boundary values and sequences come on top, some 2,000 a round."""
+"""Most random requests of each operation; boundary values and sequences add some 2,000 a round."""
 _OPERATIONS = 33  # about
 
 
 def main() -> int:
-    """Round after round with other requests, until there were enough of them."""
+    """Run rounds with different requests until enough were sent."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=50_000, help="requests to send at least")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further round after this")

@@ -1,4 +1,4 @@
-"""One run of schemathesis against a running service, and what came of it."""
+"""Run schemathesis against a running service, and collect its results."""
 
 import json
 import os
@@ -20,20 +20,20 @@ HERE = Path(__file__).parent
 KEY = "a-key-for-the-fuzzing-only"
 MODEL = "demo"
 KNOWN = "ANYCLASS_FUZZ_KNOWN"
-"""The variable in which the hooks find what is there, as JSON."""
+"""Environment variable that passes known values to the hooks, as JSON."""
 _SERVER_ERROR = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run found.
+    """The result of a run.
 
     Attributes:
-        cases: requests that were made up and sent.
-        operations: those of the document, and how many of them were tested.
-        passed: whether every check held.
-        output: what schemathesis has to say.
-        accepted: operations of which at least one made-up request was answered with success.
+        cases: number of generated requests.
+        operations: number of operations in the document, and of tested ones.
+        passed: whether every check passed.
+        output: the output of schemathesis.
+        accepted: operations of which at least one generated request succeeded.
     """
 
     cases: int
@@ -49,14 +49,14 @@ class Fuzzed:
 
     Attributes:
         server: the service.
-        known: by parameter, what is there: the id of a file and of a batch, the version of the model.
+        known: existing values by parameter: the id of a file and of a batch, the version of the model.
     """
 
     server: HttpServer
     known: Mapping[str, str]
 
     def errors(self) -> list[dict[str, Any]]:
-        """The lines of its log that tell of an answer of 5xx or of a mistake."""
+        """Return the lines of its log about answers of 5xx or errors."""
         return [
             line
             for line in self.server.logs()
@@ -66,7 +66,7 @@ class Fuzzed:
 
 @contextmanager
 def fuzzed_server(folder: Path, *, job_workers: int = 2) -> Iterator[Fuzzed]:
-    """A service that needs a key, has room for what is written to it, and holds a label set, files and a batch.
+    """Run a service with API keys and a large quota that holds a label set, files and a batch.
 
     Without `job_workers` the batch never ends, so that it can be cancelled.
     """
@@ -75,7 +75,7 @@ def fuzzed_server(folder: Path, *, job_workers: int = 2) -> Iterator[Fuzzed]:
         "ANYCLASS_STATE_URL": (folder / "state").as_uri(),
         "ANYCLASS_API_KEYS": KEY,
         "ANYCLASS_JOB_WORKERS": str(job_workers),
-        # Full is a state that is documented, and not what is looked for.
+        # A full store is a documented state, and not the subject of this test.
         "ANYCLASS_MAX_LABEL_SETS": "1000000",
         "ANYCLASS_MAX_ACTIVE_JOBS": "1000000",
         "ANYCLASS_RATE_LIMIT_PER_S": "1000000",
@@ -106,13 +106,13 @@ def _prepare(client: httpx.Client) -> dict[str, str]:
 
 
 def run(fuzzed: Fuzzed, folder: Path, *, max_examples: int, seed: int | None = None) -> Outcome:
-    """Send made-up requests: examples, boundary values, random ones, and sequences.
+    """Send generated requests: examples, boundary values, random ones, and sequences.
 
     Args:
-        fuzzed: what to send them to.
-        folder: where reports go.
-        max_examples: random requests of each operation; boundary values come on top.
-        seed: for other requests than those of the last run; the same every time where None.
+        fuzzed: the service.
+        folder: folder of the reports.
+        max_examples: random requests of each operation, in addition to boundary values.
+        seed: selects other requests; None sends the same ones every time.
     """
     report = folder / f"report-{seed}.json"
     chosen = ["--generation-deterministic"] if seed is None else [f"--seed={seed}", "--generation-database=none"]
@@ -124,7 +124,7 @@ def run(fuzzed: Fuzzed, folder: Path, *, max_examples: int, seed: int | None = N
             *("--request-timeout", "60", "--report", "json", "--report-json-path", str(report)),
         ],
         env={
-            # Not measured: what schemathesis does is not the project's.
+            # Coverage of schemathesis itself is not measured.
             **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
             "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks",
             "PYTHONPATH": str(HERE.parents[1]),

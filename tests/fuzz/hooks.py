@@ -1,4 +1,4 @@
-"""What schemathesis cannot know from the OpenAPI document; it loads this file by the name that `campaign` gives it."""
+"""Hooks with knowledge that the OpenAPI document lacks; schemathesis loads this file by the name from `campaign`."""
 
 import base64
 import io
@@ -54,7 +54,7 @@ WHOLE = [*PICTURES, *ARCHIVES, FILE_LINES.encode()]
 _whole = strategies.sampled_from(WHOLE)
 _damaged = strategies.builds(lambda content, end: content[:end], _whole, strategies.integers(0, 400))
 FILES = strategies.one_of(_whole, _whole, _damaged, strategies.binary(max_size=300))
-"""Bytes of a file part or of a raw body: mostly what a client would send, in part or in whole."""
+"""Generate bytes of a file part or a raw body: mostly complete or partial real content."""
 
 schemathesis.openapi.format("binary", FILES)
 for media_type in (
@@ -69,15 +69,15 @@ for media_type in (
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, object]) -> None:
-    """Make sure that some requests reach what they are for.
+    """Let some requests reach the code behind their validation.
 
-    Query parameters go with a raw body only, which OpenAPI cannot say: without this no other body is ever read. And
-    every second id that was made up gives way to one that is there.
+    Query parameters require a raw body, which OpenAPI cannot express: without this, no other body is ever read. Also
+    replaces every second generated id by an existing one.
     """
     if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
         return
     if case.method == "DELETE":
-        return  # it would be gone for all the others
+        return  # deleting it would affect all other requests
     if case.media_type in _IN_BODY:
         case.query = {}
     if zlib.crc32(repr((case.path_parameters, case.body)).encode("utf-8", "replace")) % 2:

@@ -1,1 +1,1 @@
-"""Real, small stand-ins that the tests share."""
+"""Small, real stand-ins shared by the tests."""

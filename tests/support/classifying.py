@@ -1,4 +1,4 @@
-"""A classifier on a fake engine or a real one, put together as the application does it."""
+"""A classifier on a fake or real engine, assembled as in the application."""
 
 import asyncio
 import io
@@ -41,7 +41,7 @@ class Rig:
         return await self.classifier.classify(image or picture("red"), query, ScoringOptions(**options), **keywords)
 
     def count(self, name: str, **labels: str) -> float:
-        """A metric's value, 0 where there is none yet."""
+        """Return a metric's value, or 0 if it has none yet."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
@@ -49,7 +49,7 @@ class Rig:
 async def classifying(
     path: Path, *, engine: Engine | None = None, bundle: dict[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[Rig]:
-    """A warm classifier on the tiny bundle, closed in the end."""
+    """Yield a warm classifier on the tiny bundle, and close it."""
     fake = FakeEngine()
     chosen = Settings(**settings)
     metrics = Metrics()
@@ -74,19 +74,19 @@ async def classifying(
 
 
 def tiny_engine(path: Path, **options: Any) -> OnnxEngine:
-    """ONNX Runtime on a tiny bundle written to `path`."""
+    """Run ONNX Runtime on a tiny bundle written to `path`."""
     return OnnxEngine.load(load_bundle(write_tiny_bundle(path, **options)), "cpu", threads=1)
 
 
 def picture(colour: str = "red", size: int = 8) -> bytes:
-    """A PNG of one colour."""
+    """Return a PNG of one colour."""
     stream = io.BytesIO()
     Image.new("RGB", (size, size), colour).save(stream, "PNG")
     return stream.getvalue()
 
 
 async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], *, within_s: float = 30.0) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     async with asyncio.timeout(within_s):
         while True:
             outcome = condition()

@@ -1,4 +1,4 @@
-"""The same CLIP in the files in which people publish it."""
+"""Write one CLIP in all published file formats."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ Weights = dict[str, Tensor]
 
 
 def write_archive(path: Path, model: ReferenceClip, config: ClipConfig, *, notes: bool = True) -> Path:
-    """Write a TorchScript archive in half precision, as OpenAI's; ``notes`` are what theirs hold beside the weights."""
+    """Write a TorchScript archive in half precision, as OpenAI does; ``notes`` are the other entries of its files."""
     model = copy.deepcopy(model).half()
     size = config.image.image_size
     if notes:
@@ -29,14 +29,14 @@ def write_archive(path: Path, model: ReferenceClip, config: ClipConfig, *, notes
             model.register_buffer(name, torch.tensor(number))
     example = torch.zeros(2, 3, size, size, dtype=torch.half), torch.zeros(2, 4, dtype=torch.long)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and tracing warns of what it fixes
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and tracing warns about constants
         traced = torch.jit.trace(model, example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path)
     return path
 
 
 def open_clip_config(config: ClipConfig) -> dict[str, Any]:
-    """Say a model as an ``open_clip_config.json`` does."""
+    """Return a model as the content of an ``open_clip_config.json``."""
     image, text = config.image, config.text
     tower: dict[str, Any] = {"image_size": image.image_size, "width": getattr(image, "width", None)}
     if image.kind == "vit":
@@ -66,7 +66,7 @@ def open_clip_config(config: ClipConfig) -> dict[str, Any]:
 
 
 def write_open_clip(folder: Path, weights: Weights, config: dict[str, Any], name: str) -> Path:
-    """Write a folder as open_clip's on the hub; a ``.pt`` or ``.bin`` is as its trainer writes it."""
+    """Write a folder as open_clip has on the hub; a ``.pt`` or ``.bin`` is in its trainer's format."""
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     if name.endswith(".safetensors"):
@@ -78,5 +78,5 @@ def write_open_clip(folder: Path, weights: Weights, config: dict[str, Any], name
 
 
 def with_own_text_tower(weights: Weights) -> Weights:
-    """Call the weights as open_clip does with ``custom_text``."""
+    """Rename the weights as open_clip does with ``custom_text``."""
     return {key if key.startswith(("visual.", "logit_")) else f"text.{key}": value for key, value in weights.items()}

@@ -1,4 +1,4 @@
-"""The command `anyclass` as people run it, also on a terminal; and a service that follows a script."""
+"""Run the command `anyclass`, also on a terminal; and a scripted service."""
 
 import json
 import os
@@ -14,7 +14,7 @@ _PATIENCE_S = 100.0
 COMMAND = (sys.executable, "-m", "service")
 
 Reply = tuple[int, Mapping[str, str], object]
-"""Status, headers, and what the body is as JSON; a status of 0 hangs up."""
+"""Status, headers, and the body for JSON; a status of 0 hangs up."""
 
 
 def anyclass(*arguments: object, stdin: str = "", **env: str) -> "subprocess.CompletedProcess[str]":
@@ -32,7 +32,7 @@ def anyclass(*arguments: object, stdin: str = "", **env: str) -> "subprocess.Com
 
 
 def on_a_terminal(*arguments: object) -> tuple[int, str]:
-    """Run the command on a terminal of 100 columns: its exit code, and everything that the terminal was sent."""
+    """Run the command on a terminal of 100 columns; return its exit code and its output."""
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
     process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=env)
@@ -42,7 +42,7 @@ def on_a_terminal(*arguments: object) -> tuple[int, str]:
         while piece := os.read(ours, 65_536):
             seen += piece
     except OSError:
-        pass  # how Linux says that nobody has the terminal open any more
+        pass  # Linux reports that every process has closed the terminal
     finally:
         os.close(ours)
     return process.wait(_PATIENCE_S), seen.decode("utf-8", "replace")
@@ -50,7 +50,7 @@ def on_a_terminal(*arguments: object) -> tuple[int, str]:
 
 @contextmanager
 def scripted(reply: Callable[[int], Reply]) -> Iterator[str]:
-    """A server that answers the n-th request, from 0, with `reply(n)`; gives its URL."""
+    """Run a server that answers the n-th request, from 0, with `reply(n)`; yield its URL."""
     numbers = iter(range(10**9))
     lock = threading.Lock()
 
@@ -75,7 +75,7 @@ def scripted(reply: Callable[[int], Reply]) -> Iterator[str]:
         do_GET = do_POST  # noqa: N815 - the standard library's name
 
         def log_message(self, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))

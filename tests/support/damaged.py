@@ -1,4 +1,4 @@
-"""Damaged images: good ones of every format, with bytes flipped, cut out, put in or moved."""
+"""Damaged images: valid ones of every format, with bytes flipped, removed, inserted or moved."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from tests.support.pictures import encode, noise, quadrants
 
 
 def seeds(name: str) -> list[bytes]:
-    """Small good images of a format, of the kinds that its decoder treats apart."""
+    """Return small valid images of a format, one for each case of its decoder."""
     picture, flat = noise(24, 16), quadrants(48, 40)
     rgba = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 24, 4), dtype=np.uint8))
     deep = Image.fromarray(np.random.default_rng(2).integers(0, 65_536, (16, 24), dtype=np.uint16))
@@ -41,7 +41,7 @@ def seeds(name: str) -> list[bytes]:
 
 
 def damaged(name: str, seed: int = 0) -> Iterator[bytes]:
-    """Give damaged images of a format without end, the same ones for the same seed."""
+    """Yield endless damaged images of a format, the same ones for the same seed."""
     chance = random.Random(f"{name} {seed}")
     good = seeds(name)
     while True:
@@ -49,10 +49,10 @@ def damaged(name: str, seed: int = 0) -> Iterator[bytes]:
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """Change some bytes: never none at all."""
+    """Change at least one byte."""
     content = bytearray(data)
     for _ in range(chance.randint(1, 8)):
-        # Half of the damage is near the beginning, where the headers are.
+        # Half of the damage is near the beginning, in the headers.
         at = chance.randrange(min(len(content), chance.choice((200, len(content)))))
         match chance.randrange(6):
             case 0:

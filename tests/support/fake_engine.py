@@ -1,4 +1,4 @@
-"""An engine without a runtime: it computes simple vectors, keeps a record, and can be held, slowed or made to fail."""
+"""An engine without a runtime: it computes simple vectors, records calls, and can be held, slowed or made to fail."""
 
 import threading
 import time
@@ -13,13 +13,13 @@ from service.model.arrays import Ids, Pixels, Vectors
 
 @dataclass
 class FakeEngine:
-    """An `Engine`. An image's vector follows from its mean colour, a text's from its ids without padding, 0.
+    """An `Engine` whose image vectors follow from the mean colour, text vectors from the ids without padding, 0.
 
     Attributes:
-        gate: cleared, it holds every run until it is set.
-        before: called in the device's thread with kind and batch, to raise or to watch.
-        batches: kind and shape of every batch that was run.
-        texts: ids, without padding, of every text that was run.
+        gate: while cleared, holds every run.
+        before: called in the device's thread with kind and batch; may raise.
+        batches: kind and shape of every run batch.
+        texts: ids, without padding, of every run text.
     """
 
     dim: int = 16
@@ -38,20 +38,20 @@ class FakeEngine:
         self.gate.set()
 
     def encode_images(self, pixels: Pixels) -> Vectors:
-        """uint8 `[batch, height, width, 3]` → unit vectors by mean colour."""
+        """Encode uint8 `[batch, height, width, 3]` to unit vectors by mean colour."""
         self._run("image", pixels)
         means = pixels.reshape(len(pixels), -1, 3).mean(axis=1) / 127.5 - 1
         return self._unit(np.concatenate([means, np.full((len(pixels), self.dim - 3), 0.01)], axis=1))
 
     def encode_texts(self, ids: Ids) -> Vectors:
-        """int64 `[batch, length]` → unit vectors, random but always the same for the same ids."""
+        """Encode int64 `[batch, length]` to random unit vectors, always the same for the same ids."""
         self._run("text", ids)
         texts = [tuple(int(token) for token in row if token) for row in ids]
         self.texts += texts
         return self._unit(np.stack([np.random.default_rng(text).normal(size=self.dim) for text in texts]))
 
     def close(self) -> None:
-        """Take note."""
+        """Record the call."""
         self.closed = True
 
     def _run(self, kind: str, batch: npt.NDArray[np.generic]) -> None:

@@ -1,4 +1,4 @@
-"""The service as its users meet it: `anyclass serve` in a process of its own, on a free loopback port."""
+"""Run `anyclass serve` in a process of its own, on a free loopback port."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-_PATIENCE_S = 60.0  # for a machine that is busy with other things
+_PATIENCE_S = 60.0  # for a busy machine
 _POLL_S = 0.02
 
 
@@ -21,8 +21,8 @@ class HttpServer:
     """A running `anyclass serve`.
 
     Attributes:
-        url: where it listens, such as ``http://127.0.0.1:40123``.
-        process: the process itself, for whoever wants to send it a signal.
+        url: its address, such as ``http://127.0.0.1:40123``.
+        process: the process, to send it signals.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -31,15 +31,15 @@ class HttpServer:
         self.url = self._listening_url()
 
     def logs(self) -> list[dict[str, Any]]:
-        """The lines it has logged so far; each must be JSON."""
+        """Return the lines logged so far; each must be JSON."""
         return [json.loads(line) for line in self._log.read_text("utf-8").splitlines() if line.endswith("}")]
 
     def raw_log(self) -> str:
-        """Everything on its standard error."""
+        """Return its standard error."""
         return self._log.read_text("utf-8")
 
     def wait_ready(self) -> None:
-        """Wait until it says that it is ready."""
+        """Wait until it is ready."""
         with httpx.Client(base_url=self.url, timeout=_PATIENCE_S) as client:
             _until(lambda: client.get("/readyz").status_code == 200, self)
 
@@ -61,7 +61,7 @@ class HttpServer:
 def http_server(
     bundle: Path, folder: Path, *, env: Mapping[str, str] | None = None, ready: bool = True
 ) -> Iterator[HttpServer]:
-    """Serve `bundle` until the end of the block; logs go to a file in `folder`; settings may be given as `env`."""
+    """Serve `bundle` until the end of the block; log to a file in `folder`; `env` adds settings."""
     log = folder / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -69,7 +69,7 @@ def http_server(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            # The state of the developer's own service is not for tests.
+            # Keep tests away from the state of the developer's own service.
             env={**os.environ, "XDG_DATA_HOME": str(folder / "data"), **(env or {})},
         )
     try:

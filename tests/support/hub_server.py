@@ -1,6 +1,6 @@
-"""A small hub on loopback: the routes and headers that `huggingface_hub` uses, on real sockets, with faults on demand.
+"""Run a small hub on loopback: the routes and headers of `huggingface_hub`, on real sockets, with faults on demand.
 
-Large files are handed out by a second host name, as the hub's are by its storage, so that redirects are real too.
+A second host name serves large files, like the hub's storage, so that redirects are real too.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 GIT_BYTES = 1000
-"""Files up to this size are in git itself, as small texts are on the hub; larger ones are in its storage."""
+"""Files up to this size are in git, like small texts on the hub; larger ones are in its storage."""
 
 _INFO = re.compile(r"/api/models/(?P<model>[^/]+/[^/]+)(?:/revision/(?P<revision>.+))?")
 _RESOLVE = re.compile(r"/(?P<model>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
@@ -32,9 +32,9 @@ _STORED = re.compile(r"/stored/(?P<digest>[0-9a-f]{64})/(?P<name>.+)")
 
 @dataclass
 class Fault:
-    """What happens to the body of a file, once, after some bytes of it.
+    """A fault in the body of a file, once, after some of its bytes.
 
-    The connection is closed, is reset, or stalls until the hub ends; or it is closed and the hub is down from then on.
+    The connection is closed, is reset, or stalls until the hub ends; or it is closed and the hub stays down.
     """
 
     after: int
@@ -43,7 +43,7 @@ class Fault:
 
 @dataclass
 class Sent:
-    """One answer with a file's content."""
+    """An answer with a file's content."""
 
     name: str
     start: int
@@ -53,20 +53,20 @@ class Sent:
 
 @dataclass
 class Hub:
-    """A running hub, and what it was asked.
+    """A running hub, and its record of requests.
 
     Attributes:
         url: for ``HF_ENDPOINT``.
         requests: method and path of every request.
         sent: every answer with a file's content.
-        faults: file name → what happens at the next request for it.
-        corrupted: names of files that are handed out with their last byte changed.
-        claimed_sizes: file name → the size that is stated instead of the true one.
+        faults: file name → fault of its next request.
+        corrupted: names of files served with a changed last byte.
+        claimed_sizes: file name → size stated instead of the true one.
         gated: models that need the token ``good``.
         down: every connection is closed without an answer.
-        status: what every request is answered, where it is not None; 200 is a page, as of a network that wants a login.
-        ranges: whether a part of a file can be asked for.
-        progress: set when a fault has taken place.
+        status: status of every answer unless None; 200 answers a page, like a network that requires a login.
+        ranges: whether the hub serves parts of a file.
+        progress: set after a fault.
     """
 
     port: int
@@ -86,11 +86,11 @@ class Hub:
 
     @property
     def url(self) -> str:
-        """For ``HF_ENDPOINT``."""
+        """Return the value for ``HF_ENDPOINT``."""
         return f"http://127.0.0.1:{self.port}"
 
     def add(self, model: str, files: Mapping[str, bytes], *, branch: str = "main") -> str:
-        """Commit files to a branch of a model; returns the commit."""
+        """Commit files to a branch of a model; return the commit."""
         listing = repr([model, sorted((name, hashlib.sha256(data).hexdigest()) for name, data in files.items())])
         commit = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
         self._commits[model, commit] = dict(files)
@@ -98,24 +98,24 @@ class Hub:
         return commit
 
     def bodies(self, name: str) -> list[Sent]:
-        """The answers with one file's content."""
+        """Return the answers with a file's content."""
         return [sent for sent in self.sent if sent.name == name]
 
     def commit(self, model: str, revision: str) -> str | None:
-        """What a branch or a commit is."""
+        """Describe a branch or a commit."""
         known = self._refs.get((model, revision), revision)
         return known if (model, known) in self._commits else None
 
     def knows(self, model: str) -> bool:
-        """Whether there is such a model."""
+        """Return whether the model exists."""
         return any(model == name for name, _ in self._refs)
 
     def files(self, model: str, commit: str) -> dict[str, bytes]:
-        """The files of a commit."""
+        """List the files of a commit."""
         return self._commits[model, commit]
 
     def stored(self, digest: str) -> bytes | None:
-        """A file of the storage."""
+        """Serve a file of the storage."""
         everything = (data for files in self._commits.values() for data in files.values())
         return next((data for data in everything if hashlib.sha256(data).hexdigest() == digest), None)
 
@@ -138,11 +138,11 @@ def hub_server() -> Iterator[Hub]:
 
 @contextmanager
 def hub_client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Run a hub, and let this process know no other: its cache is ``folder/hub``, nothing of the caller's settings."""
+    """Run a hub as the only one of this process: with the cache ``folder/hub`` and none of the caller's settings."""
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_")) or name.lower() in {"http_proxy", "all_proxy"}:
             monkeypatch.delenv(name)
-    # What the library has read from the environment when it was imported
+    # The library reads these from the environment on import
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -159,7 +159,7 @@ class _Server(ThreadingHTTPServer):
     hub: Hub
 
     def handle_error(self, *args: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # whoever asked may leave
+        if not isinstance(sys.exception(), ConnectionError):  # the client may leave
             super().handle_error(*args)
 
 
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {
                 "X-Linked-ETag": f'"{digest}"',
                 "X-Linked-Size": str(len(data)),
-                # As of every large file on the hub today: it could be had from Xet's storage, too.
+                # Like every large file on the hub today: Xet's storage has it too.
                 "X-Xet-Hash": digest,
                 "Link": f'<{self.hub.url}/api/models/{model}/xet-read-token/{commit}>; rel="xet-auth"',
                 "Location": f"http://localhost:{self.hub.port}/stored/{digest}/{name}",
@@ -244,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, model: str, revision: str) -> str | None:
         if not self.hub.knows(model):
-            # What the hub says to whoever is not logged in: it does not tell a private model from none.
+            # The hub answers the same for a private and a missing model without a login.
             self._answer(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
             return None
         commit = self.hub.commit(model, revision)
@@ -279,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.down = True
         elif fault.how == "stall":
             self.hub.released.wait()
-        elif fault.how == "reset":  # linger for no time: what is closed then is reset
+        elif fault.how == "reset":  # without lingering, closing resets the connection
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _answer(

@@ -13,15 +13,15 @@ CLIENTS = ROOT / "build" / "clients"
 
 
 def installed() -> bool:
-    """Whether there are node and the client."""
+    """Return whether node and the client are installed."""
     return shutil.which("node") is not None and (CLIENTS / "installed.json").exists()
 
 
 def zero_shot(url: str, image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Have the client classify `image` by the endpoint `url`.
+    """Classify `image` with the client at the endpoint `url`.
 
     Returns:
-        `result` or `error`, and how many `requests` it made; None where the client is not installed.
+        `result` or `error`, and the number of `requests`; None if the client is not installed.
     """
     if not installed():
         return None

@@ -1,4 +1,4 @@
-"""The parts of batch jobs with a clock of their own and lines that are simple words."""
+"""Parts of batch jobs with a manual clock and lines of simple words."""
 
 import asyncio
 import json
@@ -34,11 +34,11 @@ class Clock:
 
 @dataclass
 class Words:
-    """A `LineHandler` whose lines are words; answers each in capitals, or fails on request.
+    """A `LineHandler` that answers each word in capitals, unless it should fail.
 
     Attributes:
-        gate: cleared, it holds every answer until it is set.
-        failing: word → what its next answers raise, the last of them for ever where it is `always`.
+        gate: while cleared, holds every answer.
+        failing: word → errors of its next answers; with `always`, the last one repeats.
         answered: every word in the order of the answers.
     """
 
@@ -120,7 +120,7 @@ class Replica:
         return await self.jobs.add_file(writer, name="in.jsonl", purpose="batch", keep_s=keep_s)
 
     async def job(self, words: list[str]) -> Job:
-        """Add a job with one word per line."""
+        """Add a job with one word a line."""
         file = await self.file("\n".join(words).encode())
         return await self.jobs.add_job(endpoint=ENDPOINT, input_file_id=file.id, window_hours=24, metadata=None)
 
@@ -130,7 +130,7 @@ class Replica:
         return b"".join([piece async for piece in self.jobs.file_store.read(record)]).decode().splitlines()
 
     def count(self, name: str, **labels: str) -> float:
-        """Return a metric's value, 0 if it has none yet."""
+        """Return a metric's value, or 0 if it has none yet."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 

@@ -1,4 +1,4 @@
-"""Labelled pictures for evaluations, written in every layout that is read."""
+"""Write labelled pictures for evaluations in every supported layout."""
 
 import io
 import json
@@ -15,7 +15,7 @@ Labelled = Sequence[tuple[bytes, str]]
 
 
 def write_folder(path: Path, labelled: Labelled, suffix: str = ".png") -> Path:
-    """A sub-folder for each class; every second file lies one deeper."""
+    """Write a sub-folder for each class, with every second file one level deeper."""
     for index, (content, label) in enumerate(labelled):
         folder = path / label / "more" if index % 2 else path / label
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def write_folder(path: Path, labelled: Labelled, suffix: str = ".png") -> Path:
 def write_parquet(
     path: Path, labelled: Labelled, *, group_rows: int = 3, write_batch_size: int | None = None, **columns: Any
 ) -> Path:
-    """The columns that training reads, in several row groups; `columns` are added or replace them."""
+    """Write the columns that training reads, in several row groups; `columns` adds or replaces some."""
     labels = [label for _, label in labelled]
     table = {"image": [content for content, _ in labelled], "text": labels, "label": labels} | columns
     pq.write_table(
@@ -36,7 +36,7 @@ def write_parquet(
 
 
 def write_hugging_face(path: Path, labelled: Labelled, names: Sequence[str]) -> Path:
-    """The columns of a Hugging Face data set: pictures as structures, classes as numbers with names in the metadata."""
+    """Write the columns of a Hugging Face data set: pictures as structures, classes as numbers, named by metadata."""
     table = pa.table(
         {
             "image": pa.array(
@@ -53,7 +53,7 @@ def write_hugging_face(path: Path, labelled: Labelled, names: Sequence[str]) -> 
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w") -> Path:
-    """Any members, in order."""
+    """Write any members, in order."""
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, content in members:
             entry = tarfile.TarInfo(name)
@@ -63,7 +63,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w")
 
 
 def webdataset(labelled: Labelled, *, suffix: str = "cls") -> list[tuple[str, bytes]]:
-    """The members of a shard: a note first, then each picture and its label."""
+    """Return the members of a shard: a note first, then each picture and its label."""
     members = [("README.txt", b"about these pictures")]
     for index, (content, label) in enumerate(labelled):
         members += [(f"part/{index:04d}.png", content), (f"part/{index:04d}.{suffix}", label.encode())]

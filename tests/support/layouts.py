@@ -1,4 +1,4 @@
-"""One CLIP in every layout that carries its weights, written by hand, to compare the readers with each other."""
+"""Write one CLIP by hand in every layout, to compare the readers with each other."""
 
 import json
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ _TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "te
 
 @dataclass(frozen=True)
 class Layouts:
-    """The model, and where it lies in each layout; ``options`` say what none of the files does."""
+    """The model, and its path in each layout; ``options`` complete the files."""
 
     config: ClipConfig
     model: ReferenceClip
@@ -54,7 +54,7 @@ class Layouts:
 
 
 def write_layouts(folder: Path, tower: str) -> Layouts:
-    """Write a tiny CLIP, with a ``vit`` or a ``modified_resnet``, in every layout there is for it."""
+    """Write a tiny CLIP, with a ``vit`` or a ``modified_resnet``, in all its layouts."""
     config, model = reference(tower)
     weights = model.state_dict()
     vocabulary = write_vocabulary(folder / "bpe.txt")
@@ -160,7 +160,7 @@ def _write_shards(folder: Path, weights: Weights) -> None:
 
 
 def _write_run(folder: Path, source: Any, config: ClipConfig) -> Path:
-    """Write what a training of this program would have left."""
+    """Write the files of a training run of this program."""
     folder.mkdir()
     fields = {
         "name": NAME,

@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and their page, read for the tests."""
+"""Read the dashboard, the alerts and their page."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs/monitoring.md").read_text("utf-8")
 
 
 def alert_rules() -> str:
-    """What `make alert-rules` prints: a file for Prometheus' own `rule_files`."""
+    """Return the output of `make alert-rules`: a file for Prometheus' `rule_files`."""
     environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL"}}
     done = subprocess.run(
         ["make", "-s", "alert-rules"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
@@ -25,24 +25,24 @@ def alert_rules() -> str:
 
 
 def alerts() -> list[dict[str, Any]]:
-    """All rules."""
+    """Return all rules."""
     return [rule for group in yaml.safe_load(alert_rules())["groups"] for rule in group["rules"]]
 
 
 def configuration() -> dict[str, Any]:
-    """The configuration of Prometheus that the page shows."""
+    """Return the page's configuration of Prometheus."""
     (block,) = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "scrape_configs" in text]
     found: dict[str, Any] = yaml.safe_load(block)
     return found
 
 
 def panels() -> list[dict[str, Any]]:
-    """All panels but the titles of rows."""
+    """Return all panels except the titles of rows."""
     return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
 def expressions() -> list[tuple[str, str, str]]:
-    """Panel, expression and legend of every question of the dashboard, with everything chosen."""
+    """Return panel, expression and legend of every query of the dashboard, with all variables selected."""
     chosen = {"$__rate_interval": "1m", '"$model"': '".*"', '"$pod"': '".*"'}
     found = []
     for panel in panels():

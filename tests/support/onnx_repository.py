@@ -1,4 +1,4 @@
-"""Repositories of ONNX encoders in miniature: what optimum and transformers.js publish, of tiny random towers."""
+"""Write small repositories of ONNX encoders as optimum and transformers.js do, with tiny random towers."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ from tests.support.tiny_run import CORPUS, END, START
 SIZE, PATCH, WIDTH, DIM, CONTEXT = 32, 8, 32, 24, 16
 SIGLIP_CONTEXT = 64
 SCALE, BIAS = 3.0, -4.5
-"""Of the trained model: the logarithm of its scale, and SigLIP's bias. No configuration begins there."""
+"""Logarithm of the trained model's scale, and SigLIP's bias; no configuration has them as initial values."""
 
 _TOWER = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 _VISION = {**_TOWER, "image_size": SIZE, "patch_size": PATCH}
@@ -31,7 +31,7 @@ _AXES = {
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder as it is published, and the model it was made of."""
+    """A published folder, and its original model."""
 
     folder: Path
     model: Any
@@ -40,7 +40,7 @@ class Repository:
 def clip_repository(folder: Path) -> Repository:
     """Write a `CLIPModel` as fp32 graphs. Its configuration states the old, wrong ``eos_token_id`` 2."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what transformers and torch say of themselves
+        warnings.simplefilter("ignore")  # messages of transformers and torch
         from transformers import CLIPConfig, CLIPModel
 
         tokenizer = clip_tokenizer()
@@ -88,7 +88,7 @@ def siglip_repository(folder: Path) -> Repository:
 
 
 def add_fp16(folder: Path, *, keep_io_types: bool) -> None:
-    """Add ``_fp16`` graphs; without ``keep_io_types`` they take and give fp16."""
+    """Add ``_fp16`` graphs; without ``keep_io_types`` inputs and outputs are fp16."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     for name in ("vision_model", "text_model"):
@@ -99,7 +99,7 @@ def add_fp16(folder: Path, *, keep_io_types: bool) -> None:
 
 
 def add_quantized(folder: Path) -> None:
-    """Add ``_quantized`` graphs: dynamic, convolution and all, as they are published."""
+    """Add ``_quantized`` graphs: dynamic, including the convolution, as published."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     for name in ("vision_model", "text_model"):
@@ -130,7 +130,7 @@ def clip_tokenizer() -> Tokenizer:
 
 
 def siglip_tokenizer() -> Tokenizer:
-    """Train a byte-level BPE that ends texts with ``</s>``, which is its padding too, and starts them with nothing."""
+    """Train a byte-level BPE that ends texts with ``</s>``, which is also its padding, and has no start token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -144,9 +144,9 @@ def siglip_tokenizer() -> Tokenizer:
 
 
 def bag_of_words(*, vocabulary: int, context: int = CONTEXT, batch: int | str = "batch") -> ModelProto:
-    """A text graph whose vectors are sums over all positions, so that padding changes them.
+    """Return a text graph whose vectors are sums over all positions, so padding changes them.
 
-    Its ids are int32; it wants a float mask and positions; and it calls a value ``ids``, and another ``vectors``.
+    Its ids are int32, it requires a float mask and positions, and names values ``ids`` and ``vectors``.
     """
     shape = [batch, "length"]
     inputs = [
@@ -245,7 +245,7 @@ def _graphs(folder: Path, model: Any, images: nn.Module, texts: nn.Module, outpu
 
 def _export(module: nn.Module, path: Path, inputs: dict[str, Tensor], outputs: list[str]) -> None:
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the older exporter is the one that the published graphs were made with
+        warnings.simplefilter("ignore")  # the older exporter made the published graphs
         torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
@@ -259,7 +259,7 @@ def _export(module: nn.Module, path: Path, inputs: dict[str, Tensor], outputs: l
 
 
 def _random(model: Any, *, std: float) -> Any:
-    """Give weights a spread at which two pictures differ: fresh weights encode all alike."""
+    """Spread the weights so that two pictures differ: fresh weights encode all pictures alike."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:

@@ -1,4 +1,4 @@
-"""Whether OpenVINO is installed: it is there for x86-64 alone."""
+"""Find out whether OpenVINO is installed, which exists for x86-64 only."""
 
 from importlib.util import find_spec
 

@@ -16,7 +16,7 @@ COLOURS = {
     "blue": (30, 40, 220),
     "white": (240, 240, 240),
 }
-# A finer noun for some pictures of a class, as real data has it.
+# As in real data, some pictures of a class have a finer noun.
 NOUNS = {"red": ("red", "scarlet"), "green": ("green", "olive"), "blue": ("blue", "navy"), "white": ("white",)}
 
 
@@ -45,7 +45,7 @@ def write_pairs(path: Path, rows: int, *, row_group_size: int = 16, seed: int = 
 
 
 def recipe_text(files: list[Path], **overrides: str) -> str:
-    """Return a recipe for a tiny model; an override replaces the value of a key, wherever it stands."""
+    """Return a recipe for a tiny model; an override replaces a key's value in any section."""
     values = {
         "epochs": "3",
         "batch_size": "16",

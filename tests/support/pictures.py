@@ -1,4 +1,4 @@
-"""Pictures for tests: encoded in every format, and headers that promise far too much."""
+"""Pictures for tests: encoded in every format, and headers that declare far too large images."""
 
 import struct
 import zlib
@@ -25,7 +25,7 @@ FORMATS = LOSSLESS | LOSSY
 
 
 def quadrants(width: int = 48, height: int = 32) -> Image.Image:
-    """Red, green, blue and yellow quarters: no turn or mirror image of it is itself."""
+    """Return red, green, blue and yellow quarters, which no rotation or reflection preserves."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (255, 0, 0)
     pixels[: height // 2, width // 2 :] = (0, 255, 0)
@@ -35,12 +35,12 @@ def quadrants(width: int = 48, height: int = 32) -> Image.Image:
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Pixels of any colour: nothing about a resize stays hidden."""
+    """Return random pixels, which reveal every detail of a resize."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def encode(image: Image.Image, name: str, **options: Any) -> bytes:
-    """Encode with Pillow, as finely as the format can."""
+    """Encode with Pillow, at the format's best quality."""
     stream = BytesIO()
     image.save(stream, name, **(FORMATS.get(name, {}) | options))
     return stream.getvalue()
@@ -55,7 +55,7 @@ def png(
     colour_type: int = 2,
     chunks: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """Write the PNG that is asked for, right or wrong; `rows` are filter bytes and samples, not yet compressed."""
+    """Write any PNG, valid or not; `rows` are uncompressed filter bytes and samples."""
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     body = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -64,7 +64,7 @@ def png(
 
 
 def png_rows(samples: npt.NDArray[Any]) -> bytes:
-    """Samples `[height, …]` of 8 or 16 bits as unfiltered PNG rows."""
+    """Return samples `[height, …]` of 8 or 16 bits as unfiltered PNG rows."""
     big_endian = samples.astype(samples.dtype.newbyteorder(">"))
     return b"".join(b"\0" + row.tobytes() for row in big_endian)
 
@@ -88,7 +88,7 @@ def grey_tiff(width: int, height: int, strip: bytes, *, bits: int, photometric: 
 
 
 def bombs(side: int = 60_000) -> dict[str, bytes]:
-    """Return for each format a few bytes whose header promises `side` · `side` pixels."""
+    """Return for each format a few bytes whose header declares `side` · `side` pixels."""
     jpeg = bytearray(encode(quadrants(), "JPEG"))
     frame = jpeg.index(b"\xff\xc0") + 5
     jpeg[frame : frame + 4] = struct.pack(">HH", side, side)

@@ -1,4 +1,4 @@
-"""A real Prometheus on a free loopback port, asked through its HTTP API."""
+"""Run a real Prometheus on a free loopback port, and query its HTTP API."""
 
 import contextlib
 import shutil
@@ -19,7 +19,7 @@ _POLL_S = 0.1
 
 
 def why_no_prometheus() -> str | None:
-    """Why none can be started here, or None."""
+    """Return the reason why Prometheus cannot run here, or None."""
     missing = [name for name in ("prometheus", "promtool") if shutil.which(name) is None]
     return f"{' and '.join(missing)} not installed (Debian's package prometheus)" if missing else None
 
@@ -39,7 +39,7 @@ class Prometheus:
         self._client = httpx.Client(base_url=f"{url}/api/v1", timeout=_PATIENCE_S)
 
     def get(self, path: str, **parameters: Any) -> Any:
-        """The data of an answer. Raises AssertionError, with Prometheus' own words, for what it refuses."""
+        """Return the data of an answer. Raises AssertionError with Prometheus' message for a refused query."""
         answer = self._client.get(path, params=parameters).json()
         assert "success" == answer["status"], answer["error"]
         return answer["data"]
@@ -51,14 +51,14 @@ class Prometheus:
         return [Series(each["metric"], float(each["value"][1])) for each in result["result"]]
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
+        """Wait until a condition holds."""
         until = time.monotonic() + _PATIENCE_S
         while not condition():
             assert time.monotonic() < until, "Prometheus keeps us waiting"
             time.sleep(_POLL_S)
 
     def is_up(self) -> bool:
-        """Whether it answers yet."""
+        """Return whether it answers yet."""
         with contextlib.suppress(httpx.TransportError, AssertionError, ValueError):
             self.get("/status/buildinfo")
             return True
@@ -71,7 +71,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def running_prometheus(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Prometheus]:
-    """A started server with that configuration; its data and its log are in `folder`."""
+    """Run a server with this configuration; its data and log are in `folder`."""
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(dict(configuration)), "utf-8")
     port = free_port()

@@ -1,4 +1,4 @@
-"""A real redis-server on a free loopback port, which tests may stop, freeze, kill and start again."""
+"""Run a real redis-server on a free loopback port, which tests may stop, freeze, kill and start again."""
 
 import contextlib
 import shutil
@@ -16,7 +16,7 @@ _START_S = 10.0
 
 
 class RedisServer:
-    """One server process; every `start` is on the same port, and empty."""
+    """One server process; every `start` uses the same port and no data."""
 
     def __init__(self, directory: Path, *, password: str | None = None, arguments: Sequence[str] = ()) -> None:
         self.port = free_port()
@@ -27,7 +27,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Address, with the password where there is one."""
+        """Return its address, including any password."""
         credentials = "" if self.password is None else f":{self.password}@"
         return f"redis://{credentials}127.0.0.1:{self.port}/0"
 
@@ -50,7 +50,7 @@ class RedisServer:
         raise TimeoutError("redis-server did not start")
 
     def command(self, *words: str) -> bytes:
-        """Send one command over a connection of its own and return the beginning of the raw answer."""
+        """Send one command on a connection of its own; return the beginning of the raw answer."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
             if self.password is not None:
                 connection.sendall(_wire("AUTH", self.password))
@@ -59,22 +59,22 @@ class RedisServer:
             return connection.recv(65_536)
 
     def freeze(self) -> None:
-        """Stop it from running: connections stay open and nothing is ever answered."""
+        """Suspend it: connections stay open without answers."""
         self._running().send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it run again."""
+        """Resume it."""
         self._running().send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it without a goodbye."""
+        """Kill it."""
         process = self._running()
         process.kill()
         process.wait()
         self._process = None
 
     def close(self) -> None:
-        """End it, if it runs."""
+        """End it if it runs."""
         if self._process is not None:
             self.kill()
 
@@ -87,7 +87,7 @@ class RedisServer:
 def running_redis(
     directory: Path, *, password: str | None = None, arguments: Sequence[str] = ()
 ) -> Iterator[RedisServer]:
-    """A started server, ended afterwards."""
+    """Yield a running server, and end it."""
     server = RedisServer(directory, password=password, arguments=arguments)
     try:
         yield server.start()
@@ -96,7 +96,7 @@ def running_redis(
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody has just now."""
+    """Return a free port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

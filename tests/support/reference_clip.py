@@ -1,6 +1,6 @@
-"""CLIP once more, small and by itself: parameters named and shaped as in openai/CLIP, attention by torch's own module.
+"""A second, independent CLIP: parameters named and shaped as in openai/CLIP, attention by torch's own module.
 
-Nothing here is the code under test. Weights are random, and such that fp16 can represent them.
+Nothing here is the code under test. Weights are random values that fp16 can represent.
 """
 
 from collections import OrderedDict
@@ -36,7 +36,7 @@ class QuickGelu(nn.Module):
     """``x * sigmoid(1.702 x)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply it."""
+        """Apply the activation."""
         return x * torch.sigmoid(x * 1.702)
 
 
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks."""
+    """The blocks of a transformer."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention of the mean over the map, by torch's function with three projections."""
+    """Attention pooling: the mean attends to the map, by torch's function with three projections."""
 
     def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class ResNet(nn.Module):
 
 
 class ReferenceClip(nn.Module):
-    """Both towers; the text tower's parameters stand at the root, as in openai/CLIP."""
+    """Both towers; the text tower's parameters are at the root, as in openai/CLIP."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class ReferenceClip(nn.Module):
         self.ln_final = nn.LayerNorm(text.width)
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Encode ``[batch, length]``; the feature is read at the highest id, as in openai/CLIP."""
+        """Encode ``[batch, length]``; take the feature at the highest id, as in openai/CLIP."""
         length = ids.shape[1]
         mask = torch.ones(length, length).triu(1).bool()
         x = self.token_embedding(ids) + self.positional_embedding[:length]

@@ -1,4 +1,4 @@
-"""The service on a fake engine, listening on a real port in a thread: for clients that block, and for failures."""
+"""Run the service on a fake engine in a thread, on a real port: for blocking clients, and for failures."""
 
 import asyncio
 import threading
@@ -28,10 +28,10 @@ class Served:
     """A running service.
 
     Attributes:
-        url: where it listens.
-        engine: what it computes with.
-        registry: what holds its one model.
-        model: that model.
+        url: its address.
+        engine: its fake engine.
+        registry: registry of its one model.
+        model: this model.
     """
 
     url: str
@@ -68,7 +68,7 @@ def service_thread(folder: Path, *, registry: type[ModelRegistry] = ModelRegistr
 
 
 def _serve(server: uvicorn.Server) -> None:
-    # Not `run`, which would install signal handlers and an event loop of its own.
+    # `run` would install signal handlers and an event loop of its own.
     with asyncio.Runner() as runner:
         runner.run(server._serve())
 

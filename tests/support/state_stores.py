@@ -15,7 +15,7 @@ KINDS: Final = ("directory", "redis")
 
 @asynccontextmanager
 async def state_stores(kind: str, folder: Path) -> AsyncIterator[Callable[[], StateStore]]:
-    """Give what makes stores of one kind on the same content, as replicas have them; the end closes all."""
+    """Yield a factory of stores of one kind on the same content, as replicas have; close all at the end."""
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(running_redis(folder)) if kind == "redis" else None
 

@@ -1,8 +1,8 @@
-"""A real, tiny bundle, written in milliseconds with `onnx` alone: it sees colours and reads their names.
+"""Write a real, tiny bundle in milliseconds with only `onnx`: it recognises colours and their names.
 
-An image's vector is its mean colour; a text's vector is the sum of its tokens' vectors, in which the words red, green,
-blue, white and black stand for their colours and every other token for a little noise of its own. So a red picture is
-nearest to any prompt about red, any two texts differ, and padding changes nothing.
+An image's vector is its mean colour. A text's vector is the sum of its tokens' vectors: the words red, green, blue,
+white and black have their colours, every other token has a little noise of its own. So a red picture is nearest to any
+prompt about red, any two texts differ, and padding changes nothing.
 """
 
 import json
@@ -43,7 +43,7 @@ COLOURS = {
 DEFAULT_SETS: Mapping[str, tuple[str, ...]] = {"default": ("a photo of a {}.",), "none": ("{}",)}
 
 _START, _END = "<|start|>", "<|end|>"
-_OPSET, _IR_VERSION = 17, 8  # as old as anything that is still served
+_OPSET, _IR_VERSION = 17, 8  # the oldest version still served
 
 
 def write_tiny_bundle(
@@ -60,9 +60,9 @@ def write_tiny_bundle(
     nan_images: bool = False,
     nan_texts: bool = False,
 ) -> Path:
-    """Write a bundle that `load_bundle` accepts into `path`, which is made, and return `path`.
+    """Write a bundle that `load_bundle` accepts into the new folder `path`, and return `path`.
 
-    `nan_images` and `nan_texts` make that encoder answer NaN; models that differ only in `name` give equal vectors.
+    `nan_images` and `nan_texts` make an encoder return NaN; models that differ only in `name` give equal vectors.
     """
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer()
@@ -105,7 +105,7 @@ def write_tiny_bundle(
 
 
 def tiny_tokenizer() -> tokenizers.Tokenizer:
-    """Byte-level BPE that knows the names of colours, lower-cases, and adds start and end tokens; id 0 is padding."""
+    """Return a lower-casing byte-level BPE that knows colour names and adds start and end tokens; id 0 is padding."""
     vocabulary = {token: i for i, token in enumerate(["<|pad|>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     merges: list[tuple[str, str]] = []
     for pieces in (["r", "e", "d"], ["g", "re", "e", "n"], ["b", "l", "u", "e"], list("white"), list("black")):
@@ -128,7 +128,7 @@ def tiny_tokenizer() -> tokenizers.Tokenizer:
 
 
 def image_graph(*, size: int, nan: bool = False) -> onnx.ModelProto:
-    """Mean colour in -1..1, with a constant beside it so that grey has a direction too: uint8 in, unit vectors out."""
+    """Return a graph from uint8 to unit vectors: mean colour in -1..1, and a constant so that grey has a direction."""
     widen = np.zeros((3, DIM), np.float32)
     widen[:3, :3] = np.eye(3)
     constant = np.zeros(DIM, np.float32)
@@ -150,7 +150,7 @@ def image_graph(*, size: int, nan: bool = False) -> onnx.ModelProto:
 def text_graph(
     tokenizer: tokenizers.Tokenizer, *, max_length: int, fixed: bool = False, nan: bool = False
 ) -> onnx.ModelProto:
-    """Sum of token vectors, each weighted a little by its place so that order counts; padding, id 0, weighs nothing."""
+    """Return a graph that sums token vectors, weighted slightly by position so that order counts; padding is id 0."""
     rows = tokenizer.get_vocab_size()
     table = np.random.default_rng(0).normal(0, 0.02, (rows, DIM)).astype(np.float32)
     table[0] = 0

@@ -1,4 +1,4 @@
-"""Folders of tiny random models as transformers writes them, with tokenizers trained on a few words."""
+"""Write folders of tiny random models as transformers does, with tokenizers trained on a few words."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from tests.support.tiny_run import CORPUS
 
 CLIP_SIZE = 32
 SIGLIP_SIZE = 36
-"""Not a multiple of the patches of 8, as So400m/14 at 384 is not."""
+"""Not a multiple of the patch size 8, like So400m/14 at 384."""
 SIGLIP_CONTEXT = 64
 
 TOWER: dict[str, Any] = {
@@ -32,7 +32,7 @@ TOWER: dict[str, Any] = {
 
 
 def write_tiny_clip(path: Path) -> Path:
-    """Write a CLIP with a ViT: configuration, weights, preprocessing and tokenizer are saved by transformers."""
+    """Write a CLIP with a ViT: transformers saves configuration, weights, preprocessing and tokenizer."""
     vocabulary, merges = clip_vocabulary()
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges)
     end = vocabulary[END_OF_TEXT]
@@ -40,7 +40,7 @@ def write_tiny_clip(path: Path) -> Path:
     text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24, **ids}
     config = CLIPConfig(
         text_config={**TOWER, **text, "hidden_act": "gelu"},
-        # MLPs of another width than four times the tower's, and another activation: nothing may be assumed.
+        # An MLP width other than four times the tower's, and another activation, so that no default passes by chance.
         vision_config={**TOWER, "intermediate_size": 96, "image_size": CLIP_SIZE, "patch_size": 8},
         projection_dim=24,
     )
@@ -53,7 +53,7 @@ def write_tiny_clip(path: Path) -> Path:
 
 
 def write_tiny_siglip(path: Path) -> Path:
-    """Write a SigLIP; its tokenizer's files leave canonicalising to the program, as those of the hub may."""
+    """Write a SigLIP; its tokenizer's files leave canonicalising to the program, like some on the hub."""
     tokenizer = siglip_tokenizer()
     config = SiglipConfig(
         text_config={**TOWER, "vocab_size": tokenizer.get_vocab_size(), "bos_token_id": None, "eos_token_id": 1},
@@ -69,7 +69,7 @@ def write_tiny_siglip(path: Path) -> Path:
 
 
 def randomised(model_class: Callable[[Any], nn.Module], config: object, seed: int = 0) -> nn.Module:
-    """Give every parameter noise of its own, so that no two could be exchanged unseen; the same for each seed."""
+    """Give every parameter its own noise by seed, so that exchanging any two changes the result."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -91,11 +91,11 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def siglip_tokenizer() -> Tokenizer:
-    """Make a tokenizer in the form that SigLIP's has, a Unigram model: padding 0, end of text 1."""
+    """Make a tokenizer in SigLIP's form, a Unigram model: padding 0, end of text 1."""
     return Tokenizer.from_str(_siglip_tokenizer_json())
 
 
-@cache  # the trainer's ties fall as a hash map has it, so another training would give other ids
+@cache  # the trainer breaks ties by a hash map's order, so another training would give other ids
 def _siglip_tokenizer_json() -> str:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -110,7 +110,7 @@ def _siglip_tokenizer_json() -> str:
 
 
 def write_siglip_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
-    """Save SigLIP's tokenizer with padding and truncation in its file, as some on the hub have them."""
+    """Save SigLIP's tokenizer with padding and truncation in its file, like some on the hub."""
     tokenizer.enable_padding(length=SIGLIP_CONTEXT, pad_id=1, pad_token="</s>")
     tokenizer.enable_truncation(SIGLIP_CONTEXT)
     tokenizer.save(str(path / "tokenizer.json"))
@@ -119,7 +119,7 @@ def write_siglip_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
 
 
 def write_gemma_tokenizer(path: Path, **settings: object) -> None:
-    """Save a tokenizer in the form of SigLIP 2's: padding 0, end of text 1, and nothing done to a text's case."""
+    """Save a tokenizer in the form of SigLIP 2's: padding 0, end of text 1, case preserved."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")

@@ -1,4 +1,4 @@
-"""A training run in miniature: every file a real run has, random weights, a tokenizer trained on a few words."""
+"""Write a small training run: every file of a real run, random weights, a tokenizer trained on a few words."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "vit": {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2},
     "modified_resnet": {"kind": "modified_resnet", "image_size": 64, "layers": [1, 1, 1, 1], "width": 8},
     "residual_conv": {"kind": "residual_conv", "image_size": 32, "stem_width": 8, "widths": [16, 24]},
-    # what the demo model has
+    # as in the demo model
     "whitening": {
         "kind": "residual_conv",
         "image_size": 32,

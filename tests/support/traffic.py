@@ -1,4 +1,4 @@
-"""Traffic of every kind for a service whose numbers are looked at: good, refused and hostile."""
+"""Send traffic of every kind to a service, to check its metrics: good, refused and hostile."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ RED = base64.b64encode(picture("red")).decode()
 
 
 def send_of_everything(client: httpx.Client, state: RedisServer, number: int) -> None:
-    """Each protocol, each refusal, a job and a label set."""
+    """Send each protocol's requests, each refusal, a job and a label set."""
     file = {"image": ("red.png", picture("red"))}
     labels = json.dumps(["red", "green", f"something {number}"])
     good = [
@@ -50,12 +50,12 @@ def send_of_everything(client: httpx.Client, state: RedisServer, number: int) ->
 
 
 def tensor(name: str, value: str) -> dict[str, Any]:
-    """An input of the Open Inference Protocol."""
+    """Return an input of the Open Inference Protocol."""
     return {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
 
 
 def a_label_set(client: httpx.Client, name: str) -> None:
-    """Write a set, and use it once it is computed, and once more."""
+    """Create a set, and use it twice once it is computed."""
     assert client.put(f"/v1/label-sets/{name}", json={"labels": ["red", "green", name]}).status_code in {201, 202}
     question = {"image": RED, "label_set": name}
     until(lambda: client.post("/v1/classify", json=question).status_code == 200)
@@ -63,7 +63,7 @@ def a_label_set(client: httpx.Client, name: str) -> None:
 
 
 def a_job(client: httpx.Client) -> None:
-    """A job of a good line and one whose picture is none, to its end."""
+    """Run a job of a valid line and one with an invalid picture to its end."""
     bodies = [{"image": image, "labels": ["red", "green"]} for image in (RED, base64.b64encode(b"no").decode())]
     lines = [
         {"custom_id": str(number), "method": "POST", "url": "/v1/classify", "body": body}
@@ -77,7 +77,7 @@ def a_job(client: httpx.Client) -> None:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so; without asking so often that the rate limit is met."""
+    """Wait until a condition holds, polling slowly enough for the rate limit."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end
@@ -85,7 +85,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def hostile(client: httpx.Client, word: str) -> None:
-    """Put a word wherever a client can put one."""
+    """Send a word in every place open to a client."""
     file = {"image": (f"{word}.png", picture("red"), "image/png")}
     headers = {"x-request-id": word, "user-agent": word, "x-forwarded-for": word, "idempotency-key": word}
     client.post(f"/v1/classify?{word}={word}", files=file, data={"labels": ["red", word]}, headers=headers)
