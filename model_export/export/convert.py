@@ -60,7 +60,7 @@ class Conversion:
                 f"--data and --calibrate need --precision fp16 or int8; {self.precision} computes in fp32"
             )
         if self.calibrate and (self.precision != "int8" or not self.data):
-            raise ExportError("--calibrate needs --precision int8, and real images in --data")
+            raise ExportError("--calibrate needs --precision int8 and real images; name them with --data")
         if self.onnx not in {None, FULL_PRECISION} and self.precision != "fp32":
             raise ExportError(f"--onnx {self.onnx} sets the precision; leave --precision out")
 

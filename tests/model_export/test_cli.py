@@ -10,7 +10,7 @@ from service.model.manifest import IMAGE_ENCODER, MANIFEST
 from tests.model_export.conftest import Exported
 from tests.support.tiny_run import write_tiny_run
 
-# An export takes some seconds, on a machine that is busy training many more.
+# An export takes some seconds, and many more on a busy machine.
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -35,7 +35,7 @@ def error_of(done: "subprocess.CompletedProcess[str]", code: int = 2) -> str:
 
 
 def test_help_names_the_commands_without_loading_torch() -> None:
-    """Help is quick: torch, onnx and the runtime are not imported for it."""
+    """Help is quick: it imports neither torch nor onnx nor the runtime."""
     done = anyclass_export("--help")
     assert 0 == done.returncode
     assert all(command in done.stdout for command in ("train", "export", "verify"))
@@ -46,7 +46,7 @@ def test_help_names_the_commands_without_loading_torch() -> None:
 
 
 def test_help_calls_what_it_takes_by_one_name() -> None:
-    """In capitals in the usage and in the text; what is in brackets is shown, and not taken for a style."""
+    """Arguments are in capitals in usage and text; brackets are shown, and not taken for a style."""
     usages = {"train": "{RECIPE}", "average": "{RUN}...", "export": "{SOURCE} {OUT}", "verify": "{BUNDLE}"}
     for command, arguments in usages.items():
         shown = anyclass_export(command, "--help").stdout
@@ -87,7 +87,7 @@ def test_a_bundle_that_fails_is_named_with_what_failed(exported_fp16: Exported, 
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(exported_fp16: Exported, tmp_path: Path) -> None:
-    """Nothing of Python's is shown for a wrong path, a broken run or a provider that is not there."""
+    """A wrong path, a broken run or a missing provider shows no traceback."""
     assert "is not a folder" in error_of(anyclass_export("verify", tmp_path / "no"))
     assert "neither a file or folder nor a hub id" in error_of(
         anyclass_export("export", tmp_path / "no", tmp_path / "out")
@@ -102,7 +102,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(exported_fp16: Exported, tmp_pa
 
 
 def test_a_missing_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    """`train` hands over to the training code, whose errors are shown the same way."""
+    """`train` shows errors of the training code in the same way."""
     assert "no.toml" in error_of(anyclass_export("train", tmp_path / "no.toml", "--out", tmp_path / "run"))
 
 
@@ -112,7 +112,7 @@ def test_a_missing_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 def test_a_missing_package_names_the_extra(
     exported_fp16: Exported, tmp_path: Path, name: str, named: str, code: int
 ) -> None:
-    """Without torch or a runtime the commands say what to install; a script can tell the first by its exit code."""
+    """Without torch or a runtime, the error names the package to install; an exit code identifies missing torch."""
     command = ["export", str(exported_fp16.run), str(tmp_path / "out")]
     program = (
         f"import sys; sys.modules[{name!r}] = None; sys.argv = ['anyclass-export', *sys.argv[1:]]; "
@@ -125,7 +125,7 @@ def test_a_missing_package_names_the_extra(
 
 
 def test_a_source_that_is_not_there_needs_no_torch(tmp_path: Path) -> None:
-    """Nobody is told to install what would not help."""
+    """A missing source is reported without asking for torch, which would not help."""
     program = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['anyclass-export', *sys.argv[1:]]; "
         "from model_export.cli import main; main()"
@@ -135,8 +135,8 @@ def test_a_source_that_is_not_there_needs_no_torch(tmp_path: Path) -> None:
     assert "error: nope: is neither a file or folder nor a hub id" in error_of(done, 2)
 
 
-def test_who_installs_a_missing_package_is_told_by_the_exit_code_alone(exported_fp16: Exported, tmp_path: Path) -> None:
-    """`make run` tries without torch first: that it is missing is no error there, so none is printed."""
+def test_only_the_exit_code_reports_a_missing_package_to_an_installer(exported_fp16: Exported, tmp_path: Path) -> None:
+    """`make run` tries without torch first: missing torch is expected there, so no error is printed."""
     command = ["export", str(exported_fp16.run), str(tmp_path / "out")]
     program = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['anyclass-export', *sys.argv[1:]]; "

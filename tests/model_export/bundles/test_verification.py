@@ -30,18 +30,18 @@ from service.model.probes import PROBES
 from tests.model_export.conftest import Exported
 from tests.support.tiny_run import write_tiny_run
 
-# An export takes some seconds, on a machine that is busy training many more.
+# An export takes some seconds, and many more on a busy machine.
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
 def bundle(exported_fp16: Exported, tmp_path: Path) -> Path:
-    """Return a copy of a good bundle, to be spoilt."""
+    """Return a copy of a valid bundle, to damage it."""
     return Path(shutil.copytree(exported_fp16.bundle, tmp_path / "bundle"))
 
 
 def rewrite_manifest(path: Path, *, without: str = "", **changes: object) -> None:
-    """Make a bundle's manifest agree with its files again, as somebody who builds one by hand would."""
+    """Make a bundle's manifest agree with its changed files."""
     manifest = load_manifest(path)
     fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if "revision" not in name}
     fields.pop("schema_version")
@@ -66,14 +66,14 @@ def spoil_weights(path: Path) -> None:
 
 
 def check(report: Report, name: str) -> str:
-    """Return what a failed check says."""
+    """Return the detail of a failed check."""
     (found,) = (check for check in report.checks if check.name == name)
     assert not found.passed
     return found.detail
 
 
 def test_every_exported_bundle_passes_alone(exported: Exported) -> None:
-    """The bundle carries its own reference; every check is there and passes."""
+    """The bundle carries its own reference, and every check passes."""
     report = verify_bundle(exported.bundle)
 
     assert () == report.failed
@@ -90,7 +90,7 @@ def test_every_exported_bundle_passes_alone(exported: Exported) -> None:
 
 
 def test_a_bundle_passes_against_its_training_run(exported: Exported) -> None:
-    """The reference is computed by torch again, from the run; it is the same as the bundle's probes."""
+    """The reference that torch computes again from the run equals the bundle's probes."""
     run = load_training_run(exported.run)
 
     report = verify_bundle(exported.bundle, reference=lambda bundle: reference_probes(run, bundle))
@@ -103,7 +103,7 @@ def test_a_bundle_passes_against_its_training_run(exported: Exported) -> None:
 
 
 def test_probes_cover_every_text_length_and_pictures_of_every_grain(exported_fp16: Exported) -> None:
-    """There is a text of each length from 2 to the context, real prompts, and pictures that are not all noise."""
+    """Inputs are a text of each length from 2 to the context, real prompts, and pictures beyond noise."""
     bundle = load_bundle(exported_fp16.bundle)
     inputs = probe_inputs(bundle)
 
@@ -126,7 +126,7 @@ def test_verifying_needs_no_torch(exported_fp16: Exported) -> None:
 
 @pytest.mark.parametrize("name", [IMAGE_ENCODER, TEXT_ENCODER, "tokenizer.json", PROBES])
 def test_a_changed_file_fails_by_name(bundle: Path, name: str) -> None:
-    """One changed byte is found by the digest; nothing is run from such a bundle."""
+    """The digest finds one changed byte; nothing of such a bundle runs."""
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 1
     (bundle / name).write_bytes(content)
@@ -139,7 +139,7 @@ def test_a_changed_file_fails_by_name(bundle: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [(IMAGE_ENCODER, "images"), (TEXT_ENCODER, "texts")])
 def test_other_weights_fail_by_encoder(bundle: Path, name: str, kind: str) -> None:
-    """A graph that runs well and computes something else is found, though every digest agrees."""
+    """Verification finds a graph that runs but computes something else, even if every digest agrees."""
     spoil_weights(bundle / name)
     rewrite_manifest(bundle)
 
@@ -150,7 +150,7 @@ def test_other_weights_fail_by_encoder(bundle: Path, name: str, kind: str) -> No
 
 
 def test_a_graph_with_a_fixed_batch_fails_at_the_other_sizes(bundle: Path) -> None:
-    """What the runtime refuses is a failed check that says so, not an exception."""
+    """A graph that the runtime refuses is a failed check, not an exception."""
     model = onnx.load(bundle / IMAGE_ENCODER)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 7
     onnx.save(model, bundle / IMAGE_ENCODER)
@@ -171,7 +171,7 @@ def test_a_file_that_is_no_graph_fails(bundle: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"normalizer": None}, {"post_processor": None}, {"model": None}])
 def test_another_tokenizer_fails(bundle: Path, change: dict[str, None]) -> None:
-    """A tokenizer that makes other ids of the same prompts, or none, is found though every digest agrees."""
+    """Verification finds a tokenizer with other ids, or none, even if every digest agrees."""
     tokenizer = json.loads((bundle / TOKENIZER).read_text())
     (bundle / TOKENIZER).write_text(json.dumps(tokenizer | change))
     rewrite_manifest(bundle)
@@ -180,7 +180,7 @@ def test_another_tokenizer_fails(bundle: Path, change: dict[str, None]) -> None:
 
 
 def test_a_bundle_without_probes_needs_a_reference(bundle: Path, exported_fp16: Exported) -> None:
-    """Without probes there is nothing to compare with, and it says what to do; with the run it passes."""
+    """Without probes the check fails with a remedy; with the run it passes."""
     (bundle / PROBES).unlink()
     rewrite_manifest(bundle, without=PROBES)
 
@@ -199,13 +199,13 @@ def test_probes_of_another_shape_fail(bundle: Path) -> None:
 
 
 def test_another_training_run_is_not_the_reference(exported_fp16: Exported, tmp_path: Path) -> None:
-    """Comparing with the wrong run is said to be that, not a difference of vectors."""
+    """A comparison with the wrong run is reported as such, not as a difference of vectors."""
     other = load_training_run(write_tiny_run(tmp_path / "other", seed=1))
 
     report = verify_bundle(exported_fp16.bundle, reference=lambda bundle: reference_probes(other, bundle))
 
     assert ("reference",) == report.failed
-    assert "other weights" in check(report, "reference")
+    assert "different weights" in check(report, "reference")
 
 
 @pytest.mark.parametrize(
@@ -217,13 +217,13 @@ def test_another_training_run_is_not_the_reference(exported_fp16: Exported, tmp_
     ],
 )
 def test_recorded_parity_is_checked(bundle: Path, parity: Parity | None) -> None:
-    """A bundle that was never measured, or measured badly, fails."""
+    """A bundle without a measurement, or with a bad one, fails."""
     rewrite_manifest(bundle, parity=parity)
     assert ("recorded parity",) == verify_bundle(bundle).failed
 
 
 def test_every_precision_has_limits() -> None:
-    """There is no bundle of which nobody said how far it may be off."""
+    """Every precision has limits."""
     assert set(THRESHOLDS) == set(get_args(Precision))
 
 
@@ -236,6 +236,6 @@ def test_a_manifest_that_was_edited_fails(bundle: Path) -> None:
 
 
 def test_a_missing_provider_says_nothing_about_the_bundle(exported_fp16: Exported) -> None:
-    """It is an error of the machine, so it is raised and not reported as a failed check."""
+    """A missing provider is an error of the machine, so it is raised and not a failed check."""
     with pytest.raises(ProviderUnavailable):
         verify_bundle(exported_fp16.bundle, provider="tensorrt")

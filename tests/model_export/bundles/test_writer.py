@@ -21,7 +21,7 @@ def names(path: Path) -> list[str]:
 
 
 def test_a_bundle_appears_whole(tmp_path: Path) -> None:
-    """While it is written there is nothing under its name; then all of it, readable by others; and no trace."""
+    """The name appears only with the complete bundle, readable by others and without temporary files."""
     out = tmp_path / "deep" / "bundle"
     with staged(out, force=False) as stage:
         (stage / MANIFEST).write_text("new")
@@ -34,7 +34,7 @@ def test_a_bundle_appears_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, interruption: type[BaseException]) -> None:
-    """Whatever ends the writing, the old bundle stands and nothing lies about."""
+    """After any failure, the old bundle remains and no temporary file."""
     out = bundle_at(tmp_path / "bundle")
     with pytest.raises(interruption), staged(out, force=True) as stage:  # noqa: PT012
         (stage / MANIFEST).write_text("half")
@@ -45,7 +45,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, interruption
 
 
 def test_an_existing_bundle_is_replaced_only_with_force(tmp_path: Path) -> None:
-    """Without --force an existing folder is refused; with it the new bundle takes its place entirely."""
+    """An existing folder is refused without --force, and replaced completely with it."""
     out = bundle_at(tmp_path / "bundle")
     (out / "left-over.onnx").touch()
     with pytest.raises(ExportError, match=r"exists already.*--force"), staged(out, force=False):
@@ -60,7 +60,7 @@ def test_an_existing_bundle_is_replaced_only_with_force(tmp_path: Path) -> None:
 
 
 def test_force_replaces_nothing_but_bundles(tmp_path: Path) -> None:
-    """A folder of other things, a file and a symbolic link stay, even with --force."""
+    """A folder without a bundle, a file and a symbolic link remain, even with --force."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     (tmp_path / "file").touch()

@@ -23,7 +23,7 @@ def reader(*paths: Path, groups_in_memory: int = 2) -> PairReader:
 
 
 def test_rows_are_numbered_through_all_files(tmp_path: Path) -> None:
-    """Global row numbers lead to the same pairs as reading the files one after the other, in any order asked."""
+    """Global row numbers give the same pairs as reading the files one after the other, in any order."""
     paths = [write_pairs(tmp_path / f"{i}.parquet", 37, seed=i) for i in range(2)]
     expected = [row for path in paths for row in pq.read_table(path).to_pylist()]
     pairs = reader(*paths)
@@ -44,7 +44,7 @@ def test_only_the_row_groups_in_use_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_reader_travels_to_a_worker_without_its_files(tmp_path: Path) -> None:
-    """Pickled after use, it carries no data and still reads."""
+    """A reader pickled after use carries no data and still reads."""
     pairs = reader(write_pairs(tmp_path / "pairs.parquet", 20))
     first = pairs[0]
 
@@ -55,13 +55,13 @@ def test_a_reader_travels_to_a_worker_without_its_files(tmp_path: Path) -> None:
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    """The path stands in the error."""
+    """The error names the path."""
     with pytest.raises(DataError, match=r"absent\.parquet: no such file"):
         reader(tmp_path / "absent.parquet")
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
-    """Neither a traceback nor the library's own message alone."""
+    """The error names the file, with the library's message."""
     path = tmp_path / "pairs.parquet"
     path.write_bytes(b"not parquet at all")
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
-    """The reader learns what to write under [data.columns]."""
+    """The error names the key [data.columns]."""
     path = tmp_path / "pairs.parquet"
     pq.write_table(pa.table({"image": [b"x"], "caption": ["a"], "label": ["b"]}), path)
 
@@ -79,7 +79,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> 
 
 
 def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
-    """A picture column of text would fail row by row, hours later."""
+    """A text column of pictures is refused at once, instead of failing hours later."""
     path = tmp_path / "pairs.parquet"
     pq.write_table(pa.table({"image": ["x"], "text": ["a"], "label": ["b"]}), path)
 
@@ -114,7 +114,7 @@ def gradient(width: int, height: int) -> Image.Image:
 
 
 def test_without_augmentation_a_square_picture_of_the_right_size_is_untouched() -> None:
-    """No resampling where none is needed."""
+    """A view of the picture's own size is not resampled."""
     image = gradient(32, 32)
 
     np.testing.assert_array_equal(np.asarray(image), Augmentation().apply(image, 32, np.random.default_rng(0)))
@@ -136,7 +136,7 @@ def test_a_crop_is_a_square_of_the_picture() -> None:
 
 
 def test_a_shift_fills_the_border_with_mirrored_pixels_and_a_flip_mirrors_the_odd() -> None:
-    """Shifted pictures hold no foreign colour; those are mirrored that are said to be odd, and none without `flip`."""
+    """Shifting adds no colour; `flip` mirrors odd pictures only."""
     image = gradient(32, 32)
     rng = np.random.default_rng(0)
     views = [Augmentation(shift=0.125, flip=True).apply(image, 32, rng, odd=i % 2 == 1) for i in range(200)]

@@ -32,10 +32,10 @@ from tests.support.labelled import webdataset, write_folder, write_hugging_face,
 from tests.support.pictures import encode, noise, quadrants
 from tests.support.tiny_bundle import write_tiny_bundle
 
-# One engine is loaded for each evaluation, on a machine that may be busy training.
+# Each evaluation loads an engine, slowly on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
-# Pictures of one colour; the tiny bundle takes each for its colour, so every other label is a confusion by design.
+# Pictures of one colour, which the tiny bundle recognises, so every other label is a confusion by design.
 LABELLED = [
     *[(picture("red"), "red")] * 3,
     (picture("green"), "red"),
@@ -54,14 +54,14 @@ WORDNET = {"n01440764": "red", "n01443537": "green", "n02012849": "blue"}
 
 
 class Silent:
-    """Shows nothing, and remembers what was begun and how far it came."""
+    """Shows nothing, and records the parts and their progress."""
 
     def __init__(self) -> None:
         self.done: dict[str, int] = {}
         self.totals: dict[str, int] = {}
 
     def begin(self, what: str, total: int) -> Callable[[int], None]:
-        """Remember a part of the work."""
+        """Record a part of the work."""
         self.totals[what], self.done[what] = total, 0
 
         def advance(count: int) -> None:
@@ -72,7 +72,7 @@ class Silent:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle that sees colours. Not to be written to."""
+    """Write the bundle that recognises colours; tests must not change it."""
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
@@ -83,7 +83,7 @@ def measured(bundle: Path, *data: object, **options: object) -> Evaluation:
 
 
 def summary(found: Evaluation, title: str = "none") -> dict[str, object]:
-    """One set's figures, with names for numbers."""
+    """Return one set's figures, with names instead of indices."""
     own, names = found.figures[title], found.classes
     return {
         "images": own.images,
@@ -154,7 +154,7 @@ def _compressed_tar_with_texts(path: Path) -> Path:
 def test_known_confusions_are_found_in_every_layout(
     bundle: Path, tmp_path: Path, layout: Callable[[Path], Path]
 ) -> None:
-    """The same pictures give the same figures, those that were worked out by hand, however they are stored."""
+    """The same pictures give the same hand-computed figures in every layout."""
     found = measured(bundle, layout(tmp_path), templates=("none",))
     assert EXPECTED == summary(found)
     assert 0 == found.broken_count
@@ -162,7 +162,7 @@ def test_known_confusions_are_found_in_every_layout(
 
 
 def test_classes_by_number_and_more_classes_than_the_data_have(bundle: Path, tmp_path: Path) -> None:
-    """--classes gives numbers their names, and all of its classes are there to be chosen from."""
+    """--classes names numeric labels, and the model chooses from all of its classes."""
     colours = ["blue", "white", "red", "white white", "green", "a white one"]
     (tmp_path / "classes.txt").write_text("\n".join(colours) + "\n\n")
     labelled = [(content, str(colours.index(name))) for content, name in LABELLED]
@@ -177,7 +177,7 @@ def test_classes_by_number_and_more_classes_than_the_data_have(bundle: Path, tmp
 
 
 def test_several_paths_are_one_set(bundle: Path, tmp_path: Path) -> None:
-    """Files of different kinds are put together; a class that is spelt with other spaces is the same class."""
+    """Files of different kinds form one set; spaces do not distinguish classes."""
     folder = write_folder(tmp_path / "photos", [(picture("red"), "bright_red"), (picture("blue"), "blue")])
     table = write_parquet(tmp_path / "photos.parquet", [(picture("red"), "bright  red "), (picture("green"), "green")])
 
@@ -213,7 +213,7 @@ def test_a_first_name_that_two_ids_share_is_written_out(bundle: Path, tmp_path: 
 
 
 def test_names_without_ids_are_in_the_order_of_the_ids(bundle: Path, tmp_path: Path) -> None:
-    """A plain list of class names fits ImageNet's folders if it has as many names as there are folders."""
+    """A plain list of class names fits ImageNet's folders if it has one name for each folder."""
     folder = _wordnet_folder(tmp_path)
     (tmp_path / "names.txt").write_text("red\ngreen\nblue\n")
     found = measured(bundle, folder, templates=("none",), classes=str(tmp_path / "names.txt"))
@@ -255,14 +255,14 @@ def test_ranks_and_accuracies_are_those_of_a_plain_sort() -> None:
 
 
 def test_all_right_has_no_confusions() -> None:
-    """Nothing is confused where every answer is right."""
+    """Right answers are no confusions."""
     found = figures(answers(np.eye(3, dtype=np.float32), np.arange(3)), 3)
     assert (1.0, 1.0, ()) == (found.top1, found.mean_per_class, found.confusions)
     assert Confusion(0, 1, 1, 1.0) == figures(answers(np.eye(2, dtype=np.float32)[[1]], np.array([0])), 2).confusions[0]
 
 
 def test_template_sets_are_averaged_as_unit_vectors_by_the_shipped_model(tmp_path: Path) -> None:
-    """On the demo bundle, every figure is what a plain computation with its own graphs says, for each set."""
+    """On the demo bundle, a plain computation with its graphs gives the same figures for each set."""
     names = ["cat", "dog", "truck", "rocket", "apple", "sea", "forest", "clock", "orange"]
     pictures = [encode(quadrants(), "PNG"), *(encode(noise(40 + i, 37, seed=i), "JPEG") for i in range(14))]
     labelled = [(content, names[index % len(names)]) for index, content in enumerate(pictures)]
@@ -315,7 +315,7 @@ def test_every_and_limit() -> None:
 
 @pytest.mark.parametrize("layout", [_folder, _parquet, _tars])
 def test_only_the_chosen_rows_are_read(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
-    """A source gives exactly the rows that it is asked for, with their own bytes."""
+    """A source yields exactly the requested rows, with their own bytes."""
     for source in open_data([str(layout(tmp_path))]):
         rows = choose_rows([len(source.labels)], every=2)[0]
         samples = list(source.samples(rows))
@@ -325,7 +325,7 @@ def test_only_the_chosen_rows_are_read(tmp_path: Path, layout: Callable[[Path], 
 
 
 def test_a_row_group_is_read_in_pieces(tmp_path: Path) -> None:
-    """Hugging Face's row groups may hold gigabytes: only what is being read is in memory."""
+    """Hugging Face's row groups may hold gigabytes, so only a part is in memory."""
     labelled = [(np.random.default_rng(i).bytes(100_000), "ab"[i % 2]) for i in range(200)]
     # Data pages of a few pictures each, as a writer of large values makes them.
     data = write_parquet(tmp_path / "large.parquet", labelled, group_rows=200, write_batch_size=4)
@@ -336,7 +336,7 @@ def test_a_row_group_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 class Counted:
-    """A source of many pictures that knows how many were taken from it."""
+    """A source of many pictures that counts the taken ones."""
 
     path = Path("counted")
     class_names = None
@@ -353,7 +353,7 @@ class Counted:
 
 
 def test_images_are_streamed(tmp_path: Path) -> None:
-    """However many there are, no more than the batch on the device and the next one are in memory."""
+    """Of any number of images, only the batch on the device and the next one are in memory."""
     source, done, ahead = Counted(100), 0, []
 
     def advance(count: int) -> None:
@@ -374,7 +374,7 @@ def test_images_are_streamed(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_are_counted_and_named(bundle: Path, tmp_path: Path) -> None:
-    """Every kind of broken picture is left out of the figures, and named with the reason."""
+    """The figures omit every kind of broken picture; each is named with the reason."""
     folder = write_folder(tmp_path / "photos", LABELLED)
     (folder / "red" / "cut.png").write_bytes(encode(noise(50, 50), "PNG")[:500])
     (folder / "red" / "empty.png").write_bytes(b"")
@@ -401,7 +401,7 @@ def test_unreadable_images_are_counted_and_named(bundle: Path, tmp_path: Path) -
 
 
 def test_hostile_tar_files_write_nothing_and_read_nothing_else(bundle: Path, tmp_path: Path) -> None:
-    """A member's name is only a name; links, devices and giant members are no pictures."""
+    """A member's name is never a path; links, devices and giant members are not pictures."""
     secret = tmp_path / "secret.png"
     secret.write_bytes(picture("green"))
     shard = tmp_path / "shards" / "hostile.tar"
@@ -449,7 +449,7 @@ def _damaged_header(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [_cut, _cut_between_members, _damaged_header, lambda content: content[:100]])
 def test_a_damaged_tar_file_is_refused(bundle: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    """Also where the library would take the damage for the end of the file."""
+    """Damage is reported even if the library takes it for the end of the file."""
     whole = write_tar(tmp_path / "whole.tar", webdataset(LABELLED))
     (tmp_path / "damaged.tar").write_bytes(damage(whole.read_bytes()))
     with pytest.raises(DataError, match=r"damaged\.tar: .*; copy the file again"):
@@ -457,7 +457,7 @@ def test_a_damaged_tar_file_is_refused(bundle: Path, tmp_path: Path, damage: Cal
 
 
 def test_a_name_cannot_steer_a_terminal() -> None:
-    """Escape sequences, line ends and lone surrogates are written out, and endless names are cut."""
+    """Escape sequences, line ends and lone surrogates are escaped, and long names are cut."""
     assert r"a\x1b[2J\nb\udc80é" == printable("a\x1b[2J\nb\udc80é")
     assert 201 == len(printable("x" * 10_000))
 
@@ -544,7 +544,7 @@ def _write(path: Path, content: str) -> str:
 def test_wrong_input_is_refused_before_any_image_is_read(
     bundle: Path, tmp_path: Path, prepare: Callable[[Path], dict[str, object]], said: str
 ) -> None:
-    """Each error is one line that says what to do."""
+    """Each error is one line with a remedy."""
     options = prepare(tmp_path)
     with pytest.raises(DataError, match=said) as raised:
         measured(bundle, options.pop("data"), **options)
@@ -552,7 +552,7 @@ def test_wrong_input_is_refused_before_any_image_is_read(
 
 
 def test_patterns_are_written_out(tmp_path: Path) -> None:
-    """As a shell does it; a file whose name looks like a pattern is that file."""
+    """Patterns expand as in a shell, unless a file has that name."""
     assert ["x-008.tar", "x-009.tar", "x-010.tar"] == [str(path) for path in expand("x-{008..010}.tar")]
     assert ["a1/b0", "a1/b1", "a2/b0", "a2/b1"] == [str(path) for path in expand("a{1..2}/b{0..1}")]
     literal = tmp_path / "{0..1}.tar"
@@ -589,7 +589,7 @@ IMAGENET_CLASSNAMES = ["red", "green",
 
 @pytest.fixture
 def open_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed open_clip_torch, in miniature; its file of data."""
+    """Install a small open_clip_torch; return its data file."""
     site = tmp_path / "site"
     (site / "open_clip_torch-9.9.9.dist-info").mkdir(parents=True)
     (site / "open_clip_torch-9.9.9.dist-info" / "METADATA").write_text("Name: open_clip_torch\nVersion: 9.9.9\n")
@@ -615,7 +615,7 @@ def test_imagenet_prompts_and_names_come_from_open_clip_without_running_it(
     "prompt", ["f'a {c}.'", "lambda c: 'a ' + c", "lambda c: f'a {d}.'", "lambda c: f'{c} {c}'", "lambda c: f'a {c!r}'"]
 )
 def test_prompts_of_another_form_are_refused(open_clip: Path, prompt: str) -> None:
-    """What is not understood is not guessed; the line is named."""
+    """Unknown source is refused and not guessed; the error names the line."""
     open_clip.write_text(f"OPENAI_IMAGENET_TEMPLATES = (\n  {prompt},\n)\n")
     with pytest.raises(DataError, match="line 2: is not a prompt such as lambda c"):
         imagenet_templates(open_clip)
@@ -630,7 +630,7 @@ def test_prompts_of_another_form_are_refused(open_clip: Path, prompt: str) -> No
 
 
 def test_without_open_clip_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its dependencies, which are not needed to read a file."""
+    """The command installs the package without its dependencies, which reading a file does not need."""
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(DataError, match="pip install --no-deps open_clip_torch"):
         choose_templates(["openai-imagenet"], {})
@@ -640,7 +640,7 @@ def test_without_open_clip_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command_shows_and_writes_everything_without_torch(bundle: Path, tmp_path: Path) -> None:
-    """Tables on stdout, a PNG, and a JSON file with the same figures; torch is not there."""
+    """Tables on stdout, a PNG, and a JSON file have the same figures, without torch."""
     folder = write_folder(tmp_path / "photos", LABELLED)
     (folder / "red" / "broken.png").write_bytes(b"no")
     code = (
@@ -666,7 +666,7 @@ def test_the_command_shows_and_writes_everything_without_torch(bundle: Path, tmp
 
 
 class Command(Protocol):
-    """Runs the command in this process: exit code, stdout, stderr."""
+    """Runs the command in this process; returns exit code, stdout and stderr."""
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         """Run it with these arguments."""
@@ -687,7 +687,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def test_max_broken_decides_the_exit_code(bundle: Path, tmp_path: Path, command: Command) -> None:
-    """Exit code 0 where so many broken pictures are put up with, else 1; they are named either way."""
+    """The exit code is 0 for up to --max-broken broken pictures, else 1; the report names them either way."""
     folder = write_folder(tmp_path / "photos", LABELLED)
     (folder / "red" / "broken.png").write_bytes(b"no")
     for allowed, expected in ((1, 0), (0, 1)):
@@ -707,7 +707,7 @@ def test_max_broken_decides_the_exit_code(bundle: Path, tmp_path: Path, command:
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(bundle: Path, command: Command, arguments: list[str], said: str) -> None:
-    """Nothing of Python's is shown."""
+    """The error shows no traceback."""
     code, out, err = command(bundle, *arguments)
     assert (2, "") == (code, out)
     (line,) = err.splitlines()
@@ -716,7 +716,7 @@ def test_errors_are_one_line_and_exit_code_2(bundle: Path, command: Command, arg
 
 
 def test_a_plot_takes_any_name_and_any_number_of_classes(bundle: Path, tmp_path: Path) -> None:
-    """Dollar signs are no mathematics, unknown scripts no failure; above a hundred classes there is no matrix."""
+    """Dollar signs are not mathematics, unknown scripts do not fail, and above a hundred classes no matrix is drawn."""
     labelled = [(picture("red"), name) for name in ("$5 bill$ {}", "\\alpha_{", "猫", "x" * 40)]
     few = measured(bundle, write_parquet(tmp_path / "few.parquet", labelled), templates=("none", "seven"))
     write_plot(tmp_path / "few.png", few)

@@ -1,4 +1,4 @@
-"""Where `make run MODEL=…` finds a source's bundle, and when it is converted again."""
+"""Tests of the bundles of `make run MODEL=…`: their place, and when a source is converted again."""
 
 import os
 import re
@@ -26,24 +26,24 @@ FILES = {"config.json": b"{}", "model.safetensors": b"w" * 2000}
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub without models."""
+    """Run a hub without models."""
     with hub_client(tmp_path, monkeypatch) as running:
         yield running
 
 
 def convert(place: Place) -> Place:
-    """Put a bundle where one belongs; returns what is to be found from then on."""
+    """Put a bundle into its place; return the place as found from then on."""
     shutil.copytree(DEMO_BUNDLE, place.path)
     return Place(place.source, place.path, ready=True)
 
 
 def test_a_bundle_is_itself(tmp_path: Path) -> None:
-    """There is nothing to convert."""
+    """A bundle needs no conversion."""
     assert Place(str(DEMO_BUNDLE), DEMO_BUNDLE, ready=True) == locate(str(DEMO_BUNDLE), tmp_path)
 
 
 def test_a_hub_id_is_converted_once_for_each_commit(hub: Hub, tmp_path: Path) -> None:
-    """Its bundle is named after it and the commit; another commit is another bundle."""
+    """A model's bundle is named after the model and the commit; another commit is another bundle."""
     commit = hub.add(MODEL, FILES)
     place = locate(MODEL, tmp_path)
     assert Place(f"{MODEL}@{commit}", tmp_path / f"acme--tiny-clip-{commit[:12]}", ready=False) == place
@@ -57,7 +57,7 @@ def test_a_hub_id_is_converted_once_for_each_commit(hub: Hub, tmp_path: Path) ->
 def test_without_the_hub_the_latest_conversion_will_do(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, offline: bool
 ) -> None:
-    """Also when the hub's own cache is gone, and though a newer commit is known of."""
+    """The latest conversion is used, even without the hub's own cache or if a newer commit is known."""
     hub.add(MODEL, FILES)
     older = convert(locate(MODEL, tmp_path))
     hub.add(MODEL, {**FILES, "config.json": b"[]"})
@@ -75,7 +75,7 @@ def test_without_the_hub_the_latest_conversion_will_do(
 
 
 def test_without_the_hub_a_download_can_still_be_converted(hub: Hub, tmp_path: Path) -> None:
-    """What is in the hub's cache needs no hub."""
+    """A model in the hub's cache needs no hub."""
     commit = hub.add(MODEL, FILES)
     fetch(MODEL)
     hub.down = True
@@ -84,7 +84,7 @@ def test_without_the_hub_a_download_can_still_be_converted(hub: Hub, tmp_path: P
 
 
 def test_a_commit_is_not_asked_for(hub: Hub, tmp_path: Path) -> None:
-    """What never changes needs no hub."""
+    """A commit never changes, so it needs no hub."""
     place = locate(f"{MODEL}@{'a' * 40}", tmp_path)
     assert Place(f"{MODEL}@{'a' * 40}", tmp_path / f"acme--tiny-clip-{'a' * 12}", ready=False) == place
     assert [] == hub.requests
@@ -99,14 +99,14 @@ def test_a_commit_is_not_asked_for(hub: Hub, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_nothing_is_said(hub: Hub, tmp_path: Path, model: str, said: str) -> None:
-    """Before anything is installed for it."""
+    """A refusal precedes any installation."""
     hub.add(MODEL, FILES)
     with pytest.raises(SourceError, match=said):
         locate(model, tmp_path)
 
 
 def test_what_no_reader_knows_is_said(tmp_path: Path) -> None:
-    """Before anything is installed for it: a folder of photos, a photo, weights without a configuration."""
+    """A refusal precedes any installation: a folder of photos, a photo, weights without a configuration."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cup.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     (tmp_path / "bare").mkdir()
@@ -128,7 +128,7 @@ def test_what_no_reader_knows_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_each_layout_is_taken(tmp_path: Path, names: tuple[str, ...]) -> None:
-    """By the names of its files, whatever else is in the folder."""
+    """File names identify a source, whatever else is in the folder."""
     for name in names:
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / name).write_bytes(b'{"model_type": "clip"}')
@@ -136,7 +136,7 @@ def test_each_layout_is_taken(tmp_path: Path, names: tuple[str, ...]) -> None:
 
 
 def test_neither_torch_nor_onnx_is_needed(tmp_path: Path) -> None:
-    """The environment that serves asks, and has none of what a conversion needs."""
+    """The serving environment finds the place without the packages of a conversion."""
     (tmp_path / "recipe.toml").write_bytes(b"")
     program = (
         "import sys; sys.modules.update(torch=None, onnx=None, safetensors=None, huggingface_hub=None); "
@@ -148,7 +148,7 @@ def test_neither_torch_nor_onnx_is_needed(tmp_path: Path) -> None:
 
 
 def test_without_hub_and_cache_it_is_said(hub: Hub, tmp_path: Path) -> None:
-    """A tag that was never asked for cannot be the latest conversion."""
+    """A tag that was never requested cannot be the latest conversion."""
     hub.add(MODEL, FILES)
     convert(locate(MODEL, tmp_path))
     hub.down = True
@@ -157,7 +157,7 @@ def test_without_hub_and_cache_it_is_said(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_changes_is_converted_again(tmp_path: Path) -> None:
-    """A folder and a file are known by the names, sizes and times of what is read of them."""
+    """Names, sizes and times of the read files identify a folder or a file."""
     run = tmp_path / "My run!"
     (run / "tensorboard").mkdir(parents=True)
     weights = run / "model.safetensors"
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_changes_is_converted_again(tmp_path: Path) -> None:
 
 
 def test_a_bundle_of_another_schema_is_converted_again(tmp_path: Path) -> None:
-    """What this version would not serve is not ready."""
+    """A bundle that this version cannot serve is not ready."""
     (tmp_path / "weights.pt").write_bytes(HEADER)
     place = convert(locate(str(tmp_path / "weights.pt"), tmp_path))
     manifest = place.path / "manifest.json"
@@ -196,7 +196,7 @@ def test_the_cache_is_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPa
 def test_as_a_program_it_prints_three_lines(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which scripts/model.sh reads; notes and errors go to stderr."""
+    """scripts/model.sh reads the three lines; notes and errors go to stderr."""
     commit = hub.add(MODEL, FILES)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["bundle_cache", MODEL])

@@ -1,4 +1,4 @@
-"""From what a user types to a bundle that is served: hub ids and paths, weights and ONNX graphs, every precision."""
+"""From a source to a bundle: hub ids and paths, weights and ONNX graphs, every precision."""
 
 import io
 import os
@@ -34,7 +34,7 @@ CARD = b"---\nlicense: mit\n---\n# Tiny\n"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub without models, and a cache of our own."""
+    """Run a hub without models, with a separate cache."""
     with hub_client(tmp_path, monkeypatch) as running:
         yield running
 
@@ -46,19 +46,19 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """What a repository of this folder holds."""
+    """Return the files of a repository with this folder's content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def run(wanted: Conversion, out: Path) -> str:
-    """Convert, and return what was printed."""
+    """Convert, and return the output."""
     said = io.StringIO()
     convert(wanted, out, narrator=Narrator(Console(file=said, width=200)))
     return said.getvalue()
 
 
 def test_a_hub_id_becomes_a_bundle_that_can_be_served(hub: Hub, tiny_clip: Path, tmp_path: Path) -> None:
-    """Typed as on the hub's page: downloaded, exported, named, and its commit and licence recorded."""
+    """A hub id is downloaded, exported and named; its commit and licence are recorded."""
     commit = hub.add(MODEL, {**files_of(tiny_clip), "README.md": CARD})
 
     said = run(Conversion(MODEL, SourceOptions()), tmp_path / "bundle")
@@ -75,7 +75,7 @@ def test_a_hub_id_becomes_a_bundle_that_can_be_served(hub: Hub, tiny_clip: Path,
 
 
 def test_onnx_graphs_from_the_hub_need_no_torch(hub: Hub, tmp_path: Path) -> None:
-    """A repository that has graphs and no weights is converted where PyTorch is not installed."""
+    """A repository of graphs without weights is converted without PyTorch."""
     clip_repository(tmp_path / "repository")
     files = {name: data for name, data in files_of(tmp_path / "repository").items() if "safetensors" not in name}
     hub.add(MODEL, files)
@@ -101,7 +101,7 @@ def test_onnx_graphs_from_the_hub_need_no_torch(hub: Hub, tmp_path: Path) -> Non
 
 
 def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> None:
-    """The pictures that --data names are in the manifest's agreement; fp32 stays behind nowhere."""
+    """The manifest's agreement names the pictures of --data; no fp32 bundle remains."""
     source = write_tiny_run(tmp_path / "run", "vit")
     pairs = write_pairs(tmp_path / "pairs.parquet", 60)
 
@@ -120,7 +120,10 @@ def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        (Conversion("x", SourceOptions(), "fp32", data=("pairs.parquet",)), "--data and --calibrate are for fp16"),
+        (
+            Conversion("x", SourceOptions(), "fp32", data=("pairs.parquet",)),
+            "--data and --calibrate need --precision fp16",
+        ),
         (
             Conversion("x", SourceOptions(), "fp16", data=("pairs.parquet",), calibrate=True),
             "--calibrate needs --precision int8",
@@ -130,13 +133,13 @@ def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> Non
     ],
 )
 def test_wishes_that_contradict_each_other_are_refused_first(tmp_path: Path, wanted: Conversion, said: str) -> None:
-    """One line, before anything is fetched or read."""
+    """Contradictory options are one line, before anything is fetched or read."""
     with pytest.raises(ExportError, match=said):
         run(wanted, tmp_path / "bundle")
 
 
 def test_what_is_in_no_layout_is_said(tmp_path: Path) -> None:
-    """The line names the layouts that are read; a path that is not there is said to be none."""
+    """The error names the supported layouts; a missing path is reported as missing."""
     (tmp_path / "model.pb").write_bytes(b"graph")
     with pytest.raises(SourceError, match=r"no layout that is read here: .*training run.*OpenAI"):
         load_model(tmp_path, SourceOptions())
@@ -145,15 +148,15 @@ def test_what_is_in_no_layout_is_said(tmp_path: Path) -> None:
 
 
 def test_data_that_is_not_there_is_said_before_anything_is_read(tmp_path: Path) -> None:
-    """A wrong --data is an error of its own, though the source is wrong too; nothing is half written."""
-    with pytest.raises(DataError, match="no such file"):
+    """A wrong --data is reported even if the source is wrong too; no partial file remains."""
+    with pytest.raises(DataError, match="does not exist"):
         run(Conversion(str(tmp_path / "no"), SourceOptions(), "int8", data=("nowhere.parquet",)), tmp_path / "bundle")
 
     assert [] == list(tmp_path.iterdir())
 
 
 def test_a_picture_that_cannot_be_read_leaves_no_bundle(tmp_path: Path) -> None:
-    """It is named, and nothing is half written."""
+    """The image is named, and no partial file remains."""
     source = write_tiny_run(tmp_path / "run", "vit")
     data = tmp_path / "data"
     for name in ("cat", "rocket"):
@@ -167,7 +170,7 @@ def test_a_picture_that_cannot_be_read_leaves_no_bundle(tmp_path: Path) -> None:
 
 
 def test_a_weights_file_without_readable_names_is_said_to_be_damaged(tmp_path: Path) -> None:
-    """An archive that is cut short belongs to no layout, and what is wrong is its end; others are named as they are."""
+    """A truncated archive belongs to no layout, and the error names its end; other files are named as they are."""
     cut = tmp_path / "ViT-B-32.pt"
     torch.save({"visual.proj": torch.zeros(100, 100)}, cut)
     whole = cut.read_bytes()

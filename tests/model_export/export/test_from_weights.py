@@ -31,7 +31,7 @@ from tests.support.tiny_run import TOWERS, write_tiny_run
 
 ATOL = 1e-5
 
-# An export takes some seconds, on a machine that is busy training many more.
+# An export takes some seconds, and many more on a busy machine.
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -80,7 +80,7 @@ def test_image_vectors_are_torchs(exported: Exported, batch: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_text_vectors_are_torchs_at_every_length(exported: Exported, batch: int) -> None:
-    """No length is baked in: every one from 2 to the context gives torch's vectors, and padding changes nothing."""
+    """The length is dynamic: every one from 2 to the context gives torch's vectors, and padding changes nothing."""
     run = load_training_run(exported.run)
     text = run.text
     vocabulary = len(run.model.text.get_parameter("token_embedding.weight"))
@@ -115,7 +115,7 @@ def test_real_prompts_agree_and_only_the_first_end_of_text_counts(exported: Expo
 
 
 def test_graphs_are_clean(exported: Exported) -> None:
-    """Batch norms are folded, no layer computes shapes, and nothing tells of exporter, source or machine."""
+    """Batch norms are folded, no layer computes shapes, and no trace of exporter, source or machine remains."""
     image, text = operators(exported.bundle / IMAGE_ENCODER), operators(exported.bundle / TEXT_ENCODER)
     assert 0 == image["BatchNormalization"]
     assert image["Shape"] <= 1, "only a class token's batch"
@@ -150,7 +150,7 @@ def test_manifest_says_what_the_run_says(exported: Exported) -> None:
 
 
 def test_listener_hears_of_each_step(exported: Exported) -> None:
-    """Both graphs and the measurement are told of."""
+    """The listener receives both graphs and the measurement."""
     assert [IMAGE_ENCODER, TEXT_ENCODER] == [graph.file for graph in exported.heard.graphs]
     (report,) = exported.heard.reports
     assert report.passed
@@ -212,7 +212,7 @@ def test_fp16_stored_graphs_agree_with_the_rounded_weights(exported_fp16: Export
 
 
 def test_a_weight_beyond_fp16_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    """Rounding never makes an infinity; the weight is named and the way out too."""
+    """Rounding never makes an infinity; the error names the weight and the remedy."""
     run = load_training_run(write_tiny_run(tmp_path / "run"))
     with torch.no_grad():
         run.model.text.get_parameter("token_embedding.weight")[0, 0] = 1e6
@@ -224,11 +224,11 @@ def test_a_weight_beyond_fp16_is_refused_and_nothing_is_written(tmp_path: Path) 
 
 
 def test_a_graph_that_does_not_agree_is_not_written(tmp_path: Path) -> None:
-    """The bundle gets its name only after its vectors were found to be torch's."""
+    """The bundle gets its name only if its vectors agree with torch's."""
     run = load_training_run(write_tiny_run(tmp_path / "run", "residual_conv"))
 
     class Forgetful(nn.Module):
-        """A tower that is another one in float64, as a stand-in for an exporter that is wrong."""
+        """A tower that differs in float64, as a stand-in for a wrong exporter."""
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor = tower(pixels.to(dtype))
@@ -277,7 +277,7 @@ def test_a_negative_gain_behind_a_max_pool_is_not_folded(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", [IMAGE_ENCODER, TEXT_ENCODER])
 def test_attention_and_residuals_are_fused_for_gpus(exported_vit: Exported, tmp_path: Path, name: str) -> None:
-    """ONNX Runtime's offline tool makes one operator of each attention but the last block's, and the same vectors."""
+    """ONNX Runtime's offline tool fuses each attention except the last block's, and keeps the vectors."""
     bundle = load_bundle(exported_vit.bundle)
     fused = optimize_model(
         str(bundle.path / name), model_type="clip", num_heads=2, hidden_size=32, opt_level=0, use_gpu=True
@@ -298,7 +298,7 @@ def test_attention_and_residuals_are_fused_for_gpus(exported_vit: Exported, tmp_
 
 
 def test_large_weights_go_beside_the_graph(tmp_path: Path) -> None:
-    """Above the limit the weights are external data, which the runtime finds by itself."""
+    """Above the limit the weights are external data, which the runtime finds."""
     run = load_training_run(write_tiny_run(tmp_path / "run", "vit"))
     image, _ = served_encoders(run, "fp32")
     size = TOWERS["vit"]["image_size"]

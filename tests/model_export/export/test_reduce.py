@@ -1,4 +1,4 @@
-"""fp16 and int8 from an fp32 bundle. The CPU provider computes fp16 in fp32, so ONNX's reference evaluator runs it."""
+"""Tests of fp16 and int8. The CPU provider computes fp16 in fp32, so ONNX's reference evaluator runs it."""
 
 import subprocess
 import sys
@@ -30,21 +30,21 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def reduced(exported: Exported, out: Path, precision: Reduced, **more: object) -> Heard:
-    """Reduce a bundle and return what was heard."""
+    """Reduce a bundle and return the recorded steps."""
     heard = Heard()
     reduce_bundle(exported.bundle, out, precision=precision, listener=heard, **more)  # type: ignore[arg-type]
     return heard
 
 
 def narrow_sample(exported: Exported) -> PictureSample:
-    """Grey pictures, and two labels."""
+    """Return grey pictures, and two labels."""
     section = load_bundle(exported.bundle).manifest.image
     pixels = np.random.default_rng(2).integers(120, 136, (16, section.height, section.width, 3), dtype=np.uint8)
     return PictureSample("grey", pixels, ("cat", "rocket"))
 
 
 def real_sample(exported: Exported) -> PictureSample:
-    """Pictures with structure, of the bundle's size."""
+    """Return pictures with structure, of the bundle's size."""
     section = load_bundle(exported.bundle).manifest.image
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
@@ -53,7 +53,7 @@ def real_sample(exported: Exported) -> PictureSample:
 
 
 def types_into(model: ModelProto, operators: tuple[str, ...]) -> dict[str, set[int]]:
-    """Tell which element types reach the operators of a graph, by operator."""
+    """Return the element types of the inputs of a graph's operators, by operator."""
     graph = shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -82,7 +82,7 @@ def test_fp16_keeps_what_must_be_exact_in_fp32(exported_vit: Exported, tmp_path:
 
 
 def with_outliers(model: ModelProto) -> ModelProto:
-    """Raise a few channels of the residual stream to what large CLIP models have: hundreds, not units."""
+    """Raise a few channels of the residual stream to hundreds, as in large CLIP models."""
     changed = ModelProto()
     changed.CopyFrom(model)
     for tensor in changed.graph.initializer:
@@ -163,7 +163,7 @@ def test_int8_quantises_matrices_and_nothing_else(exported_vit: Exported, tmp_pa
 
 
 def test_the_agreement_is_what_the_two_bundles_answer(exported_vit: Exported, tmp_path: Path) -> None:
-    """The manifest's figures are found again by asking both bundles; the revision is another, the name the same."""
+    """Both bundles reproduce the manifest's figures; the revision differs, the name does not."""
     sample = real_sample(exported_vit)
     reduced(exported_vit, tmp_path / "int8", "int8", sample=sample)
     first, second = load_bundle(exported_vit.bundle), load_bundle(tmp_path / "int8")
@@ -193,7 +193,7 @@ def test_reducing_twice_gives_the_same_bytes(exported_vit: Exported, tmp_path: P
 
 
 def test_the_cpu_does_not_serve_fp16_unless_forced(exported_vit: Exported, tmp_path: Path) -> None:
-    """What the CPU would compute is another model's numbers; the error says what to export instead."""
+    """A CPU would not compute fp16; the error names the precision to export instead."""
     reduced(exported_vit, tmp_path / "fp16", "fp16")
 
     with pytest.raises(ConfigurationError, match="fp16-stored"):
@@ -211,7 +211,7 @@ def test_only_an_fp32_bundle_is_reduced(exported_fp16: Exported, exported_vit: E
 
 
 def test_a_weight_that_fp16_cannot_hold_is_named(exported_vit: Exported) -> None:
-    """No weight becomes infinite or is cut down in silence."""
+    """No weight becomes infinite or is silently clipped."""
     model = onnx.load(exported_vit.bundle / TEXT_ENCODER)
     tensor = next(t for t in model.graph.initializer if t.name.endswith("ln_final.weight"))
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e6), tensor.name))
@@ -221,7 +221,7 @@ def test_a_weight_that_fp16_cannot_hold_is_named(exported_vit: Exported) -> None
 
 
 def test_reducing_needs_no_torch(exported_vit: Exported, tmp_path: Path) -> None:
-    """A bundle is reduced on a machine that has ONNX and its runtime only."""
+    """Reducing a bundle needs only ONNX and its runtime."""
     code = (
         "import sys; from pathlib import Path; from model_export.export.reduce import reduce_bundle; "
         "Silent = type('Silent', (), dict.fromkeys(('wrote', 'measured', 'agreed'), lambda *_: None)); "
@@ -235,7 +235,7 @@ def test_reducing_needs_no_torch(exported_vit: Exported, tmp_path: Path) -> None
 
 
 def test_a_short_context_is_compared_on_what_fits(tmp_path: Path) -> None:
-    """Prompts that the encoder cannot hold are left out of the comparison, as they are of the probes."""
+    """The comparison omits prompts that are too long for the encoder, as the probes do."""
     source = load_training_run(write_tiny_run(tmp_path / "run", "vit", context_length=14))
     export_model(source, tmp_path / "fp32", listener=Heard())
 

@@ -28,7 +28,7 @@ LENGTHS: Final = (2, 5, CONTEXT)
 
 
 def shallow(config: ModelConfig) -> ClipConfig | SiglipConfig:
-    """Leave one layer of each tower, four patches, a short context and a few tokens; all else stays."""
+    """Keep one layer of each tower, four patches, a short context and a few tokens; everything else stays."""
     fewer = {"layers": 1, "context_length": CONTEXT, "vocab_size": VOCABULARY}
     if isinstance(config, SiglipConfig):
         small = config.image.model_copy(update={"layers": 1, "image_size": 2 * config.image.patch_size})
@@ -47,7 +47,7 @@ def shallow(config: ModelConfig) -> ClipConfig | SiglipConfig:
 
 
 SHALLOW: Final = {shallow(size.config).model_dump_json(): name for name, size in reversed([*SIZES.items()])}
-"""By configuration, so that sizes which differ in depth or picture alone are exported once."""
+"""Sizes by configuration, so that sizes which differ only in depth or picture are exported once."""
 
 
 @pytest.mark.parametrize("name", sorted(SHALLOW.values()))

@@ -1,4 +1,4 @@
-"""The mean of runs' weights, as a run."""
+"""Tests of averaging runs' weights into a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tiny_run import write_tiny_run
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
-    """Two runs of one model with different weights."""
+    """Write two runs of one model with different weights."""
     return [write_tiny_run(tmp_path / str(seed), "whitening", seed=seed) for seed in (1, 2)]
 
 
@@ -27,7 +27,7 @@ def runs(tmp_path: Path) -> list[Path]:
 def test_every_weight_is_the_mean_of_the_runs_weights(
     runs: list[Path], tmp_path: Path, shares: tuple[float, ...], first: float
 ) -> None:
-    """By the shares that were asked for; statistics of batch norms are averaged as weights are, counters are not."""
+    """Weights and batch norms' statistics are averaged by the shares; counters are not."""
     out = average(runs, tmp_path / "mean", shares=shares)
 
     one, two, mean = (load_file(run / "model.safetensors") for run in (*runs, out))
@@ -38,7 +38,7 @@ def test_every_weight_is_the_mean_of_the_runs_weights(
 
 
 def test_the_mean_is_a_run_and_says_what_it_is_made_of(runs: list[Path], tmp_path: Path) -> None:
-    """It loads like any run, with the last run's card, recipe and tokenizer and the digests of all its parts."""
+    """The mean loads like any run, with the last run's card, recipe and tokenizer, and the digests of all parts."""
     out = average(runs, tmp_path / "mean")
 
     source = load_training_run(out)
@@ -52,7 +52,7 @@ def test_the_mean_is_a_run_and_says_what_it_is_made_of(runs: list[Path], tmp_pat
 
 
 def test_runs_that_do_not_fit_together_are_refused(runs: list[Path], tmp_path: Path) -> None:
-    """Another model, tokenizer or preparation of pictures makes the mean worthless: the run at fault is named."""
+    """A different model, tokenizer or preprocessing is refused; the error names the run."""
     vit = write_tiny_run(tmp_path / "vit", "vit")
     with pytest.raises(TrainingError, match=r"vit/config.json: is a different model"):
         average([vit, runs[1]], tmp_path / "mean")
@@ -76,7 +76,7 @@ def test_runs_that_do_not_fit_together_are_refused(runs: list[Path], tmp_path: P
 
 
 def test_a_mean_of_one_run_wrong_shares_or_a_taken_folder_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    """Before anything is read or written."""
+    """Wrong arguments are refused before anything is read or written."""
     with pytest.raises(TrainingError, match="two runs"):
         average(runs[:1], tmp_path / "mean")
     with pytest.raises(TrainingError, match="1 shares for 2 runs"):

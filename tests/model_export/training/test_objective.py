@@ -49,7 +49,7 @@ def test_pairs_that_mean_the_same_are_not_each_others_negatives() -> None:
 
 
 def test_a_batch_of_one_meaning_has_no_loss_and_no_nan() -> None:
-    """Where every other pair is ignored, the only candidate is the right one."""
+    """If every other pair is ignored, the only candidate is the right one."""
     images, texts = features(4)
 
     loss = contrastive_loss(images, texts, LOG_SCALE, torch.ones(4, 4, dtype=torch.bool), label_smoothing=0.1)
@@ -65,7 +65,7 @@ def test_the_same_noun_under_another_label_is_the_same_meaning() -> None:
 
 
 def test_label_smoothing_equals_torchs_where_nothing_is_ignored() -> None:
-    """The smoothing is the usual one."""
+    """Smoothing agrees with torch's own."""
     images, texts = features(5)
     logits = 10.0 * functional.normalize(images, dim=1) @ functional.normalize(texts, dim=1).T
     target = torch.arange(5)
@@ -81,7 +81,7 @@ def test_label_smoothing_equals_torchs_where_nothing_is_ignored() -> None:
 
 @given(total=st.integers(2, 500), share=st.floats(0, 0.9))
 def test_the_rate_rises_then_falls_and_never_leaves_its_bounds(total: int, share: float) -> None:
-    """Warm-up is linear to the whole rate, then the cosine falls towards zero."""
+    """Warm-up is linear to the full rate, then the cosine falls towards zero."""
     warmup = int(total * share)
     rates = [learning_rate(step, total_steps=total, warmup_steps=warmup) for step in range(total)]
 
@@ -92,7 +92,7 @@ def test_the_rate_rises_then_falls_and_never_leaves_its_bounds(total: int, share
 
 
 def test_gains_biases_and_the_logit_scale_are_not_decayed() -> None:
-    """Only what has two or more dimensions loses weight when the gradient is zero."""
+    """With a zero gradient, only parameters of two or more dimensions decay."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     optimizer = Optimizer(model, lr=0.1, weight_decay=0.5, betas=(0.9, 0.98), eps=1e-6)
@@ -107,7 +107,7 @@ def test_gains_biases_and_the_logit_scale_are_not_decayed() -> None:
 
 
 class Blocks(torch.nn.Module):
-    """A tower in miniature: a stem, numbered blocks, a projection."""
+    """A small tower: a stem, numbered blocks, a projection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ def muon_for(model: torch.nn.Module) -> Optimizer:
 
 
 def test_what_is_frozen_stays() -> None:
-    """A parameter that needs no gradient is given to neither optimiser."""
+    """Neither optimiser gets a parameter that needs no gradient."""
     model = Blocks()
     model.stem.weight.requires_grad = False
     before = model.stem.weight.detach().clone()

@@ -43,7 +43,7 @@ def test_every_committed_recipe_is_valid(path: Path) -> None:
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, before: str, after: str, word: str) -> None:
-    """One line says which key is wrong and why; nothing has been read or written by then."""
+    """One line names the wrong key and the reason, before anything is read or written."""
     text = recipe_text([Path("pairs.parquet")])
     assert before in text
 
@@ -54,7 +54,7 @@ def test_a_wrong_value_is_named(tmp_path: Path, before: str, after: str, word: s
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """The error holds the path."""
+    """The error names the path."""
     with pytest.raises(RecipeError, match=r"absent\.toml"):
         read_recipe(tmp_path / "absent.toml")
 

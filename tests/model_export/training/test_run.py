@@ -37,7 +37,7 @@ def recipe(folder: Path, *, rows: int = 160, **overrides: str) -> Path:
 
 
 def quiet() -> Console:
-    """Make a console that keeps what is printed."""
+    """Make a console that records its output."""
     return Console(file=io.StringIO(), width=200)
 
 
@@ -48,7 +48,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("tower", [{}, WHITENING, VIT], ids=["residual_conv", "whitening and muon", "vit"])
 def test_it_learns_to_name_colours(tmp_path: Path, tower: dict[str, str]) -> None:
-    """From pictures and captions alone, held-out pictures are told apart by their class names."""
+    """Trained on pictures and captions only, a model recognises held-out pictures by their class names."""
     console = quiet()
     run = train(
         recipe(tmp_path, rows=400, **{"epochs": "8", "lr": "5e-3", "precision": '"bf16"', **tower}),
@@ -79,7 +79,7 @@ if __name__ == "__main__":
 
 def start(script: Path, recipe_path: Path, run: Path, mode: str) -> subprocess.Popen[bytes]:
     """Train in a process of its own."""
-    # A group of its own, so that the loading workers die with it, as they do when a machine goes away.
+    # In a group of its own, the loading workers die with it, as they would with the machine.
     return subprocess.Popen(
         [sys.executable, str(script), str(recipe_path), str(run), mode],
         stdout=subprocess.PIPE,
@@ -90,7 +90,7 @@ def start(script: Path, recipe_path: Path, run: Path, mode: str) -> subprocess.P
 
 
 def steps_logged(run: Path) -> int:
-    """Count the steps that a run has told of so far."""
+    """Count the steps that a run has logged so far."""
     path = run / "metrics.jsonl"
     return path.read_text(encoding="utf-8").count('"loss"') if path.exists() else 0
 
@@ -144,7 +144,7 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
-    """Batches follow from the step, not from which process prepared them."""
+    """Batches follow from the step, not from the process that prepared them."""
     weights = []
     for workers in ("0", "2"):
         path = recipe(tmp_path, rows=80, epochs="1", workers=workers)
@@ -155,7 +155,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_do(tmp_path: Path) -> None:
-    """A rate far too high ends in an error that names the step and the knobs, not in hours of NaN."""
+    """A far too high rate ends in an error that names the step and the settings, not in hours of NaN."""
     path = recipe(tmp_path, epochs="20", lr="1e30")
 
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+.*Lower optim\.lr"):
@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_do(tmp_path: Pa
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_broken_picture_is_named_by_file_and_row(tmp_path: Path, workers: str) -> None:
-    """Also when a worker process met it: one line, with the row of the file."""
+    """A broken row is one line with file and row, also from a worker process."""
     pairs = write_pairs(tmp_path / "pairs.parquet", 40)
     table = pq.read_table(pairs)
     images = table["image"].to_pylist()
@@ -181,7 +181,7 @@ def test_a_broken_picture_is_named_by_file_and_row(tmp_path: Path, workers: str)
 
 
 def test_a_second_stage_begins_with_the_weights_and_the_tokenizer_of_the_first(tmp_path: Path) -> None:
-    """With a rate of next to nothing the second run ends where the first ended; its ids mean the same words."""
+    """With a tiny rate, the second run ends with the first run's weights; its ids mean the same words."""
     first = train(recipe(tmp_path, rows=80, epochs="1"), out=tmp_path / "first", device="cpu", console=quiet())
     path = recipe(tmp_path, epochs="1", lr="1e-12")
     second = train(path, out=tmp_path / "second", start_from=first, device="cpu", console=quiet())
@@ -195,7 +195,7 @@ def test_a_second_stage_begins_with_the_weights_and_the_tokenizer_of_the_first(t
 
 
 def test_starting_from_no_run_or_another_model_is_refused(tmp_path: Path) -> None:
-    """Weights are taken whole or not at all."""
+    """Weights are loaded completely or not at all."""
     path = recipe(tmp_path, rows=80, epochs="1")
     with pytest.raises(TrainingError, match="not a finished run"):
         train(path, out=tmp_path / "run", start_from=tmp_path / "absent", device="cpu", console=quiet())
@@ -207,7 +207,7 @@ def test_starting_from_no_run_or_another_model_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_finished_or_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:
-    """Neither is lost by starting again; the error says how to go on."""
+    """Starting again destroys neither; the error says how to continue."""
     path = recipe(tmp_path, rows=80, epochs="1", checkpoint_every="2")
     run = train(path, out=tmp_path / "run", device="cpu", console=quiet())
 
@@ -219,7 +219,7 @@ def test_a_finished_or_unfinished_run_is_not_overwritten(tmp_path: Path) -> None
 
 
 def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
-    """A resumed run must be the run that was started."""
+    """A run resumes only with its own recipe."""
     path = recipe(tmp_path, rows=80, epochs="1", checkpoint_every="2")
     with pytest.raises(TrainingError, match="no checkpoint"):
         train(path, out=tmp_path / "none", resume=True, device="cpu", console=quiet())
@@ -231,7 +231,7 @@ def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_caption_longer_than_the_context_is_refused(tmp_path: Path) -> None:
-    """Before the first step; the caption is named."""
+    """A long caption is refused and named before the first step."""
     path = recipe(tmp_path)
     long = "one two three four five six seven eight nine ten eleven {}"
     text = path.read_text(encoding="utf-8").replace('"{}"]', f'"{long}"]', 1)
@@ -242,13 +242,13 @@ def test_a_caption_longer_than_the_context_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
-    """Otherwise an epoch would have no step."""
+    """A batch larger than the data is refused, because an epoch would have no step."""
     with pytest.raises(RecipeError, match="batch_size 5000"):
         train(recipe(tmp_path, batch_size="5000"), out=tmp_path / "run", device="cpu", console=quiet())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, so asking for one is no error")
 def test_a_gpu_that_was_asked_for_and_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    """Never a silent fall to the CPU."""
+    """Training never falls back to the CPU silently."""
     with pytest.raises(TrainingError, match="finds no GPU"):
         train(recipe(tmp_path), out=tmp_path / "run", device="cuda", console=quiet())

@@ -14,7 +14,7 @@ TOKENIZER = train_tokenizer(CAPTIONS, MIN_VOCAB_SIZE + 60)
 
 
 def test_common_words_become_one_token_between_the_specials() -> None:
-    """Text is lower-cased and split into words; start and end of text stand around it."""
+    """Text is lower-cased and split into words, between start and end of text."""
     tokens = TOKENIZER.encode("A  photo of a CAT.").tokens
 
     assert [START_OF_TEXT, "a</w>", "photo</w>", "of</w>", "a</w>", "cat</w>", ".</w>", END_OF_TEXT] == tokens
@@ -22,7 +22,7 @@ def test_common_words_become_one_token_between_the_specials() -> None:
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=12))
 def test_no_character_is_lost_in_silence(text: str) -> None:
-    """Whatever is written, in whichever script, comes back when decoded, however unlike the training text."""
+    """Any text in any script survives encoding and decoding, however unlike the training text."""
     normalised = Tokenizer.from_str(TOKENIZER.to_str()).normalizer.normalize_str(text)
 
     decoded = TOKENIZER.decode(TOKENIZER.encode(text).ids[1:-1])
@@ -31,7 +31,7 @@ def test_no_character_is_lost_in_silence(text: str) -> None:
 
 
 def test_markup_in_a_text_is_text() -> None:
-    """Neither a special token nor an end-of-word mark can be smuggled in by a label."""
+    """A label can inject neither a special token nor an end-of-word mark."""
     ids = TOKENIZER.encode("<|endoftext|> a</w>").ids
 
     assert 1 == ids.count(1)
@@ -39,7 +39,7 @@ def test_markup_in_a_text_is_text() -> None:
 
 
 def test_the_vocabulary_keeps_its_bound() -> None:
-    """No more entries than asked for; the specials are the first two."""
+    """The vocabulary has at most the requested size; the specials are the first two."""
     assert TOKENIZER.get_vocab_size() <= MIN_VOCAB_SIZE + 60
     assert (0, 1) == (TOKENIZER.token_to_id(START_OF_TEXT), TOKENIZER.token_to_id(END_OF_TEXT))
     assert TOKENIZER.get_vocab_size() == max(TOKENIZER.get_vocab().values()) + 1
@@ -51,6 +51,6 @@ def test_training_is_reproducible() -> None:
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
-    """The error says how large it must be."""
+    """The error states the smallest size."""
     with pytest.raises(RecipeError, match=str(MIN_VOCAB_SIZE)):
         train_tokenizer(CAPTIONS, MIN_VOCAB_SIZE - 1)
