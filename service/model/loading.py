@@ -1,4 +1,4 @@
-"""Reads a bundle from disk and checks it."""
+"""Reads and checks a bundle."""
 
 import json
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Bundle:
 def load_bundle(path: Path, *, verify_digests: bool = True) -> Bundle:
     """Read and check the bundle at `path`.
 
-    Sizes, places and revisions are checked always; `verify_digests=False` leaves out the one check that reads
-    every byte. Raises BundleError, naming the file that is at fault.
+    Sizes, paths and revisions are always checked; `verify_digests=False` skips the one check that reads every byte.
+    Raises BundleError, which names the faulty file.
     """
     if not (path / MANIFEST).exists():
         raise BundleError(
@@ -76,7 +76,7 @@ def _read_json(path: Path) -> JsonValue:
     try:
         content: JsonValue = json.loads(path.read_bytes())
     except FileNotFoundError as exc:
-        raise BundleError(f"{path}: is not there") from exc
+        raise BundleError(f"{path}: is missing") from exc
     except OSError as exc:
         raise BundleError(f"{path}: cannot be read ({exc.strerror})") from exc
     except (ValueError, RecursionError) as exc:
@@ -100,20 +100,20 @@ def _check_file(root: Path, name: str, entry: FileEntry, *, verify_digest: bool)
         if verify_digest and FileEntry.of(path).sha256 != entry.sha256:
             raise BundleError(f"{path}: does not have the sha256 of the manifest; copy the bundle again")
     except FileNotFoundError as exc:
-        raise BundleError(f"{root / pure}: is not there") from exc
+        raise BundleError(f"{root / pure}: is missing") from exc
     except (OSError, RuntimeError) as exc:  # RuntimeError: a loop of symbolic links, before Python 3.13
         raise BundleError(f"{root / pure}: cannot be read ({exc})") from exc
 
 
 def _refuse_unlisted(root: Path, manifest: Manifest) -> None:
-    # A graph may keep weights in any file beside it, so a file without a digest could change every answer unseen.
-    # Hidden files and notes for people are what file managers, volumes and model hubs leave behind.
+    # A graph may keep weights in any file beside it, so a file without a digest could change every answer unnoticed.
+    # File managers, volumes and model hubs leave hidden files and readmes, which are allowed.
     listed = {MANIFEST, *manifest.files}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         ignored = path.suffix in {".md", ".txt"} or any(part.startswith(".") for part in Path(name).parts)
         if name not in listed and not ignored and not path.is_dir():
-            raise BundleError(f"{path}: is not listed in {MANIFEST}, so nothing vouches for it; remove it")
+            raise BundleError(f"{path}: is not listed in {MANIFEST}, so it cannot be verified; remove it")
 
 
 def _explain(exc: ValidationError) -> str:

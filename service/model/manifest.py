@@ -1,8 +1,8 @@
-"""The bundle: the one thing that passes from `model_export` to `service`, typed and checked.
+"""The schema of a bundle's manifest. A bundle is all that passes from `model_export` to `service`.
 
-A bundle is a directory with two ONNX graphs, a tokenizer, template sets and `manifest.json`. The manifest
-says how an image and a text are prepared, how scores are made, and the digest of every file. `load_bundle`
-refuses whatever does not agree with it, naming the file.
+A bundle is a directory with two ONNX graphs, a tokenizer, template sets and `manifest.json`. The manifest states how
+images and texts are prepared, how scores are computed, and the digest of every file. `load_bundle` refuses a bundle
+that does not match, and names the file.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class _Section(BaseModel):
 
 
 class ImageSection(_Section):
-    """How a picture becomes the image encoder's input, uint8 `[batch, height, width, 3]`.
+    """Preprocessing of a picture to the image encoder's input, uint8 `[batch, height, width, 3]`.
 
     `mean` and `std` are in units of 0..1 and informative only: the graph itself normalises.
     """
@@ -64,10 +64,10 @@ class ImageSection(_Section):
 
 
 class TextSection(_Section):
-    """How texts become the text encoder's input, int64 `[batch, length]`; lengths are in tokens.
+    """Tokenisation of texts to the text encoder's input, int64 `[batch, length]`; lengths are in tokens.
 
-    With padding `longest` the length is that of the longest text, at least `min_length`; with `fixed` it is
-    always `max_length`, the encoder's context.
+    With padding `longest` the length is that of the longest text, at least `min_length`; with `fixed` it is always
+    `max_length`, the encoder's context.
     """
 
     padding: Literal["longest", "fixed"]
@@ -103,8 +103,8 @@ class SigmoidScoring(_Section):
 
 Scoring = Annotated[SoftmaxScoring | SigmoidScoring, Field(discriminator="kind")]
 Precision = Literal["fp32", "fp16", "int8", "int4", "fp16-stored"]
-"""`fp16-stored`: weights are stored as fp16 in the graph, and cast to and computed in fp32. `int4`: weights
-are stored in 4 bits, in blocks with a scale each, and computed with in fp16 or fp32."""
+"""`fp16-stored`: the graph stores weights as fp16, casts them to fp32 and computes in fp32. `int4`: it stores weights
+in 4 bits, in blocks with a scale each, and computes in fp16 or fp32."""
 
 
 class FileEntry(_Section):
@@ -115,14 +115,14 @@ class FileEntry(_Section):
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Measure a file. Raises OSError where it cannot be read."""
+        """Measure a file. Raises OSError if it cannot be read."""
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             return cls(sha256=digest, bytes=stream.tell())
 
 
 class Parity(_Section):
-    """How near the graphs come to the reference they were exported from."""
+    """Deviation of the graphs from the reference they were exported from."""
 
     reference: str
     max_abs_difference: Annotated[float, Field(ge=0)]
@@ -130,9 +130,9 @@ class Parity(_Section):
 
 
 class Agreement(_Section):
-    """How a reduced precision answers beside the fp32 bundle it was made from, both run by the code that serves.
+    """Comparison of a reduced precision with its fp32 bundle, both run by the code that serves.
 
-    `top1` is the share of the images whose best label is the same; `data` says which images and labels.
+    `top1` is the share of images with the same best label; `data` names the images and labels.
     """
 
     data: str
@@ -146,7 +146,7 @@ class Agreement(_Section):
 
 
 class Provenance(_Section):
-    """Where the weights come from."""
+    """Origin of the weights."""
 
     source: str
     source_sha256: Sha256 | None = None
@@ -156,10 +156,10 @@ class Provenance(_Section):
 
 
 class Manifest(_Section):
-    """All that `service` must know of a model beside its files.
+    """Describes a model to `service`.
 
-    `revision` identifies everything that decides an answer, `text_revision` what decides a text's vector.
-    Both are sha256 in hexadecimal over canonical JSON; make them with `build`.
+    `revision` identifies everything that decides an answer, `text_revision` everything that decides a text's vector.
+    Both are sha256 in hexadecimal over canonical JSON; `build` computes them.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -203,9 +203,9 @@ class Manifest(_Section):
         agreement: Agreement | None = None,
         aliases: tuple[str, ...] = (),
     ) -> Self:
-        """Make a manifest with both revisions filled in.
+        """Create a manifest with both revisions filled in.
 
-        Raises pydantic's ValidationError where a value breaks the contract.
+        Raises pydantic's ValidationError for an invalid value.
         """
         draft = cls(
             name=name,
@@ -227,11 +227,11 @@ class Manifest(_Section):
         return with_text.model_copy(update={"revision": with_text.compute_revision()})
 
     def compute_revision(self) -> str:
-        """Hash everything but the revision itself and what only informs: `parity`, `agreement` and `provenance`."""
+        """Hash all but the revision itself and the informative `parity`, `agreement` and `provenance`."""
         return _digest(self.model_dump(mode="json", exclude={"revision", "parity", "agreement", "provenance"}))
 
     def compute_text_revision(self) -> str:
-        """Hash what decides a text's vector: text graph with its external data, tokenizer, text section."""
+        """Hash all that decides a text's vector: text graph with its external data, tokenizer, text section."""
         files: dict[str, JsonValue] = {
             name: entry.model_dump(mode="json")
             for name, entry in self.files.items()
@@ -240,7 +240,7 @@ class Manifest(_Section):
         return _digest({"files": files, "text": self.text.model_dump(mode="json")})
 
     def to_json(self) -> str:
-        """Write the manifest so that equal manifests are equal bytes: sorted, indented, final newline."""
+        """Return canonical JSON, equal for equal manifests: sorted, indented, with a final newline."""
         fields = self.model_dump(mode="json")
         return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 

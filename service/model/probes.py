@@ -1,8 +1,7 @@
-"""A bundle's probes: a few inputs, and the vectors that any sound provider gives for them.
+"""A bundle's probes: a few inputs, and the vectors that every correct provider computes from them.
 
-They show that a provider computes this model, and not only that it computes: one may rewrite a graph wrongly
-(``docs/adr/0010-providers.md`` names a case). Exports write them (``docs/adr/0005-a-bundle-carries-its-reference.md``);
-`model_export` verifies with all of them.
+They detect a provider that runs but rewrites the graph wrongly (``docs/adr/0010-providers.md`` names a case). Exports
+write them (``docs/adr/0005-a-bundle-carries-its-reference.md``); `model_export` verifies with all of them.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ _LENGTH_BYTES: Final = 8
 
 @dataclass(frozen=True)
 class Probes:
-    """Inputs and what to answer.
+    """Inputs and the expected vectors.
 
     Attributes:
         pixels: uint8 `[images, height, width, 3]`.
@@ -44,12 +43,12 @@ class Probes:
 
 
 def probe_pictures(height: int, width: int) -> Pixels:
-    """Pictures from a hash, the same on every machine and in every release of NumPy: `[IMAGES, height, width, 3]`."""
+    """Return pictures from a hash, the same on every machine and NumPy release: `[IMAGES, height, width, 3]`."""
     size = height * width * 3
     noise = np.frombuffer(hashlib.shake_256(b"anyclass").digest(IMAGES * size), dtype=np.uint8)
     pictures = noise.reshape(IMAGES, height, width, 3).copy()
     for i in range(1, IMAGES):
-        # Squares of 2, 4, 8, … pixels: noise alone looks all the same to an image encoder.
+        # Squares of 2, 4, 8, … pixels: an image encoder cannot tell one noise from another.
         rows = np.arange(height) >> i
         columns = np.arange(width) >> i
         pictures[i] = pictures[i][rows][:, columns]
@@ -57,10 +56,10 @@ def probe_pictures(height: int, width: int) -> Pixels:
 
 
 def quick_probes(bundle: Bundle, *, images: int = 2, texts: int = 2) -> Probes | None:
-    """Read a few of the bundle's probes, as cheap to run as they are; None where it has none.
+    """Read the cheapest probes of a bundle, or None if it has none.
 
     Raises:
-        BundleError: the file cannot be read or does not fit the manifest.
+        BundleError: the file cannot be read, or does not match the manifest.
     """
     if PROBES not in bundle.manifest.files:
         return None
@@ -81,13 +80,13 @@ def quick_probes(bundle: Bundle, *, images: int = 2, texts: int = 2) -> Probes |
             text_vectors[:texts].reshape(-1, manifest.dim),
         )
     except (KeyError, IndexError, ValueError) as exc:
-        raise BundleError(f"{path}: does not hold what the manifest says") from exc
+        raise BundleError(f"{path}: does not match the manifest; export the model again") from exc
 
 
 def _read_safetensors(path: Path) -> Mapping[str, npt.NDArray[Any]]:
     """Read a file of https://github.com/huggingface/safetensors: a length, a JSON header, raw little-endian arrays.
 
-    The package itself belongs to the offline half; this reads the two types that probes are made of.
+    Only the offline half depends on the package itself; this reads the two dtypes that probes use.
     """
     try:
         content = path.read_bytes()
@@ -104,5 +103,5 @@ def _array(data: memoryview, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
     start, end = entry["data_offsets"]
     array: npt.NDArray[Any] = np.frombuffer(data[start:end], _DTYPES[entry["dtype"]])
     if array.size != math.prod(entry["shape"]):
-        raise ValueError("an array is not of its shape")
+        raise ValueError("an array does not have its shape")
     return array.reshape(entry["shape"])

@@ -1,7 +1,7 @@
-"""Labels × templates → prompts: the one place where a label is normalised and a template is filled.
+"""Labels × templates → prompts: the only module that normalises labels and fills templates.
 
-A label's cache key, its duplicates and its prompts all follow from `normalise_label`, so they cannot disagree.
-Messages name positions, never contents: they may end up in a log.
+A label's cache key, its duplicates and its prompts all derive from `normalise_label`, so they cannot disagree.
+Messages name positions, never contents, because they may end up in a log.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from service.errors import InvalidLabels, InvalidTemplates, TooManyLabels
 
 PLACEHOLDER: Final = "{}"
 MAX_SET_NAME_CHARS: Final = 256
-"""Characters that the name of a template set may have."""
+"""Most characters in the name of a template set."""
 
-# Lone surrogates cannot be encoded, and control characters (white space apart, which is collapsed) say nothing to a
-# tokenizer but much to a terminal.
+# Lone surrogates cannot be encoded. Control characters (except white space, which is collapsed) mean nothing to a
+# tokenizer, but control a terminal.
 _NOT_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def normalise_label(label: str) -> str:
-    """Return the label as the model sees it: Unicode NFC, stripped, inner white space collapsed, case kept.
+    """Return the label as the model reads it: Unicode NFC, stripped, inner white space collapsed, case kept.
 
-    Idempotent: a normalised label stays as it is.
+    Idempotent.
     """
     return " ".join(unicodedata.normalize("NFC", label).split())
 
@@ -34,8 +34,8 @@ def normalise_labels(labels: Sequence[str], *, max_labels: int, max_chars: int) 
 
     Raises:
         TooManyLabels: more than `max_labels`.
-        InvalidLabels: none at all; one that is longer than `max_chars` characters, empty, or not text; two that are
-            the same once normalised.
+        InvalidLabels: no label; one longer than `max_chars` characters, empty, or not text; two that are equal once
+            normalised.
     """
     if not labels:
         raise InvalidLabels("No labels were given; send at least one.")
@@ -57,11 +57,11 @@ def normalise_labels(labels: Sequence[str], *, max_labels: int, max_chars: int) 
 
 
 def validate_templates(templates: Sequence[str], *, max_templates: int, max_chars: int) -> tuple[str, ...]:
-    """Check a request's own templates, which are used to the letter.
+    """Check a request's own templates, which are used unchanged.
 
     Raises:
-        InvalidTemplates: none or more than `max_templates`; one that is longer than `max_chars` characters, not
-            text, or without exactly one `{}`.
+        InvalidTemplates: none or more than `max_templates`; one longer than `max_chars` characters, not text, or
+            without exactly one `{}`.
     """
     if not templates:
         raise InvalidTemplates("No templates were given; send at least one, such as '{}'.")
@@ -78,19 +78,19 @@ def validate_templates(templates: Sequence[str], *, max_templates: int, max_char
 
 
 def check_set_name(name: str) -> str:
-    """Check that the name of a template set can be kept and shown; whether there is such a set is not known here.
+    """Check that the name of a template set can be stored and shown, not that the set exists.
 
     Raises `InvalidTemplates`.
     """
     if len(name) > MAX_SET_NAME_CHARS or _NOT_TEXT.search(name):
         raise InvalidTemplates(
-            f"The name of a template set is plain text of at most {MAX_SET_NAME_CHARS} characters; this is none."
+            f"The name of a template set must be plain text of at most {MAX_SET_NAME_CHARS} characters."
         )
     return name
 
 
 def fill(template: str, label: str) -> str:
-    """Put the label in the template's place for it, literally: braces in either mean nothing."""
+    """Replace the template's placeholder by the label, literally: other braces have no meaning."""
     return template.replace(PLACEHOLDER, label, 1)
 
 

@@ -1,4 +1,4 @@
-"""RGB pictures → the image encoder's input, uint8 `[height, width, 3]`, resized and cropped as the manifest says."""
+"""Resizes and crops RGB pictures to the image encoder's input, uint8 `[height, width, 3]`."""
 
 import math
 from typing import Final, TypeAlias
@@ -19,18 +19,18 @@ _RESAMPLING: Final = {
 }
 _FILTER_RADIUS: Final = 3  # in pixels of the smaller scale; Lanczos has the widest
 _INTERMEDIATE_PIXELS: Final = 2**23
-"""Resizing goes CLIP's exact way while no intermediate picture has more pixels than this (32 MiB)."""
+"""Resizing is CLIP's to the bit if the resized picture has at most so many pixels (32 MiB)."""
 _REDUCING_GAP: Final = 5.0
-"""A large picture is first reduced to this many times its final size, by averages, then resized with the filter."""
+"""A large picture is first reduced by averaging to so many times its final size, then resized with the filter."""
 
 
 def preprocess(image: Image.Image, section: ImageSection) -> Pixels:
-    """Resize and crop as the manifest says: mode RGB in, uint8 `[height, width, 3]` out.
+    """Resize and crop according to the manifest: mode RGB in, uint8 `[height, width, 3]` out.
 
-    CLIP's reference, to the bit: torchvision's `Resize` on PIL images, which filters with antialiasing, then
+    This is CLIP's reference to the bit: torchvision's `Resize` on PIL images, which filters with antialiasing, then
     `CenterCrop`, with their rounding. For an input that is not square, `shortest` is the smallest size that covers it.
-    Only a picture so narrow that the whole resized picture would not fit in 32 MiB takes another way to the
-    same pixels, give or take one level of rounding.
+    A picture so narrow that the whole resized picture would not fit in 32 MiB is resized by window, which gives the
+    same pixels within one level of rounding.
     """
     if image.mode != "RGB":
         raise ValueError(f"preprocess takes RGB, not {image.mode}")
@@ -47,17 +47,17 @@ def preprocess(image: Image.Image, section: ImageSection) -> Pixels:
 
 
 def preprocess_window(image: Image.Image, section: ImageSection, whole: tuple[int, int], box: Box) -> Pixels:
-    """Resize only what the crop will keep: nearly the pixels of `preprocess`, for less work.
+    """Resize only the part that the crop keeps: nearly the pixels of `preprocess`, for less work.
 
     Args:
         image: mode RGB, perhaps decoded at a smaller scale.
         section: the manifest's.
-        whole: width and height of the picture at its full scale, which decide the crop.
-        box: the part of `image` that is picture.
+        whole: width and height of the picture at full scale, which decide the crop.
+        box: the part of `image` that holds the picture.
     """
     size = (section.width, section.height)
     scaled = size if section.resize == "squash" else covering_size(whole, size)
-    if math.prod(scaled) > _INTERMEDIATE_PIXELS and whole == image.size:  # so long that Pillow's boxes are inexact
+    if math.prod(scaled) > _INTERMEDIATE_PIXELS and whole == image.size:  # Pillow's boxes are inexact at this length
         return preprocess(image, section)
     left, top, right, bottom = box
     across, down = (right - left) / scaled[0], (bottom - top) / scaled[1]
@@ -67,7 +67,7 @@ def preprocess_window(image: Image.Image, section: ImageSection, whole: tuple[in
 
 
 def covering_size(source: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Scale `source` until it just covers `size`; the long side is cut off to an integer, as torchvision does."""
+    """Return `source` scaled to just cover `size`; the long side is truncated to an integer, as torchvision does."""
     (width, height), (to_width, to_height) = source, size
     if width * to_height <= height * to_width:
         return to_width, max(to_height, int(to_width * height / width))
@@ -81,14 +81,14 @@ def _resized_window(
     size: tuple[int, int],
     resampling: Image.Resampling,
 ) -> Image.Image:
-    """Resize only the part of the picture that the crop will keep, with all pixels that its filter reaches."""
+    """Resize only the part of the picture that the crop keeps, with all pixels that its filter reaches."""
     (x0, x1), (left, right) = _reach(image.width, scaled[0], corner[0], size[0])
     (y0, y1), (top, bottom) = _reach(image.height, scaled[1], corner[1], size[1])
     return image.crop((x0, y0, x1, y1)).resize(size, resampling, box=(left, top, right, bottom))
 
 
 def _reach(source: int, scaled: int, offset: int, kept: int) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Along one axis: the source pixels to keep, and within these the span that becomes the `kept` pixels."""
+    """Return, for one axis, the source pixels to keep and the span within them that becomes the `kept` pixels."""
     factor = source / scaled
     margin = _FILTER_RADIUS * max(factor, 1.0) + 1
     first, last = offset * factor, min((offset + kept) * factor, source)

@@ -1,7 +1,7 @@
-"""Texts → int64 ids for the text encoder, no longer than they must be.
+"""Texts → int64 ids for the text encoder, with the least padding.
 
-A causal text encoder reads its feature at the end-of-text token and sees nothing to the right of it, so a batch is
-padded to its own longest text only: exact, and several times faster than padding to the context.
+A causal text encoder reads its feature at the end-of-text token and ignores everything to the right of it. So a batch
+is padded to its own longest text only, which is exact and several times faster than padding to the context.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,12 @@ from service.model.manifest import TOKENIZER, TextSection
 
 
 class Tokenizer:
-    """A bundle's tokenizer. Thread-safe: nothing changes after it is made."""
+    """A bundle's tokenizer. Immutable, so thread-safe."""
 
     def __init__(self, backend: tokenizers.Tokenizer, section: TextSection) -> None:
         backend.no_padding()
         backend.no_truncation()
-        # What a client writes is text: a label that spells a special token must not become one, or it would end the
-        # prompt in its middle.
+        # A label that spells a special token must not become one, or it would end the prompt in its middle.
         backend.encode_special_tokens = True
         self._backend = backend
         self._section = section
@@ -33,12 +32,12 @@ class Tokenizer:
         """Read the bundle's tokenizer.
 
         Raises:
-            BundleError: it cannot be read, or does not fit the manifest's text section.
+            BundleError: it cannot be read, or does not match the manifest's text section.
         """
         path = bundle.path / TOKENIZER
         section = bundle.manifest.text
         try:
-            # from_file would go through the same parser, but cannot tell an unreadable file from an invalid one
+            # from_file uses the same parser, but does not distinguish an unreadable file from an invalid one
             backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
         except OSError as exc:
             raise BundleError(f"{path}: cannot be read ({exc.strerror})") from exc
@@ -57,12 +56,12 @@ class Tokenizer:
         """Tokenise and pad: int64 `[texts, length]`.
 
         Raises:
-            PromptTooLong: a text has more tokens than the encoder's context; none is ever cut.
+            PromptTooLong: a text has more tokens than the encoder's context; texts are never cut.
         """
         return self.pad(self.tokenize(texts))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text with its start and end tokens, unpadded, so that a caller may sort by length.
+        """Return the ids of each text with its start and end tokens, unpadded, so that callers can sort by length.
 
         Raises:
             PromptTooLong: a text has more tokens than the encoder's context; `index` is its position.
@@ -78,7 +77,7 @@ class Tokenizer:
         return rows
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Ids:
-        """Make one array of what `tokenize` returned: int64 `[texts, length]`.
+        """Pad rows from `tokenize` to one array: int64 `[texts, length]`.
 
         `length` is the context with padding `fixed`, else that of the longest text and at least `min_length`.
         """

@@ -104,7 +104,7 @@ def test_text_revision_follows_what_decides_a_texts_vector(path: Path) -> None:
 def test_a_missing_file_is_named(path: Path, name: str) -> None:
     """The operator sees which one to look for."""
     (path / name).unlink()
-    with pytest.raises(BundleError, match=f"{re.escape(name)}: is not there"):
+    with pytest.raises(BundleError, match=f"{re.escape(name)}: is missing"):
         load_bundle(path)
 
 

@@ -63,7 +63,7 @@ def test_a_file_of_something_else_is_named(bundle: Bundle) -> None:
     """Sound, but without what the probes are made of, or of another model's size."""
     vectors = np.ones((IMAGES, 3), np.float32)
     save_file({"image_vectors": vectors}, bundle.path / PROBES)
-    with pytest.raises(BundleError, match="does not hold"):
+    with pytest.raises(BundleError, match="does not match the manifest"):
         quick_probes(_listing(bundle))
     ids = np.ones((2, 64), np.int64)
     parts: dict[str, np.ndarray] = {
@@ -73,5 +73,5 @@ def test_a_file_of_something_else_is_named(bundle: Bundle) -> None:
         "text_vectors": vectors,
     }
     save_file(parts, bundle.path / PROBES)
-    with pytest.raises(BundleError, match="does not hold"):
+    with pytest.raises(BundleError, match="does not match the manifest"):
         quick_probes(_listing(bundle))
