@@ -44,8 +44,7 @@ _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 _REDIS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-# Each counter and histogram would have a second, useless series with its creation time. The library switches them off
-# for the whole process only; with `--workers` they never exist.
+# Omits a second series with the creation time of each counter and histogram. A switch for the whole process.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
