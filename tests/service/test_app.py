@@ -40,7 +40,7 @@ RED, GREEN = picture((255, 0, 0)), picture((0, 255, 0))
 
 
 class GatedEngine:
-    """An engine that lets red pictures pass, and keeps all others until the gate is opened."""
+    """An engine that answers red images at once, and all others when the gate opens."""
 
     dim = DIM
     provider = "gated"
@@ -73,7 +73,7 @@ class GatedEngine:
 
 
 class SlowToWarm(ModelRegistry):
-    """A registry that is not warm until it is told so."""
+    """A registry that becomes warm when its gate opens."""
 
     gate: threading.Event
 
@@ -85,7 +85,7 @@ class SlowToWarm(ModelRegistry):
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[io.StringIO]:
-    """What is logged, as `anyclass serve` would; undone afterwards, as it is for the whole process."""
+    """Log as `anyclass serve` does, and restore the process's logging afterwards."""
     root = logging.getLogger()
     before = (list(root.handlers), root.level)
     stream = io.StringIO()
@@ -153,7 +153,7 @@ def gated(bundle: Path, settings: Settings) -> tuple[FastAPI, GatedEngine]:
 
 
 async def test_the_port_is_open_before_the_model_is_warm(bundle: Path) -> None:
-    """While loading: alive, not ready with the reason, and requests are told when to come again."""
+    """While loading the service is alive and not ready, with the reason; requests get a Retry-After."""
     settings = Settings(model=bundle, provider="cpu")
     models = await asyncio.to_thread(SlowToWarm.load, settings, Metrics())
     models.gate = threading.Event()
@@ -171,7 +171,7 @@ async def test_the_port_is_open_before_the_model_is_warm(bundle: Path) -> None:
 
 
 async def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
-    """Whoever runs the application is told, and the probes say that a restart is due."""
+    """The callback for a failed start is called, and the probes ask for a restart."""
     app = await build(Settings(model=tmp_path / "nowhere", provider="cpu"))
     failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
     app.state.services.lifecycle.when_failed(failed.set_result)
@@ -184,7 +184,7 @@ async def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
 
 
 async def test_readiness_fails_first_when_stopping(bundle: Path) -> None:
-    """Stopping: not ready, still answering, and clients are told to close their connections."""
+    """A stopping service is not ready, still answers, and asks clients to close their connections."""
     app = await build(Settings(model=bundle, provider="cpu"))
     async with running(app) as client:
         app.state.services.lifecycle.stop()

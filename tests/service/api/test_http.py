@@ -78,7 +78,7 @@ def test_the_three_forms_have_one_answer(client: httpx.Client) -> None:
 
 
 def test_the_answer_has_exactly_the_documented_members(client: httpx.Client) -> None:
-    """Nothing is missing and nothing is there that nobody promised."""
+    """The answer has exactly the members of its schema."""
     body = client.post("/v1/classify", json={"image": RED_64, "labels": ["  red  rose "], "top_k": 1}).json()
     assert ["model", "revision", "predictions", "usage"] == list(body)
     assert ["  red  rose "] == [each["label"] for each in body["predictions"]]

@@ -125,7 +125,7 @@ async def test_nothing_stays_in_redis_and_no_name_is_there(redis: RedisServer) -
 
 
 async def test_a_lost_script_is_loaded_again(redis: RedisServer) -> None:
-    """A Redis that was started anew knows no scripts."""
+    """A restarted Redis has lost the script; the limiter loads it again."""
     async with shared(redis, RateLimit(0.01, 2)) as limiter:
         await limiter.ask("a")
         redis.command("SCRIPT", "FLUSH")
@@ -136,7 +136,7 @@ async def test_a_lost_script_is_loaded_again(redis: RedisServer) -> None:
 async def test_without_redis_each_process_limits_by_itself(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No request fails, the limit still holds, and whoever had used up the burst does not get another."""
+    """No request fails, the limit still holds, and a client that used up its burst gets no second one."""
     async with shared(redis, RateLimit(0.01, 3)) as limiter:
         assert 2 == await passed(limiter, "a", 2)
         redis.kill()
@@ -172,7 +172,7 @@ async def test_a_frozen_redis_costs_a_request_one_time_limit(redis: RedisServer)
 
 
 def test_the_limiter_that_the_settings_ask_for() -> None:
-    """None without a rate; a burst of one second; over Redis where there is one."""
+    """No limiter without a rate; the default burst is one second's requests; Redis is used if it is set."""
     metrics = Metrics()
     assert open_limiter(Settings(), metrics) is None
     local = open_limiter(Settings(rate_limit_per_s=2.5), metrics)
@@ -186,7 +186,7 @@ def test_the_limiter_that_the_settings_ask_for() -> None:
 
 
 def test_over_http(tmp_path: Path) -> None:
-    """429 with Retry-After and the draft's headers, in each protocol's form; for each key by itself; probes go free."""
+    """Each key has its own limit: 429 with the headers of the draft, in each form of errors; probes have no limit."""
     bundle = write_tiny_bundle(tmp_path / "bundle")
     env = {
         "ANYCLASS_API_KEYS": "a:key-of-client-a-----,b:key-of-client-b-----",

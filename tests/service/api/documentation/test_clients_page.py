@@ -60,7 +60,7 @@ def test_hugging_face_in_python(server: HttpServer) -> None:
 def test_hugging_face_in_javascript(server: HttpServer) -> None:
     """The right label is first there too."""
     if not installed():
-        pytest.skip("@huggingface/inference is not installed here; scripts/clients.sh does it where there is node")
+        pytest.skip("@huggingface/inference is not installed; scripts/clients.sh installs it if node is available")
     (text,) = blocks("js")
     here = CLIENTS / f"example-{os.getpid()}.mjs"
     here.write_text(text.replace("http://127.0.0.1:8000", server.url), "utf-8")

@@ -28,12 +28,12 @@ JSON = "application/json"
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    """The document of a service that needs no key."""
+    """Return the document of a service that needs no key."""
     return create_app(Settings()).openapi()
 
 
 def media(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Where it stands, media type, and description of every body that is sent or answered."""
+    """Yield the place, the media type and the description of every request and response body."""
     for path, method, operation in operations_of(document):
         for kind, described in operation.get("requestBody", {"content": {}})["content"].items():
             yield f"{method} {path}", kind, described
@@ -51,7 +51,7 @@ def examples_of(document: dict[str, Any], described: dict[str, Any]) -> list[Any
 
 
 def is_binary(described: dict[str, Any]) -> bool:
-    """Whether a body is bytes, of which JSON can hold no example."""
+    """Return whether a body is bytes, of which JSON can hold no example."""
     return bool(described["schema"].get("format") == "binary")
 
 
@@ -91,7 +91,7 @@ def test_operations_have_names_for_generated_clients(document: dict[str, Any]) -
 
 
 def test_every_operation_and_parameter_is_described(document: dict[str, Any]) -> None:
-    """And nothing stands there that FastAPI writes where nobody said anything."""
+    """No operation has a default text of FastAPI."""
     for path, method, operation in operations_of(document):
         assert operation["summary"], f"{method} {path}"
         assert operation["description"], f"{method} {path}"
@@ -113,7 +113,7 @@ def test_every_error_can_be_documented(error: type[AnyclassError]) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    """A service with narrow limits, where every route but the probe of the tests needs a key."""
+    """Run a service with low limits, where every route except the probe of the tests needs a key."""
     folder = tmp_path_factory.mktemp("openapi")
     env = {
         "ANYCLASS_API_KEYS": KEY,
@@ -131,14 +131,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
 
 @pytest.fixture(scope="module")
 def client(server: HttpServer) -> Iterator[httpx.Client]:
-    """A client with a key; the label set `animals`, a file and a batch that reads it are there."""
+    """Return a client with a key."""
     with httpx.Client(base_url=server.url, headers={"x-api-key": KEY}, timeout=60) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def there(client: httpx.Client) -> dict[str, str]:
-    """What the parameters of paths may be."""
+    """Return existing values for the parameters of paths."""
     client.put("/v1/label-sets/animals", json={"labels": ["cat", "dog"]}).raise_for_status()
     file_id = client.post("/v1/files", files={"file": b"{}"}, data={"purpose": "batch"}).json()["id"]
     batch = client.post("/v1/batches", json={"input_file_id": file_id, "endpoint": "/v1/classify"}).json()
@@ -176,7 +176,7 @@ ODD: dict[tuple[str, int], dict[str, Any]] = {
     ("create_file", 507): {"files": {"file": b"x" * 1_000}, "data": {"purpose": "batch"}},
     ("create_file", 413): {"files": {"file": b"x" * 90_000}, "data": {"purpose": "batch"}},
 }
-"""Requests for the answers that not every route has, by operation and status."""
+"""Requests for responses that only some routes have, by operation and status."""
 NOT_TRIED = {408, 429, 500, 503, 504}
 """The service has to be slow, busy or broken for these."""
 ELSEWHERE = {
@@ -190,7 +190,7 @@ ELSEWHERE = {
 
 
 def request_for(operation: str, status: int, content_types: list[str]) -> dict[str, Any]:
-    """What is answered with `status`, as the arguments of a request; `path` holds parameters of the path."""
+    """Return arguments of a request that is answered with `status`; `path` holds parameters of the path."""
     if (operation, status) in ODD:
         return ODD[operation, status]
     kind = content_types[0] if content_types else JSON
@@ -207,12 +207,12 @@ def request_for(operation: str, status: int, content_types: list[str]) -> dict[s
 
 
 def sound(content_types: list[str]) -> dict[str, Any]:
-    """A body, where one is sent; what is in it does not count."""
+    """Return a body if the operation takes one; its content does not matter."""
     return {"content": b"{}", "headers": {"content-type": content_types[0]}} if content_types else {}
 
 
 def test_every_refusal_can_be_had(client: httpx.Client, there: dict[str, str]) -> None:
-    """For each 4xx that is documented there is a request which is answered so, in the form that is documented."""
+    """Every documented 4xx can be produced by a request, and has the documented media type."""
     document = client.get("/openapi.json").json()
     tried = 0
     for path, method, operation in operations_of(document):

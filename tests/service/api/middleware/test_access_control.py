@@ -207,7 +207,7 @@ def test_what_is_not_an_entry(line: str) -> None:
 
 
 async def test_a_changed_file_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Another file takes the place, as in Kubernetes. One that cannot be used changes nothing, and is told once."""
+    """A replaced file is read, as in Kubernetes. An unusable file changes nothing and is logged once."""
     caplog.set_level(logging.INFO)
     file = tmp_path / "keys"
 

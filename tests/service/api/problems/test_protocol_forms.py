@@ -1,4 +1,4 @@
-"""What each protocol's own client makes of overload, of a start that is not over, and of failures of the service."""
+"""Overload, an unfinished start and failures of the service, as each protocol's own client reports them."""
 
 import base64
 import io
@@ -108,7 +108,7 @@ def until_refused(served: Served, senders: ThreadPoolExecutor) -> list[Future[ht
 
 
 def test_the_model_fails(served: Served) -> None:
-    """It is the server's fault in every protocol, and nothing internal is told."""
+    """Every protocol reports a fault of the server, and no answer has internal details."""
 
     def fail(kind: str, batch: object) -> None:
         raise RuntimeError("secret")
@@ -127,7 +127,7 @@ def test_the_model_fails(served: Served) -> None:
 
 
 class Broken(ModelRegistry):
-    """A registry with a mistake in it, which shows when it is told so."""
+    """A registry that raises an unexpected exception once `broken` is set."""
 
     broken = False
 
@@ -151,7 +151,7 @@ class Broken(ModelRegistry):
 def test_the_last_answer_has_the_paths_form(
     tmp_path: Path, path: str, form: type[OpenAIError | PlainError | Problem]
 ) -> None:
-    """What nobody foresaw is answered by the outermost layer, which speaks all protocols too."""
+    """The outermost layer answers an unexpected exception, also in the form of the path."""
     with service_thread(tmp_path, registry=Broken) as served:
         assert isinstance(served.registry, Broken)
         served.registry.broken = True
@@ -163,8 +163,8 @@ def test_the_last_answer_has_the_paths_form(
     assert answer.headers["x-request-id"]
 
 
-def test_every_problem_can_be_told_in_every_form() -> None:
-    """No kind of error is forgotten by a protocol."""
+def test_every_problem_can_be_written_in_every_form() -> None:
+    """Every protocol can write every kind of error."""
     paths = ("/v1/embeddings", "/v1/files/7", "/v1/batches", "/v1/models/x", "/", "/models/a/b", "/v2", "/v2/x")
     for path, kind in itertools.product(paths, KINDS):
         check_form(path, kind)
@@ -184,7 +184,7 @@ def check_form(path: str, kind: type[AnyclassError]) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/models", "/v1/embeddingsx", "/v2x", "/modelsx", "/x/v2"])
 def test_other_paths_have_the_services_own_form(path: str) -> None:
-    """A path that only begins alike is not another protocol's."""
+    """A path that only starts with the same letters has the service's own form."""
     error = Overloaded("busy", 2.0)
     body = problem_of(error, "r-1")
     own = Response(json.dumps(body), body["status"], headers_of(error), MEDIA_TYPE)
