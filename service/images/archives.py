@@ -1,9 +1,9 @@
-"""Images out of a tar, tar.gz or zip that a client sends: never unpacked to disk, and counted as it is read.
+"""Reads the images of an uploaded tar, tar.gz or zip, without unpacking it to disk.
 
-What an archive says of itself is not believed: every limit holds for the bytes that really come out. Only regular files
-are read; names are echoed and never used as paths; an archive inside an archive is a file that is no image.
+An archive's own statements are not trusted: every limit applies to the bytes that really come out. Only regular files
+are read; names are echoed and never used as paths; an archive inside an archive is a file that is not an image.
 
-A tar is read in one direction, so it may still be arriving. All here blocks, so none of it is for an event loop.
+A tar is read in one direction, so it may still be arriving. Everything here blocks: call it off the event loop.
 """
 
 import gzip
@@ -22,11 +22,11 @@ MAX_NAME_CHARS: Final = 200
 
 _CHUNK: Final = 2**18
 _HEADER_BYTES: Final = 2**20
-"""Most that a tar may have between two files: a long name takes some, and a lie about its length no more."""
+"""Most header bytes between two files of a tar: enough for long names, and a limit for false lengths."""
 _OTHER_ENTRIES: Final = 1_000
-"""Directories, links and the like that an archive may have beyond one for each file."""
+"""Directories, links and the like allowed in an archive beyond one for each file."""
 _DIRECTORY_ENTRY_BYTES: Final = 256
-"""What an entry of a zip's directory takes, with a long name and all that usually belongs to it."""
+"""Size of an entry in a zip's directory, with a long name and the usual extra fields."""
 _TAR_ENDS: Final = (tarfile.EOFHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
 _GZIP: Final = b"\x1f\x8b"
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")
@@ -38,7 +38,7 @@ _NOT_AN_ARCHIVE: Final = "The body is not a tar, tar.gz or zip archive, or it is
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """What an archive may hold: files, bytes of each, and bytes of all, unpacked."""
+    """Limits on an archive: files, bytes of each, and unpacked bytes of all."""
 
     max_images: int
     max_image_bytes: int
@@ -46,15 +46,15 @@ class ArchiveLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A file: its name, shortened and valid UTF-8, and its bytes, or what is wrong with it."""
+class ArchivedFile:
+    """A file: its name, shortened and valid UTF-8, and its bytes or its error."""
 
     name: str
     image: bytes | AnyclassError
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose damaged header is an error; `tarfile` takes it for the end, and the rest would be missing."""
+    """A member whose damaged header is an error; for `tarfile` it is the end, which would lose the rest."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -68,7 +68,7 @@ class _Member(tarfile.TarInfo):
 
 
 class _Metered(io.RawIOBase):
-    """Counts the bytes that come out of a stream, against the whole and against what is expected next."""
+    """Counts the bytes read from a stream against the limit of the archive and, in headers, against their limit."""
 
     def __init__(self, stream: IO[bytes], limits: ArchiveLimits) -> None:
         self._stream = stream
@@ -81,7 +81,7 @@ class _Metered(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes, as `tarfile` asks for them."""
+        """Read at most `size` bytes."""
         data = self._stream.read(min(size if size >= 0 else _CHUNK, _CHUNK))
         self._budget.spend(len(data))
         if self.in_header:
@@ -92,18 +92,18 @@ class _Metered(io.RawIOBase):
 
 
 def too_large(limit: int) -> PayloadTooLarge:
-    """The refusal of an archive that has, or unpacks to, more than `limit` bytes."""
+    """Return the error for an archive that has, or unpacks to, more than `limit` bytes."""
     return PayloadTooLarge(f"The archive has, or unpacks to, more than {limit} bytes, the limit of this server.")
 
 
-def entries(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[Entry]:
-    """The regular files of an archive in their order. What kind it is, its first bytes tell.
+def entries(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[ArchivedFile]:
+    """Yield the regular files of an archive in their order; its first bytes decide its format.
 
-    A file that cannot be read has its error and fails no other.
+    A file that cannot be read carries its error and fails no other.
 
     Raises:
-        MalformedRequest: it is not an archive, is damaged, or has no file.
-        PayloadTooLarge: more files or bytes than the limits allow.
+        MalformedRequest: not an archive, damaged, or without files.
+        PayloadTooLarge: more files or bytes than the limits.
     """
     try:
         yield from _counted(_files(stream, limits), limits.max_images)
@@ -113,7 +113,7 @@ def entries(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[Entry]:
         raise MalformedRequest(_NOT_AN_ARCHIVE) from exc
 
 
-def _counted(files: Iterator[Entry], limit: int) -> Iterator[Entry]:
+def _counted(files: Iterator[ArchivedFile], limit: int) -> Iterator[ArchivedFile]:
     count = 0
     for entry in files:
         count += 1
@@ -121,10 +121,10 @@ def _counted(files: Iterator[Entry], limit: int) -> Iterator[Entry]:
             raise PayloadTooLarge(f"The archive has more than {limit} files; send them in parts.")
         yield entry
     if not count:
-        raise MalformedRequest("There is no file in the archive.")
+        raise MalformedRequest("The archive has no files; add at least one image.")
 
 
-def _files(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[Entry]:
+def _files(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[ArchivedFile]:
     start = _read_up_to(stream, 4)
     stream.seek(0)
     if start in _ZIP:
@@ -132,18 +132,18 @@ def _files(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[Entry]:
     return _tar_entries(stream, limits, compressed=start.startswith(_GZIP))
 
 
-def _tar_entries(stream: IO[bytes], limits: ArchiveLimits, *, compressed: bool) -> Iterator[Entry]:
+def _tar_entries(stream: IO[bytes], limits: ArchiveLimits, *, compressed: bool) -> Iterator[ArchivedFile]:
     unpacked = cast("IO[bytes]", gzip.GzipFile(fileobj=stream, mode="rb")) if compressed else stream
     metered = _Metered(unpacked, limits)
     others = 0
     with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r|", tarinfo=_Member) as archive:
         while True:
-            # `next` reads whole headers into memory, whatever length they claim; so it gets only so much.
+            # `next` reads whole headers into memory, whatever length they claim, so their bytes are limited.
             metered.in_header, metered.header_bytes = True, _HEADER_BYTES
             member = archive.next()
             if member is None:
                 return
-            archive.members.clear()  # type: ignore[attr-defined]  # or every header would stay in memory
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise every header stays in memory
             metered.in_header = False
             if not member.isreg():
                 others += 1
@@ -152,22 +152,22 @@ def _tar_entries(stream: IO[bytes], limits: ArchiveLimits, *, compressed: bool) 
             yield _tar_entry(archive, member, limits)
 
 
-def _tar_entry(archive: tarfile.TarFile, member: tarfile.TarInfo, limits: ArchiveLimits) -> Entry:
+def _tar_entry(archive: tarfile.TarFile, member: tarfile.TarInfo, limits: ArchiveLimits) -> ArchivedFile:
     name = shown(member.name)
     if member.issparse():
-        return Entry(name, InvalidImage("The file is stored in the archive with holes, which is not read here."))
+        return ArchivedFile(name, InvalidImage("The file is sparse, which is not supported; store it in full."))
     content = archive.extractfile(member)
-    assert content is not None  # noqa: S101 - it is a regular file
+    assert content is not None  # noqa: S101 - a regular file has content
     with content:
         data = _read_up_to(content, limits.max_image_bytes + 1)
         if len(data) <= limits.max_image_bytes:
-            return Entry(name, data)
+            return ArchivedFile(name, data)
         while content.read(_CHUNK):
-            pass  # its end is counted too, and the next file comes after it
-    return Entry(name, _image_too_large(limits))
+            pass  # the rest counts too, and the next file follows it
+    return ArchivedFile(name, _image_too_large(limits))
 
 
-def _zip_entries(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[Entry]:
+def _zip_entries(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[ArchivedFile]:
     guarded = _BoundedReads(stream, _DIRECTORY_ENTRY_BYTES * (limits.max_images + _OTHER_ENTRIES))
     others, budget = 0, _Budget(limits.max_bytes)
     with zipfile.ZipFile(cast("IO[bytes]", guarded)) as archive:
@@ -180,36 +180,38 @@ def _zip_entries(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[Entry]:
             yield _zip_entry(archive, info, limits, budget)
 
 
-def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: ArchiveLimits, budget: "_Budget") -> Entry:
+def _zip_entry(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: ArchiveLimits, budget: "_Budget"
+) -> ArchivedFile:
     name = shown(info.filename)
     if info.flag_bits & _ENCRYPTED:
-        return Entry(name, InvalidImage("The file is encrypted."))
+        return ArchivedFile(name, InvalidImage("The file is encrypted."))
     if info.compress_type not in _READABLE:
-        return Entry(name, InvalidImage("The file is compressed in a way that is not read here; use deflate."))
+        return ArchivedFile(name, InvalidImage("The file's compression is not supported; use deflate."))
     try:
         with archive.open(info) as content:
             data = _read_up_to(content, limits.max_image_bytes + 1, budget)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
-        return Entry(name, InvalidImage("The file is damaged in the archive."))
-    return Entry(name, data if len(data) <= limits.max_image_bytes else _image_too_large(limits))
+        return ArchivedFile(name, InvalidImage("The file is damaged in the archive."))
+    return ArchivedFile(name, data if len(data) <= limits.max_image_bytes else _image_too_large(limits))
 
 
 class _Budget:
-    """Counts unpacked bytes, those of files that turn out to be damaged or too large among them."""
+    """Counts unpacked bytes, including those of damaged and oversized files."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._left = limit
 
     def spend(self, count: int) -> None:
-        """Raise `PayloadTooLarge` where it is too much."""
+        """Count bytes. Raises `PayloadTooLarge` above the limit."""
         self._left -= count
         if self._left < 0:
             raise too_large(self._limit)
 
 
 class _BoundedReads(io.RawIOBase):
-    """Refuses to read more at once than a directory of the allowed length has: `zipfile` believes the length given."""
+    """Refuses reads longer than the largest allowed directory, because `zipfile` trusts the stated length."""
 
     def __init__(self, stream: IO[bytes], most: int) -> None:
         self._stream = stream
@@ -224,7 +226,7 @@ class _BoundedReads(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """See `io.IOBase`; an offset before the beginning is the archive's mistake."""
+        """See `io.IOBase`; a negative offset comes from a damaged archive."""
         if whence == io.SEEK_SET and offset < 0:
             raise zipfile.BadZipFile
         return self._stream.seek(offset, whence)
@@ -234,21 +236,21 @@ class _BoundedReads(io.RawIOBase):
         return self._stream.tell()
 
     def read(self, size: int = -1) -> bytes:
-        """Exactly `size` bytes, or up to the end."""
+        """Read exactly `size` bytes, or up to the end."""
         data = _read_up_to(self._stream, min(size if size >= 0 else self._most + 1, self._most + 1))
         if len(data) > self._most:
-            raise PayloadTooLarge("The archive's directory has more entries than may be sent at once.")
+            raise PayloadTooLarge("The archive's directory has too many entries; send them in parts.")
         return data
 
 
 def shown(name: str) -> str:
-    """An entry's name as it is echoed: valid UTF-8, and not longer than `MAX_NAME_CHARS`."""
+    """Return a file's name for an answer: valid UTF-8, at most `MAX_NAME_CHARS` long."""
     safe = name.encode("utf-8", "replace").decode("utf-8")
     return safe if len(safe) <= MAX_NAME_CHARS else safe[: MAX_NAME_CHARS - 1] + "…"
 
 
 def _read_up_to(stream: IO[bytes], size: int, budget: _Budget | None = None) -> bytes:
-    """Read until there are `size` bytes or the end; memory grows with what comes, not with what is asked for."""
+    """Read up to `size` bytes or the end; memory grows with the bytes read, not with `size`."""
     data = bytearray()
     while len(data) < size and (piece := stream.read(min(size - len(data), _CHUNK))):
         data += piece

@@ -1,11 +1,11 @@
 """The decode pool: the only crossing from the event loop to the threads that decode images.
 
-Memory is bounded by pixels, not by requests: all pictures in the threads together have at most twice `max_pixels`.
-Small ones go straight through; the large ones share the rest, first come, first served in each lane, and wait for it
-without holding a thread. Work of a request that has gone away is dropped where no thread has begun it.
+Memory is limited by pixels, not by requests: all pictures in the threads together have at most twice `max_pixels`.
+Small pictures start at once. Large ones share the remaining pixels, first come, first served in each lane, and wait for
+them without holding a thread. Work of a cancelled request is dropped unless a thread has started it.
 
-Which image a thread decodes next is decided when it is free, so an interactive one waits for no background one that has
-not begun. Without that every single request would stand behind the images that a batch has in work.
+A thread chooses its next image when it is free, so an interactive image never waits for a background image that has not
+started. Otherwise a single request would queue behind all images of a batch request.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from service.model.manifest import ImageSection
 T = TypeVar("T")
 
 _SMALL_SHARE: Final = 4
-"""A picture is small where as many as there are threads have no more pixels than `max_pixels` through this."""
+"""A picture is small if one on each thread makes at most `max_pixels` divided by this."""
 _RETRY_AFTER_S: Final = 1.0
 
 
@@ -35,8 +35,8 @@ class DecodePool:
     """Decodes images for one event loop.
 
     Attributes:
-        waiting: images given to `decode` and not answered.
-        large_pixels: pixels of the large pictures being decoded, or next to be.
+        waiting: images in `decode`.
+        large_pixels: pixels of the large pictures being decoded or submitted.
     """
 
     def __init__(
@@ -48,9 +48,14 @@ class DecodePool:
         most_waiting: int,
         background_every: int = 4,
     ) -> None:
-        """`most_waiting` images may wait; it is for callers who do not count what they send.
+        """Start the pool.
 
-        While both lanes wait the background has one turn in `background_every`, as on the device.
+        Args:
+            threads: images decoded at the same time.
+            limits: on one image.
+            preprocessing: `exact` or `fast`.
+            most_waiting: images that may wait, a limit for callers that do not count their own.
+            background_every: while both lanes wait, background has one turn in so many, as on the device.
         """
         self.waiting = 0
         self.large_pixels = 0
@@ -61,7 +66,7 @@ class DecodePool:
         self._most_large = 2 * limits.max_pixels - threads * self._small
         self._threads = _LaneThreads(threads, background_every)
         self._turn = {lane: asyncio.Lock() for lane in Lane}
-        self._room = asyncio.Event()
+        self._freed = asyncio.Event()
         self._closed = False
 
     async def decode(self, data: bytes, section: ImageSection, *, lane: Lane = Lane.INTERACTIVE) -> Pixels:
@@ -70,7 +75,7 @@ class DecodePool:
         Raises:
             Overloaded: too many images wait.
             NotReady: the pool is closed.
-            PayloadTooLarge, UnsupportedImageFormat, InvalidImage: as `images.decode`.
+            PayloadTooLarge, UnsupportedImageFormat, InvalidImage: as `decoding.decode`.
         """
         if self.waiting >= self._most_waiting:
             raise Overloaded("Too many images are waiting to be decoded; try again later.", _RETRY_AFTER_S)
@@ -84,35 +89,37 @@ class DecodePool:
             self.waiting -= 1
 
     def close(self) -> None:
-        """Drop what waits; what a thread has begun runs to its end, and nobody waits for it."""
+        """Drop the waiting work; do not wait for work that a thread has started."""
         self._closed = True
         self._threads.close()
 
     def _begin(self, data: bytes, section: ImageSection) -> Pixels | Undecoded:
-        """In a thread: check the image, and decode it where it is small."""
+        """Check the image, and decode it if it is small. Runs in a thread."""
         image = Undecoded(data, section, self._limits, self._preprocessing)
         return image.decode() if image.pixels <= self._small else image
 
     async def _run(self, work: Callable[[], T], lane: Lane, *, large_pixels: int = 0) -> T:
         loop = asyncio.get_running_loop()
-        await self._take(large_pixels, lane)
+        await self._acquire(large_pixels, lane)
         try:
             self._check_open()
             running = self._threads.submit(work, lane)
         except BaseException:
-            self._give(large_pixels)
+            self._release(large_pixels)
             raise
 
         def ended(_: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits for room
-                loop.call_soon_threadsafe(self._give, large_pixels)
+            with suppress(RuntimeError):  # the loop is closed, so no caller waits for pixels
+                loop.call_soon_threadsafe(self._release, large_pixels)
 
-        # Not when this coroutine ends: a request that goes away does not stop a thread in the middle of its image.
+        # Not at the end of this coroutine: cancelling a request does not stop a thread in the middle of its image.
         running.add_done_callback(ended)
         try:
             return await asyncio.wrap_future(running)
         except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is None or not task.cancelling():  # it is the thread's work that was
+            if (
+                task := asyncio.current_task()
+            ) is None or not task.cancelling():  # the work was cancelled, not this task
                 self._check_open()
             raise
 
@@ -120,23 +127,23 @@ class DecodePool:
         if self._closed:
             raise NotReady("The service is stopping; try again elsewhere.")
 
-    async def _take(self, pixels: int, lane: Lane) -> None:
-        """Wait for room among the large pictures; in order, so that the largest of a lane has its turn too."""
+    async def _acquire(self, pixels: int, lane: Lane) -> None:
+        """Wait for pixels among the large pictures, in order, so that the largest of a lane is not starved."""
         if not pixels:
             return
         async with self._turn[lane]:
             while self.large_pixels + pixels > self._most_large:
-                self._room.clear()
-                await self._room.wait()
+                self._freed.clear()
+                await self._freed.wait()
             self.large_pixels += pixels
 
-    def _give(self, pixels: int) -> None:
+    def _release(self, pixels: int) -> None:
         self.large_pixels -= pixels
-        self._room.set()
+        self._freed.set()
 
 
 class _LaneThreads:
-    """Threads that choose what to do next when they are free: interactive work first, background work in its turn."""
+    """Threads that choose their next work when they are free, by the turns of the lanes."""
 
     def __init__(self, threads: int, background_every: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="anyclass-decode")
@@ -146,17 +153,17 @@ class _LaneThreads:
         self._waiting: dict[Lane, OrderedDict[Future[Any], Callable[[], Any]]] = {lane: OrderedDict() for lane in Lane}
 
     def submit(self, work: Callable[[], T], lane: Lane) -> Future[T]:
-        """Have `work` done in its turn. What is cancelled before a thread begins it keeps nothing in memory."""
+        """Queue `work`. Cancelling it before a thread starts it frees its memory."""
         future: Future[T] = Future()
         with self._lock:
             self._waiting[lane][future] = work
-        # Not a closure over the future: in a cycle, it would keep its picture in memory for long after it is done.
+        # No closure over the future: the cycle would keep the picture in memory long after its end.
         future.add_done_callback(partial(self._forget, lane))
-        self._pool.submit(self._do_next)  # as many calls as there is work, whichever each of them finds
+        self._pool.submit(self._do_next)  # one call for each work; a call takes the next work, not this one
         return future
 
     def close(self) -> None:
-        """Begin nothing more, and cancel what waits."""
+        """Start no more work, and cancel the waiting work."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             waiting = [future for lane in self._waiting.values() for future in lane]
@@ -166,13 +173,13 @@ class _LaneThreads:
     def _do_next(self) -> None:
         found = self._next()
         if found is None:
-            return  # it was cancelled
+            return  # the work was cancelled
         future, work = found
         if not future.set_running_or_notify_cancel():
             return
         try:
             future.set_result(work())
-        except BaseException as exc:  # noqa: BLE001 - raised again where it is awaited, as an executor does
+        except BaseException as exc:  # noqa: BLE001 - raised again to the awaiting caller, as an executor does
             future.set_exception(exc)
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:

@@ -1,12 +1,12 @@
-"""Untrusted bytes → uint8 `[height, width, 3]`, or one of our errors and nothing else.
+"""Untrusted bytes → uint8 `[height, width, 3]`, or one of this service's errors and no other.
 
-The order is what makes it safe: bytes counted, format told by its signature, size read from the header, and only then
-are pixels decoded, by the one decoder of that format. What is encoded does not matter to the answer: a picture that is
-rotated by EXIF, CMYK, 16-bit, palette, grey or transparent (it is put on white) answers as the upright sRGB picture
-does. Of an animation, the first frame is used. Embedded ICC profiles are ignored, as CLIP's own preprocessing does.
+The order makes it safe: count the bytes, recognise the format by its signature, read the size from the header, and only
+then decode the pixels, with the one decoder of that format. The encoding does not change the answer: a picture rotated
+by EXIF, CMYK, 16-bit, palette, grey or transparent (it is put on white) gives the pixels of the upright sRGB picture.
+Of an animation, the first frame is used. Embedded ICC profiles are ignored, as in CLIP's own preprocessing.
 
-There are two ways from the pixels to the encoder's input: `exact` is CLIP's reference to the bit, `fast` decodes no
-more of a JPEG than the input needs (docs/preprocessing.md says how near it comes).
+Preprocessing `exact` is CLIP's reference to the bit; `fast` decodes no more of a JPEG than the encoder's input needs
+(docs/preprocessing.md measures the difference).
 """
 
 import math
@@ -38,7 +38,7 @@ _SIGNATURES: Final = {
     "AVIF": re.compile(rb"....ftyp(?:....){0,16}?avi[fs]", re.DOTALL),
 }
 FORMATS: Final = tuple(name for name in _SIGNATURES if name != "AVIF" or features.check("avif"))
-"""Names of the accepted formats, in Pillow's spelling; AVIF where this build of Pillow has it."""
+"""Names of the accepted formats, in Pillow's spelling; with AVIF if this build of Pillow has it."""
 
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,7 +51,7 @@ _UPRIGHT: Final = {
 }
 _TURNED: Final = (5, 6, 7, 8)
 _RIGHT_TO_LEFT, _BOTTOM_TO_TOP = (2, 3, 6, 7), (3, 4, 7, 8)
-"""Orientations in which what is stored at the left, or at the top, is shown at the other side."""
+"""Orientations in which the stored left, or top, is shown on the opposite side."""
 _WHITE: Final = (255, 255, 255)
 _PNG_BIT_DEPTH_AT = 24  # the header chunk is always first
 _PNG_GREY_STEPS: Final = {2: 85, 4: 17}
@@ -59,23 +59,23 @@ _PNG_DEEP = 16
 
 _PILLOW_LIMIT: Final = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 
-# Pillow warns of oddities in metadata and of large headers. The first do not concern the pixels, the second are
-# refused here; neither belongs on the standard error stream of a service.
+# Pillow warns of unusual metadata and of large headers. The former do not affect the pixels, the latter are refused
+# here; neither belongs on a service's standard error stream.
 warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one image may cost. At its peak, decoding takes 8 to 16 bytes of memory for each pixel.
+    """Limits on one image. At its peak, decoding takes 8 to 16 bytes of memory for each pixel.
 
-    Raises ConfigurationError where `max_pixels` is above what Pillow itself refuses, 178,956,970.
+    Raises ConfigurationError if `max_pixels` is above Pillow's own limit, 178,956,970.
     """
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
 
     def __post_init__(self) -> None:
-        """Refuse a limit that could not be kept."""
+        """Refuse a limit above Pillow's."""
         if self.max_pixels > _PILLOW_LIMIT:
             raise ConfigurationError(f"max_pixels can be at most {_PILLOW_LIMIT}; Pillow refuses larger images.")
 
@@ -90,7 +90,7 @@ def decode(
 
     Raises:
         PayloadTooLarge: more bytes than the limit.
-        UnsupportedImageFormat: not one of `FORMATS`, going by the content; names and content types are not asked.
+        UnsupportedImageFormat: not one of `FORMATS` by its content; names and content types are ignored.
         InvalidImage: corrupt, truncated, or more pixels than the limit.
     """
     return Undecoded(data, section, limits, preprocessing).decode()
@@ -105,10 +105,10 @@ def open_rgb(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
 
 class Undecoded:
-    """An image whose bytes and header have passed every check; no pixel of it is decoded yet. For one thread at a time.
+    """An image whose bytes and header passed every check, not yet decoded. For one thread at a time.
 
     Attributes:
-        pixels: how many pixels `decode` will hold in memory.
+        pixels: number of pixels that `decode` will hold in memory.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Undecoded:
         *,
         margin: float = MARGIN,
     ) -> None:
-        """Raise what `images.decode` raises of what the header tells; `margin` is that of `jpeg.shrink`."""
+        """Check bytes and header. Raises as `decode`; `margin` is that of `jpeg.shrink`."""
         self._name, self._image = _open(data, limits)
         self._data, self._section, self._preprocessing = data, section, preprocessing
         self._size = self._image.size
@@ -134,13 +134,13 @@ class Undecoded:
                     self.pixels = math.prod(self._image.size)
 
     def decode(self) -> Pixels:
-        """Decode, resize and crop: uint8 `[height, width, 3]`. Raises InvalidImage where the image is corrupt."""
+        """Decode, resize and crop: uint8 `[height, width, 3]`. Raises InvalidImage if the image is corrupt."""
         image = _loaded(self._name, self._image, self._data)
         if self._preprocessing == "exact":
             return preprocess(image, self._section)
         if self._scale == 1:
             return preprocess_window(image, self._section, image.size, (0, 0, *image.size))
-        # Sides of a smaller scale are rounded up: of the last row and column only a part is picture.
+        # Sides of a smaller scale are rounded up, so the picture covers only a part of the last row and column.
         orientation, whole = _orientation(self._image), self._upright_size()
         width, height = (side / self._scale for side in whole)
         left = image.width - width if orientation in _RIGHT_TO_LEFT else 0.0
@@ -162,29 +162,29 @@ def _format_of(data: bytes) -> str:
     for name in FORMATS:
         if _SIGNATURES[name].match(data):
             return name
-    raise UnsupportedImageFormat(f"This is not an image of a format that is read here: {', '.join(FORMATS)}.")
+    raise UnsupportedImageFormat(f"The image's format is not supported; send one of {', '.join(FORMATS)}.")
 
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into the client's error; only calls into Pillow may stand in it."""
+    """Turn any error of a decoder into the client's error. Wrap only calls into Pillow."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise InvalidImage("The image has more pixels than the limit.") from exc
     except Exception as exc:  # decoders of damaged bytes raise anything from struct.error to MemoryError
-        raise InvalidImage(f"The {name} image is corrupt, truncated or of a kind that cannot be read.") from exc
+        raise InvalidImage(f"The {name} image is corrupt, truncated or of an unsupported kind.") from exc
 
 
 def _open(data: bytes, limits: ImageLimits) -> tuple[str, Image.Image]:
-    """Check everything that bytes and header tell; return the format and the image, of which nothing is decoded."""
+    """Check bytes and header; return the format and the undecoded image."""
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(f"The image has {len(data)} bytes; the limit is {limits.max_bytes}.")
     if not data:
         raise InvalidImage("The image is empty.")
     name = _format_of(data)
     with _refusing(name):
-        # The signature has chosen: no other decoder sees these bytes, and Pillow's probing order does not matter.
+        # The signature decided: no other decoder sees these bytes, and Pillow's probing order does not matter.
         image: Image.Image = Image.open(BytesIO(data), formats=[name])
     width, height = image.size
     if width < 1 or height < 1:
@@ -211,10 +211,10 @@ def _loaded(name: str, image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's number, 1 where there is none."""
+    """Return EXIF's orientation, 1 if it has none."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 - metadata that cannot be read says nothing about the pixels
+    except Exception:  # noqa: BLE001 - unreadable metadata does not affect the pixels
         return 1
     return found if isinstance(found, int) else 1
 
@@ -233,7 +233,7 @@ def _rgb_from_grey16(image: Image.Image) -> Image.Image:
 
 
 def _scale_colour_key(image: Image.Image, *, bit_depth: int) -> None:
-    """Bring a PNG's transparent colour to the 8 bits that Pillow has brought the pixels to."""
+    """Convert a PNG's transparent colour to the 8 bits to which Pillow converted the pixels."""
     key = image.info.get("transparency")
     if image.mode == "L" and isinstance(key, int) and bit_depth in _PNG_GREY_STEPS:
         image.info["transparency"] = key * _PNG_GREY_STEPS[bit_depth]

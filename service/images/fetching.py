@@ -1,9 +1,9 @@
-"""Fetching an image from a URL that a client chose, without lending the client this machine's place in its network.
+"""Fetches an image from a client's URL without giving the client access to this machine's network.
 
-Every hop is checked: scheme, port, and the very address that is dialled. A name is resolved once, its addresses are
-checked, and one of those is dialled, so an answer that changes in between (DNS rebinding) changes nothing. Redirects
-are followed by hand. Nothing is taken from the environment: no proxy, no credentials. Whatever keeps an address
-from being reached has one message, so that nobody can map what is behind this machine.
+Every hop is checked: scheme, port, and the address that is dialled. A name is resolved once, its addresses are checked,
+and one of them is dialled, so an answer that changes in between (DNS rebinding) has no effect. Redirects are followed
+by hand. The environment is ignored: no proxy, no credentials. All failures to reach an address have the same message,
+so that clients cannot map the network behind this machine.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MAX_URL_CHARS: Final = 2_048
 
 _PORTS: Final = {"http": 80, "https": 443}
 _AT_ONCE: Final = 32
-"""Fetches at the same time in all; each may hold an image of the largest size."""
+"""Concurrent fetches in total; each may hold an image of the largest size."""
 _HEADERS: Final = (
     (b"accept", b"image/*, application/octet-stream;q=0.5"),
     (b"accept-encoding", b"identity"),
@@ -81,20 +81,20 @@ _REFUSED_V6: Final = tuple(
 
 
 def is_public(address: IpAddress) -> bool:
-    """Whether an address belongs to the public internet (the IANA special-purpose registries, refused as a whole)."""
+    """Return whether an address is on the public internet, outside every IANA special-purpose block."""
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _REFUSED_V4)
     return address.scope_id is None and address in _GLOBAL_V6 and not any(address in network for network in _REFUSED_V6)
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of `host`, as the system knows them. Raises `OSError`."""
+    """Return the addresses of `host` from the system's resolver. Raises `OSError`."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Dials only addresses that `permit` lets pass, and exactly those that it was shown."""
+    """Dials only addresses that `permit` accepted, without resolving the name again."""
 
     def __init__(self, permit: Permit, resolve: Resolve) -> None:
         self._permit = permit
@@ -124,7 +124,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that is closed when it is given up in the middle of a TLS handshake; httpcore's own stays open."""
+    """A connection that closes when its TLS handshake is cancelled; httpcore's own stays open."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
@@ -162,17 +162,17 @@ class ImageFetcher:
         resolve: Resolve = resolve,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Reads the authorities that certificates are checked with from disk, so not for an event loop.
+        """Read the certificate authorities from disk: call it off the event loop.
 
         Args:
-            metrics: where outcomes are counted.
+            metrics: counts outcomes.
             max_bytes: of one image.
             timeout_s: for one image, redirects and waiting included.
-            per_host: fetches from one host at the same time.
-            permit: which addresses may be dialled; there is no setting for it on purpose.
-            ports: which ports may be dialled.
-            resolve: from a host name to addresses.
-            tls: in place of the public certificate authorities.
+            per_host: concurrent fetches from one host.
+            permit: returns whether an address may be dialled; deliberately not a setting.
+            ports: ports that may be dialled.
+            resolve: returns the addresses of a host name.
+            tls: replaces the public certificate authorities.
         """
         self._metrics = metrics
         self._max_bytes = max_bytes
@@ -185,16 +185,16 @@ class ImageFetcher:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or httpx.create_ssl_context(trust_env=False),
             max_connections=_AT_ONCE,
-            max_keepalive_connections=0,  # a connection is checked when it is made, and used once
+            max_keepalive_connections=0,  # a connection is checked when it is opened, and used once
             network_backend=GuardedBackend(permit, resolve),
         )
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes at `url`, whatever they are: the image decoder decides.
+        """Return the bytes at `url`, of any content type: the image decoder checks them.
 
         Raises:
-            ImageNotFetched: the URL may not be fetched, or nothing usable came.
-            PayloadTooLarge: more bytes than an image may have.
+            ImageNotFetched: the URL is not allowed, or the fetch failed.
+            PayloadTooLarge: more bytes than the limit on an image.
         """
         outcome: Fetch = "cancelled"
         try:
@@ -229,12 +229,12 @@ class ImageFetcher:
             try:
                 url = self._checked(str(url.join(answer)))
             except (httpx.InvalidURL, ValueError) as exc:
-                raise ImageNotFetched("The image's URL redirects to something that is not a URL.") from exc
+                raise ImageNotFetched("The image's URL redirects to an invalid URL.") from exc
         raise ImageNotFetched(f"The image's URL redirects more than {MAX_REDIRECTS} times.")
 
     def _checked(self, text: str) -> httpx.URL:
         if len(text) > MAX_URL_CHARS:
-            raise ImageNotFetched(f"An image URL may have {MAX_URL_CHARS} characters.")
+            raise ImageNotFetched(f"An image URL may have at most {MAX_URL_CHARS} characters.")
         try:
             url = httpx.URL(text)
         except (httpx.InvalidURL, ValueError) as exc:
@@ -249,7 +249,7 @@ class ImageFetcher:
 
     @asynccontextmanager
     async def _room(self, host: str) -> AsyncIterator[None]:
-        """Wait for a turn: that of the host first, so that a slow host keeps nobody else waiting."""
+        """Wait for a turn, first among fetches from the host, so that a slow host does not delay others."""
         self._users[host] += 1
         turn = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
         try:
@@ -261,10 +261,10 @@ class ImageFetcher:
                 del self._users[host], self._hosts[host]
 
     async def _get(self, url: httpx.URL) -> bytes | str:
-        """One request: the bytes, or where it redirects to."""
+        """Send one request; return the bytes, or the location of a redirect."""
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         headers = [(b"host", url.netloc), (b"connection", b"close"), *_HEADERS]
-        # Each step has a limit of its own in the pool; the one around everything is the caller's.
+        # The pool limits each step; the caller limits the whole fetch.
         extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), self._timeout_s)}
         try:
             async with self._pool.stream("GET", target, headers=headers, extensions=extensions) as response:
@@ -278,7 +278,7 @@ class ImageFetcher:
             httpcore.ProtocolError,
             httpcore.TimeoutException,
             httpcore.UnsupportedProtocol,
-            OSError,  # what TLS raises among it
+            OSError,  # TLS errors included
         ) as exc:
             raise ImageNotFetched(_UNREACHABLE) from exc
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.api.request.spool import Spool
 from service.errors import AnyclassError, InvalidImage, MalformedRequest, PayloadTooLarge
-from service.images.archives import MAX_NAME_CHARS, ArchiveLimits, Entry, entries
+from service.images.archives import MAX_NAME_CHARS, ArchivedFile, ArchiveLimits, entries
 
 LIMITS = ArchiveLimits(max_images=5, max_image_bytes=1_000, max_bytes=100_000)
 FILES = (("a/red.png", b"red"), ("b.png", b"x" * 1_000), ("empty", b""))
@@ -41,7 +41,7 @@ def zipped(files: Files, *, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     return stream.getvalue()
 
 
-def read(data: bytes, limits: ArchiveLimits = LIMITS) -> list[Entry]:
+def read(data: bytes, limits: ArchiveLimits = LIMITS) -> list[ArchivedFile]:
     """All entries."""
     return list(entries(io.BytesIO(data), limits))
 
@@ -60,7 +60,7 @@ every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @every_kind
 def test_files_come_in_their_order_with_their_names(make: Callable[[Files], bytes]) -> None:
     """What kind of archive it is, its bytes tell."""
-    assert [Entry(*file) for file in FILES] == read(make(FILES))
+    assert [ArchivedFile(*file) for file in FILES] == read(make(FILES))
 
 
 @every_kind
@@ -143,7 +143,7 @@ def test_only_regular_files_are_read() -> None:
         member = tarfile.TarInfo("../../etc/cron.d/evil")
         member.size = 3
         archive.addfile(member, io.BytesIO(b"red"))
-    assert [Entry("../../etc/cron.d/evil", b"red")] == read(stream.getvalue())
+    assert [ArchivedFile("../../etc/cron.d/evil", b"red")] == read(stream.getvalue())
 
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as zip_archive:
@@ -152,7 +152,7 @@ def test_only_regular_files_are_read() -> None:
         zip_archive.writestr(link, "/etc/passwd")
         zip_archive.writestr("folder/", b"")
         zip_archive.writestr("/etc/hosts", b"red")
-    assert [Entry("/etc/hosts", b"red")] == read(stream.getvalue())
+    assert [ArchivedFile("/etc/hosts", b"red")] == read(stream.getvalue())
 
 
 def test_entries_that_are_no_files_are_counted_too() -> None:
@@ -249,7 +249,7 @@ def test_encrypted_and_exotic_files_have_their_errors() -> None:
 def test_an_archive_in_an_archive_is_a_file() -> None:
     """It is not opened."""
     inner = zipped([("a", b"red")])
-    assert [Entry("inner.zip", inner)] == read(tar([("inner.zip", inner)]))
+    assert [ArchivedFile("inner.zip", inner)] == read(tar([("inner.zip", inner)]))
 
 
 @given(
@@ -299,7 +299,7 @@ def test_a_slow_upload_is_waited_for(make: Callable[[Files], bytes]) -> None:
     found = list(entries(spool, ArchiveLimits(5, 2**20, 2**22)))  # type: ignore[arg-type]
     sender.join()
     spool.close()
-    assert [Entry(*file) for file in files] == found
+    assert [ArchivedFile(*file) for file in files] == found
 
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x1f\x8b\x08", b"name" + bytes(96)])

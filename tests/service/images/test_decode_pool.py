@@ -130,7 +130,7 @@ async def test_small_pictures_do_not_wait_for_large_ones() -> None:
     for _ in range(8):
         assert (32, 32, 3) == (await pool.decode(SMALL, SECTION)).shape
     assert not waiting.done()
-    pool._give(1_500_000)
+    pool._release(1_500_000)
     assert (32, 32, 3) == (await waiting).shape
     pool.close()
 
@@ -197,7 +197,7 @@ async def test_a_large_single_picture_stands_behind_no_line_of_large_ones() -> N
     line = [asyncio.create_task(pool.decode(LARGE, SECTION, lane=Lane.BACKGROUND)) for _ in range(8)]
     single = asyncio.create_task(pool.decode(LARGE, SECTION))
     await until(lambda: all(lock.locked() for lock in pool._turn.values()))
-    pool._give(1_500_000)
+    pool._release(1_500_000)
     await single
     assert 2 > sum(task.done() for task in line) - 1
     await asyncio.gather(*line)

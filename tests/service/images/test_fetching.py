@@ -242,7 +242,7 @@ async def test_urls_that_are_refused_unfetched(url: str, reason: str) -> None:
         ("gopher://pictures.test/", "must begin with"),
         ("http://user:x@pictures.test/", "user name"),
         ("http://pictures.test:6379/", "80 and 443"),
-        ("http://[::1/", "not a URL"),
+        ("http://[::1/", "an invalid URL"),
     ],
 )
 async def test_every_hop_is_checked(target: str, reason: str) -> None:
