@@ -59,5 +59,10 @@ def messages(exc: ValidationError) -> str:
     return "; ".join(_message(each["msg"]) for each in exc.errors())
 
 
+def first_line(exc: Exception) -> str:
+    """Return the first line of a library's message, or the exception's name if it has none."""
+    return next(iter(str(exc).splitlines()), type(exc).__name__)
+
+
 def _message(text: str) -> str:
     return text.removeprefix("Value error, ")

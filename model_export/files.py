@@ -50,7 +50,7 @@ def read(path: Path, *, hint: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as exc:
-        raise SourceError(f"{path}: is not there; {hint}") from exc
+        raise SourceError(f"{path}: is missing; {hint}") from exc
     except OSError as exc:
         raise SourceError(f"{path}: cannot be read ({exc.strerror})") from exc
 

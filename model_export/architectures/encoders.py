@@ -1,7 +1,6 @@
-"""The two encoders as they are served: what the bundle's graphs compute, in torch.
+"""The two encoders of a bundle's graphs, in torch.
 
-Normalisation and unit length are part of the graph, so that the service sends bytes and receives vectors that
-are ready to be compared.
+Normalisation and unit length are part of the graph: the service sends bytes and receives vectors that can be compared.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ MAX_BYTE = 255.0
 
 
 class ImageEncoder(nn.Module):
-    """Decoded pictures to unit vectors."""
+    """Encodes decoded pictures as unit vectors."""
 
     scale: Tensor
     shift: Tensor
@@ -34,16 +33,16 @@ class ImageEncoder(nn.Module):
         return unit_length(self.model.encode_image(self.normalise(pixels)))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 ``[batch, h, w, 3]`` into what the tower takes, float ``[batch, 3, h, w]``.
+        """Turn uint8 ``[batch, h, w, 3]`` into the tower's input, float ``[batch, 3, h, w]``.
 
         The dtype is the module's own: float32, or float64 after ``.double()``, as the parity reference is.
         """
-        # Bytes are turned, not floats, and a channel's numbers lie together then: a sixth of the time in ONNX Runtime.
+        # Transposing bytes before the conversion to float takes a sixth of the time in ONNX Runtime.
         return pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
 
 
 class TextEncoder(nn.Module):
-    """Token ids to unit vectors."""
+    """Encodes token ids as unit vectors."""
 
     def __init__(self, model: TwoTowers) -> None:
         super().__init__()
@@ -55,7 +54,7 @@ class TextEncoder(nn.Module):
 
 
 def unused_tower(encoder: nn.Module) -> nn.Module | None:
-    """Return the tower that an encoder holds and does not use; none of a module that holds no other."""
+    """Return the tower that an encoder holds and does not use; None for any other module."""
     if isinstance(encoder, ImageEncoder):
         return encoder.model.text
     if isinstance(encoder, TextEncoder):
@@ -65,5 +64,5 @@ def unused_tower(encoder: nn.Module) -> nn.Module | None:
 
 def unit_length(x: Tensor) -> Tensor:
     """Scale each row of float ``[batch, dim]`` to Euclidean length one."""
-    # Not by ReduceL2: behind it ONNX Runtime's tools cannot infer shapes, and without these they fuse nothing.
+    # Not by ReduceL2: ONNX Runtime's tools cannot infer shapes behind it, and without shapes they fuse nothing.
     return x / (x * x).sum(dim=1, keepdim=True).sqrt()

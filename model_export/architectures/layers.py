@@ -1,4 +1,4 @@
-"""Building blocks that both towers share: attention with separate projections, and the pre-norm block."""
+"""Building blocks of towers: attention with separate projections, and the pre-norm block."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def activation(name: Activation) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head attention whose q, k and v are three projections.
 
-    One fused projection would be as fast in torch, but the exported graph is only recognised and fused by the
-    ONNX runtimes when the three are apart.
+    One fused projection would be as fast in torch, but the ONNX runtimes only recognise and fuse the exported graph if
+    the three are apart.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -64,11 +64,10 @@ class Attention(nn.Module):
         """Attend over a sequence: over ``x`` itself, or over ``memory``.
 
         Args:
-            x: what asks, float ``[batch, length, width]``; with ``memory`` it may be ``[1, length, width]``, the
-                same for the whole batch.
-            mask: float that is added to the scores and broadcasts to them, ``[batch, heads, length, memory_length]``;
-                or none.
-            memory: what is attended to, float ``[batch, memory_length, width]``.
+            x: queries, float ``[batch, length, width]``; with ``memory`` it may be ``[1, length, width]``, the same for
+                the whole batch.
+            mask: float, added to the scores and broadcast to them, ``[batch, heads, length, memory_length]``.
+            memory: keys and values, float ``[batch, memory_length, width]``.
 
         Returns:
             float ``[batch, length, width]``.
@@ -86,7 +85,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with ``mlp_width`` channels between them, four times the width unless it is given."""
+    """Two linear layers with ``mlp_width`` channels between them, by default four times the width."""
 
     def __init__(self, width: int, act: Activation, *, mlp_width: int | None = None) -> None:
         super().__init__()
@@ -120,16 +119,16 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = MLP(width, act, mlp_width=mlp_width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, wanted: Tensor | None = None) -> Tensor:
-        """Transform a sequence, or only those of its places that are wanted.
+        """Transform a sequence, or only the wanted positions.
 
         Args:
             x: float ``[batch, length, width]``.
             mask: as in :class:`Attention`.
-            wanted: float ``[batch, places, width]``, some rows of ``x``. The others are only attended to: in a last
-                block whose output is read at one place this saves most of the work.
+            wanted: float ``[batch, positions, width]``, some rows of ``x``. The others are only attended to: in a last
+                block whose output is read at one position this saves most of the work.
 
         Returns:
-            Float of the shape of ``wanted``, or of ``x`` without it.
+            Float of the shape of ``wanted`` if given, else of ``x``.
         """
         if wanted is None:
             x = x + self.attn(self.ln_1(x), mask)

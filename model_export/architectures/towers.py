@@ -1,4 +1,4 @@
-"""What every architecture offers to be trained, exported and measured."""
+"""The interface of every model: training, export and parity checks use it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ class TwoTowers(nn.Module):
         return out
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Encode token ids, int64 ``[batch, length]``, to ``[batch, dim]``; of some models padded to the context."""
+        """Encode token ids, int64 ``[batch, length]``, to ``[batch, dim]``; some models need texts of full context."""
         out: Tensor = self.text(ids)
         return out

@@ -1,1 +1,1 @@
-"""Readers: from the layouts in which weights are published to a `ModelSource`."""
+"""Reads published weights of any layout as a `ModelSource`."""

@@ -58,13 +58,13 @@ def load(path: Path, options: SourceOptions) -> ModelSource:
     if family is None:
         raise SourceError(f"{file}: model_type is {model_type}; {' and '.join(FAMILIES)} can be exported")
     if options.arch is not None:
-        raise SourceError(f"{file}: says the architecture; leave --arch out")
+        raise SourceError(f"{file}: states the architecture; leave --arch out")
     layout = family.hugging_face
     said = layout.read(fields, file)
     image = image_section(path, family=family, image_size=layout.image_size(said))
     config, tokens = layout.configure(said, file, _tokenizer(path, options))
     if options.activation is not None and config.activations != {options.activation}:
-        raise SourceError(f"{file}: says the activation, and not {options.activation}; leave --activation out")
+        raise SourceError(f"{file}: states the activation, which is not {options.activation}; leave --activation out")
     weights = _read_weights(path)
     model, converted = loaded(family, config, weights.tensors, layout.convert, weights.path)
     return model_source(
@@ -121,7 +121,7 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], str]:
             raise SourceError(f"{index}: names {name!r}, which is not a file beside it")
         shard = index.parent / name
         if not shard.exists():
-            raise SourceError(f"{shard}: is not there; {index.name} names it: download it again")
+            raise SourceError(f"{shard}: is missing; {index.name} names it: download it again")
         held = read_tensors(shard)
         if twice := held.keys() & tensors.keys():
             raise SourceError(f"{shard}: has {min(twice)}, which another file has too")

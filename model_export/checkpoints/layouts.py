@@ -53,7 +53,7 @@ def weights_format(path: Path) -> WeightsFormat | None:
         with path.open("rb") as stream:
             start = stream.read(9)
     except FileNotFoundError as exc:
-        raise SourceError(f"{path}: is not there") from exc
+        raise SourceError(f"{path}: is missing") from exc
     except OSError as exc:
         raise SourceError(f"{path}: cannot be read ({exc.strerror})") from exc
     if start.startswith(b"PK\x03\x04"):

@@ -1,4 +1,4 @@
-"""What a bundle is called, where its source does not say."""
+"""Names a bundle after its source."""
 
 import re
 from pathlib import Path
@@ -11,10 +11,10 @@ _LONGEST: Final = 128
 
 
 def bundle_name(path: Path, options: SourceOptions) -> str:
-    """Make a slug of what the user says, or of the hub id without owner and revision, or of the path's name.
+    """Return a slug of the user's name, or of the hub id without owner and revision, or of the path's name.
 
     Raises:
-        SourceError: nothing is left of it.
+        SourceError: no character of it is left.
     """
     said = options.name or _model_id(options).rpartition("/")[2] or _bare(path.resolve())
     slug = re.sub(r"[^a-z0-9._-]+", "-", said.lower())[:_LONGEST].strip("-._")

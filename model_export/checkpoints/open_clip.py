@@ -62,7 +62,7 @@ def load(path: Path, options: SourceOptions) -> ModelSource:
     if place.config is None:
         return _load_named(place, options)
     if options.arch is not None:
-        raise SourceError(f"{place.config}: says the architecture; leave --arch out")
+        raise SourceError(f"{place.config}: states the architecture; leave --arch out")
     fields = read_object(place.config, hint="it stands beside open_clip's weights")
     family, config = model_config(fields.get("model_cfg", fields), options.activation, place.config)
     tokens, config = _with_tokenizer(place, family, config, options)

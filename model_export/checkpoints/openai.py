@@ -101,8 +101,8 @@ def _config(weights: Mapping[str, Tensor], path: Path, options: SourceOptions, *
         return config
     if activation is None:
         raise SourceError(
-            f"{path}: does not tell its activation; add --activation quick_gelu (OpenAI's weights) or "
-            "--activation gelu (most of open_clip's), or --arch with a name that tells it, as ViT-B-32-quickgelu does"
+            f"{path}: does not state its activation; add --activation quick_gelu (OpenAI's weights) or "
+            "--activation gelu (most of open_clip's), or --arch with a name that states it, as ViT-B-32-quickgelu does"
         )
     config = _config_of_shapes(weights, activation, path)
     _refuse_other_heads(config, path)
@@ -194,4 +194,4 @@ def _refuse_other_heads(config: ClipConfig, path: Path) -> None:
             ):
                 continue
             if (ours.width, ours.layers) == (theirs.width, theirs.layers) and ours.heads != theirs.heads:
-                raise SourceError(f"{path}: has the shapes of {size.name}, which do not tell its heads; add --arch")
+                raise SourceError(f"{path}: has the shapes of {size.name}, which leave its heads open; add --arch")

@@ -159,7 +159,7 @@ def _resized(steps: _Preprocessor, path: Path) -> tuple[int, int, Literal["short
         raise SourceError(f"{path}: resizes the shorter side and does not crop; a bundle needs pictures of one size")
     if crop != (edge, edge):
         raise SourceError(
-            f"{path}: resizes the shorter side to {edge} and crops {_text(crop)}; a bundle says one size for both"
+            f"{path}: resizes the shorter side to {edge} and crops {_text(crop)}; a bundle has one size for both"
         )
     return *crop, "shortest"
 

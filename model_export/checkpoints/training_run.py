@@ -94,7 +94,7 @@ def load_training_run(path: Path) -> ModelSource:
     try:
         weights = load_file(path / WEIGHTS)
     except FileNotFoundError as exc:
-        raise SourceError(f"{path / WEIGHTS}: is not there; {_HINT}") from exc
+        raise SourceError(f"{path / WEIGHTS}: is missing; {_HINT}") from exc
     except (SafetensorError, OSError) as exc:
         raise SourceError(f"{path / WEIGHTS}: is not a readable safetensors file ({exc})") from exc
     model = ClipModel(config.model)

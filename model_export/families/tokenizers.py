@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from model_export.errors import SourceError
+from model_export.errors import SourceError, first_line
 from model_export.files import decoded, read, read_object
 
 TOKENIZER: Final = "tokenizer.json"
@@ -163,8 +163,3 @@ def check_tokenizer(content: bytes, path: Path, *, vocab_size: int, end_of_text_
     ids = tokenizer.encode(SAMPLE_TEXT).ids
     if [i for i, token in enumerate(ids) if token == end_of_text_id] != [len(ids) - 1]:
         raise SourceError(f"{path}: does not end a text with the model's end-of-text id {end_of_text_id}")
-
-
-def first_line(exc: Exception) -> str:
-    """Return the first line of a library's message."""
-    return next(iter(str(exc).splitlines()), type(exc).__name__)

@@ -1,7 +1,7 @@
-"""The cache of `huggingface_hub` on this disk: where a model is in it, and whether what is there is right.
+"""The cache of `huggingface_hub` on this disk: paths of a model in it, downloads into it, checks of its files.
 
 Its layout is documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache. In ``models--OWNER--NAME``,
-``refs/`` say which commit a branch was, ``snapshots/COMMIT/`` link to ``blobs/``, whose names are digests.
+``refs/`` hold the last known commit of a branch, ``snapshots/COMMIT/`` link to ``blobs/``, whose names are digests.
 """
 
 import re
@@ -25,7 +25,7 @@ _FRONT_MATTER: Final = re.compile(r"\s*---\n(.*?)\n---", re.DOTALL)
 
 
 class Remote(NamedTuple):
-    """A file as the hub lists it: name relative to the root, bytes, and sha256 unless it is in git itself."""
+    """A file as the hub lists it: name relative to the root, bytes, and sha256 unless git itself holds it."""
 
     name: str
     size: int
@@ -33,23 +33,23 @@ class Remote(NamedTuple):
 
 
 def repository(model_id: str) -> Path:
-    """The folder of a model."""
+    """Return the folder of a model."""
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model_id, repo_type="model")
 
 
 def snapshot(model_id: str, commit: str) -> Path:
-    """The folder of a commit's files."""
+    """Return the folder of a commit's files."""
     return repository(model_id) / "snapshots" / commit
 
 
 def cached(model_id: str, commit: str, name: str) -> Path | None:
-    """A file of a commit, if it is here."""
+    """Return a file of a commit, or None if the cache lacks it."""
     found = try_to_load_from_cache(model_id, name, revision=commit)
     return Path(found) if isinstance(found, str) else None
 
 
 def remember(model_id: str, revision: str | None, commit: str) -> None:
-    """Note which commit a revision is now, for when the hub cannot be asked; a cache that is read-only does too."""
+    """Store the commit of a revision, for when the hub cannot be reached; a read-only cache is left as it is."""
     revision = revision or constants.DEFAULT_REVISION
     if revision != commit:
         ref = repository(model_id) / "refs" / revision
@@ -59,7 +59,7 @@ def remember(model_id: str, revision: str | None, commit: str) -> None:
 
 
 def remembered(model_id: str, revision: str | None) -> str | None:
-    """Which commit a revision was when the hub was last asked."""
+    """Return the commit that a revision had at the last answer of the hub, if the cache knows it."""
     try:
         found = HfApi().resolve_revision(model_id, revision=revision, local_files_only=True).resolved
     except (RevisionResolutionError, OSError):
@@ -67,11 +67,11 @@ def remembered(model_id: str, revision: str | None) -> str | None:
     return found if COMMIT.fullmatch(found) else None
 
 
-def room_for(model_id: str, files: Iterable[Remote]) -> int:
-    """Count the bytes that are still to come.
+def remaining(model_id: str, files: Iterable[Remote]) -> int:
+    """Count the bytes that are still to be downloaded.
 
     Raises:
-        SourceError: the disk cannot hold them.
+        SourceError: the disk has no space for them.
     """
     folder = repository(model_id)
     left = sum(max(0, file.size - (received(folder / "blobs" / file.sha256) if file.sha256 else 0)) for file in files)
@@ -79,18 +79,18 @@ def room_for(model_id: str, files: Iterable[Remote]) -> int:
     free = shutil.disk_usage(place).free
     if left > free:
         raise SourceError(
-            f"{model_id}: {left / 1e6:.1f} MB are to be downloaded, {place} has room for {free / 1e6:.1f} MB; "
+            f"{model_id}: {left / 1e6:.1f} MB are to be downloaded, {place} has {free / 1e6:.1f} MB free; "
             "free some space, or set HF_HOME to a folder on another disk"
         )
     return left
 
 
-def bring(model_id: str, commit: str, file: Remote, endpoint: str) -> None:
-    """See to it that a file is in the snapshot, and is what the hub says it is.
+def ensure(model_id: str, commit: str, file: Remote, endpoint: str) -> None:
+    """Download a file into the snapshot unless it is there, and check its digest.
 
     Raises:
-        SourceError: it is not, and was deleted.
-        huggingface_hub's exceptions, and OSError: see `hub_download.download`.
+        SourceError: the digest is another one; the file was deleted.
+        huggingface_hub's exceptions, and OSError: see `model_export.hub.download`.
     """
     path, verified = cached(model_id, commit, file.name), None
     if path is None:
@@ -104,14 +104,14 @@ def bring(model_id: str, commit: str, file: Remote, endpoint: str) -> None:
                 lock=folder.parent / ".locks" / folder.name / f"{file.sha256}.lock",
             )
             verified = verified if fresh else None
-        # What is in git itself is small, and downloaded here; for the others it makes the snapshot's link to the blob.
+        # This downloads the small files that git itself holds; for the others it makes the snapshot's link to the blob.
         path = Path(hf_hub_download(model_id, file.name, revision=commit, endpoint=endpoint, library_name=LIBRARY))
     if verified is None or not path.samefile(verified):
         check(path, file.sha256)
 
 
 def check(path: Path, sha256: str | None) -> None:
-    """Compare a file of the cache with its digest, if there is one, and remove it where they differ.
+    """Compare a file of the cache with its digest, if one is known, and delete it if they differ.
 
     Raises:
         SourceError: they differ.
@@ -126,13 +126,13 @@ def check(path: Path, sha256: str | None) -> None:
 
 
 def recorded_digest(path: Path) -> str | None:
-    """The sha256 that a snapshot's link tells of its blob; none for a file that is in git itself."""
+    """Return the sha256 in the target of a snapshot's link; None for a file that git itself holds."""
     blob = path.readlink().name if path.is_symlink() else ""
     return blob if SHA256.fullmatch(blob) else None
 
 
 def licence(model_id: str, commit: str) -> str | None:
-    """The licence in the header of a model's card; under ``other`` the name that is given beside it."""
+    """Return the licence in the header of a model's card; for ``other``, the name given beside it."""
     try:
         card = (snapshot(model_id, commit) / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,7 +1,7 @@
-"""One large file from the hub into its cache: resumed, also by a later process, and checked against its sha256.
+"""Downloads a large file into the hub's cache: resumable, also by a later process, and checked against its sha256.
 
-The hub's own client (2.4) deletes what it has when a download fails, and compares sizes only. Here what was received
-stays as ``blobs/SHA256.incomplete`` and the next try asks for the rest. Plain HTTP, never Xet, which cannot resume.
+The hub's own client (2.4) deletes a partial file when a download fails, and compares sizes only. Here received bytes
+stay as ``blobs/SHA256.incomplete``, and the next try asks for the rest. Plain HTTP, never Xet, which cannot resume.
 """
 
 import hashlib
@@ -22,35 +22,35 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined] # public, but 
 from model_export.errors import SourceError
 
 LIBRARY: Final = "anyclass"
-"""What the hub is told of who asks."""
+"""The client's name in requests to the hub."""
 
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 _RETRIES: Final = 4
 _PAUSE_S: Final = 1.0
-"""Before the first retry that follows a fruitless try; twice as long before each further one."""
+"""Before the first retry after a try that brought nothing; doubled before each further one."""
 
-_PASSING: Final = {408, 425, 429, 500, 502, 503, 504}
-"""Answers after which the same request may succeed."""
+_TRANSIENT: Final = {408, 425, 429, 500, 502, 503, 504}
+"""Statuses after which the same request may succeed."""
 
 
 def download(url: str, blob: Path, *, size: int, lock: Path) -> bool:
-    """Bring a file of which the hub states the digest into its cache.
+    """Download a file whose digest the hub states.
 
     Args:
-        url: where it is, on the hub; redirects are followed, and the token is not sent beyond the hub's host.
-        blob: where it goes; its name is the sha256.
+        url: on the hub; redirects are followed, and the token is not sent beyond the hub's host.
+        blob: destination; its name is the sha256.
         size: of the whole file, in bytes.
         lock: held meanwhile, so that two processes do not write one file.
 
     Returns:
-        Whether it was downloaded, and its digest checked; false where it was there already.
+        True if the file was downloaded and its digest checked, false if it existed.
 
     Raises:
-        SourceError: the content is not what the hub says; it was deleted.
-        httpx2.TransportError: the connection was lost and several tries brought nothing; what was received is kept.
+        SourceError: the content has another digest; it was deleted.
+        httpx2.TransportError: the connection was lost, and several tries brought nothing; received bytes are kept.
         huggingface_hub.errors.HfHubHTTPError: the hub refuses.
-        OSError: the disk refuses; what was received is kept.
+        OSError: the disk refuses; received bytes are kept.
     """
     partial = blob.with_name(f"{blob.name}.incomplete")
     blob.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def download(url: str, blob: Path, *, size: int, lock: Path) -> bool:
     with WeakFileLock(lock):
         if blob.exists():
             return False
-        if received(blob) > size:  # of another making
+        if received(blob) > size:  # not a part of this file
             partial.unlink()
         title = url.rpartition("/")[2]
         with (
@@ -69,7 +69,7 @@ def download(url: str, blob: Path, *, size: int, lock: Path) -> bool:
                 desc=title,
                 unit="B",
                 unit_scale=True,
-                disable=None,  # where stderr is no terminal
+                disable=None,  # unless stderr is a terminal
                 name=LIBRARY,
             ) as bar,
         ):
@@ -83,7 +83,7 @@ def download(url: str, blob: Path, *, size: int, lock: Path) -> bool:
 
 
 def received(blob: Path) -> int:
-    """How many bytes of a blob are here already."""
+    """Count the bytes of a blob that the cache holds."""
     for path in (blob, blob.with_name(f"{blob.name}.incomplete")):
         if path.exists():
             return path.stat().st_size
@@ -91,16 +91,16 @@ def received(blob: Path) -> int:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file, in hexadecimal."""
+    """Return a file's sha256 in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def wrong_digest(title: str, *, expected: str, actual: str) -> str:
-    """Say that a file is not what the hub says it is, and was deleted."""
+    """Return the message for a file with another digest than the hub states, which was deleted."""
     return (
         f"{title}: has sha256 {actual[:12]}…, the hub states {expected[:12]}…; it was deleted, run the command again "
-        "(if that does not help, a proxy or the mirror in HF_ENDPOINT alters what passes through it)"
+        "(if that does not help, a proxy or the mirror in HF_ENDPOINT alters downloads)"
     )
 
 
@@ -110,7 +110,7 @@ def _complete(url: str, stream: BinaryIO, size: int, bar: Any) -> None:  # noqa:
         try:
             _append(url, stream, size, bar)
         except (httpx2.TransportError, HfHubHTTPError) as exc:
-            if isinstance(exc, HfHubHTTPError) and exc.response.status_code not in _PASSING:
+            if isinstance(exc, HfHubHTTPError) and exc.response.status_code not in _TRANSIENT:
                 raise
             if stream.tell() > held:
                 fruitless = 0
@@ -120,12 +120,12 @@ def _complete(url: str, stream: BinaryIO, size: int, bar: Any) -> None:  # noqa:
             time.sleep(_PAUSE_S * 2**fruitless)
             fruitless += 1
         else:
-            return  # whole, or as much as the server has: the digest tells
+            return  # all that the server has; the digest decides
 
 
 def _append(url: str, stream: BinaryIO, size: int, bar: Any) -> None:  # noqa: ANN401, tqdm has no types
     held = stream.tell()
-    # Compressed on the way, a byte would not be where the range says it is.
+    # With compression, offsets would not match the range.
     headers = {**build_hf_headers(library_name=LIBRARY), "Accept-Encoding": "identity"}
     if held:
         headers["Range"] = f"bytes={held}-"
@@ -134,7 +134,9 @@ def _append(url: str, stream: BinaryIO, size: int, bar: Any) -> None:  # noqa: A
         if held and response.status_code != httpx2.codes.PARTIAL_CONTENT:  # the server starts from the beginning
             _empty(stream)
             bar.update(-held)
-        for chunk in response.iter_bytes():  # as they come: what a larger chunk waits for would be lost with the line
+        for (
+            chunk
+        ) in response.iter_bytes():  # unbuffered: bytes that wait in a larger chunk would be lost with the connection
             stream.write(chunk)
             bar.update(len(chunk))
             if stream.tell() > size:

@@ -1,4 +1,4 @@
-"""What goes wrong between here and the hub, each as one line that says what to do."""
+"""Turns errors of the hub's client into one line each that says what to do."""
 
 import errno
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from model_export.errors import SourceError
 
 
 class HubUnreachableError(SourceError):
-    """The hub cannot be asked: no network, hub down, or offline by choice. What is cached may do."""
+    """The hub cannot be reached: no network, hub down, or offline by choice. The cache may suffice."""
 
 
 _REFUSALS: Final[tuple[tuple[type[Exception], str], ...]] = (
@@ -31,11 +31,11 @@ _REFUSALS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (DisabledRepoError, "was disabled by the hub; choose another model"),
     (RepositoryNotFoundError, "is not on {endpoint}; check the spelling, or set HF_TOKEN if it is a private one"),
     (RevisionNotFoundError, "has no branch, tag or commit {revision!r}; see {endpoint}/{model}/tree/main"),
-    (RemoteEntryNotFoundError, "lists a file that is not there; run the command again"),
+    (RemoteEntryNotFoundError, "lists a file that it does not have; run the command again"),
     (HFValidationError, "is not a hub id, OWNER/NAME or OWNER/NAME@REVISION"),
     (FileMetadataError, "{endpoint} does not answer as a hub does; check HF_ENDPOINT and the network's proxy"),
 )
-"""The first that fits; GatedRepoError is a RepositoryNotFoundError too."""
+"""The first match counts: GatedRepoError is a RepositoryNotFoundError too."""
 
 _STATUSES: Final = {
     401: "the hub refuses the token; set HF_TOKEN to a valid one, or unset it",
@@ -46,30 +46,30 @@ _STATUSES: Final = {
 
 @contextmanager
 def explained(model: str, revision: str | None, endpoint: str, *, note: str = "") -> Iterator[None]:
-    """Turn what the hub's client raises in this block into a SourceError.
+    """Turn the exceptions of the hub's client in this block into a SourceError.
 
     Args:
         model: ``OWNER/NAME``.
-        revision: what was asked for.
+        revision: as requested.
         endpoint: the hub's address.
-        note: put behind what is said of a connection that fails.
+        note: appended to the message of a failed connection.
 
     Raises:
-        HubUnreachableError: the hub cannot be asked.
-        SourceError: everything else: it refuses, or the disk does.
+        HubUnreachableError: the hub cannot be reached.
+        SourceError: the hub or the disk refuses.
     """
     try:
         yield
     except (httpx2.HTTPError, httpx2.InvalidURL, HFValidationError, OSError) as exc:
-        # With the first of these the client says that it could not ask for a file; why is its cause.
+        # LocalEntryNotFoundError only says that a file could not be requested; its cause says why.
         cause = exc.__cause__ if isinstance(exc, LocalEntryNotFoundError) and exc.__cause__ else exc
         unreachable = _unreachable(cause, endpoint)
         if unreachable is not None:
             raise HubUnreachableError(f"{model}: {unreachable}{note}") from exc
         for kind, text in _REFUSALS:
             if isinstance(cause, kind):
-                told = text.format(endpoint=endpoint, model=model, revision=revision)
-                raise SourceError(f"{model}: {told}") from exc
+                reason = text.format(endpoint=endpoint, model=model, revision=revision)
+                raise SourceError(f"{model}: {reason}") from exc
         raise SourceError(f"{model}: {_refusal(cause, endpoint)}") from exc
 
 
@@ -94,6 +94,6 @@ def _refusal(exc: BaseException, endpoint: str) -> str:
     if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
         return (
             f"{place}: the disk is full; free some space or set HF_HOME to a folder on another disk, then run the "
-            "command again, what was received is kept"
+            "command again; what was received is kept"
         )
-    return f"{place}: cannot be written ({exc.strerror or exc}); set HF_HOME to a folder that can"
+    return f"{place}: cannot be written ({exc.strerror or exc}); set HF_HOME to a writable folder"

@@ -1,7 +1,7 @@
-"""A hub id → a folder with what a reader needs, pinned to a commit, whole and checked.
+"""Fetches the files that a reader needs from the hub into a folder, pinned to a commit, complete and checked.
 
-``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean to ``huggingface_hub``, whose
-cache this is: what another program downloaded is not downloaded again. Needs no torch.
+``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` work as in ``huggingface_hub``, whose cache is used:
+files that another program downloaded are not downloaded again. Needs no torch.
 """
 
 import logging
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_export.errors import SourceError
-from model_export.hub import cache as hub_cache
+from model_export.hub import cache
 from model_export.hub.cache import COMMIT, Remote
 from model_export.hub.download import LIBRARY, SHA256
 from model_export.hub.errors import HubUnreachableError, explained
@@ -32,7 +32,7 @@ _HUB_ID: Final = re.compile(rf"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revisio
 
 @dataclass(frozen=True)
 class HubId:
-    """A model on the hub, and the branch, tag or commit that was asked for."""
+    """A model on the hub, and the requested branch, tag or commit."""
 
     model_id: str
     revision: str | None
@@ -40,14 +40,14 @@ class HubId:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a reader needs of a model on the hub, on the disk.
+    """A model of the hub on the disk.
 
     Attributes:
-        folder: the snapshot in the hub's cache; it may hold more than was asked for here.
+        folder: the snapshot in the hub's cache; it may hold further files.
         source_id: ``OWNER/NAME@COMMIT``.
         revision: the commit, 40 hexadecimal digits.
         licence: as the repository's card states it.
-        files: what was asked for, relative to the folder.
+        files: the requested ones, relative to the folder.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Fetched:
 
 
 def hub_id(source: str) -> HubId | None:
-    """Take ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` apart; none for anything that is there as a path."""
+    """Parse ``OWNER/NAME`` or ``OWNER/NAME@REVISION``; return None for anything else, and for an existing path."""
     found = _HUB_ID.fullmatch(source)
     if found is None or Path(source).exists():
         return None
@@ -66,11 +66,11 @@ def hub_id(source: str) -> HubId | None:
 
 
 def resolve(model_id: str, *, revision: str | None = None) -> str:
-    """Ask the hub which commit a revision is now; a commit is itself.
+    """Ask the hub for the commit of a revision; a commit is returned as it is.
 
     Raises:
-        HubUnreachableError: the hub cannot be asked (`hub_cache.remembered` tells what the revision was).
-        SourceError: no such model or revision, or it is not for this user.
+        HubUnreachableError: the hub cannot be reached (`cache.remembered` knows the last answer).
+        SourceError: the model or revision does not exist, or this user may not read it.
     """
     asked = _checked(model_id, revision)
     if revision is not None and COMMIT.fullmatch(revision):
@@ -86,37 +86,37 @@ def fetch(
     onnx: bool = False,
     variant: str = FULL_PRECISION,
 ) -> Fetched:
-    """Download what a reader needs of a model, as far as it is not in the cache.
+    """Download the files that a reader needs, unless the cache holds them.
 
-    One form of the weights is downloaded, or with ``onnx`` the encoders of one ``variant`` (`hub_files`). An
-    interrupted download goes on where it stopped. The sha256 of every file of which the hub states one is checked,
-    also of those that were in the cache. Where the hub cannot be asked, the cache alone will do if it is whole.
+    One form of the weights is downloaded, or with ``onnx`` the encoders of one ``variant`` (see
+    `model_export.hub.file_choice`). An interrupted download resumes. Every sha256 that the hub states is checked, also
+    of files that were in the cache. If the hub cannot be reached, a complete cache suffices.
 
     Args:
         model_id: ``OWNER/NAME``.
         revision: a branch, tag or commit; by default the repository's main branch.
-        console: is told what is downloaded. Bars go to stderr, and only to a terminal.
+        console: shows what is downloaded. Progress bars go to stderr, and only to a terminal.
         onnx: ONNX encoders instead of weights.
         variant: of the ONNX encoders: ``fp32``, ``fp16``, ``quantized`` and so on.
 
     Raises:
-        HubUnreachableError: the hub cannot be asked, and the cache does not hold it.
-        SourceError: no such model or revision, not for this user, no weights in it, a digest that does not match, a
-            full disk.
+        HubUnreachableError: the hub cannot be reached, and the cache is not complete.
+        SourceError: the model or revision does not exist, this user may not read it, it holds no weights, a digest
+            does not match, or the disk is full.
     """
     asked = _checked(model_id, revision)
-    if get_verbosity() == logging.WARNING:  # what is wrong is said here, in one line
+    if get_verbosity() == logging.WARNING:  # errors are reported here, in one line
         set_verbosity(logging.ERROR)
     console = console or Console(quiet=True)
     try:
         commit, files = _ask(asked, files=True)
     except HubUnreachableError as exc:
         fetched = _from_cache(asked, exc, onnx=onnx, variant=variant)
-        _say(console, f"{fetched.source_id}: from the cache, the hub was not asked")
+        _say(console, f"{fetched.source_id}: from the cache, the hub was not reached")
         return fetched
     names = _choice(files, model_id, onnx=onnx, variant=variant)
-    missing = [files[name] for name in names if hub_cache.cached(model_id, commit, name) is None]
-    left = hub_cache.room_for(model_id, missing)
+    missing = [files[name] for name in names if cache.cached(model_id, commit, name) is None]
+    left = cache.remaining(model_id, missing)
     total = sum(files[name].size for name in names)
     _say(
         console,
@@ -125,7 +125,7 @@ def fetch(
     )
     with explained(model_id, revision, _endpoint(), note="; what was received is kept"):
         for name in names:
-            hub_cache.bring(model_id, commit, files[name], _endpoint())
+            cache.ensure(model_id, commit, files[name], _endpoint())
     return _fetched(model_id, commit, names)
 
 
@@ -142,12 +142,12 @@ def _checked(model_id: str, revision: str | None) -> HubId:
 
 
 def _endpoint() -> str:
-    # The library reads it once, when it is imported.
+    # The library reads the variable only once, when it is imported.
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def _ask(asked: HubId, *, files: bool) -> tuple[str, dict[str, Remote]]:
-    """The commit that a revision is now, and the files in it if they are wanted."""
+    """Return the commit of a revision, and its files if they are wanted."""
     endpoint = _endpoint()
     with explained(asked.model_id, asked.revision, endpoint):
         try:
@@ -161,7 +161,7 @@ def _ask(asked: HubId, *, files: bool) -> tuple[str, dict[str, Remote]]:
             raise FileMetadataError(str(exc)) from exc
         if commit is None:
             raise FileMetadataError(f"{info.sha} is no commit")
-    hub_cache.remember(asked.model_id, asked.revision, commit[0])
+    cache.remember(asked.model_id, asked.revision, commit[0])
     return commit[0], _files(info) if files else {}
 
 
@@ -182,10 +182,10 @@ def _choice(names: Iterable[str], where: str, *, onnx: bool, variant: str) -> tu
 
 
 def _from_cache(asked: HubId, reason: HubUnreachableError, *, onnx: bool, variant: str) -> Fetched:
-    """What an earlier download left, where the hub cannot be asked."""
+    """Return an earlier download when the hub cannot be reached."""
     model_id, revision = asked.model_id, asked.revision
-    commit = revision if revision and COMMIT.fullmatch(revision) else hub_cache.remembered(model_id, revision)
-    folder = hub_cache.snapshot(model_id, commit or "")
+    commit = revision if revision and COMMIT.fullmatch(revision) else cache.remembered(model_id, revision)
+    folder = cache.snapshot(model_id, commit or "")
     if commit is None or not folder.is_dir():
         raise HubUnreachableError(f"{reason} (it is not in the cache, {constants.HF_HUB_CACHE})") from reason
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -194,15 +194,15 @@ def _from_cache(asked: HubId, reason: HubUnreachableError, *, onnx: bool, varian
     except SourceError as exc:
         raise HubUnreachableError(f"{reason} (the cache does not hold all of it: {exc})") from exc
     for name in chosen:
-        hub_cache.check(folder / name, hub_cache.recorded_digest(folder / name))
+        cache.check(folder / name, cache.recorded_digest(folder / name))
     return _fetched(model_id, commit, chosen)
 
 
 def _fetched(model_id: str, commit: str, names: tuple[str, ...]) -> Fetched:
     return Fetched(
-        folder=hub_cache.snapshot(model_id, commit),
+        folder=cache.snapshot(model_id, commit),
         source_id=f"{model_id}@{commit}",
         revision=commit,
-        licence=hub_cache.licence(model_id, commit),
+        licence=cache.licence(model_id, commit),
         files=names,
     )

@@ -1,4 +1,4 @@
-"""Which files of a repository on the hub are read: one form of its weights, and what a reader needs beside them.
+"""Chooses the files of a hub repository to download: one form of its weights, and the files beside them.
 
 Pure functions over names. A repository often holds the same weights four times, for as many frameworks.
 """
@@ -25,7 +25,7 @@ COMPANIONS: Final = (
     "merges.txt",
     "bpe_simple_vocab_16e6.txt.gz",
 )
-"""Configurations, tokenizers and what says where the weights come from."""
+"""Configurations, tokenizers, and statements about the origin of the weights."""
 
 FULL_PRECISION: Final = "fp32"
 """The variant of ONNX graphs whose file names have no suffix."""
@@ -57,14 +57,14 @@ _FULL: Final = "model"
 def choose(names: Collection[str], where: str) -> tuple[str, ...]:
     """Choose what to download for a reader of weights.
 
-    Weights come last, so that a folder in which they are whole has everything else too.
+    Weights come last, so that a folder with complete weights has every other file too.
 
     Args:
         names: every file of the repository, relative to its root.
         where: the repository, for messages.
 
     Raises:
-        SourceError: it holds no weights, or several under unknown names.
+        SourceError: the repository holds no weights, or several under unknown names.
     """
     weights = _weights(names)
     if not weights:
@@ -86,7 +86,7 @@ def choose(names: Collection[str], where: str) -> tuple[str, ...]:
 
 
 def choose_onnx(names: Collection[str], variant: str, where: str) -> tuple[str, ...]:
-    """Choose what to download where the repository carries ONNX encoders, ``onnx/vision_model.onnx`` and so on.
+    """Choose what to download of a repository with ONNX encoders, ``onnx/vision_model.onnx`` and so on.
 
     Args:
         names: every file of the repository, relative to its root.
@@ -94,8 +94,8 @@ def choose_onnx(names: Collection[str], variant: str, where: str) -> tuple[str, 
         where: the repository, for messages.
 
     Returns:
-        Companions, both towers, and the full graph where there is one (it knows the logit scale), each with its
-        external data.
+        Companions, both towers, and the full graph if the repository has one (it knows the logit scale), each with
+        its external data.
 
     Raises:
         SourceError: a tower is missing.
@@ -119,7 +119,7 @@ def _companions(names: Collection[str]) -> tuple[str, ...]:
 
 
 def _weights(names: Collection[str]) -> tuple[str, ...]:
-    # First the forms whose configuration is there: an open_clip repository may well hold another model's weights.
+    # Forms whose configuration exists come first: an open_clip repository may hold another model's weights too.
     for forms in ([form for form in _FORMS if form.config in names], _FORMS):
         for form in forms:
             single = re.compile(rf"{form.stem}\.({form.suffix})")
@@ -133,7 +133,7 @@ def _weights(names: Collection[str]) -> tuple[str, ...]:
 
 
 def _shards(names: Collection[str], form: _Form) -> tuple[str, ...]:
-    """The index and every shard it can name, or nothing where one of them is missing."""
+    """Return the index and every shard that it can name, or nothing if one of them is missing."""
     shard = re.compile(rf"({form.stem})-\d{{5}}-of-(\d{{5}})\.({form.suffix})")
     found = sorted(name for name in names if shard.fullmatch(name))
     if not found:

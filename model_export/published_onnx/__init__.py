@@ -1,1 +1,1 @@
-"""Published ONNX encoders → a bundle, by surgery on their graphs. Nothing here imports torch."""
+"""Makes a bundle of published ONNX encoders by changing their graphs. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Reading graphs as they were published: whole, readable, with their weights, and never from outside their folder."""
+"""Reads published graphs with their weights, never from outside their folder."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ OWN_DOMAINS: Final = frozenset({"", "ai.onnx"})
 
 
 def read_graph(path: Path) -> ModelProto:
-    """Read a graph, without the weights that it keeps in files beside it; its nodes come in the order of computation.
+    """Read a graph without the weights in files beside it, and sort its nodes in the order of computation.
 
     Raises:
-        SourceError: it is not there, not a graph, or older than any that is published.
+        SourceError: the file is missing, not a graph, or of an older opset than any published.
     """
     try:
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError as exc:
-        raise SourceError(f"{path}: is not there; download it again") from exc
+        raise SourceError(f"{path}: is missing; download it again") from exc
     except OSError as exc:
         raise SourceError(f"{path}: cannot be read ({exc.strerror})") from exc
     except DecodeError as exc:
@@ -45,7 +45,7 @@ def read_graph(path: Path) -> ModelProto:
 
 
 def read_weights(path: Path) -> ModelProto:
-    """Read a graph with all its weights, from a folder where `plain_copy` has put it.
+    """Read a graph with all its weights, from a folder that `plain_copy` wrote.
 
     Raises:
         SourceError: the graph or its weights cannot be read.
@@ -62,7 +62,7 @@ def data_files(model: ModelProto, path: Path) -> list[Path]:
     """Name the files beside ``path`` that hold weights of its graph.
 
     Raises:
-        SourceError: one is not there, or would be outside the graph's folder.
+        SourceError: a file is missing, or outside the graph's folder.
     """
     locations = {
         entry.value
@@ -75,9 +75,9 @@ def data_files(model: ModelProto, path: Path) -> list[Path]:
     for location in sorted(locations):
         pure = PurePosixPath(location)
         if "\\" in location or pure.is_absolute() or ".." in pure.parts:
-            raise SourceError(f"{path}: wants weights from {location!r}, outside its folder")
+            raise SourceError(f"{path}: refers to weights in {location!r}, outside its folder")
         if not (path.parent / pure).is_file():
-            raise SourceError(f"{path.parent / pure}: is not there, and {path.name} keeps its weights in it")
+            raise SourceError(f"{path.parent / pure}: is missing, and {path.name} keeps its weights in it")
     return [path.parent / location for location in sorted(locations)]
 
 
@@ -101,7 +101,7 @@ def plain_copy(path: Path, files: list[Path], folder: Path) -> Path:
 
 
 def one_line(exc: Exception) -> str:
-    """Return what a library says, which may have several lines, on one."""
+    """Return a library's message, of any number of lines, on one."""
     return " ".join(str(exc).split())
 
 
@@ -120,7 +120,7 @@ def nested(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def _sort(graph: GraphProto, path: Path) -> None:
-    """Put each node behind those it reads from, as the format demands and converters to fp16 forget."""
+    """Put each node behind those it reads from; the format demands it, but converters to fp16 forget it."""
     known = {"", *(item.name for item in (*graph.input, *graph.initializer))}
     known.update(sparse.values.name for sparse in graph.sparse_initializer)
     pending, done = list(graph.node), []
@@ -140,7 +140,7 @@ def _sort(graph: GraphProto, path: Path) -> None:
 
 
 def _reads(node: NodeProto) -> set[str]:
-    """Name the values that a node reads, and those around it that the graphs inside it read."""
+    """Name the values that a node reads, and the outer values that the graphs inside it read."""
     names = set(node.input)
     for attribute in node.attribute:
         for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
@@ -152,7 +152,7 @@ def _reads(node: NodeProto) -> set[str]:
 
 
 def tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Yield the constants of one graph: its initializers, and those that nodes hold."""
+    """Yield the constants of one graph: initializers, and attributes of nodes."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:

@@ -1,8 +1,8 @@
-"""The logit scale and bias of a model, read from its full graph: what is done to the cosines before the logits.
+"""Reads a model's logit scale and bias from its full graph: the operations between the cosines and the logits.
 
-A configuration's ``logit_scale_init_value`` is where training began, so it says nothing of the trained model. The
-graph that ends in ``logits_per_image`` does: walking back from there, each constant that multiplies or adds belongs
-to the scale or the bias, up to the product of the two embeddings.
+A configuration's ``logit_scale_init_value`` is the start of training, not the trained model's scale. The graph that
+ends in ``logits_per_image`` has that: walking back from there to the product of the two embeddings, each constant that
+multiplies or adds belongs to the scale or the bias.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ LOGITS: Final = ("logits_per_image", "logits_per_text")
 """One is the other's transpose; the first that a graph has is read."""
 
 _PASSES: Final = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""What leaves the numbers as they are."""
+"""Operators that leave the numbers as they are."""
 
 _PRODUCTS: Final = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul"})
 
@@ -30,7 +30,7 @@ _FUNCTIONS: Final[Mapping[str, Callable[[float], float]]] = {
     "Reciprocal": np.reciprocal,
     **dict.fromkeys(_PASSES | {"Expand"}, float),
 }
-"""Operators through which a constant is followed, by what they do to it."""
+"""Operators through which a constant is followed, with their effect on it."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def read_scale(path: Path) -> Scale:
     """Read the scale and the bias from a graph that ends in logits.
 
     Raises:
-        SourceError: the graph cannot be read, has no logits, or makes them in a way that is not known.
+        SourceError: the graph cannot be read, has no logits, or computes them in an unknown way.
     """
     graph = read_graph(path).graph
     outputs = {value.name for value in graph.output}
     logits = next((name for name in LOGITS if name in outputs), None)
     if logits is None:
-        raise SourceError(f"{path}: has no output {LOGITS[0]}, so it does not tell its logit scale")
+        raise SourceError(f"{path}: has no output {LOGITS[0]}, so its logit scale is unknown")
     walk = _Walk(graph)
     node = walk.back(logits)
     if node is None or node.op_type not in _PRODUCTS:
@@ -67,7 +67,7 @@ def read_scale(path: Path) -> Scale:
 
 
 class _Walk:
-    """Goes from an output towards the inputs and remembers what it passes."""
+    """Walks from an output towards the inputs, and collects the scale and bias it passes."""
 
     def __init__(self, graph: GraphProto) -> None:
         self.scale = 1.0
@@ -77,7 +77,7 @@ class _Walk:
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
 
     def back(self, name: str, *, sums: bool = True) -> NodeProto | None:
-        """Go back to the first node that is neither a passage nor a sum or product with one constant."""
+        """Go back to the first node that does more than pass a value on, or add or multiply a constant."""
         while (node := self._producers.get(name)) is not None:
             if node.op_type in _PASSES and node.input:
                 name = node.input[0]
@@ -96,19 +96,19 @@ class _Walk:
         return None
 
     def _apply(self, operator: str, value: float) -> None:
-        # What was passed already is applied after this: a bias found behind a factor is multiplied by it.
+        # Operators passed before apply after this one: a bias found behind a factor is multiplied by it.
         if operator in {"Add", "Sub"}:
             self.bias = (self.bias or 0.0) + self.scale * (value if operator == "Add" else -value)
             return
         self.multiply(value if operator == "Mul" else 1 / value if value else float("nan"))
 
     def multiply(self, factor: float) -> None:
-        """Take a factor into the scale."""
+        """Multiply the scale by a factor."""
         self.scale *= factor
         self.found = True
 
     def _constant(self, name: str) -> float | None:
-        """Compute a number that depends on no input; none for everything else."""
+        """Compute a number that depends on no input; None for any other value."""
         tensor = self._tensors.get(name)
         node = self._producers.get(name)
         if tensor is None and node is not None and node.op_type == "Constant" and node.attribute:
@@ -118,7 +118,7 @@ class _Walk:
         if node is None or node.op_type not in _FUNCTIONS or not node.input:
             return None
         value = self._constant(node.input[0])
-        with np.errstate(all="ignore"):  # what is not finite is refused later
+        with np.errstate(all="ignore"):  # infinity and NaN are refused later
             return None if value is None else float(_FUNCTIONS[node.op_type](value))
 
 
@@ -136,5 +136,5 @@ def _constant_tensor(attribute: AttributeProto) -> TensorProto | None:
 
 
 def _alpha(node: NodeProto) -> float | None:
-    """The factor that some products have of themselves."""
+    """Return the factor that some products have as an attribute."""
     return next((attribute.f for attribute in node.attribute if attribute.name == "alpha"), None)

@@ -1,6 +1,6 @@
-"""The source's own graphs, run as they were published: what a bundle made from them is measured against.
+"""Runs the source's own graphs as they were published: the reference for a bundle made from them.
 
-What is before and behind the graphs is computed in numpy. One graph is open at a time, since large ones fill a machine.
+numpy computes the steps before and behind the graphs. One graph is open at a time, since large ones fill a machine.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ from service.model.engine.providers import resolve
 from service.model.engine.sessions import Session, open_session
 
 TOGETHER: Final = 7
-"""Inputs of the one batch in which graphs are compared whose ranges depend on it."""
+"""Size of the batch on which graphs are compared whose ranges depend on the batch."""
 
 _MAX_BYTE: Final = 255.0
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a published graph says of the probes, float32 and of unit length.
+    """The vectors of a published graph for the probes, float32 and of unit length.
 
     Attributes:
-        alone: ``[inputs, dim]``, of every input by itself.
+        alone: ``[inputs, dim]``, of each input alone.
         together: ``[TOGETHER, dim]``, of the first inputs in one batch, texts at full length.
     """
 
@@ -43,11 +43,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class TextReference(Reference):
-    """The same of texts; `alone` is at their own length, or at full length with padding ``fixed``.
+    """The same for texts; `alone` is at their own length, or at full length with padding ``fixed``.
 
     Attributes:
-        padding: ``longest`` where padding changes no vector.
-        difference: the most by which padding changes a number of a vector; none where that was not asked.
+        padding: ``longest`` if padding changes no vector.
+        difference: largest change of a vector's number by padding; None if not measured.
     """
 
     padding: Literal["longest", "fixed"]
@@ -58,12 +58,12 @@ def image_reference(source: OnnxSource, path: Path, pixels: npt.NDArray[np.uint8
     """Run the published image graph.
 
     Args:
-        source: what it takes and gives.
-        path: where ONNX Runtime can read it, with its weights.
+        source: describes the graph's inputs and output.
+        path: of the graph beside its weights, readable by ONNX Runtime.
         pixels: uint8 ``[images, height, width, 3]``.
 
     Raises:
-        SourceError: ONNX Runtime refuses it.
+        SourceError: ONNX Runtime refuses the graph.
         ProviderUnavailable: ONNX Runtime is not installed.
     """
     graph = _Graph(path, source.image_path, source.image_encoder)
@@ -74,16 +74,16 @@ def image_reference(source: OnnxSource, path: Path, pixels: npt.NDArray[np.uint8
 
 
 def text_reference(source: OnnxSource, path: Path, inputs: Inputs, limits: Thresholds) -> TextReference:
-    """Run the published text graph, and see whether it minds padding.
+    """Run the published text graph, and measure whether padding changes its vectors.
 
     Args:
-        source: what it takes and gives.
-        path: where ONNX Runtime can read it, with its weights.
+        source: describes the graph's inputs and output.
+        path: of the graph beside its weights, readable by ONNX Runtime.
         inputs: the probes.
-        limits: how far a text's vector may move by padding that is harmless.
+        limits: change of a vector up to which padding counts as harmless.
 
     Raises:
-        SourceError: ONNX Runtime refuses it.
+        SourceError: ONNX Runtime refuses the graph.
         ProviderUnavailable: ONNX Runtime is not installed.
     """
     graph = _Graph(path, source.text_path, source.text_encoder)
@@ -102,13 +102,13 @@ def text_reference(source: OnnxSource, path: Path, inputs: Inputs, limits: Thres
 
 
 def _text(ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
-    """Give a graph all it may want for ids ``[batch, length]``."""
+    """Return every input that a graph may have, for ids ``[batch, length]``."""
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     return {INPUT_IDS: ids, ATTENTION_MASK: np.ones_like(ids), POSITION_IDS: positions}
 
 
 class _Graph:
-    """One graph in ONNX Runtime on the CPU, with the inputs it wants and the one output that counts."""
+    """One graph in ONNX Runtime on the CPU, with its inputs and the output in the joint space."""
 
     def __init__(self, path: Path, published: Path, encoder: Encoder) -> None:
         self._published = published

@@ -42,13 +42,13 @@ def read_scoring(
         raise SourceError(f"{full[0]}: has {_text(found)}, stated is {_text(stated)}; leave {_flags(family)} out")
     if found is None:
         raise SourceError(
-            f"{graph_path(folder, FULL_GRAPH, 'fp32')}: is not there, and only the full graph knows the logit scale; "
-            f"download it too, or state {_flags(family)} (config.json says only where training began)"
+            f"{graph_path(folder, FULL_GRAPH, 'fp32')}: is missing, and only the full graph knows the logit scale; "
+            f"download it too, or state {_flags(family)} (config.json only has its value before training)"
         )
     if found.bias is None and family.has_bias:
         raise SourceError(f"{folder}: scores of {family.onnx.architecture} need a bias too; state {_flags(family)}")
     if not math.isfinite(found.scale) or found.scale <= 0 or not math.isfinite(found.bias or 0.0):
-        raise SourceError(f"{folder}: {_text(found)} ({said}) cannot be; a scale is above 0, such as 100")
+        raise SourceError(f"{folder}: {_text(found)} ({said}) is not a scale; it must be above 0, such as 100")
     if found.bias is None:
         return SoftmaxScoring(logit_scale=found.scale), said
     return SigmoidScoring(logit_scale=found.scale, logit_bias=found.bias), said

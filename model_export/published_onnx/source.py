@@ -161,11 +161,11 @@ def read_published(folder: Path, options: OnnxOptions | None = None, variant: st
 
 def _paths(folder: Path, variant: str) -> tuple[Path, Path]:
     if variant not in VARIANTS:
-        raise SourceError(f"there is no variant {variant!r}; the names are {', '.join(VARIANTS)}")
+        raise SourceError(f"unknown variant {variant!r}; the names are {', '.join(VARIANTS)}")
     paths = layout.graph_path(folder, IMAGE_GRAPH, variant), layout.graph_path(folder, TEXT_GRAPH, variant)
     if absent := [path for path in paths if not path.exists()]:
-        there = ", ".join(layout.variants(folder)) or "none of them whole"
-        raise SourceError(f"{absent[0]}: is not there; variants of which both encoders are: {there}")
+        there = ", ".join(layout.variants(folder)) or "none"
+        raise SourceError(f"{absent[0]}: is missing; complete variants: {there}")
     return paths
 
 

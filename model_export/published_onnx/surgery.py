@@ -1,7 +1,7 @@
-"""Surgery on published encoders: the same graph, with the input and the output that a bundle promises.
+"""Gives published encoders the input and the output that a bundle promises.
 
-The models are changed in place, so that large weights are held once. What is added is written in operators that every
-provider has, and computes in float32 whatever the graph itself computes in.
+Models are changed in place, so large weights are in memory once. Added operators exist in every provider, and compute
+in float32 whatever the precision of the graph.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ from service.model.manifest import ImageSection, TextSection
 PIXELS: Final = "pixels"
 IDS: Final = "ids"
 VECTORS: Final = "vectors"
-"""As in the graphs that are exported from torch."""
+"""Names as in graphs that are exported from torch."""
 
 BATCH: Final = "batch"
 LENGTH: Final = "length"
 
 _MAX_BYTE: Final = 255.0
 _ADDED: Final = "served"
-"""Before the names of all values that are added."""
+"""Prefix of the names of added values."""
 _MOVED: Final = "source"
-"""Before the names that the source gave to other values than we do."""
+"""Prefix of the source's names that collide with ours."""
 
 _MIN_IR: Final = 8
-"""From 4 on, weights need not be listed as inputs; 8 is of the time of opset 15 and read by every runtime in use."""
+"""From 4 on, weights need not be listed as inputs; 8, of the time of opset 15, is read by every runtime in use."""
 _AXES_ARE_INPUTS: Final = 13
-"""The opset since which ReduceSum takes its axes as an input."""
+"""From this opset on, ReduceSum takes its axes as an input."""
 
 _RAW_TYPES: Final = frozenset(
     {
@@ -53,7 +53,7 @@ Step = tuple[str, tuple[str, ...], dict[str, Any]]
 def serve_images(model: ModelProto, encoder: Encoder, section: ImageSection, *, dim: int) -> None:
     """Make a graph take uint8 ``pixels [batch, height, width, 3]`` and give float32 ``vectors [batch, dim]``."""
     graph = model.graph
-    _rename(graph, _out_of_the_way(graph))
+    _rename(graph, _collisions(graph))
     deviation = np.asarray(section.std, np.float64)
     # (x / 255 - mean) / std as one multiplication and one addition over [batch, 3, height, width].
     scale = _constant(graph, "pixel_scale", _channels(1 / (_MAX_BYTE * deviation)))
@@ -78,11 +78,11 @@ def _channels(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 def serve_texts(model: ModelProto, encoder: Encoder, section: TextSection, *, dim: int) -> None:
     """Make a graph take int64 ``ids [batch, length]`` alone and give float32 ``vectors [batch, dim]``.
 
-    The length is the context with padding ``fixed``, dynamic otherwise. A mask becomes ones, for a text encoder of
-    this kind was trained to read padding as it is, or never sees it.
+    The length is the context with padding ``fixed``, dynamic otherwise. A mask becomes ones: such a text encoder was
+    trained to attend to padding, or never attends to it.
     """
     graph = model.graph
-    names = _out_of_the_way(graph)
+    names = _collisions(graph)
     before: list[NodeProto] = []
     if encoder.inputs[INPUT_IDS] == TensorProto.INT64:
         names[INPUT_IDS] = IDS
@@ -141,7 +141,7 @@ def _unit_length(model: ModelProto, encoder: Encoder) -> list[NodeProto]:
         reduce = helper.make_node("ReduceSum", [square, axes], [total], name=total, keepdims=1)
     return [
         *nodes,
-        # Not ReduceL2: behind it ONNX Runtime's tools cannot infer shapes, and without these they fuse nothing.
+        # Not ReduceL2: ONNX Runtime's tools cannot infer shapes behind it, and without shapes they fuse nothing.
         helper.make_node("Mul", [name, name], [square], name=square),
         reduce,
         helper.make_node("Sqrt", [total], [norm], name=norm),
@@ -150,7 +150,7 @@ def _unit_length(model: ModelProto, encoder: Encoder) -> list[NodeProto]:
 
 
 def _chain(start: str, end: str, steps: list[Step]) -> list[NodeProto]:
-    """Put operators one behind the other, from the value ``start`` to the value ``end``."""
+    """Chain operators from the value ``start`` to the value ``end``."""
     nodes = []
     for index, (operator, others, attributes) in enumerate(steps):
         out = end if index == len(steps) - 1 else f"{_ADDED}/{end}/{index}"
@@ -165,8 +165,8 @@ def _constant(graph: GraphProto, name: str, value: npt.NDArray[Any]) -> str:
     return full
 
 
-def _out_of_the_way(graph: GraphProto) -> dict[str, str]:
-    """Find other names for values that happen to have one of ours."""
+def _collisions(graph: GraphProto) -> dict[str, str]:
+    """Return new names for values whose name collides with one of ours."""
     taken = {name for inner in nested(graph) for name in _values(inner)}
     return {
         name: f"{_MOVED}/{name}"
@@ -181,7 +181,7 @@ def _values(graph: GraphProto) -> set[str]:
 
 
 def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Give values other names, in a graph and in those inside its nodes."""
+    """Rename values in a graph and in the graphs inside its nodes."""
     for inner in nested(graph):
         for node in inner.node:
             for field in (node.input, node.output):
@@ -193,7 +193,7 @@ def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _encode_alike(graph: GraphProto) -> None:
-    """Store equal weights as equal bytes, however they came; lists of numbers take up to three times the space."""
+    """Store equal weights as equal bytes, in any source; lists of numbers take up to three times the space."""
     for inner in nested(graph):
         for tensor in tensors(inner):
             if tensor.data_type in _RAW_TYPES and not tensor.raw_data:

@@ -1,4 +1,4 @@
-"""The use case: published ONNX encoders become a bundle, measured against themselves before it gets its name."""
+"""Writes a bundle of published ONNX encoders, once it agrees with the published graphs."""
 
 import json
 import tempfile
@@ -34,8 +34,8 @@ SAME_GRAPH: Final[dict[Precision, Thresholds]] = {
     "int8": Thresholds(2e-2, 0.999),
     "int4": Thresholds(5e-3, 0.9999),
 }
-"""By precision: how far a bundle may be from its source's own graphs on the same batch. Both are the same arithmetic
-but for the last bit of a pixel; where activations are rounded to fp16 or int8, that bit moves a value by a step."""
+"""Allowed difference between a bundle and its source's graphs on the same batch, by precision. Both compute the same
+except for the last bit of a pixel; if activations are rounded to fp16 or int8, that bit moves a value by a step."""
 
 
 def write_bundle(source: OnnxSource, out: Path, *, listener: Listener, force: bool = False) -> Manifest:
@@ -44,11 +44,11 @@ def write_bundle(source: OnnxSource, out: Path, *, listener: Listener, force: bo
     Args:
         source: the encoders, already read and checked.
         out: the bundle's folder, which must not exist unless ``force`` is set.
-        listener: hears of each step.
-        force: replace a bundle that is at ``out``.
+        listener: receives each step.
+        force: replace an existing bundle.
 
     Returns:
-        The manifest that was written.
+        The written manifest.
 
     Raises:
         SourceError: a graph cannot be read, or ONNX Runtime refuses it.
@@ -56,7 +56,7 @@ def write_bundle(source: OnnxSource, out: Path, *, listener: Listener, force: bo
         ParityError: the bundle does not compute what the source's graphs compute; nothing is written.
         ProviderUnavailable: ONNX Runtime is not installed.
     """
-    resolve("cpu")  # what will be measured with must be there before the long work, not after it
+    resolve("cpu")  # a missing runtime must fail before the long work
     with staged(out, force=force) as stage, tempfile.TemporaryDirectory(prefix="anyclass-") as folder:
         image, text = (_plain(path, Path(folder) / path.stem) for path in (source.image_path, source.text_path))
         started = time.monotonic()
@@ -109,13 +109,13 @@ def _write(model: ModelProto, path: Path, source: Path, started: float) -> Graph
 
 
 def _bundle(source: OnnxSource, stage: Path, section: TextSection) -> Bundle:
-    """Open what is written so far: the engine reads bundles, so what is measured is one, only without its measures."""
+    """Open the unfinished bundle, whose parity is still unknown: the engine reads bundles only."""
     write_manifest(source, stage, precision=source.precision, text=section, parity=None)
     return load_bundle(stage)
 
 
 def _padding(texts: TextReference, section: TextSection) -> Check:
-    """Say how texts are padded, and why."""
+    """Return the check that states the padding of texts, and its reason."""
     if texts.padding == "longest":
         detail = f"moves vectors by {texts.difference:.0e} at most, so texts keep their length"
     elif texts.difference is not None:
@@ -126,7 +126,7 @@ def _padding(texts: TextReference, section: TextSection) -> Check:
 
 
 def _same_batch(bundle: Bundle, inputs: Inputs, images: Reference, texts: Reference) -> list[Check]:
-    """Compare bundle and source on equal batches, where even graphs whose ranges depend on the batch must agree."""
+    """Compare bundle and source on equal batches, on which graphs whose ranges depend on the batch agree too."""
     comparison = Comparison(SAME_GRAPH[bundle.manifest.precision])
     engine = OnnxEngine.load(bundle, "cpu", force_precision=True)
     try:

@@ -1,1 +1,1 @@
-"""Files of weights to tensors, without running their code."""
+"""Reads tensors from weights files without running any code in them."""

@@ -1,9 +1,9 @@
 """Reads the pickle of a TorchScript archive without running any of it.
 
-A pickle is a program for a small stack machine, and two of its instructions call what it names. This is that machine
+A pickle is a program for a small stack machine, two of whose instructions call named functions. This is that machine
 with a closed list: the instructions that torch's own writer uses (torch/csrc/jit/serialization/pickler.h), and nine
-names that rebuild tensors and plain containers, each done here, none looked up or called. A script module becomes an
-inert `ScriptObject`. Any other name or instruction ends the reading.
+names that rebuild tensors and plain containers. Those are implemented here; no name is looked up or called. A script
+module becomes an inert `ScriptObject`. Any other name or instruction ends the reading.
 """
 
 import pickletools
@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from model_export.errors import SourceError
+from model_export.errors import SourceError, first_line
 
 STORAGES: Final[Mapping[str, torch.dtype]] = {
     "torch.FloatStorage": torch.float32,
@@ -34,15 +34,15 @@ STORAGES: Final[Mapping[str, torch.dtype]] = {
 }
 
 SCRIPT_CLASSES: Final = "__torch__."
-"""Where TorchScript keeps the classes of its modules."""
+"""Prefix of the classes of TorchScript's modules."""
 
 MAX_DIMENSIONS: Final = 8
 
 _LONGEST: Final = 200
-"""Characters of what is said of a pickle; a name in it may have millions."""
+"""Characters of a message about a pickle; a name in it may have millions."""
 
 Storage = Callable[[str, torch.dtype, int], Tensor]
-"""Gives a storage's elements, one-dimensional, by its key, dtype and number of elements."""
+"""Returns a storage's elements, one-dimensional, by its key, dtype and number of elements."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,28 @@ class Name:
 
 @dataclass(eq=False)
 class ScriptObject:
-    """A script module: what it holds, by name, without any behaviour."""
+    """A script module: its attributes by name, without any behaviour."""
 
     attributes: dict[Any, object] = field(default_factory=dict)
 
 
 class _WrongError(Exception):
-    """The pickle does something that torch's writer never does."""
+    """The pickle holds what torch's writer never writes."""
 
 
 def read_pickle(content: bytes, storage: Storage, path: Path) -> object:
-    """Build what a pickle describes.
+    """Build the objects that a pickle describes.
 
     Args:
         content: the pickle.
-        storage: gives the elements of a storage that the pickle refers to.
-        path: the file it is from, for what is said of it.
+        storage: returns the elements of a storage that the pickle refers to.
+        path: of the file, for messages.
 
     Returns:
         Script modules as `ScriptObject`, tensors, and Python's numbers, strings, tuples, lists and dicts.
 
     Raises:
-        SourceError: the pickle names what is not on the list, or it is damaged.
+        SourceError: the pickle uses a name or instruction that is not on the list, or it is damaged.
     """
     machine = _Machine(storage)
     try:
@@ -84,15 +84,15 @@ def read_pickle(content: bytes, storage: Storage, path: Path) -> object:
         return machine.stack.pop()
     except _WrongError as exc:
         raise SourceError(
-            f"{path}: was refused, for its pickle uses {_first_line(exc)}, which could run code; nothing of it was run"
+            f"{path}: was refused: its pickle uses {_shown(exc)}, which could run code; none of it was run"
         ) from exc
     except (IndexError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as exc:
-        # The pickle takes from an empty stack, or hands over values of other kinds or shapes.
-        raise SourceError(f"{path}: its pickle is damaged ({_first_line(exc)}); download it again") from exc
+        # The pickle pops from an empty stack, or passes values of other types or shapes.
+        raise SourceError(f"{path}: its pickle is damaged ({_shown(exc)}); download it again") from exc
 
 
 def instructions(pickle: bytes | BytesIO) -> Iterator[tuple[str, object]]:
-    """Yield the instructions of a pickle with their arguments, by pickletools' names, without following them.
+    """Yield the instructions of a pickle with their arguments, by pickletools' names, without executing them.
 
     Raises:
         ValueError: the pickle is damaged.
@@ -159,7 +159,7 @@ class _Machine:
     def set_items(self, pairs: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not dict:
-            raise TypeError("items for what is not a dict")
+            raise TypeError("items for a value that is no dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if not isinstance(key, str | int):  # the hash of nested tuples can take forever
                 raise TypeError(f"a key that is {_kind(key)}")
@@ -168,7 +168,7 @@ class _Machine:
     def append(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not list:
-            raise TypeError("values for what is not a list")
+            raise TypeError("values for a value that is no list")
         target.extend(values)
 
     def storage_of(self, _: object) -> None:
@@ -253,5 +253,5 @@ def _kind(value: object) -> str:
     return value.full if isinstance(value, Name) else f"a {type(value).__name__}"
 
 
-def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).splitlines()), type(exc).__name__)[:_LONGEST]
+def _shown(exc: Exception) -> str:
+    return first_line(exc)[:_LONGEST]

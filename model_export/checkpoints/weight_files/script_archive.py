@@ -1,4 +1,4 @@
-"""The weights of a TorchScript archive, such as OpenAI's published ones; its code is not read, let alone run.
+"""Reads the weights of a TorchScript archive, such as those OpenAI published, but never its code.
 
 An archive is a zip file: ``data.pkl`` describes a tree of modules, ``data/0``, ``data/1``, … hold the numbers, and
 ``code/`` the program. ``torch.load(weights_only=True)`` refuses it, and ``torch.jit.load`` would compile the program.
@@ -17,7 +17,7 @@ MAX_DEPTH = 32
 """Modules inside modules; CLIP has seven."""
 
 MAX_ATTRIBUTES = 1_000_000
-"""Of all modules. A hostile tree could hold one module again and again, and have more names than memory has room."""
+"""Of all modules. A hostile tree could repeat one module until its names fill the memory."""
 
 MAX_NAME = 256
 
@@ -29,7 +29,7 @@ def read_script_archive(path: Path) -> dict[str, Tensor]:
         Tensors by their full names, as ``visual.conv1.weight``.
 
     Raises:
-        SourceError: the file is cut short or damaged, or its pickle names what only code would need.
+        SourceError: the file is truncated or damaged, or its pickle uses names that only code needs.
     """
     with ZipRecords(path) as records:
         if "byteorder" in records and records.read("byteorder", limit=64) != b"little":
@@ -52,9 +52,7 @@ def read_script_archive(path: Path) -> dict[str, Tensor]:
 def _storage(records: ZipRecords, path: Path, key: str, dtype: torch.dtype, count: int) -> Tensor:
     record = f"data/{key}"
     if records.size(record) != count * dtype.itemsize:
-        raise SourceError(
-            f"{path}: its record {record} has {records.size(record)} bytes, {count} of {dtype} were said to be there"
-        )
+        raise SourceError(f"{path}: its record {record} has {records.size(record)} bytes instead of {count} {dtype}")
     if count == 0:
         return torch.empty(0, dtype=dtype)
     return torch.frombuffer(records.read(record), dtype=dtype)
@@ -68,10 +66,10 @@ def _tensors(root: ScriptObject, path: Path) -> dict[str, Tensor]:
         place, module = waiting.pop()
         seen += len(module.attributes)
         if len(place) > MAX_DEPTH or seen > MAX_ATTRIBUTES:
-            raise SourceError(f"{path}: its modules are nested without end")
+            raise SourceError(f"{path}: its modules are nested too deep")
         for name, value in module.attributes.items():
             if not isinstance(name, str) or len(name) > MAX_NAME:
-                raise SourceError(f"{path}: a module of it has an attribute without a proper name")
+                raise SourceError(f"{path}: one of its modules has an attribute without a proper name")
             if isinstance(value, ScriptObject):
                 waiting.append(((*place, name), value))
             elif isinstance(value, Tensor):

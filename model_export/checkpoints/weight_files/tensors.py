@@ -1,8 +1,8 @@
-"""Tensors by name out of a weights file, without executing anything that is in it.
+"""Reads tensors by name from a weights file, without executing anything in it.
 
-The first bytes say what a file is, not its name: safetensors; a zip file of ``torch.save``, read with
-``weights_only=True``; one of ``torch.jit.save``, which that refuses, so that `script_archive` reads it; or a pickle of
-torch before 1.6, read with ``weights_only=True`` too.
+The first bytes decide the format, not the name: safetensors; a zip file of ``torch.save``, read with
+``weights_only=True``; one of ``torch.jit.save``, which that refuses and `script_archive` reads; or a pickle of torch
+before 1.6, read with ``weights_only=True`` too.
 """
 
 import json
@@ -20,23 +20,23 @@ from model_export.checkpoints.layouts import WeightsFormat, weights_format
 from model_export.checkpoints.weight_files.inert_pickle import instructions
 from model_export.checkpoints.weight_files.script_archive import read_script_archive
 from model_export.checkpoints.weight_files.zip_records import MAX_PICKLE, ZipRecords
-from model_export.errors import SourceError
+from model_export.errors import SourceError, first_line
 
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
-"""Of the files in which weights are published, the safest first."""
+"""Suffixes of published weights, the safest first."""
 
 WRAPPERS: Final = ("module.", "_orig_mod.")
-"""What ``DistributedDataParallel`` and ``torch.compile`` put before every name."""
+"""Prefixes that ``DistributedDataParallel`` and ``torch.compile`` add to every name."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read every tensor of a weights file, in the dtype it was saved in, on the CPU.
 
-    A training checkpoint's ``state_dict`` is unwrapped, and what wrappers put before all names is taken off. Tensors
-    may be mapped from the file: it must stay as it is while they are in use.
+    A training checkpoint's ``state_dict`` is unwrapped, and wrappers' prefixes are removed. Tensors may be mapped from
+    the file, which must not change while they are in use.
 
     Raises:
-        SourceError: the file is not there, not a weights file, cut short, holds what is not a tensor, or wants to run
+        SourceError: the file is missing, no weights file, truncated, holds other values than tensors, or wants to run
             code.
     """
     kind = weights_format(path)
@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def is_script_archive(path: Path) -> bool:
-    """Whether a file is a TorchScript archive; False where it cannot be read."""
+    """Return whether a file is a TorchScript archive; False if it cannot be read."""
     try:
         if weights_format(path) is not WeightsFormat.ZIP:
             return False
@@ -57,9 +57,9 @@ def is_script_archive(path: Path) -> bool:
 
 
 def peek_names(path: Path) -> frozenset[str]:
-    """Return the names in a weights file without reading its tensors; none where they cannot be told.
+    """Return the names in a weights file without reading its tensors; none if they cannot be read.
 
-    They are the tensors' full names; of a TorchScript archive, where names are not joined, all parts of them.
+    They are the tensors' full names; of a TorchScript archive, which stores names in parts, all parts.
     """
     try:
         kind = weights_format(path)
@@ -83,7 +83,7 @@ def _zip_names(path: Path) -> list[str]:
 def _pickle_names(path: Path) -> list[str]:
     with path.open("rb") as stream:
         start = BytesIO(stream.read(MAX_PICKLE))
-    # Before the weights stand three small pickles: a magic number, the protocol, the machine.
+    # Three small pickles come before the weights: a magic number, the protocol, the machine.
     return [name for _ in range(4) for name in _strings(start)]
 
 
@@ -107,10 +107,8 @@ def _bare(name: str) -> str:
 def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
-    except Exception as exc:  # SafetensorError, but also what torch says of sizes and dtypes
-        raise SourceError(
-            f"{path}: is not a readable safetensors file ({_first_line(exc)}); download it again"
-        ) from exc
+    except Exception as exc:  # SafetensorError, but also torch's errors about sizes and dtypes
+        raise SourceError(f"{path}: is not a readable safetensors file ({first_line(exc)}); download it again") from exc
 
 
 def _read_zip(path: Path) -> object:
@@ -123,12 +121,12 @@ def _read_zip(path: Path) -> object:
     except Exception as exc:  # the library raises nearly everything
         try:
             unsafe = sorted(get_unsafe_globals_in_checkpoint(path))
-        except Exception:  # noqa: BLE001 - the first error is the one to tell of
+        except Exception:  # noqa: BLE001 - the first error is the one to report
             unsafe = []
         if unsafe:
             raise SourceError(
-                f"{path}: was refused, for its pickle uses {', '.join(unsafe[:3])}, which could run code; nothing of "
-                "it was run; save the weights alone, best as safetensors"
+                f"{path}: was refused: its pickle uses {', '.join(unsafe[:3])}, which could run code; none of it was "
+                "run; save the weights alone, best as safetensors"
             ) from exc
         raise _unreadable(path, exc) from exc
 
@@ -149,8 +147,8 @@ _READERS: Final[Mapping[WeightsFormat, Callable[[Path], object]]] = {
 
 def _unreadable(path: Path, exc: Exception) -> SourceError:
     return SourceError(
-        f"{path}: is damaged, or holds more than tensors, which could run code; nothing of it was run "
-        f"({_first_line(exc)})"
+        f"{path}: is damaged, or holds more than tensors, which could run code; none of it was run; download it again, "
+        f"or save the weights alone ({first_line(exc)})"
     )
 
 
@@ -183,7 +181,3 @@ def _advice(path: Path) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer: run `git lfs pull`"
     return "download it again" if start else "it is empty"
-
-
-def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).splitlines()), type(exc).__name__)

@@ -1,6 +1,6 @@
-"""The records of a zip file that torch wrote, each as large as the file says and no larger.
+"""Reads the records of a zip file that torch wrote, within the sizes that the file states.
 
-torch stores tensors uncompressed, so that no record can be larger than the file that holds it. A compressed record is
+torch stores tensors uncompressed, so no record can be larger than the file that holds it. A compressed record is
 refused: it could grow without bound when it is read.
 """
 
@@ -15,14 +15,14 @@ from typing import Self
 from model_export.errors import SourceError
 
 MAX_PICKLE = 16 << 20
-"""Bytes. The largest published model's is below a megabyte: it holds names and shapes, the numbers are elsewhere."""
+"""Bytes. The largest published model's is below a megabyte: it holds names and shapes, but no numbers."""
 
 _CHUNK = 4 << 20
 
 _PICKLE = re.compile(r"(?P<root>[^/]+)/data\.pkl")
 
 _ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError, OSError)
-"""What `zipfile` raises for a corrupt, cut, encrypted or exotic file, or for one that cannot be read."""
+"""Exceptions of `zipfile` for a corrupt, truncated, encrypted, exotic or unreadable file."""
 
 
 class ZipRecords:
@@ -32,14 +32,14 @@ class ZipRecords:
         """Open the file and read its table of records.
 
         Raises:
-            SourceError: it is not such a file, or it is cut short.
+            SourceError: torch did not write the file, or it is truncated.
         """
         self._path = path
         try:
             self._size = path.stat().st_size
             self._zip = zipfile.ZipFile(path)
         except _ERRORS as exc:
-            raise SourceError(f"{path}: is cut short or corrupt ({exc}); download it again") from exc
+            raise SourceError(f"{path}: is truncated or corrupt ({exc}); download it again") from exc
         roots = [found["root"] for found in map(_PICKLE.fullmatch, self._zip.namelist()) if found]
         if len(roots) != 1:
             self._zip.close()
@@ -60,11 +60,11 @@ class ZipRecords:
 
     @property
     def is_script(self) -> bool:
-        """Whether the file holds a TorchScript module, of ``torch.jit.save`` and not of ``torch.save``."""
+        """Whether the file holds a TorchScript module, written by ``torch.jit.save``."""
         return "constants.pkl" in self
 
     def require_stored(self) -> None:
-        """Check that reading every record takes no more memory than the file is large.
+        """Check that reading every record takes no more memory than the file's size.
 
         Raises:
             SourceError: a record is compressed, or records overlap.
@@ -87,10 +87,10 @@ class ZipRecords:
 
         Args:
             name: inside the archive's one folder, such as ``data/0``.
-            limit: the most bytes the record may have; by default what the file has.
+            limit: maximum size of the record in bytes; by default the file's.
 
         Raises:
-            SourceError: there is no such record, it is compressed, too large, or its bytes are damaged.
+            SourceError: the record is missing, compressed, too large or damaged.
         """
         info = self._info(name)
         self._require_stored(info)
@@ -99,12 +99,12 @@ class ZipRecords:
         content = bytearray()
         try:
             with self._zip.open(info) as stream:
-                while chunk := stream.read(_CHUNK):  # at the end of it the checksum is compared
+                while chunk := stream.read(_CHUNK):  # the last read compares the checksum
                     content += chunk
         except _ERRORS as exc:
             raise SourceError(f"{self._path}: its record {name} is damaged ({exc}); download it again") from exc
         if len(content) != info.file_size:
-            raise SourceError(f"{self._path}: its record {name} is cut short; download it again")
+            raise SourceError(f"{self._path}: its record {name} is truncated; download it again")
         return content
 
     def _info(self, name: str) -> zipfile.ZipInfo:

@@ -38,7 +38,7 @@ def _named(config: ClipConfig, arch: str, activation: Activation | None, path: P
     stated = arch.casefold().endswith("quickgelu") or arch.startswith("openai/")
     if config.text.activation == "quick_gelu" and not stated:
         raise SourceError(
-            f"{path}: does not tell its activation, and {arch} was trained with both; add --activation quick_gelu "
+            f"{path}: does not state its activation, and {arch} was trained with both; add --activation quick_gelu "
             "(OpenAI's weights) or --activation gelu (most of open_clip's)"
         )
     return config

@@ -27,8 +27,8 @@ INITIAL_LOGIT_SCALE = 1 / 0.07
 class ClipModel(TwoTowers):
     """Two encoders and the learned logit scale.
 
-    ``logit_scale`` is kept as its logarithm (paper, section 2.3), starts at ln(1 / 0.07), and is clipped so that
-    the scale never passes 100.
+    ``logit_scale`` is the scale's logarithm (paper, section 2.3). It starts at ln(1 / 0.07), and is clipped so that the
+    scale never exceeds 100.
     """
 
     def __init__(self, config: ClipConfig) -> None:
@@ -40,7 +40,7 @@ class ClipModel(TwoTowers):
 
     @torch.no_grad()
     def clip_logit_scale(self) -> None:
-        """Hold the scale at 100 or below; called after each optimiser step."""
+        """Clip the scale to 100; called after each optimiser step."""
         self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 

@@ -14,7 +14,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """Bottleneck block whose stride is an average pool after the second convolution, never a strided one."""
+    """Bottleneck block whose stride is an average pool after the second convolution, not a strided convolution."""
 
     def __init__(self, inplanes: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -25,12 +25,12 @@ class Bottleneck(nn.Module):
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(planes, planes * EXPANSION, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * EXPANSION)
-        # The residual branch starts at zero, so that a new block is the identity.
+        # The residual branch starts at zero, so a new block is the identity.
         nn.init.zeros_(self.bn3.weight)
         self.relu = nn.ReLU()
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or inplanes != planes * EXPANSION:
-            # The names of the public checkpoints: "-1" is the parameterless pool.
+            # Names of the public checkpoints: "-1" is the pool, which has no parameters.
             self.downsample = nn.Sequential(
                 OrderedDict(
                     {

@@ -87,7 +87,7 @@ def _read(fields: Mapping[str, Any], activation: Activation | None, path: Path) 
     config = _config(checked(_OpenClip, fields, path), path)
     said = config.text.activation
     if activation not in {None, said}:
-        raise SourceError(f"{path}: says the activation, {said}; leave --activation out")
+        raise SourceError(f"{path}: states the activation, {said}; leave --activation out")
     return config
 
 
@@ -120,7 +120,7 @@ def _image_tower(model: _OpenClip, path: Path) -> ImageTowerConfig:
             raise SourceError(f"{path}: vision_cfg.head_width of a ResNet must be 64, not {vision.head_width}")
         return ModifiedResNetConfig(image_size=size, layers=vision.layers, width=vision.width)
     if vision.patch_size is None:
-        raise SourceError(f"{path}: vision_cfg.patch_size is not said")
+        raise SourceError(f"{path}: vision_cfg.patch_size is missing")
     return VisionTransformerConfig(
         image_size=size,
         patch_size=vision.patch_size,
@@ -135,7 +135,7 @@ def _image_tower(model: _OpenClip, path: Path) -> ImageTowerConfig:
 def _activation(model: _OpenClip, gelu: Gelu | None, path: Path) -> Activation:
     if model.quick_gelu:
         if gelu is not None:
-            raise SourceError(f"{path}: says quick_gelu, and act_kwargs, which are GELU's")
+            raise SourceError(f"{path}: states quick_gelu and act_kwargs, which exclude each other")
         return "quick_gelu"
     return "gelu_tanh" if gelu is not None and gelu.approximate == "tanh" else "gelu"
 

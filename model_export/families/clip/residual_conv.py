@@ -1,9 +1,9 @@
 """A residual convolutional image tower for small pictures.
 
 At 32x32 the ModifiedResNet's stem would leave a 1x1 feature map, and a ViT learns slowly from a hundred thousand
-pictures. Few wide 3x3 convolutions with early pooling do well there (He et al. 2016; the CIFAR speed-run line
-of networks). The stages are fully convolutional and the pool is global, so that the tower can be trained at
-smaller sizes first.
+pictures. A few wide 3x3 convolutions with early pooling do well at that size (He et al. 2016; the CIFAR speed-run line
+of networks). The stages are fully convolutional and the pool is global, so the tower can be trained at smaller sizes
+first.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class ConvStage(nn.Module):
         self.bn3 = nn.BatchNorm2d(channels_out)
         self.act = nn.GELU()
         for conv in (self.conv1, self.conv2, self.conv3):
-            # The first input channels pass through unchanged, so that signal and gradient reach every layer
-            # from the first step on; the channels beyond keep the usual random start.
+            # The first input channels pass through unchanged, so signal and gradient reach every layer from the first
+            # step on; the other channels keep the usual random start.
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ class LearnedStem(nn.Module):
 class WhiteningStem(nn.Module):
     """Patches of 2x2 pixels in their principal directions, each of unit variance, beside their negatives.
 
-    Neighbouring pixels of photos are nearly equal, so a learned first layer sees one large direction and eleven tiny
-    ones; whitened, all count alike from the first step on (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single
-    GPU", section 3.2). The kernel comes from pictures, by :meth:`whiten`, and is not trained; the bias is.
+    Neighbouring pixels of photos are nearly equal, so a learned first layer has one large direction and eleven tiny
+    ones; whitened, all have the same weight from the first step on (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a
+    single GPU", section 3.2). The kernel comes from pictures, by :meth:`whiten`, and is not trained; the bias is.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class ResidualConv(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels: float ``[batch, 3, h, w]`` to ``[batch, embed_dim]``."""
         views = [pixels] if self.training else self._views(pixels)
-        # Side by side in the batch, so that each convolution runs once.
+        # Views share a batch, so each convolution runs once.
         several = torch.stack(views, dim=1).flatten(0, 1) if len(views) > 1 else views[0]  # [views b, 3, h, w]
         x = self.stages(self.stem(several)).amax(dim=(2, 3))
         if len(views) > 1:
@@ -118,7 +118,7 @@ class ResidualConv(nn.Module):
 
 
 def _moved(pixels: Tensor, right: int, down: int) -> Tensor:
-    """Move a picture's content by whole pixels; what is reflected at the border fills the rest."""
+    """Move a picture's content by whole pixels; reflection at the border fills the rest."""
     if right == down == 0:
         return pixels
     height, width = pixels.shape[2:]

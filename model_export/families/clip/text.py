@@ -10,7 +10,7 @@ from model_export.families.clip.config import TextTransformerConfig
 
 
 class TextTransformer(nn.Module):
-    """Token ids to one vector a text: the final LayerNorm's output at the first end-of-text token, projected."""
+    """Encodes a text as the final LayerNorm's output at its first end-of-text token, projected."""
 
     causal_mask: Tensor
 
@@ -46,8 +46,8 @@ class TextTransformer(nn.Module):
         """Encode texts.
 
         Args:
-            ids: int64 ``[batch, length]``, ``length`` at most the context. Every row holds an end-of-text id;
-                what follows it changes nothing, because attention is causal.
+            ids: int64 ``[batch, length]``, ``length`` at most the context. Every row holds an end-of-text id; later
+                ids change nothing, because attention is causal.
 
         Returns:
             float ``[batch, embed_dim]``, not of unit length.

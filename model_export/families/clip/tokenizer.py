@@ -15,7 +15,7 @@ from typing import Final
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from model_export.errors import SourceError
+from model_export.errors import SourceError, first_line
 from model_export.families.clip.bpe import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, WORD_PATTERN
 from model_export.families.tokenizers import (
     MERGES,
@@ -25,7 +25,6 @@ from model_export.families.tokenizers import (
     VOCABULARY,
     OpenTokenizer,
     TokenizerSettings,
-    first_line,
     open_tokenizer_json,
 )
 from model_export.files import decoded, read, read_object

@@ -21,7 +21,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        # The blocks keep PyTorch's own initialisation: the reference scales only the text tower's.
+        # The blocks keep PyTorch's initialisation: the reference scales only the text tower's.
         self.blocks = nn.ModuleList(
             ResidualAttentionBlock(width, config.heads, config.activation, mlp_width=config.mlp_width)
             for _ in range(config.layers)

@@ -1,7 +1,4 @@
-"""SigLIP: two towers whose pairs are scored one by one, by a sigmoid (Zhai et al. 2023).
-
-The towers are those of the published checkpoints, as ``SiglipModel`` of transformers computes them.
-"""
+"""SigLIP's two towers (Zhai et al. 2023), as ``SiglipModel`` of transformers computes the published checkpoints."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ INITIAL_LOGIT_BIAS = -10.0
 
 
 class SiglipModel(TwoTowers):
-    """Two encoders, the learned logit scale, kept as its logarithm, and the learned logit bias.
+    """Two encoders, the learned logit scale's logarithm, and the learned logit bias.
 
-    They start at ln 10 and -10 (paper, section 3.2): with one positive among many negatives, a model that says
-    "no" to every pair is nearly right.
+    They start at ln 10 and -10 (paper, section 3.2): with one positive among many negatives, a model that rejects every
+    pair is nearly right.
     """
 
     def __init__(self, config: SiglipConfig) -> None:
@@ -35,7 +32,7 @@ class SiglipModel(TwoTowers):
 
 
 class AttentionPool(nn.Module):
-    """Attention over the patches with one learned query, the probe, and an MLP behind it (Zhai et al. 2022)."""
+    """Attention over the patches with one learned query, the probe, then an MLP (Zhai et al. 2022)."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -48,14 +45,14 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool float ``[batch, patches, width]`` to ``[batch, width]``."""
-        # The probe is not repeated for each picture: its query depends on no input, so that runtimes fold it.
+        # The probe is not repeated for each picture: its query depends on no input, so runtimes fold it.
         pooled = self.attn(self.probe, memory=x)[:, 0]
         out: Tensor = pooled + self.mlp(self.ln(pooled))
         return out
 
 
 class SiglipImageTower(nn.Module):
-    """Patches through pre-norm blocks, then the attention pool; there is no projection."""
+    """Patches through pre-norm blocks, then the attention pool, without a projection."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -76,7 +73,7 @@ class SiglipImageTower(nn.Module):
 
 
 class SiglipTextTower(nn.Module):
-    """Token ids through blocks that see the whole text; the last position's output is projected, with a bias."""
+    """Token ids through blocks that attend to the whole text; the last position's output is projected, with a bias."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -91,8 +88,8 @@ class SiglipTextTower(nn.Module):
         """Encode texts.
 
         Args:
-            ids: int64 ``[batch, context]``, padded to the context as in training. Padding is seen like any token,
-                so that a trimmed text would get another vector.
+            ids: int64 ``[batch, context]``, padded to the context as in training. Padding is attended to like any
+                token, so a trimmed text would get another vector.
 
         Returns:
             float ``[batch, embed_dim]``, not of unit length.

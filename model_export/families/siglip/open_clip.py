@@ -92,7 +92,7 @@ def _config(model: _OpenSiglip, path: Path) -> SiglipConfig:
     vision, text = model.vision_cfg, model.text_cfg
     found = _TIMM_NAME.fullmatch(vision.timm_model_name)
     if found is None or found["width"] not in _TIMM_WIDTHS:
-        raise SourceError(f"{path}: its image tower is timm's {vision.timm_model_name}, whose shape is not known here")
+        raise SourceError(f"{path}: its image tower is timm's {vision.timm_model_name}, whose shape is unknown")
     size = square_side(vision.image_size, path)
     if size != int(found["size"]):
         raise SourceError(f"{path}: image_size {size} is not that of timm's {vision.timm_model_name}")

@@ -52,7 +52,7 @@ def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> TextTokens:
     known = _SPECIALS.get(vocab_size)
     if known is None and not {"eos_token", "pad_token"} <= settings.fields.keys():
         raise SourceError(
-            f"{settings.path}: does not say eos_token and pad_token, and {vocab_size} tokens are none of SigLIP's "
+            f"{settings.path}: lacks eos_token and pad_token, and {vocab_size} tokens are none of SigLIP's "
             "vocabularies; add both tokens to it"
         )
     known = known or _Specials("", "")

@@ -87,7 +87,7 @@ def read_siglip_tokenizer(folder: Path, *, tokenizer: Path | None, vocab_size: i
 def _generation(settings: TokenizerSettings) -> _Generation:
     if not settings.path.exists():
         raise SourceError(
-            f"{settings.path}: is not there; it says how texts are canonicalised; take it from the weights' source"
+            f"{settings.path}: is missing; it says how texts are canonicalised; take it from the weights' source"
         )
     name = str(settings.fields.get("tokenizer_class"))
     generation = _GENERATIONS.get(name.removesuffix("Fast"))
@@ -101,7 +101,7 @@ def _generation(settings: TokenizerSettings) -> _Generation:
 
 def _no_tokenizer(folder: Path, path: Path) -> str:
     return (
-        f"{path}: is not there, and spiece.model is not read; with transformers, sentencepiece and protobuf installed, "
+        f"{path}: is missing, and spiece.model is not read; with transformers, sentencepiece and protobuf installed, "
         f"`python -c \"from transformers import T5TokenizerFast as T; T.from_pretrained('{folder}', extra_ids=0)"
         f".save_pretrained('tok')\"` makes tok/{TOKENIZER}: name it with --tokenizer"
     )

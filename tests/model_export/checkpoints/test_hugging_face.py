@@ -267,7 +267,7 @@ def test_weights_in_several_files_give_the_same_revision(clip: Path, clip_bundle
     assert whole.revision == split.revision
     assert whole.provenance.source_sha256 != split.provenance.source_sha256
     shards[0].rename(clip / "moved.safetensors")
-    assert refusal(clip) == f"{shards[0]}: is not there; model.safetensors.index.json names it: download it again"
+    assert refusal(clip) == f"{shards[0]}: is missing; model.safetensors.index.json names it: download it again"
 
 
 def test_weights_saved_by_torch_are_the_same(clip: Path, pristine_clip: Path) -> None:
@@ -370,7 +370,7 @@ def test_the_activation_comes_from_the_configuration(clip: Path, hidden_act: str
     assert recipe is not None
     model: Any = recipe["model"]
     assert (hidden_act, "gelu") == (model["image"]["activation"], model["text"]["activation"])
-    assert "says the activation, and not gelu_tanh" in refusal(clip, SourceOptions(activation="gelu_tanh"))
+    assert "states the activation, which is not gelu_tanh" in refusal(clip, SourceOptions(activation="gelu_tanh"))
 
 
 def test_siglip_2_is_read_with_its_own_tokenizer(siglip: Path) -> None:
@@ -507,7 +507,7 @@ def test_a_missing_tokenizer_is_said_and_may_be_given(clip: Path) -> None:
 
 def test_an_architecture_is_not_to_be_said(clip: Path) -> None:
     """The configuration says it."""
-    assert "says the architecture; leave --arch out" in refusal(clip, SourceOptions(arch="ViT-B-32"))
+    assert "states the architecture; leave --arch out" in refusal(clip, SourceOptions(arch="ViT-B-32"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"])
@@ -524,7 +524,7 @@ def test_what_is_no_such_folder_is_refused(clip: Path, tmp_path: Path) -> None:
     (clip / "model.safetensors").unlink()
     assert refusal(clip).startswith(f"{clip}: holds no weights (model.safetensors or pytorch_model.bin")
     (clip / "config.json").unlink()
-    assert "config.json: is not there; is this the folder of a Hugging Face model?" in refusal(clip)
+    assert "config.json: is missing; is this the folder of a Hugging Face model?" in refusal(clip)
 
 
 def test_only_folders_with_weights_and_a_models_type_are_recognised(clip: Path, siglip: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_what_the_configuration_says_cannot_be_said_again(vocabulary: Path, tmp_
     said, weights = tiny()
     folder = write_open_clip(tmp_path / "run", weights, said, SAFETENSORS)
     assert "leave --arch out" in refusal(folder, options(vocabulary, arch="ViT-B-32"))
-    assert "says the activation, quick_gelu; leave --activation out" in refusal(
+    assert "states the activation, quick_gelu; leave --activation out" in refusal(
         folder, options(vocabulary, activation="gelu")
     )
 
@@ -228,10 +228,10 @@ def test_every_part_of_a_configuration_counts() -> None:
         (lambda m: m["vision_cfg"].update(pool_type="avg"), "vision_cfg.pool_type: "),
         (lambda m: m["vision_cfg"].update(norm_kwargs={"eps": 1e-6}), "vision_cfg.norm_kwargs.eps: "),
         (lambda m: m["vision_cfg"].update(image_size=[32, 64]), "image_size [32, 64] is not square"),
-        (lambda m: m["vision_cfg"].update(patch_size=None), "vision_cfg.patch_size is not said"),
+        (lambda m: m["vision_cfg"].update(patch_size=None), "vision_cfg.patch_size is missing"),
         (lambda m: m["vision_cfg"].update(patch_size=7), "image_size 32 is not a multiple of patch_size 7"),
         (lambda m: m["vision_cfg"].update(layers=[1, 1, 1, 1], head_width=32), "head_width of a ResNet must be 64"),
-        (lambda m: m["vision_cfg"].update(act_kwargs={}), "says quick_gelu, and act_kwargs"),
+        (lambda m: m["vision_cfg"].update(act_kwargs={}), "states quick_gelu and act_kwargs"),
         (lambda m: m["text_cfg"].update(hf_model_name="roberta-base"), "its text tower is roberta-base"),
         (lambda m: m["text_cfg"].update(no_causal_mask=True), "text_cfg.no_causal_mask: "),
         (lambda m: m["text_cfg"].update(pool_type="last"), "text_cfg.pool_type: "),
@@ -513,7 +513,7 @@ def test_special_tokens_of_an_unknown_vocabulary_must_be_said(tmp_path: Path) ->
     """SigLIP's own vocabularies are known by their size; of another nothing is guessed."""
     path = write_siglip_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(SourceError, match="does not say eos_token and pad_token, and 9 tokens are none of"):
+    with pytest.raises(SourceError, match="lacks eos_token and pad_token, and 9 tokens are none of"):
         read_canonical_tokenizer(path, vocab_size=9)
     with pytest.raises(SourceError, match="has no token '<eos>', the end of text"):
         read_canonical_tokenizer(path, vocab_size=256_000)
@@ -559,7 +559,7 @@ def test_a_siglip_is_told_by_timms_name_of_its_tower() -> None:
     ("change", "message"),
     [
         (lambda m: m["vision_cfg"].update(timm_model_name="vit_base_patch16_siglip_gap_224"), "which is not read here"),
-        (lambda m: m["vision_cfg"].update(timm_model_name="vit_tiny_patch16_siglip_224"), "shape is not known here"),
+        (lambda m: m["vision_cfg"].update(timm_model_name="vit_tiny_patch16_siglip_224"), "shape is unknown"),
         (lambda m: m["vision_cfg"].update(image_size=256), "image_size 256 is not that of timm's"),
         (lambda m: m["vision_cfg"].update(timm_pool="avg"), "vision_cfg.timm_pool: "),
         (lambda m: m["text_cfg"].update(no_causal_mask=False), "text_cfg.no_causal_mask: "),

@@ -149,14 +149,14 @@ def test_a_hub_id_is_an_alias(archive: Path, vocabulary: Path) -> None:
 def test_the_activation_of_a_state_dict_is_asked_for(state_dict: Path, vocabulary: Path) -> None:
     """Nothing in it tells GELU from QuickGELU."""
     said = refusal(state_dict, SourceOptions(tokenizer=vocabulary))
-    assert said.startswith(f"{state_dict}: does not tell its activation; add --activation quick_gelu")
+    assert said.startswith(f"{state_dict}: does not state its activation; add --activation quick_gelu")
 
 
 def test_the_activation_of_a_foreign_archive_is_asked_for(vocabulary: Path, tmp_path: Path) -> None:
     """Anyone can write TorchScript: only with what OpenAI's archives hold beside the weights is it one of theirs."""
     config, model = reference()
     path = write_archive(tmp_path / "foreign.pt", model, config, notes=False)
-    assert "does not tell its activation" in refusal(path, SourceOptions(tokenizer=vocabulary))
+    assert "does not state its activation" in refusal(path, SourceOptions(tokenizer=vocabulary))
 
 
 def test_an_archives_activation_cannot_be_overridden(archive: Path, vocabulary: Path) -> None:

@@ -207,9 +207,7 @@ def test_a_file_that_holds_no_object_is_refused(tmp_path: Path, fields: object) 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Preprocessing is never guessed; a processor's file without it does not help."""
     (tmp_path / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
-    with pytest.raises(
-        SourceError, match=r"preprocessor_config\.json: is not there; it says how pictures are prepared"
-    ):
+    with pytest.raises(SourceError, match=r"preprocessor_config\.json: is missing; it says how pictures are prepared"):
         image_section(tmp_path, family=FAMILIES["clip"], image_size=32)
 
 

@@ -175,7 +175,7 @@ def test_a_weights_file_without_readable_names_is_said_to_be_damaged(tmp_path: P
     torch.save({"visual.proj": torch.zeros(100, 100)}, cut)
     whole = cut.read_bytes()
     cut.write_bytes(whole[:-1000])
-    with pytest.raises(SourceError, match=r"ViT-B-32\.pt: is cut short or corrupt .*; download it again"):
+    with pytest.raises(SourceError, match=r"ViT-B-32\.pt: is truncated or corrupt .*; download it again"):
         load_model(cut, SourceOptions())
 
     cut.write_bytes(whole)

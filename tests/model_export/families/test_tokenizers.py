@@ -149,7 +149,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         f"{tmp_path}: holds no tokenizer (tokenizer.json, vocab.json with merges.txt, or {REFERENCE}); "
         "name one with --tokenizer"
     )
-    assert refusal(tmp_path / "no.json") == f"{tmp_path / 'no.json'}: is not there; name a tokenizer with --tokenizer"
+    assert refusal(tmp_path / "no.json") == f"{tmp_path / 'no.json'}: is missing; name a tokenizer with --tokenizer"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff{broken", b"[1, 2", b"{}", b'{"model": {"type": "BPE"}}'])
@@ -165,7 +165,7 @@ def test_a_corrupt_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
         ("merges.txt", b"#version: 0.2\na b c\n", "merges.txt: 'a b c' is not a merge of two tokens"),
         ("merges.txt", b"alone\n", "merges.txt: 'alone' is not a merge of two tokens"),
         ("merges.txt", b"zz qq\n", "vocab.json: vocabulary and merges do not fit together"),
-        ("merges.txt", None, "merges.txt: is not there; vocab.json and merges.txt belong together"),
+        ("merges.txt", None, "merges.txt: is missing; vocab.json and merges.txt belong together"),
         ("vocab.json", b'{"a": "b"}', "vocab.json: must give every token its number"),
         ("vocab.json", b'{"a": 1}', "vocab.json: lacks the token '!'; it is not a vocabulary of CLIP"),
         ("vocab.json", b"[1]", "vocab.json: must hold a JSON object"),
@@ -326,9 +326,9 @@ def test_siglip_without_a_tokenizers_file_is_told_how_to_make_one(tmp_path: Path
     elsewhere = (tmp_path / "tokenizer.json").rename(tmp_path / "made.json")
 
     said = siglip_refusal(tmp_path)
-    assert said.startswith(f"{tmp_path / 'tokenizer.json'}: is not there, and spiece.model is not read; ")
+    assert said.startswith(f"{tmp_path / 'tokenizer.json'}: is missing, and spiece.model is not read; ")
     assert "name it with --tokenizer" in said
     assert expected == siglip(tmp_path, tokenizer=elsewhere)
 
     (tmp_path / "tokenizer_config.json").unlink()
-    assert "tokenizer_config.json: is not there; it says how texts are canonicalised" in siglip_refusal(tmp_path)
+    assert "tokenizer_config.json: is missing; it says how texts are canonicalised" in siglip_refusal(tmp_path)

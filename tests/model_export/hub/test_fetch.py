@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from rich.console import Console
 
 from model_export.errors import SourceError
-from model_export.hub import download as hub_download
+from model_export.hub import download
 from model_export.hub.errors import HubUnreachableError
 from model_export.hub.fetch import Fetched, HubId, fetch, hub_id, resolve
 from model_export.hub.file_choice import choose, choose_onnx
@@ -43,7 +43,7 @@ SHARDS = f"{SHARD} model-00002-of-00002.safetensors"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub without models, and a cache of our own."""
-    monkeypatch.setattr(hub_download, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(download, "_PAUSE_S", 0.0)
     with hub_client(tmp_path, monkeypatch) as running:
         yield running
 
@@ -284,7 +284,7 @@ def test_without_the_hub_the_cache_will_do(hub: Hub, monkeypatch: pytest.MonkeyP
     hub.down = True
     said = io.StringIO()
     assert online == fetch(MODEL, console=Console(file=said, width=200))
-    assert f"{online.source_id}: from the cache, the hub was not asked\n" == said.getvalue()
+    assert f"{online.source_id}: from the cache, the hub was not reached\n" == said.getvalue()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert online == fetch(MODEL) == fetch(MODEL, revision=online.revision)
 

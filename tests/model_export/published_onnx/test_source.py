@@ -313,7 +313,7 @@ def test_weights_beside_the_graph_in_a_folder_of_links(clip_bundle: Bundle, copi
         bundle.manifest.files[name] for name in (IMAGE_ENCODER, TEXT_ENCODER)
     ]
     (copied / "onnx/text_model.onnx_data").unlink()
-    with pytest.raises(SourceError, match=r"text_model.onnx_data: is not there, and text_model.onnx keeps"):
+    with pytest.raises(SourceError, match=r"text_model.onnx_data: is missing, and text_model.onnx keeps"):
         read_published(copied)
 
 
@@ -326,7 +326,7 @@ def test_weights_outside_the_folder_are_refused(copied: Path) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../config.json")
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(SourceError, match=r"vision_model.onnx: wants weights from '../config.json', outside"):
+    with pytest.raises(SourceError, match=r"vision_model.onnx: refers to weights in '../config.json', outside"):
         read_published(copied)
 
 
@@ -340,7 +340,7 @@ def test_a_stated_scale_takes_the_place_of_the_full_graph(copied: Path, tmp_path
     assert SoftmaxScoring(logit_scale=50.0) == source.scoring
     assert source.provenance.recipe is not None
     assert source.provenance.recipe["logit_scale"] == "stated by the user"
-    with pytest.raises(SourceError, match=r"model.onnx: is not there.*download it too, or state --logit-scale"):
+    with pytest.raises(SourceError, match=r"model.onnx: is missing.*download it too, or state --logit-scale"):
         read_published(copied)
 
 
@@ -365,7 +365,7 @@ def test_a_scale_must_be_above_zero(copied: Path) -> None:
     """Neither 0 nor infinity is a scale."""
     (copied / "onnx/model.onnx").unlink()
     for scale in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(SourceError, match="a scale is above 0"):
+        with pytest.raises(SourceError, match="is not a scale; it must be above 0"):
             read_published(copied, OnnxOptions(logit_scale=scale))
 
 
@@ -556,9 +556,9 @@ def truncated(folder: Path) -> None:
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no fp32 graph": (
         without("onnx/text_model.onnx"),
-        r"text_model.onnx: is not there; variants of which both encoders are: fp16, quantized, q4$",
+        r"text_model.onnx: is missing; complete variants: fp16, quantized, q4$",
     ),
-    "no full graph": (without("onnx/model.onnx"), r"model.onnx: is not there.*download it too, or state --logit-scale"),
+    "no full graph": (without("onnx/model.onnx"), r"model.onnx: is missing.*download it too, or state --logit-scale"),
     "full graph without logits": (
         changed("model", lambda model: model.graph.output.__delitem__(slice(0, 2))),
         r"model.onnx: has no output logits_per_image.*; state --logit-scale$",
@@ -583,7 +583,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncated, r"vision_model.onnx: is not an ONNX graph; is the download complete\?$"),
     "circular": (changed("text_model", circular), r"text_model.onnx: is not a sound ONNX graph: nothing computes what"),
     "no tokenizer": (without("tokenizer.json"), r"holds no tokenizer.*name one with --tokenizer$"),
-    "no config": (without("config.json"), r"config.json: is not there"),
+    "no config": (without("config.json"), r"config.json: is missing"),
     "another kind of model": (
         config(model_type="bert"),
         r"config.json: model_type 'bert' is not known; clip, siglip are$",
@@ -611,7 +611,7 @@ def test_nodes_in_any_order_are_put_in_theirs(clip_bundle: Bundle, copied: Path,
 
 def test_unknown_variant(clip: Repository) -> None:
     """The names are those of the published files."""
-    with pytest.raises(SourceError, match=r"no variant 'q3'; the names are fp32, fp16, quantized, int8"):
+    with pytest.raises(SourceError, match=r"unknown variant 'q3'; the names are fp32, fp16, quantized, int8"):
         read_published(clip.folder, variant="q3")
 
 

@@ -70,7 +70,7 @@ def test_runs_that_do_not_fit_together_are_refused(runs: list[Path], tmp_path: P
         average(runs, tmp_path / "mean")
 
     (runs[0] / "model.safetensors").unlink()
-    with pytest.raises(SourceError, match=r"1/model.safetensors: is not there"):
+    with pytest.raises(SourceError, match=r"1/model.safetensors: is missing"):
         average(runs, tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
 
