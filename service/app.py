@@ -13,6 +13,7 @@ from service.api import huggingface, native, open_inference, openai
 from service.api.access.api_keys import ApiKeys
 from service.api.documentation.docs_page import add_docs
 from service.api.documentation.document import describe, operation_id
+from service.api.head_routes import head_routes
 from service.api.middleware.access_control import AccessControl, open_access
 from service.api.middleware.request_context import RequestContext
 from service.api.openai.batch_lines import RouteLineHandler
@@ -100,6 +101,9 @@ def create_app(
     for protocol in _PROTOCOLS:
         for router in protocol.ROUTERS:
             app.include_router(router)
+    for protocol in _PROTOCOLS:
+        for router in protocol.ROUTERS:
+            app.include_router(head_routes(router))
     add_docs(app)
     add_handlers(app)
     describe(app, [model for protocol in _PROTOCOLS for model in protocol.REQUEST_MODELS])

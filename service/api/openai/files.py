@@ -24,7 +24,7 @@ from service.api.openai.schemas import (
     page_json,
 )
 from service.api.problems.table import BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
-from service.api.request.body import MULTIPART, check_declared_length, receive_chunks, require_media_type
+from service.api.request.body import MULTIPART, OCTETS, check_declared_length, receive_chunks, require_media_type
 from service.api.request.file_upload import FILE, FileForm, read_file_form
 from service.api.request.query import refuse_query
 from service.api.request.validation import validate_fields
@@ -179,7 +179,7 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
     responses={
         200: {
             "description": "The bytes.",
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
         },
         **_ONE_FILE_ERRORS,
     },
@@ -188,6 +188,10 @@ async def file_content(request: Request, file_id: FileId) -> Response:
     """The bytes as they were uploaded, or as the batch has written them."""
     jobs = services_of(request).jobs
     record = await jobs.file(file_id)
+    headers = {"content-length": str(record.bytes)}
+    if request.method == "HEAD":
+        # Without reading a file that the server would discard.
+        return Response(headers=headers, media_type=OCTETS)
     pieces = jobs.file_store.read(record)
     # Read the first piece before the status is sent, so that errors of the file change the status.
     first = await anext(pieces, b"")
@@ -197,8 +201,7 @@ async def file_content(request: Request, file_id: FileId) -> Response:
         async for piece in pieces:
             yield piece
 
-    headers = {"content-length": str(record.bytes), "x-content-type-options": "nosniff"}
-    return StreamingResponse(content(), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(content(), media_type=OCTETS, headers=headers)
 
 
 @router.delete(

@@ -158,8 +158,8 @@ def test_what_is_wrong_with_a_request(client: httpx.Client, fields: dict[str, An
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PATCH", "/v1/files", "GET, POST"),
-        ("POST", "/v1/label-sets/colours", "DELETE, GET, PUT"),
+        ("PATCH", "/v1/files", "GET, HEAD, POST"),
+        ("POST", "/v1/label-sets/colours", "DELETE, GET, HEAD, PUT"),
         ("PUT", "/", "GET, HEAD, POST"),
         ("POST", "/docs/assets/favicon.png", "GET, HEAD"),
     ],
@@ -168,6 +168,46 @@ def test_all_methods_of_a_path_are_told(client: httpx.Client, method: str, path:
     """Whichever of its routes the framework looked at first."""
     answer = client.request(method, path)
     assert (405, allowed) == (answer.status_code, answer.headers["allow"])
+
+
+OF_ONE_ANSWER = {"date", "x-request-id", "content-length", "server-timing"}
+"""Headers that differ between two answers of one route; the length of the metrics does too."""
+
+
+def test_head_answers_as_get_without_a_body(client: httpx.Client) -> None:
+    """On every documented route that takes GET, whatever its status, and on the pages beside them."""
+    document = client.get("/openapi.json").json()
+    paths = [path for path, item in document["paths"].items() if "get" in item]
+    assert len(paths) > 15
+    assert not any("head" in item for item in document["paths"].values())
+    asset = "/docs/assets/swagger-ui.css"
+    for path in [*paths, "/", "/docs", "/openapi.json", asset, "/nothing"]:
+        url = re.sub(r"\{\w+\}", "nothing", path.replace("{model}", "tiny"))
+        get, head = client.get(url), client.head(url)
+        assert (get.status_code, b"") == (head.status_code, head.content), url
+        expected, found = ({name for name in each.headers if name not in OF_ONE_ANSWER} for each in (get, head))
+        assert expected == found, url
+    assert 200 == client.head("/livez").status_code
+    assert client.get("/livez").headers["content-length"] == client.head("/livez").headers["content-length"]
+
+
+def test_head_of_a_route_without_get_is_not_allowed(client: httpx.Client) -> None:
+    """As GET of it is."""
+    answer = client.head("/v1/classify")
+    assert (405, "POST") == (answer.status_code, answer.headers["allow"])
+
+
+def test_nothing_follows_the_head(server: HttpServer) -> None:
+    """Not a byte of a body, which the next answer on the connection would begin with."""
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        connection.sendall(b"HEAD /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while piece := connection.recv(65_536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n")
+    assert 1 == answer.count(b"\r\n\r\n")
 
 
 JSON = {"content-type": "application/json"}

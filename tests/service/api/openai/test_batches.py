@@ -120,6 +120,7 @@ def test_files_are_kept_as_they_were_sent(client: OpenAI) -> None:
     assert 30 * 24 * 3600 == (file.expires_at or 0) - file.created_at
     assert file == client.files.retrieve(file.id)
     assert content == client.files.content(file.id).read()
+    assert str(len(content)) == httpx.head(f"{client.base_url}files/{file.id}/content").headers["content-length"]
     assert file.id in [each.id for each in client.files.list(purpose="batch")]
     deleted = client.files.delete(file.id)
     assert (file.id, True) == (deleted.id, deleted.deleted)
