@@ -29,18 +29,17 @@ from service.model.scoring import check_scoring, cosines, scores
 from service.settings import Settings
 
 AS_WRITTEN = (PLACEHOLDER,)
-"""The templates of a text that stands for itself."""
+"""Templates that leave a text unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedQuery:
-    """What to embed.
+    """The inputs of an embedding.
 
     Attributes:
-        images: encoded images or ways to get them, or uint8 `[height, width, 3]` of the model's own size, or these as
-            one array.
-        texts: any texts; the same one may stand twice.
-        templates: what each text is filled into, as labels are: a set's name or the templates.
+        images: image sources, or uint8 `[height, width, 3]` of the model's own size, or these as one array.
+        texts: any texts; duplicates are allowed.
+        templates: for each text, as for labels: a set's name or the templates.
         method, temperature: how `scores_of` will score the vectors; checked before any work is done.
     """
 
@@ -53,7 +52,7 @@ class EmbedQuery:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Vectors of unit length, float32 `[images, dim]` and `[texts, dim]`; `tokens` is how many the texts had."""
+    """Vectors of unit length, float32 `[images, dim]` and `[texts, dim]`; `tokens` is the number in all texts."""
 
     model: Model
     images: Vectors
@@ -71,13 +70,13 @@ class Embedder:
     async def embed(self, query: EmbedQuery, *, model: str | None = None, background: bool = False) -> Embedded:
         """Embed images and texts at the same time.
 
-        More images than one batch of the device go in the background lane, so that single requests stay quick;
-        with `background` all work does.
+        More images than one batch of the device run in the background lane, so that single requests stay quick; with
+        `background` all work does.
 
         Raises:
-            InvalidRequest: a text, an image or the templates cannot be used, or an image's URL gave none.
+            InvalidRequest: a text, an image, the templates or the scoring is invalid, or an image could not be fetched.
             UnsupportedImageFormat: not an image of an accepted format.
-            PayloadTooLarge: an image has too many bytes, or there are too many images or texts.
+            PayloadTooLarge: an image has too many bytes, or the query too many images or texts.
             UnknownModel: no such model.
             Overloaded: too much waits.
             NotReady: starting or stopping.
@@ -127,7 +126,7 @@ class Embedder:
             return await encoded(await pipeline.decode(await load_image(image), model, Timings(), lane=lane))
 
         async def in_turn(image: ImageSource | Pixels) -> Vectors:
-            # Bounds what is decoded ahead, so that a large request does not fill the decode pool's queue.
+            # Limits the images decoded ahead, so that a large request does not fill the decode pool's queue.
             if isinstance(image, np.ndarray):
                 async with model.background_images:
                     return await encoded(image)
@@ -163,7 +162,7 @@ class Embedder:
     def _prepare(
         self, model: Model, texts: Sequence[str], templates: tuple[str, ...]
     ) -> tuple[list[int], tuple[str, ...], int]:
-        """Each text's row among the distinct normalised texts, these, and the tokens of all; runs in a thread."""
+        """Return each text's row among the distinct normalised texts, these, and the tokens. Runs in a thread."""
         normalised = [self._normalise(index, text) for index, text in enumerate(texts)]
         row_of = {text: row for row, text in enumerate(dict.fromkeys(normalised))}
         try:
@@ -185,7 +184,7 @@ class Embedder:
         try:
             (normalised,) = normalise_labels((text,), max_labels=1, max_chars=self._settings.max_label_chars)
         except InvalidLabels as exc:
-            # One rule for every text; only its wording is of labels, and counts from the one that was given.
+            # The rule is that of labels; the message must name the text and its position.
             raise InvalidRequest(exc.detail.replace("Label 0", f"Text {index}", 1)) from exc
         return normalised
 

@@ -1,4 +1,4 @@
-"""What goes into a classification and what comes out, in the words of the domain."""
+"""Inputs and results of a classification."""
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from service.model.arrays import Indices, Vectors
 from service.model.choices import ScoringMethod
 
 ImageSource: TypeAlias = bytes | AnyclassError | Callable[[], Awaitable[bytes]]
-"""An encoded image, a way to get one, or why there is none."""
+"""An encoded image, a function that fetches one, or the error of an image that could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelQuery:
     """The labels of a request as the client spelled them, and a template set's name or the templates themselves.
 
-    With the name of a `label_set` there are neither: it brings its own.
+    With a `label_set`, `labels` is empty: the set brings its own labels and templates.
     """
 
     labels: tuple[str, ...]
@@ -25,7 +25,7 @@ class LabelQuery:
 
 
 async def load_image(source: ImageSource) -> bytes:
-    """The encoded image. Raises what is wrong with it, or what getting it raises."""
+    """Return the encoded image. Raises the source's error, or the errors of fetching it."""
     if isinstance(source, AnyclassError):
         raise source
     return source if isinstance(source, bytes) else await source()
@@ -33,7 +33,7 @@ async def load_image(source: ImageSource) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ScoringOptions:
-    """How cosines become scores; `method` None is the model's own. `min_score` is in the scores' own unit."""
+    """Options of scoring; `method` None is the model's own. `min_score` is in the unit of the scores."""
 
     method: ScoringMethod | None = None
     top_k: int | None = None
@@ -42,22 +42,22 @@ class ScoringOptions:
 
 
 class Prediction(NamedTuple):
-    """A label in the client's spelling and its score. A tuple, because it is made in a fifth of a dataclass's time."""
+    """A label in the client's spelling and its score. A tuple takes a fifth of a dataclass's time to create."""
 
     label: str
     score: float
 
 
 class Ranking(Sequence[Prediction]):
-    """The predictions of one image, best first, each made when it is looked at.
+    """The predictions of one image, best first, each created on access.
 
-    There may be 100,000 of them for each of many images: as objects they would take ten times the memory.
+    An image may have 100,000 of them; as objects they would take ten times the memory.
     """
 
     __slots__ = ("_labels", "_order", "_scores")
 
     def __init__(self, labels: Sequence[str], order: Indices, scores: Vectors) -> None:
-        """`order` has the indices of the kept labels, best first; `scores`, float32 `[labels]`, those of all."""
+        """`order` holds the indices of the kept labels, best first; `scores`, float32 `[labels]`, the scores of all."""
         self._labels = labels
         self._order = order
         self._scores = scores[order]
@@ -97,7 +97,7 @@ class Classification:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds spent in each stage of one request; stages overlap, so they do not add up to its duration."""
+    """Seconds in each stage of one request; stages overlap, so they do not add up to its duration."""
 
     decode_s: float = 0.0
     queue_s: float = 0.0

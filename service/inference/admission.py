@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 from service.errors import Overloaded
-from service.monitoring.metrics import Metrics
+from service.monitoring.metrics import Kind, Metrics
 
 _SHORTEST_S: Final = 1.0
 _LONGEST_S: Final = 60.0
@@ -35,7 +35,7 @@ class Admission:
     def __init__(
         self,
         model: str,
-        kind: Literal["image", "text"],
+        kind: Kind,
         metrics: Metrics,
         *,
         limit: int,

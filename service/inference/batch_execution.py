@@ -4,13 +4,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from service.errors import AnyclassError, DeviceOutOfMemory, InferenceFailed, NonFiniteOutput
 from service.model.arrays import Vectors
+from service.monitoring.metrics import Kind
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Work:
     """
 
     model: str
-    kind: Literal["image", "text"]
+    kind: Kind
     collate: Callable[[Sequence[Rows]], Inputs]
     run: Callable[[Inputs], Vectors]
     length: Callable[[Rows], int] | None = None

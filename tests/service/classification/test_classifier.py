@@ -121,7 +121,7 @@ async def test_work_that_nobody_waits_for_is_dropped(rig: Rig) -> None:
 
 
 async def test_a_failure_reaches_every_waiter_and_is_not_cached(rig: Rig) -> None:
-    """All requests that wait for a label get its failure; the next request computes it anew."""
+    """All requests that wait for a label get its failure; the next request computes it again."""
 
     def fail(kind: str, batch: Any) -> None:
         if kind == "text":
@@ -236,7 +236,7 @@ async def test_concurrent_requests_share_image_batches(rig: Rig) -> None:
 
 
 async def test_too_much_waiting_is_refused_at_once(rig: Rig) -> None:
-    """With an estimate of when to come back; accepted requests are answered, and there is room again."""
+    """The error estimates when to retry; accepted requests are answered and free their capacity."""
     await rig.classify("a")
     rig.engine.gate.clear()
     accepted = [asyncio.create_task(rig.classify("a")) for _ in range(8)]

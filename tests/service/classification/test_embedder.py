@@ -147,10 +147,10 @@ async def test_inputs_that_cannot_be_embedded(
 
 
 async def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    """It is told before anything is done."""
+    """It is refused before any work."""
     async with classifying(tmp_path / "b") as rig:
         with pytest.raises(UnknownModel):
-            await embedder(rig).embed(EmbedQuery([RED]), model="nobody")
+            await embedder(rig).embed(EmbedQuery([RED]), model="other")
         assert [] == rig.engine.batches
 
 

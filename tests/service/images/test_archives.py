@@ -91,7 +91,7 @@ def test_too_many_bytes_in_all(make: Callable[[Files], bytes]) -> None:
 
 @every_kind
 def test_an_archive_without_a_file(make: Callable[[Files], bytes]) -> None:
-    """There is nothing to answer."""
+    """An archive without files has no answer."""
     with pytest.raises(MalformedRequest):
         read(make([]))
 
@@ -258,7 +258,7 @@ def test_an_archive_in_an_archive_is_a_file() -> None:
     st.integers(0, 2_500),
 )
 def test_any_damage_is_the_clients_mistake(kind: str, changes: list[tuple[int, int]], cut: int) -> None:
-    """Whatever the bytes, there are entries or one of our errors."""
+    """Any bytes give files or one of our errors."""
     data = bytearray(MAKERS[kind]((("a", b"red" * 100), ("b", b"green" * 50))))
     for position, value in changes:
         data[position % len(data)] = value
@@ -304,7 +304,7 @@ def test_a_slow_upload_is_waited_for(make: Callable[[Files], bytes]) -> None:
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x1f\x8b\x08", b"name" + bytes(96)])
 def test_an_upload_that_fails_ends_the_reading(start: bytes) -> None:
-    """Whoever waits for more gets the reason."""
+    """A reader that waits for more bytes gets the reason."""
     spool = Spool()
     spool.append(start)
     timer = threading.Timer(0.05, lambda: spool.fail(PayloadTooLarge("too slow")))

@@ -176,7 +176,7 @@ async def test_single_requests_wait_for_no_batch(
     pool = new_pool(threads=1, background_every=4)
     images: dict[int, str] = {}
     tasks = []
-    # One is on its way before the others come; it is a background one where there is any.
+    # One starts before the others arrive; it is a background one if any waits.
     for lane, count in ((Lane.BACKGROUND, background), (Lane.INTERACTIVE, interactive)):
         for _ in range(count):
             image = gated(SMALL)

@@ -238,7 +238,7 @@ def test_threads_decode_at_the_same_time() -> None:
 
 @pytest.mark.parametrize("name", [name for name in bombs() if name.split()[0] in EVERY])
 def test_a_bomb_is_refused_from_its_header(name: str) -> None:
-    """60,000 · 60,000 pixels: there are no pixels to decode, so only the header can have been read."""
+    """60,000 · 60,000 pixels: the file holds no pixels, so only the header can have been read."""
     with pytest.raises(InvalidImage, match="pixels|corrupt" if name == "AVIF" else "pixels"):
         open_rgb(bombs()[name])
 
@@ -312,7 +312,7 @@ def test_no_bytes_are_no_image() -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_samples_without_a_white_are_refused(mode: str) -> None:
-    """Nobody can say how bright a 32-bit sample is meant."""
+    """A 32-bit sample has no defined brightness."""
     with pytest.raises(InvalidImage, match="32 bits"):
         open_rgb(encode(Image.new(mode, (4, 4)), "TIFF"))
 

@@ -164,7 +164,7 @@ async def test_this_machine_is_never_reached_by_default(host: str) -> None:
 
 
 async def test_a_refused_address_looks_like_one_that_is_not_there() -> None:
-    """Nobody can map the network behind the service: refused, unknown, closed and silent are told alike."""
+    """No client can map the network behind the service: refused, unknown, closed and silent look alike."""
     async with site() as there, site() as closed:
         hosts = names(inside_test="10.0.0.1", half_test=["10.0.0.1", "127.0.0.1"])
         closed_port = closed.port
@@ -204,7 +204,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_dialled() -> None
             url = f"http://rebind.test:{there.port}/"
             assert b"picture" == await fetcher.fetch(url)
             assert 1 == len(asked)
-            # No connection is kept: the next fetch is checked anew.
+            # No connection is kept: the next fetch is checked again.
             assert UNREACHABLE == await refusal(fetcher, url)
             assert 2 == len(asked)
         assert 1 == len(there.requests)
@@ -268,7 +268,7 @@ async def test_redirects_are_followed_three_times(hops: int, found: bool) -> Non
 
 
 async def test_other_answers_are_no_images() -> None:
-    """Only 200 is; what the server said is told, as it is a public one."""
+    """Only 200 is; the message names the status, because the server is public."""
     async with site() as there, fetching(there.port) as fetcher:
         there.answers["/partial"] = status(206, b"x")
         for path, code in (("/nothing", 404), ("/partial", 206)):
@@ -483,7 +483,7 @@ async def embeddings_line(client: httpx.AsyncClient, url: str) -> httpx.Response
 async def test_every_protocol_takes_urls_under_the_same_guard(
     ask: Callable[[httpx.AsyncClient, str], Awaitable[httpx.Response]], service: tuple[httpx.AsyncClient, str, bool]
 ) -> None:
-    """On: fetched, and each hop is checked. Off: refused, and the client is told so and not that it is no picture."""
+    """On: fetched, and each hop is checked. Off: refused, with that reason and not as an invalid picture."""
     client, url, is_on = service
     found, private = await ask(client, f"{url}/red"), await ask(client, "http://10.0.0.1/red")
     hop = await ask(client, f"{url}/hop")

@@ -14,7 +14,7 @@ def admission(completion_s: Callable[[int], float | None], metrics: Metrics | No
 
 
 def test_what_does_not_fit_is_refused_until_there_is_room() -> None:
-    """Counted, and told when what waits will be done."""
+    """Refusals are counted, and estimate when the waiting work will be done."""
     metrics = Metrics()
     queue = admission(lambda rows: rows * 0.5, metrics)
     reservation = queue.reserve(8)

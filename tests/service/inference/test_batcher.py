@@ -31,7 +31,7 @@ NOW = 100.0
 
 @dataclass(frozen=True)
 class Entry:
-    """What `select_batch` sees."""
+    """An entry as `select_batch` sees it."""
 
     number: int
     group: str
@@ -60,7 +60,7 @@ def entries(**fixed: Any) -> st.SearchStrategy[list[Entry]]:
 
 
 def select(waiting: Sequence[Entry], passed_over: int = 0, rules: Rules = Rules(LIMIT)) -> Selection[Entry]:  # noqa: B008 - frozen
-    """Call with the limits of these tests."""
+    """Select with the limits of these tests."""
     return select_batch(waiting, rules=lambda _: rules, now=NOW, passed_over=passed_over, background_every=4)
 
 
@@ -156,7 +156,7 @@ def test_order_holds_within_a_lane(waiting: list[Entry], passed_over: int) -> No
 
 @given(entries(), st.integers(0, 5), RULES)
 def test_cancelled_and_overdue_entries_are_dropped(waiting: list[Entry], passed_over: int, rules: Rules) -> None:
-    """What nobody waits for, or too late, never reaches the device; all else is kept."""
+    """Cancelled and overdue entries never reach the device; all others are kept."""
     selection = select(waiting, passed_over, rules)
     assert all(entry.cancelled or entry.deadline <= NOW for entry in selection.dropped)
     assert not any(entry.cancelled or entry.deadline <= NOW for entry in (*selection.batch, *selection.left))
@@ -333,7 +333,7 @@ async def test_an_engine_that_raises_answers_every_waiter(batcher: Batcher) -> N
 
 
 async def test_a_worker_that_is_told_to_exit_answers_every_waiter(batcher: Batcher) -> None:
-    """Even SystemExit in the device's thread leaves nobody waiting."""
+    """Even SystemExit in the device's thread leaves no caller waiting."""
     device = Device()
     device.error = SystemExit(1)
     with pytest.raises(InferenceFailed):
@@ -467,7 +467,7 @@ async def test_closing_runs_what_waits_and_refuses_what_comes() -> None:
 
 
 async def test_abandoning_answers_whoever_waits() -> None:
-    """Where the device hangs, waiters are told so."""
+    """If the device hangs, waiting callers get an error."""
     batcher = Batcher("cpu", Metrics(), max_batch=4)
     device = Device()
     tasks = [await hold(batcher, device)]
@@ -530,7 +530,7 @@ async def test_memory_too_small_for_half_a_batch_is_an_error(batcher: Batcher, v
 
 
 async def test_a_lost_device_is_unhealthy_and_takes_nothing_more(batcher: Batcher) -> None:
-    """So that the process is started anew."""
+    """So that the process is restarted."""
     device = Device()
     device.error = DeviceLost("gone")
     states = [batcher.healthy]

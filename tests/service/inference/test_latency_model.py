@@ -61,7 +61,7 @@ def test_no_time_is_ever_negative(batches: list[tuple[int, float]]) -> None:
 
 
 def test_batches_of_one_size_tell_their_own_time() -> None:
-    """The overhead stays what it was when batches of several sizes ran."""
+    """The overhead stays that of the last batches of several sizes."""
     assert pytest.approx(0.33) == fit_of(learnt(0.01, 0.01, sizes=(32,) * 10)).seconds(32)
     model = learnt(0.01, 0.02)
     assert pytest.approx(0.34) == fit_of(model).seconds(32)

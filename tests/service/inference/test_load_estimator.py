@@ -75,7 +75,7 @@ def test_the_running_batch_counts_by_what_is_left_of_it() -> None:
 
 
 def test_interactive_work_waits_for_interactive_work_and_background_turns() -> None:
-    """One batch in four is background work's, while there is any."""
+    """One batch in four is background work's, while any waits."""
     estimator = learnt()
     alone = estimator.completion_s(IMAGES, 96, Lane.INTERACTIVE, [])
     estimator.count_waiting(TEXTS, Lane.BACKGROUND, 1000)
@@ -94,7 +94,7 @@ def test_background_work_waits_for_all_interactive_work() -> None:
 
 
 def test_padding_is_allowed_as_far_as_it_is_cheaper_than_a_batch() -> None:
-    """Ten tokens cost as much as a batch of texts does by itself."""
+    """Ten tokens cost as much as the overhead of a batch of texts."""
     assert pytest.approx(10) == learnt().rules(TEXTS).spare
     assert 64 == learnt().rules(TEXTS).limit
 

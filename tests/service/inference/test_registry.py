@@ -124,7 +124,7 @@ async def test_texts_are_batched_by_length_and_answered_in_order(tmp_path: Path)
 
 
 async def test_closing_gives_up_on_a_device_that_hangs(tmp_path: Path) -> None:
-    """Whoever waits is answered, and the process can end."""
+    """Waiting callers are answered, and the process can end."""
     engine = FakeEngine()
     engine.gate.clear()
     loaded = await asyncio.to_thread(bundle, tmp_path)
@@ -151,7 +151,7 @@ def test_several_bundles_are_served_at_once(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_one_broken_bundle_of_several_stops_the_start(tmp_path: Path) -> None:
-    """A service that cannot serve what it was told to serve does not start with less."""
+    """A service that cannot serve all of its models does not start with fewer."""
     absent = tmp_path / "absent"
     with pytest.raises(BundleError, match="absent"):
         ModelRegistry.load(Settings(provider="cpu", threads=1, more_models=(absent,)), Metrics())

@@ -70,7 +70,7 @@ def test_softmax_follows_the_definition() -> None:
 
 
 def test_sigmoid_follows_the_definition() -> None:
-    """Each label by itself, with the bias."""
+    """Each label alone, with the bias."""
     values = np.array([0.9, 0.5, -0.5], np.float32)
     np.testing.assert_allclose([1 / (1 + math.exp(5 - 10 * v)) for v in values], scores(values, SIGMOID), rtol=1e-6)
 

@@ -288,7 +288,7 @@ def test_bound_inputs_and_outputs_change_no_vector(engine: OnnxEngine) -> None:
 
 
 class _BrokenSession:
-    """A session on a device that fails so; there is none here to break."""
+    """A session that fails as a broken device does."""
 
     def __init__(self, message: str) -> None:
         self._message = message

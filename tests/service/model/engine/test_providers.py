@@ -82,7 +82,7 @@ def test_a_named_provider_that_is_not_there_stops_the_start(name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="there is no CUDA device")
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 def test_cuda_is_used_where_it_is() -> None:
     """A session on it holds it."""
     assert "cuda" == resolve("cuda").name
@@ -101,7 +101,7 @@ def test_openvino_is_there_or_says_what_is_missing() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    """A slip of the pen is told at once."""
+    """A misspelt name is refused at once."""
     with pytest.raises(ConfigurationError, match="auto, cpu, cuda, tensorrt, openvino"):
         resolve("gpu")
 
@@ -141,7 +141,7 @@ def test_openvino_knows_every_option() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="there is no CUDA device")
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_onnx_runtime_knows_every_option_of_cuda(name: str, tmp_path: Path) -> None:
     """It refuses one that it does not know, so a session with ours shows that it knows all of them."""
@@ -154,7 +154,7 @@ def test_onnx_runtime_knows_every_option_of_cuda(name: str, tmp_path: Path) -> N
 
 
 def test_gpu_memory_is_bounded_when_it_is_said() -> None:
-    """The setting's MiB reach CUDA as bytes; without it there is no bound."""
+    """The setting's MiB reach CUDA as bytes; without it the arena has no limit."""
     limits = device_limits(Settings(gpu_memory_mib=3))
     options = TABLE["cuda"].options(SessionPlan(threads=1, limits=limits))
     assert (str(3 * 2**20), "kSameAsRequested") == (options["gpu_mem_limit"], options["arena_extend_strategy"])
@@ -191,7 +191,7 @@ def test_a_folder_for_engines_that_cannot_be_made_is_told(tmp_path: Path) -> Non
 
 
 def test_the_input_of_a_graph_is_found(tmp_path: Path) -> None:
-    """For a provider that must be told of it before it opens the graph."""
+    """For a provider that needs the name before it opens the graph."""
     (tmp_path / "g.onnx").write_bytes(providers._PROBE)
     assert "x" == input_name(tmp_path / "g.onnx")
 
@@ -210,8 +210,8 @@ assert [] == [name for name in sys.modules if name.startswith("openvino_telemetr
 @pytest.mark.parametrize("name", ["cpu", pytest.param("openvino", marks=needs_openvino)])
 def test_nothing_is_reported_and_nothing_written(tmp_path: Path, name: str) -> None:
     """Left alone, both runtimes tell their makers when they are imported, and leave files in the home directory."""
-    told = {"HOME", "XDG_CACHE_HOME", "CI", "ORT_DISABLE_TELEMETRY"}  # in continuous integration they keep quiet
-    env = {key: value for key, value in os.environ.items() if key not in told} | {"HOME": str(tmp_path)}
+    quiet = {"HOME", "XDG_CACHE_HOME", "CI", "ORT_DISABLE_TELEMETRY"}  # in continuous integration they keep quiet
+    env = {key: value for key, value in os.environ.items() if key not in quiet} | {"HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPUTES, name], capture_output=True, text=True, check=False, env=env)
     assert (0, "") == (done.returncode, done.stderr)
     assert [] == list(tmp_path.iterdir())
