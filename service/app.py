@@ -175,6 +175,7 @@ def _open_jobs(services: Services, state: StateStore) -> tuple[Jobs, JobRunner]:
     settings = services.settings
     jobs = Jobs(
         state,
+        services.metrics,
         max_file_bytes=settings.max_file_bytes,
         max_total_file_bytes=settings.max_total_file_bytes,
         max_active=settings.max_active_jobs,

@@ -20,6 +20,7 @@ from service.jobs.records import (
     newest_first,
     parse,
 )
+from service.state.damage import DamagedEntries
 from service.state.protocol import StateStore
 
 PIECE_BYTES: Final = 2**20
@@ -99,8 +100,9 @@ class FileWriter:
 class FileStore:
     """Reads, writes and deletes files."""
 
-    def __init__(self, state: StateStore) -> None:
+    def __init__(self, state: StateStore, damaged: DamagedEntries) -> None:
         self._state = state
+        self._damaged = damaged
 
     def writer(self, max_bytes: int | None = None, quota: FileQuota | None = None) -> FileWriter:
         """Begin a file."""
@@ -136,13 +138,15 @@ class FileStore:
         """Look up a file; return None if it does not exist or the id is malformed."""
         if not is_id(FILE_PREFIX, file_id):
             return None
-        entry = await self._state.get(_key(file_id))
-        return None if entry is None else parse(FileRecord, _key(file_id), entry.value)
+        return await self._record(_key(file_id))
 
     async def page(
         self, *, after: str | None, limit: int, ascending: bool = False, purpose: str | None = None
     ) -> tuple[list[FileRecord], bool]:
-        """Return up to `limit` files after `after`, newest first unless `ascending`, and whether more follow."""
+        """Return up to `limit` files after `after`, newest first unless `ascending`, and whether more follow.
+
+        Skips damaged records.
+        """
         keys = await self._state.keys(FILE_RECORDS, limit=ALL)
         if ascending:
             keys.reverse()
@@ -150,14 +154,12 @@ class FileStore:
             keys = [key for key in keys if (key < _key(after) if ascending else key > _key(after))]
         found: list[FileRecord] = []
         for key in keys:
-            entry = await self._state.get(key)
-            if entry is None:
-                continue
-            record = parse(FileRecord, key, entry.value)
-            if purpose in (None, record.purpose):
-                if len(found) == limit:
-                    return found, True
-                found.append(record)
+            with self._damaged.skipped("file"):
+                record = await self._record(key)
+                if record is not None and purpose in (None, record.purpose):
+                    if len(found) == limit:
+                        return found, True
+                    found.append(record)
         return found, False
 
     async def read(self, record: FileRecord, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -184,19 +186,28 @@ class FileStore:
         return True
 
     async def sweep(self, now: float, in_use: frozenset[str]) -> None:
-        """Delete expired files that are not `in_use`, and the content of aborted uploads."""
-        known = set()
-        for key in await self._state.keys(FILE_RECORDS, limit=ALL):
-            entry = await self._state.get(key)
-            if entry is None:
-                continue
-            record = parse(FileRecord, key, entry.value)
-            known.add(record.data)
-            if record.expires_at <= now and record.id not in in_use:
+        """Delete expired files that are not `in_use`, and the content of aborted uploads.
+
+        While a record is damaged, content without a record stays: it may be that file's.
+        """
+        keys = await self._state.keys(FILE_RECORDS, limit=ALL)
+        records: list[FileRecord | None] = []
+        for key in keys:
+            with self._damaged.skipped("file"):
+                records.append(await self._record(key))
+        for record in records:
+            if record is not None and record.expires_at <= now and record.id not in in_use:
                 await self.delete(record.id)
+        if len(records) < len(keys):
+            return
+        known = {record.data for record in records if record is not None}
         for data in {key.split("/")[2] for key in await self._state.blob_keys(_DATA)} - known:
             if made_at(data) < now - _ABANDONED_S:
                 await self._state.delete_blobs(f"{_DATA}{data}/")
+
+    async def _record(self, key: str) -> FileRecord | None:
+        entry = await self._state.get(key)
+        return None if entry is None else parse(FileRecord, key, entry.value)
 
 
 def _key(file_id: str) -> str:

@@ -4,11 +4,11 @@ Files in the state store count, including those of replicas and jobs; uploads co
 Only uploads are refused: the results of an accepted job are always written.
 """
 
-from contextlib import suppress
 from typing import Protocol
 
-from service.errors import StateCorrupt, StateFull
+from service.errors import StateFull
 from service.jobs.records import ALL, FILE_RECORDS, FileRecord, parse
+from service.state.damage import DamagedEntries
 from service.state.protocol import StateStore
 
 
@@ -25,8 +25,9 @@ class FileQuota:
     Records never change, so each is read once.
     """
 
-    def __init__(self, state: StateStore, max_bytes: int) -> None:
+    def __init__(self, state: StateStore, damaged: DamagedEntries, max_bytes: int) -> None:
         self._state = state
+        self._damaged = damaged
         self._max_bytes = max_bytes
         self._stored: dict[str, tuple[str, int]] = {}
         self._stored_bytes = 0
@@ -70,7 +71,7 @@ class FileQuota:
             self._stored_data.discard(data)
         for key in current:
             if key not in self._stored:
-                with suppress(StateCorrupt):  # a damaged record, of unknown size, must not block uploads
+                with self._damaged.skipped("file"):  # a damaged record, of unknown size, must not block uploads
                     await self._read(key)
 
     def _check_known(self, more: int) -> None:

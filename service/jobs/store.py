@@ -8,11 +8,8 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
-
-import structlog
 
 from service.errors import Conflict, StateCorrupt, StateUnavailable
 from service.jobs import transitions
@@ -28,6 +25,7 @@ from service.jobs.records import (
     parse,
 )
 from service.jobs.transitions import Claim
+from service.state.damage import DamagedEntries
 from service.state.protocol import StateStore
 
 _RECORDS: Final = "jobs/record/"
@@ -37,8 +35,6 @@ _RESERVED: Final = "jobs/reserved/"
 _ATTEMPTS: Final = 200
 _LONGEST_PAUSE_S: Final = 0.05
 _ORPHANED_S: Final = 60.0
-
-_log = structlog.stdlib.get_logger("service.jobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +49,9 @@ class LineResult:
 class JobStore:
     """Reads and changes jobs."""
 
-    def __init__(self, state: StateStore) -> None:
+    def __init__(self, state: StateStore, damaged: DamagedEntries) -> None:
         self._state = state
+        self._damaged = damaged
 
     async def add(self, job: Job, *, limit: int) -> Job | None:
         """Store a new active job; return None if `limit` jobs are active already.
@@ -74,15 +71,24 @@ class JobStore:
         """Look up a job; return None if it does not exist or the id is malformed."""
         if not is_id(JOB_PREFIX, job_id):
             return None
-        entry = await self._state.get(_key(job_id))
-        return None if entry is None else parse(Job, _key(job_id), entry.value)
+        return await self._record(_key(job_id))
 
     async def page(self, *, after: str | None, limit: int) -> tuple[list[Job], bool]:
-        """Return up to `limit` jobs after `after`, newest first, and whether more follow."""
-        keys = await self._state.keys(_RECORDS, after="" if after is None else _key(after), limit=limit + 1)
-        entries = [(key, await self._state.get(key)) for key in keys[:limit]]
-        jobs = [parse(Job, key, entry.value) for key, entry in entries if entry is not None]
-        return jobs, len(keys) > limit
+        """Return up to `limit` jobs after `after`, newest first, and whether more follow. Skips damaged jobs."""
+        jobs: list[Job] = []
+        last = "" if after is None else _key(after)
+        while keys := await self._state.keys(_RECORDS, after=last, limit=limit + 1):
+            for key in keys:
+                with self._damaged.skipped("job"):
+                    job = await self._record(key)
+                    if job is not None and len(jobs) == limit:
+                        return jobs, True
+                    if job is not None:
+                        jobs.append(job)
+            if len(keys) <= limit:
+                break
+            last = keys[-1]
+        return jobs, False
 
     async def change(self, job_id: str, change: Callable[[Job], Job | None]) -> Job | None:
         """Change a job atomically; return None if it is gone or `change` returns None. `change` may be called again."""
@@ -100,22 +106,26 @@ class JobStore:
     async def claim(self, now: float, lease_s: float) -> Claim | None:
         """Lease a unit of the oldest job that has a free one."""
         for name in await self._state.keys(_ACTIVE, limit=ALL):
-            job_id = JOB_PREFIX + name.removeprefix(_ACTIVE)
-            try:
-                job = await self.get(job_id)
-            except StateCorrupt as exc:
-                _log.error("a batch is given up", reason=exc.detail)
-                await self._forget_active(name)
-                continue
-            if job is None or not job.active:
-                if job is not None or made_at(job_id) < now - _ORPHANED_S:
-                    await self._forget_active(name)
-                continue
-            if transitions.lease_unit(job, now, lease_s) is None:
-                continue
-            if (claim := await self._lease_unit(job_id, now, lease_s)) is not None:
-                return claim
+            with self._damaged.skipped("job"):
+                claim = await self._claim_of(JOB_PREFIX + name.removeprefix(_ACTIVE), name, now, lease_s)
+                if claim is not None:
+                    return claim
         return None
+
+    async def _claim_of(self, job_id: str, name: str, now: float, lease_s: float) -> Claim | None:
+        """Lease a unit of the job with the active mark `name`, if it has a free one."""
+        try:
+            job = await self.get(job_id)
+        except StateCorrupt:
+            await self._forget_active(name)
+            raise
+        if job is None or not job.active:
+            if job is not None or made_at(job_id) < now - _ORPHANED_S:
+                await self._forget_active(name)
+            return None
+        if transitions.lease_unit(job, now, lease_s) is None:
+            return None
+        return await self._lease_unit(job_id, now, lease_s)
 
     async def _lease_unit(self, job_id: str, now: float, lease_s: float) -> Claim | None:
         claims: list[Claim] = []
@@ -189,7 +199,7 @@ class JobStore:
         """Return all jobs that have not ended, oldest first."""
         found: list[Job] = []
         for name in await self._state.keys(_ACTIVE, limit=ALL):
-            with suppress(StateCorrupt):  # `claim` reports it
+            with self._damaged.skipped("job"):
                 job = await self.get(JOB_PREFIX + name.removeprefix(_ACTIVE))
                 if job is not None and job.active:
                     found.append(job)
@@ -198,31 +208,44 @@ class JobStore:
     async def sweep(self, now: float, keep_s: float) -> None:
         """Delete jobs that ended more than `keep_s` ago, expired idempotency keys, and results of ended jobs.
 
-        Also restores missing marks of active jobs.
+        Also restores missing marks of active jobs. Damaged entries stay, with the results of damaged jobs.
         """
         for key in await self._state.keys(_RECORDS, limit=ALL):
-            entry = await self._state.get(key)
-            job = None if entry is None else parse(Job, key, entry.value)
-            if entry is not None and job is not None and not job.active and job.expires_at + keep_s < now:
-                await self._state.delete_blobs(f"{_RESULTS}{_hex(job.id)}/")
-                await self._state.delete(key, expected=entry.version)
-            if job is not None and job.active:
-                # Another process may have deleted the mark as orphaned just before the record was written.
-                await self._state.put(_ACTIVE + _hex(job.id), b"", expected=None)
+            with self._damaged.skipped("job"):
+                await self._sweep_job(key, now, keep_s)
         for key in await self._state.keys(_RESERVED, limit=ALL):
-            entry = await self._state.get(key)
-            if entry is not None and parse(IdempotencyRecord, key, entry.value).until < now:
-                await self._state.delete(key, expected=entry.version)
+            with self._damaged.skipped("idempotency-key"):
+                entry = await self._state.get(key)
+                if entry is not None and parse(IdempotencyRecord, key, entry.value).until < now:
+                    await self._state.delete(key, expected=entry.version)
         # A process that was killed just after a job ended has left its results.
         for name in {key.split("/")[2] for key in await self._state.blob_keys(_RESULTS)}:
-            job = await self.get(JOB_PREFIX + name)
-            if job is None or not job.active:
-                await self._state.delete_blobs(f"{_RESULTS}{name}/")
+            with self._damaged.skipped("job"):
+                job = await self.get(JOB_PREFIX + name)
+                if job is None or not job.active:
+                    await self._state.delete_blobs(f"{_RESULTS}{name}/")
+
+    async def _sweep_job(self, key: str, now: float, keep_s: float) -> None:
+        entry = await self._state.get(key)
+        if entry is None:
+            return
+        job = parse(Job, key, entry.value)
+        if job.active:
+            # Another process may have deleted the mark as orphaned just before the record was written.
+            await self._state.put(_ACTIVE + _hex(job.id), b"", expected=None)
+        elif job.expires_at + keep_s < now:
+            await self._state.delete_blobs(f"{_RESULTS}{_hex(job.id)}/")
+            await self._state.delete(key, expected=entry.version)
+
+    async def _record(self, key: str) -> Job | None:
+        entry = await self._state.get(key)
+        return None if entry is None else parse(Job, key, entry.value)
 
     async def _forget_active(self, name: str) -> None:
-        entry = await self._state.get(name)
-        if entry is not None:
-            await self._state.delete(name, expected=entry.version)
+        with self._damaged.skipped("job"):
+            entry = await self._state.get(name)
+            if entry is not None:
+                await self._state.delete(name, expected=entry.version)
 
 
 def count_by_status(jobs: Sequence[Job]) -> Mapping[str, int]:

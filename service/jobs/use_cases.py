@@ -12,6 +12,8 @@ from service.jobs.files import FileStore, FileWriter
 from service.jobs.quota import FileQuota
 from service.jobs.records import FILE_PREFIX, JOB_PREFIX, FileRecord, Job, Purpose, new_id
 from service.jobs.store import JobStore
+from service.monitoring.metrics import Metrics
+from service.state.damage import DamagedEntries
 from service.state.protocol import StateStore
 
 IDEMPOTENCY_S: Final = 24 * 3600.0
@@ -42,17 +44,19 @@ class Jobs:
     def __init__(
         self,
         state: StateStore,
+        metrics: Metrics,
         *,
         max_file_bytes: int,
         max_total_file_bytes: int,
         max_active: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.file_store = FileStore(state)
-        self.job_store = JobStore(state)
+        damaged = DamagedEntries(metrics)
+        self.file_store = FileStore(state, damaged)
+        self.job_store = JobStore(state, damaged)
         self.on_change: Callable[[], None] = lambda: None
         self._max_file_bytes = max_file_bytes
-        self._quota = FileQuota(state, max_total_file_bytes)
+        self._quota = FileQuota(state, damaged, max_total_file_bytes)
         self._max_active = max_active
         self._clock = clock
 

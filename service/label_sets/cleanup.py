@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from service.errors import AnyclassError, StateUnavailable
 from service.label_sets.storage import Head, LabelSetStorage, age_s
+from service.state.damage import DamagedEntries
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -94,9 +95,12 @@ class BackgroundDeletion:
 class Recovery:
     """Resumes the sets in the store once it answers."""
 
-    def __init__(self, storage: LabelSetStorage, resume: Callable[[str, Head], Awaitable[object]]) -> None:
+    def __init__(
+        self, storage: LabelSetStorage, damaged: DamagedEntries, resume: Callable[[str, Head], Awaitable[object]]
+    ) -> None:
         """Create it; `resume` is called for each set, and starts computing missing vectors."""
         self._storage = storage
+        self._damaged = damaged
         self._resume = resume
 
     async def run(self) -> None:
@@ -118,10 +122,11 @@ class Recovery:
         while names := await self._storage.names(after=after, limit=_PAGE):
             for name in names:
                 try:
-                    stored = await self._storage.head(name)
-                    if stored is not None:
-                        current.add((name, stored.head.version))
-                        await self._resume(name, stored.head)
+                    with self._damaged.skipped("label-set"):
+                        stored = await self._storage.head(name)
+                        if stored is not None:
+                            current.add((name, stored.head.version))
+                            await self._resume(name, stored.head)
                 except AnyclassError as exc:
                     if isinstance(exc, StateUnavailable):
                         raise
@@ -129,7 +134,8 @@ class Recovery:
             after = names[-1]
         for name, version in await self._storage.contents() - current:
             if age_s(version) > _ABANDONED_S:
-                await self._delete_unless_current(name, version)
+                with self._damaged.skipped("label-set"):  # its content stays, since its head may be restored
+                    await self._delete_unless_current(name, version)
 
     async def _delete_unless_current(self, name: str, version: str) -> None:
         stored = await self._storage.head(name)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service.errors import StateCorrupt
 from service.label_sets.definition import Definition, definition_from_json
 from service.model.arrays import STORED_FLOAT32, Vectors
+from service.state.framing import corrupt
 from service.state.protocol import StateStore
 
 BLOCK: Final = 1_024
@@ -113,7 +114,7 @@ class LabelSetStorage:
         try:
             head = Head.model_validate_json(entry.value)
         except ValidationError:
-            raise _corrupt(_ROOT + name) from None
+            raise corrupt(_ROOT + name) from None
         return StoredHead(head, entry.version)
 
     async def names(self, *, after: str = "", limit: int) -> list[str]:

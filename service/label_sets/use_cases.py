@@ -19,6 +19,7 @@ from service.lanes import Lane
 from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
+from service.state.damage import DamagedEntries
 from service.state.protocol import StateStore
 
 _ANY: Final = Condition()
@@ -42,6 +43,7 @@ class LabelSets:
         self._max_sets = settings.max_label_sets
         self._inline_prompts = settings.label_set_inline_prompts
         self._storage = LabelSetStorage(store)
+        self._damaged = DamagedEntries(metrics)
         self._deletion = BackgroundDeletion(self._storage)
         self._computations = Computations(self._storage, label_vectors, metrics)
         self._loader = Loader(
@@ -56,7 +58,9 @@ class LabelSets:
 
     def start(self) -> None:
         """Start to compute, in the background, the sets that ended processes left unfinished."""
-        self._recovery = asyncio.create_task(Recovery(self._storage, self._status).run(), name="label-sets-recovery")
+        self._recovery = asyncio.create_task(
+            Recovery(self._storage, self._damaged, self._status).run(), name="label-sets-recovery"
+        )
 
     async def close(self) -> None:
         """Stop computing; stored content stays."""
@@ -138,15 +142,22 @@ class LabelSets:
     async def page(self, *, after: str = "", limit: int = _PAGE) -> tuple[list[LabelSetStatus], str | None]:
         """Return the first `limit` sets whose names follow `after`, and the next `after`, None at the end.
 
-        Raises: StateUnavailable, StateCorrupt.
+        Skips damaged sets. Raises StateUnavailable.
         """
-        names = await self._storage.names(after=after, limit=limit + 1)
-        page = []
-        for name in names[:limit]:
-            stored = await self._storage.head(name)
-            if stored is not None:  # else it was just deleted
-                page.append(await self._status(name, stored.head))
-        return page, names[limit - 1] if len(names) > limit else None
+        page: list[LabelSetStatus] = []
+        while names := await self._storage.names(after=after, limit=limit + 1):
+            for name in names:
+                with self._damaged.skipped("label-set"):
+                    stored = await self._storage.head(name)
+                    if stored is None:  # it was just deleted
+                        continue
+                    if len(page) == limit:
+                        return page, page[-1].name
+                    page.append(await self._status(name, stored.head))
+            if len(names) <= limit:
+                break
+            after = names[-1]
+        return page, None
 
     async def delete(self, name: str, condition: Condition = _ANY) -> None:
         """Delete a set. Raises UnknownLabelSet, VersionMismatch, StateUnavailable, StateCorrupt."""

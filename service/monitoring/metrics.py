@@ -34,6 +34,7 @@ Operation: TypeAlias = Literal["read", "write"]
 Failure: TypeAlias = Literal["timeout", "connection", "refused", "skipped"]
 Dropped: TypeAlias = Literal["cancelled", "overdue"]
 Fetch: TypeAlias = Literal["ok", "failed", "too large", "cancelled"]
+StateEntry: TypeAlias = Literal["job", "file", "idempotency-key", "label-set"]
 Broken: TypeAlias = Literal["non-finite", "out-of-memory", "device-lost", "worker", "error"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -69,10 +70,7 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self.ready = Gauge(
-            "anyclass_ready",
-            "1 while /readyz reports ready.",
-            registry=own,
-            multiprocess_mode="livemax",
+            "anyclass_ready", "1 while /readyz reports ready.", registry=own, multiprocess_mode="livemax"
         )
 
         # HTTP
@@ -182,13 +180,13 @@ class Metrics:
             registry=own,
             multiprocess_mode="livemin",
         )
-        self.jobs_active = Gauge(
-            "anyclass_jobs_active",
-            "Batch jobs in the state store that have not ended.",
-            ["status"],
-            registry=own,
-            multiprocess_mode="livemostrecent",
+        self.state_damaged = Counter(
+            "anyclass_state_damaged", "Damaged entries of the state store that were skipped.", ["kind"], registry=own
         )
+        self.jobs_active = Gauge(
+            "anyclass_jobs_active", "Batch jobs in the state store that have not ended.", ["status"],
+            registry=own, multiprocess_mode="livemostrecent",
+        )  # fmt: skip
         self.jobs_ended = Counter("anyclass_jobs_ended", "Batch jobs that ended here.", ["status"], registry=own)
         self.job_lines = Counter("anyclass_job_lines", "Lines of batch jobs answered here.", ["outcome"], registry=own)
         self.label_set_lookups = Counter(
@@ -246,6 +244,8 @@ class Metrics:
             self.access_refused.labels(refused)
         for fetched in get_args(Fetch):
             self.image_fetches.labels(fetched)
+        for entry in get_args(StateEntry):
+            self.state_damaged.labels(entry)
         for outcome in ("completed", "failed"):
             self.job_lines.labels(outcome)
         for result in ("hit", "miss"):

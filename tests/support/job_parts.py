@@ -91,6 +91,7 @@ class Replica:
         self.metrics = Metrics()
         self.jobs = Jobs(
             state,
+            self.metrics,
             max_file_bytes=3 * 2**20,
             max_total_file_bytes=max_total_file_bytes,
             max_active=3,

@@ -9,6 +9,7 @@ from service.jobs.records import FILE_PREFIX, new_id
 from service.jobs.use_cases import Idempotency
 from service.state.protocol import StateStore
 from tests.support.job_parts import Replica
+from tests.support.state_stores import unreported
 
 
 async def test_a_file_is_read_as_it_was_written(replica: Replica, make_state: Callable[[], StateStore]) -> None:
@@ -16,7 +17,7 @@ async def test_a_file_is_read_as_it_was_written(replica: Replica, make_state: Ca
     content = bytes(range(256)) * (2 * PIECE_BYTES // 256 + 3)
     record = await replica.file(content)
     assert len(content) == record.bytes
-    files = FileStore(make_state())
+    files = FileStore(make_state(), unreported())
     assert record == await files.get(record.id)
     assert content == b"".join([piece async for piece in files.read(record)])
     start, end = PIECE_BYTES - 5, 2 * PIECE_BYTES + 5

@@ -10,6 +10,7 @@ from service.jobs.store import JobStore, LineResult
 from service.jobs.transitions import ChunkPlan, Claim
 from service.state.protocol import StateStore
 from tests.support.job_parts import Clock, Replica
+from tests.support.state_stores import unreported
 
 LEASE_S = 30.0
 
@@ -33,7 +34,7 @@ async def claimed(jobs: JobStore, clock: Clock) -> Claim:
 async def test_replicas_lease_different_chunks(replica: Replica, make_state: Callable[[], StateStore]) -> None:
     """Concurrent replicas get different chunks."""
     await started(replica)
-    stores = [JobStore(make_state()) for _ in range(4)]
+    stores = [JobStore(make_state(), unreported()) for _ in range(4)]
     claims = await asyncio.gather(*(store.claim(replica.clock(), LEASE_S) for store in stores))
     assert [0, 1] == sorted(claim.unit for claim in claims if claim is not None and isinstance(claim.unit, int))
 
@@ -43,7 +44,7 @@ async def test_a_paused_replica_doubles_nothing(replica: Replica, make_state: Ca
     job_id = await started(replica)
     late = await claimed(replica.jobs.job_store, replica.clock)
     replica.clock.now += LEASE_S + 1
-    other = JobStore(make_state())
+    other = JobStore(make_state(), unreported())
     claim = await claimed(other, replica.clock)
     assert late.unit == claim.unit
     assert await other.accept(claim, [LineResult(1, ok=True, text="ours")])
