@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import StateCorrupt
 from service.label_sets.definition import Definition, definition_from_json
-from service.model.arrays import STORED_FLOAT32, Vectors
+from service.model.arrays import STORED_FLOAT32, Vectors, of_unit_length
 from service.state.framing import corrupt
 from service.state.protocol import StateStore
 
@@ -28,7 +28,6 @@ BLOCK: Final = 1_024
 """Number of labels whose vectors are computed and stored together."""
 
 _ROOT: Final = "label-sets/"
-_UNIT_TOLERANCE: Final = 1e-3
 _VERSION_CHARS: Final = 32
 
 
@@ -163,8 +162,7 @@ class LabelSetStorage:
         if len(content) != rows * dim * STORED_FLOAT32.itemsize:
             raise _corrupt(which.key(block))
         vectors: Vectors = np.frombuffer(content, STORED_FLOAT32).astype(np.float32, copy=False).reshape(rows, dim)
-        # NaN fails this comparison too.
-        if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < _UNIT_TOLERANCE).all():
+        if not of_unit_length(vectors).all():
             raise _corrupt(which.key(block))
         return vectors
 

@@ -21,7 +21,7 @@ class TextCache(Protocol):
         ...
 
     async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
-        """Look up all keys; return None for values that are missing, not float32 `[dim]` or not finite.
+        """Look up all keys; return None for values that are missing, or no unit vector float32 `[dim]`.
 
         Callers must not modify the vectors.
         """

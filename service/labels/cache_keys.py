@@ -2,8 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
 from service.model.prompts import templates_digest
+
+_FORMAT: Final = b"2"
+"""Version of the form in which values are stored (`labels/redis_cache.py`), so that no version reads another's."""
 
 
 def vector_identity(text_revision: str, numerics: str, templates: Sequence[str]) -> bytes:
@@ -18,9 +22,10 @@ def vector_identity(text_revision: str, numerics: str, templates: Sequence[str])
 
 
 def class_vector_keys(prefix: str, identity: bytes, labels: Sequence[str]) -> list[str]:
-    """Return the key of each normalised label: the prefix and a sha256 over identity and length-prefixed label."""
+    """Return the key of each normalised label: the prefix and a sha256 over format, identity and prefixed label."""
     sha256 = hashlib.sha256
-    return [prefix + sha256(identity + _prefixed(label)).hexdigest() for label in labels]
+    start = _FORMAT + identity
+    return [prefix + sha256(start + _prefixed(label)).hexdigest() for label in labels]
 
 
 def labels_digest(labels: Sequence[str]) -> bytes:

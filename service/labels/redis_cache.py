@@ -1,7 +1,9 @@
 """A text cache in Redis: every failure counts as a miss.
 
-Values are raw little-endian float32, validated after reading. A failing or slow Redis costs a request at most
-`timeout_s`. After a few failures in a row, Redis is tried only every `retry_s`.
+A value is the last 16 characters of its key, then little-endian float32 `[dim]`. Both are checked after reading: the
+vector must have unit length, and belong to this key, not to that of another request or label. `labels/cache_keys.py`
+has the format's version in every key. A failing or slow Redis costs a request at most `timeout_s`. After a few failures
+in a row, Redis is tried only every `retry_s`.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import numpy as np
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from service.model.arrays import STORED_FLOAT32, Vectors
+from service.model.arrays import STORED_FLOAT32, Vectors, of_unit_length
 from service.monitoring.metrics import Metrics, Operation
 from service.redis_client import Breaker, connection_pool, diagnose, redis_timed_out
 
@@ -26,6 +28,8 @@ _LOG: Final = logging.getLogger(__name__)
 _CHUNK: Final = 1_000
 """Keys per command: enough to make round trips cheap, few enough not to delay other clients of Redis."""
 
+_MARK_BYTES: Final = 16
+"""Bytes of the key before a vector."""
 _CHECK_S: Final = 1.0
 """Timeout of the check at start-up."""
 _WRITE_TIMEOUT_FACTOR: Final = 10
@@ -85,7 +89,7 @@ class RedisTextCache:
             values = await self._read(chunk)
             if values is None:
                 break
-            decoded = _decode(values, dim)
+            decoded = _decode(chunk, values, dim)
             present = sum(value is not None for value in values)
             invalid += present - sum(vector is not None for vector in decoded)
             found += decoded
@@ -121,7 +125,7 @@ class RedisTextCache:
             return False
         pipeline = self._client.pipeline(transaction=False)
         for key, vector in entries:
-            pipeline.set(key, vector.astype(STORED_FLOAT32, copy=False).tobytes(), ex=self._ttl_s)
+            pipeline.set(key, _mark(key) + vector.astype(STORED_FLOAT32, copy=False).tobytes(), ex=self._ttl_s)
         done = await self._guard("write", self._timeout_s * _WRITE_TIMEOUT_FACTOR, pipeline.execute())
         if done is not None:
             self._writes.succeeded()
@@ -163,14 +167,18 @@ class RedisTextCache:
         self._metrics.cache_up.set(after)
 
 
-def _decode(values: Sequence[bytes | None], dim: int) -> list[Vectors | None]:
-    """Decode values that are float32 `[dim]` and finite; return None for any other."""
+def _mark(key: str) -> bytes:
+    return key[-_MARK_BYTES:].encode().rjust(_MARK_BYTES)
+
+
+def _decode(keys: Sequence[str], values: Sequence[bytes | None], dim: int) -> list[Vectors | None]:
+    """Decode values that have their key's mark and a unit vector, float32 `[dim]`; return None for any other."""
     found: list[Vectors | None] = [None] * len(values)
-    sound = [
-        index for index, value in enumerate(values) if value is not None and len(value) == dim * STORED_FLOAT32.itemsize
-    ]
-    joined = b"".join(values[index] or b"" for index in sound)
-    matrix = np.frombuffer(joined, STORED_FLOAT32).astype(np.float32, copy=False).reshape(len(sound), dim)
-    for position in np.flatnonzero(np.isfinite(matrix).all(axis=1)).tolist():
-        found[sound[position]] = matrix[position]
+    form = np.dtype([("mark", np.uint64, (_MARK_BYTES // 8,)), ("vector", STORED_FLOAT32, (dim,))])
+    sized = [index for index, value in enumerate(values) if value is not None and len(value) == form.itemsize]
+    rows = np.frombuffer(b"".join(values[index] or b"" for index in sized), form)
+    marks = np.frombuffer(b"".join([_mark(keys[index]) for index in sized]), np.uint64).reshape(-1, _MARK_BYTES // 8)
+    matrix: Vectors = rows["vector"].astype(np.float32, copy=False)
+    for position in np.flatnonzero(of_unit_length(matrix) & (rows["mark"] == marks).all(axis=1)).tolist():
+        found[sized[position]] = matrix[position]
     return found

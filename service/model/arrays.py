@@ -1,4 +1,4 @@
-"""Types of the arrays that pass between tokenizer, decoder, encoders and scoring."""
+"""Types of the arrays that pass between tokenizer, decoder, encoders and scoring, and the check of stored vectors."""
 
 from typing import Final, TypeAlias
 
@@ -16,3 +16,14 @@ Indices: TypeAlias = npt.NDArray[np.intp]
 
 STORED_FLOAT32: Final = np.dtype("<f4")
 """Byte format of vectors that are stored or sent: little-endian on every machine."""
+
+_UNIT_TOLERANCE: Final = 1e-3
+"""Class vectors are normalised in float32; only damage, or something that is no class vector, is further off."""
+
+
+def of_unit_length(vectors: Vectors) -> npt.NDArray[np.bool_]:
+    """Return for each row of `[rows, dim]` whether it has unit length; NaN, infinity and overflow do not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths: Vectors = np.sqrt(np.vecdot(vectors, vectors))
+    is_unit: npt.NDArray[np.bool_] = np.abs(lengths - 1) < _UNIT_TOLERANCE
+    return is_unit

@@ -8,8 +8,10 @@ DIM = 4
 
 
 def vector(value: float = 1.0, dim: int = DIM) -> Any:
-    """Return a constant vector."""
-    return np.full(dim, value, np.float32)
+    """Return a unit vector, one for each value: `value` and then ones, normalised."""
+    vector = np.ones(dim, np.float32)
+    vector[0] = value
+    return vector / np.linalg.norm(vector)
 
 
 def lists(found: list[Any]) -> list[Any]:

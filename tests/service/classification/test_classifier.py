@@ -374,6 +374,26 @@ async def test_vectors_in_redis_serve_a_fresh_process(tmp_path: Path) -> None:
         assert rig.engine.texts == []
 
 
+async def test_wrong_vectors_in_redis_are_computed_again_and_replaced(tmp_path: Path) -> None:
+    """A fresh process answers as before, and the next one finds right vectors."""
+    with running_redis(tmp_path) as redis:
+        options: dict[str, Any] = {"redis_url": SecretStr(redis.url), "redis_timeout_ms": 2_000}
+        answers = []
+        for poisoned in (False, True, False):
+            if poisoned:
+                keys = [line for line in redis.command("KEYS", "*").decode().split("\r\n") if line.startswith("any")]
+                for key in keys:
+                    redis.command("SETRANGE", key, "16", "\0" * 8)
+            async with classifying(tmp_path / "bundle", **options) as rig:
+                answers.append(await rig.classify("cat", "dog"))
+                found = [
+                    rig.count("anyclass_text_cache_lookups_total", layer="redis", result=result)
+                    for result in ("hit", "invalid")
+                ]
+            assert found == [[0, 0], [0, 2], [2, 0]][len(answers) - 1]
+        assert answers[0].predictions == answers[1].predictions == answers[2].predictions
+
+
 async def many(rig: Rig, images: Any, *labels: str) -> list[Any]:
     """All answers of a batch request."""
     query = LabelQuery(labels or ("a", "b"), "none")

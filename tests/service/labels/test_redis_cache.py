@@ -59,20 +59,25 @@ async def test_redis_gives_back_what_was_stored_in_order_over_many_chunks(redis:
         await cache.set_many(items)
         keys = [f"k{index}" for index in range(2_600)][::-1]
         found = await cache.get_many(keys, dim=DIM)
-    assert lists(found) == [None] * 100 + [[float(index)] * DIM for index in range(2_500)][::-1]
+    assert lists(found) == [None] * 100 + lists([vector(index) for index in range(2_500)][::-1])
     assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="hit") == 2_500
     assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="miss") == 100
 
 
-async def test_values_are_raw_little_endian_float32_with_a_time_to_live(redis: RedisServer) -> None:
-    """Clients in any language can read the values, and all of them expire."""
+async def test_values_are_a_mark_and_little_endian_float32_with_a_time_to_live(redis: RedisServer) -> None:
+    """The mark is the end of the key. Clients in any language can read the values, and all of them expire."""
+    key = "anyclass:v1:0123456789abcdef0123456789abcdef"
+    stored = np.array([0.8, -0.6, 0, 0], np.float32)
     async with redis_cache(redis, ttl_s=100) as cache:
-        await cache.set_many({"k": np.array([1, -2, 0.5, 0], np.float32)})
-    assert redis.command("GET", "k") == b"$16\r\n" + np.array([1, -2, 0.5, 0], "<f4").tobytes() + b"\r\n"
+        await cache.set_many({key: stored, "k": stored})
+        assert [stored.tolist()] * 2 == lists(await cache.get_many([key, "k"], dim=DIM))
+    content = np.array([0.8, -0.6, 0, 0], "<f4").tobytes() + b"\r\n"
+    assert redis.command("GET", key) == b"$32\r\n0123456789abcdef" + content
+    assert redis.command("GET", "k") == b"$32\r\n               k" + content
     assert 0 < int(redis.command("TTL", "k")[1:]) <= 100
 
 
-@pytest.mark.parametrize("value", ["short", "x" * 15, "x" * 17, "", "\x7f" * 0])
+@pytest.mark.parametrize("value", ["short", "x" * 31, "x" * 33, ""])
 async def test_a_value_of_the_wrong_length_is_a_miss(redis: RedisServer, value: str) -> None:
     """The value is not used, and counted as invalid."""
     metrics = Metrics()
@@ -82,14 +87,29 @@ async def test_a_value_of_the_wrong_length_is_a_miss(redis: RedisServer, value: 
     assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="invalid") == 1
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-async def test_a_value_that_is_not_finite_is_a_miss(redis: RedisServer, bad: float) -> None:
+@pytest.mark.parametrize(
+    "bad", [[1, np.nan, 1, 1], [1, np.inf, 1, 1], [1, -np.inf, 1, 1], [0] * 4, [1e38] * 4, [1] * 4, [0.502] * 4]
+)
+async def test_a_value_without_unit_length_is_a_miss(redis: RedisServer, bad: list[float]) -> None:
     """Valid neighbours are still used; a value of another type is a miss too."""
-    async with redis_cache(redis) as cache:
-        await cache.set_many({"good": vector(1), "bad": np.array([1, bad, 1, 1], np.float32)})
+    metrics = Metrics()
+    async with redis_cache(redis, metrics) as cache:
+        await cache.set_many({"good": vector(1), "bad": np.array(bad, np.float32)})
         redis.command("LPUSH", "list", "x")
         found = await cache.get_many(["good", "bad", "list"], dim=DIM)
-    assert lists(found) == [[1] * 4, None, None]
+    assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="invalid") == 1
+    assert lists(found) == lists([vector(1), None, None])
+
+
+async def test_the_vector_of_another_key_is_a_miss(redis: RedisServer) -> None:
+    """It has unit length, so only the mark shows that it is another label's. Storing the right one mends it."""
+    metrics = Metrics()
+    async with redis_cache(redis, metrics) as cache:
+        await cache.set_many({"cat": vector(1), "dog": vector(2)})
+        assert redis.command("COPY", "dog", "cat", "REPLACE") == b":1\r\n"
+        assert lists(await cache.get_many(["cat", "dog"], dim=DIM)) == lists([None, vector(2)])
+        assert count(metrics, "anyclass_text_cache_lookups_total", layer="redis", result="invalid") == 1
+        assert await stored(cache, {"cat": vector(1)})
 
 
 async def test_redis_down_is_a_miss_and_used_again_when_it_returns(redis: RedisServer) -> None:
@@ -142,7 +162,7 @@ async def test_redis_that_hangs_costs_only_the_time_limit(redis: RedisServer) ->
             found = await cache.get_many([f"k{index}" for index in range(20)], dim=DIM)
             if found[0] is None:
                 return False
-            assert lists(found) == [[float(index)] * DIM for index in range(20)]
+            assert lists(found) == lists([vector(index) for index in range(20)])
             return True
 
         await until(used, within_s=5)
@@ -163,7 +183,7 @@ async def test_cancelled_lookups_do_not_mix_up_answers(redis: RedisServer) -> No
             for _ in range(index % 7):
                 await asyncio.sleep(0)
             lookup.cancel()
-        assert lists(await cache.get_many(["k7", "k8"], dim=DIM)) == [[7.0] * 4, [8.0] * 4]
+        assert lists(await cache.get_many(["k7", "k8"], dim=DIM)) == lists([vector(7), vector(8)])
 
 
 @pytest.mark.parametrize(
@@ -179,7 +199,7 @@ async def test_a_redis_that_refuses_writes_is_still_read(redis: RedisServer, tro
         assert redis.command(*trouble).startswith(b"+OK")
         for _ in range(5):
             await cache.set_many({"new": vector(2)})
-        assert lists(await cache.get_many(["old", "new"], dim=DIM)) == [[1] * 4, None]
+        assert lists(await cache.get_many(["old", "new"], dim=DIM)) == lists([vector(1), None])
     assert count(metrics, "anyclass_text_cache_failures_total", operation="write", reason="refused") == 3
     assert count(metrics, "anyclass_text_cache_failures_total", operation="write", reason="skipped") == 2
     assert count(metrics, "anyclass_text_cache_up") == 1
@@ -266,7 +286,7 @@ async def test_settings_choose_the_cache(redis: RedisServer) -> None:
     cache = open_text_cache(Settings(redis_url=SecretStr(redis.url), redis_timeout_ms=2_000), Metrics())
     await cache.set_many({"k": vector(3)})
     assert redis.command("EXISTS", "k") == b":1\r\n"
-    assert lists(await cache.get_many(["k"], dim=DIM)) == [[3] * 4]
+    assert lists(await cache.get_many(["k"], dim=DIM)) == lists([vector(3)])
     await cache.close()
     nowhere = open_text_cache(Settings(redis_url=SecretStr("redis://127.0.0.1:1/0")), Metrics())
     await nowhere.check()
