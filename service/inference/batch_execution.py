@@ -40,15 +40,15 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchResult:
-    """The result of a batch: float32 `[rows, dim]` or an error for each entry; times are of `time.monotonic`."""
+class BatchRun:
+    """A batch that ran: float32 `[rows, dim]` or an error for each entry; times are of `time.monotonic`."""
 
     outcomes: list[Vectors | AnyclassError]
     started: float
     finished: float
 
 
-def run_batch(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> BatchResult:
+def run_batch(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> BatchRun:
     """Run the entries' rows together. Never raises.
 
     Args:
@@ -61,7 +61,7 @@ def run_batch(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> Bat
     if len(entries) > 1 and any(isinstance(outcome, NonFiniteOutput) for outcome in outcomes):
         # One input's infinity must not fail its neighbours.
         outcomes = [outcome for rows in entries for outcome in _attempt(work, [rows], None)]
-    return BatchResult(outcomes, started, time.monotonic())
+    return BatchRun(outcomes, started, time.monotonic())
 
 
 def _attempt(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> list[Vectors | AnyclassError]:

@@ -20,7 +20,7 @@ from service.errors import (
     NonFiniteOutput,
     NotReady,
 )
-from service.inference.batch_execution import BatchResult, Rows, Work, run_batch
+from service.inference.batch_execution import BatchRun, Rows, Work, run_batch
 from service.inference.batch_selection import Rules, Selection, select_batch
 from service.inference.entries import Batch, Done, Entry, fail
 from service.inference.load_estimator import LoadEstimator
@@ -225,26 +225,26 @@ class Batcher:
             batch.units = self._units(batch.entries)
         return bool(live)
 
-    def _deliver(self, batch: Batch, running: asyncio.Future[BatchResult]) -> None:
+    def _deliver(self, batch: Batch, running: asyncio.Future[BatchRun]) -> None:
         self._at_work.remove(batch)
         work = batch.work
         if running.cancelled() or running.exception() is not None:  # the thread could not be started
             fail(batch.entries, InferenceFailed("The model could not be run; see the service's log."))
             self._metrics.inference_failures.labels(work.model, work.kind, "worker").inc()
             return
-        result = running.result()
-        run_s = result.finished - result.started
+        run = running.result()
+        run_s = run.finished - run.started
         rows = sum(entry.size for entry in batch.entries)
         self._metrics.batch_size.labels(work.model, work.kind).observe(rows)
         self._metrics.inference_seconds.labels(work.model, work.kind).observe(run_s)
-        for entry, outcome in zip(batch.entries, result.outcomes, strict=True):
+        for entry, outcome in zip(batch.entries, run.outcomes, strict=True):
             if entry.future.done():
                 continue
             if isinstance(outcome, AnyclassError):
                 entry.future.set_exception(outcome)
             else:
-                entry.future.set_result(Done(outcome, result.started - entry.arrived, run_s))
-        failures = [outcome for outcome in result.outcomes if isinstance(outcome, AnyclassError)]
+                entry.future.set_result(Done(outcome, run.started - entry.arrived, run_s))
+        failures = [outcome for outcome in run.outcomes if isinstance(outcome, AnyclassError)]
         if failures:
             reason = _REASONS.get(type(failures[0]), "error")
             self._metrics.inference_failures.labels(work.model, work.kind, reason).inc()
