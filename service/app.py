@@ -19,6 +19,7 @@ from service.api.middleware.request_context import RequestContext
 from service.api.openai.batch_lines import RouteLineHandler
 from service.api.problems.handlers import add_handlers
 from service.api.request.memory_budget import MemoryBudget
+from service.api.route_table import RouteTable
 from service.api.services import Services
 from service.classification.classifier import Classifier
 from service.classification.embedder import Embedder
@@ -98,15 +99,15 @@ def create_app(
         default_response_class=JSONResponse,
     )
     app.state.services = services
-    for protocol in _PROTOCOLS:
-        for router in protocol.ROUTERS:
-            app.include_router(router)
-    for protocol in _PROTOCOLS:
-        for router in protocol.ROUTERS:
-            app.include_router(head_routes(router))
+    routers = [router for protocol in _PROTOCOLS for router in protocol.ROUTERS]
+    for router in routers:
+        app.include_router(router)
+    for router in routers:
+        app.include_router(head_routes(router))
     add_docs(app)
     add_handlers(app)
     describe(app, [model for protocol in _PROTOCOLS for model in protocol.REQUEST_MODELS])
+    services.routes = RouteTable([*(route for router in routers for route in router.routes), *app.routes])
     app.add_middleware(AccessControl, services=services)
     # At least one body, or a body of the maximum size could never be admitted.
     memory_budget = MemoryBudget(max(settings.max_total_body_bytes, settings.max_body_bytes), services.metrics)
@@ -114,6 +115,7 @@ def create_app(
         RequestContext,
         metrics=services.metrics,
         lifecycle=services.lifecycle,
+        routes=services.routes,
         memory_budget=memory_budget,
         stall_timeout_s=settings.request_timeout_s,
     )

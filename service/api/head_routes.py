@@ -12,7 +12,7 @@ def head_routes(router: APIRouter) -> APIRouter:
     """
     heads = APIRouter()
     for route in router.routes:
-        if isinstance(route, APIRoute) and "GET" in route.methods:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             heads.add_api_route(
                 route.path, route.endpoint, methods=["HEAD"], response_model=None, include_in_schema=False
             )

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from service.api.access.api_keys import ApiKeys
 from service.api.access.rate_limit import Limiter
 from service.api.lifecycle import Lifecycle, Phase
+from service.api.route_table import RouteTable
 from service.classification.classifier import Classifier
 from service.classification.embedder import Embedder
 from service.errors import NotReady
@@ -36,6 +37,7 @@ class Services:
     metrics: Metrics
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     api_keys: ApiKeys = field(default_factory=ApiKeys)
+    routes: RouteTable = field(default_factory=RouteTable)
     limiter: Limiter | None = None
     image_fetcher: ImageFetcher | None = None
     archives: int = 0

@@ -16,6 +16,7 @@ from service.api.problems.protocol_forms import render_error
 from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, problem
 from service.api.protocols import protocol_of
 from service.api.request.memory_budget import BufferedBody, MemoryBudget
+from service.api.route_table import RouteTable
 from service.monitoring.metrics import Metrics
 
 HEADER: Final = "x-request-id"
@@ -26,6 +27,8 @@ GONE_SLUG: Final = "client-gone"
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_UNMATCHED: Final = "unmatched"
+_NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 _QUIET_ROUTES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 _MAX_PATH_LOGGED: Final = 200
 
@@ -45,6 +48,7 @@ class RequestContext:
         *,
         metrics: Metrics,
         lifecycle: Lifecycle,
+        routes: RouteTable,
         memory_budget: MemoryBudget,
         stall_timeout_s: float,
     ) -> None:
@@ -52,6 +56,7 @@ class RequestContext:
         self.app = app
         self._metrics = metrics
         self._lifecycle = lifecycle
+        self._routes = routes
         self._memory_budget = memory_budget
         self._stall_timeout_s = stall_timeout_s
 
@@ -74,6 +79,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[HEADER] = request_id
+                headers.raw.append(_NOSNIFF)
                 if self._lifecycle.stopping:
                     # Makes clients with a kept-alive connection send the next request elsewhere.
                     headers["connection"] = "close"
@@ -104,9 +110,11 @@ class RequestContext:
             self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         protocol = protocol_of(method, scope["path"])
+        # Routing leaves no route in the scope of a request that was refused before it, nor of a page of Starlette's.
+        matched = getattr(scope.get("route"), "path", None) or self._routes.template(method, scope["path"])
+        route = matched or _UNMATCHED
         self._metrics.http_requests.labels(protocol, route, method, f"{status // 100}xx").inc()
         self._metrics.http_seconds.labels(protocol, route).observe(seconds)
         log = _log.debug if route in _QUIET_ROUTES and status != INTERNAL.status else _log.info

@@ -11,6 +11,7 @@ from starlette.routing import Match, Mount
 
 from service.api.problems import table
 from service.api.problems.protocol_forms import render_error
+from service.api.route_table import RouteTable
 from service.errors import AnyclassError
 from service.validation_messages import faults
 
@@ -51,7 +52,7 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     match kind:
         case table.NOT_FOUND:
-            detail = f"No route matches {path}; GET /docs shows all routes."
+            detail = _not_found(request)
         case table.METHOD_NOT_ALLOWED:
             headers = {"allow": _allowed(request)}
             detail = f"{path} does not allow {table.quoted(request.method, 20)}; it allows {headers['allow']}."
@@ -60,6 +61,16 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     request.state.problem = kind.slug
     body = table.problem(kind, detail, request.state.request_id)
     return render_error(request.url.path, body, headers)
+
+
+def _not_found(request: Request) -> str:
+    path = request.scope["path"]
+    shortened = "/" + "/".join(filter(None, path.split("/")))
+    detail = f"No route matches {table.quoted(path)}"
+    routes: RouteTable = request.app.state.services.routes
+    if shortened != path and routes.template(request.method, shortened) is not None:
+        return f"{detail}; leave out the slash that is too many: {table.quoted(shortened)}."
+    return f"{detail}; GET /docs shows all routes."
 
 
 def _allowed(request: Request) -> str:

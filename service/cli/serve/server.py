@@ -5,6 +5,7 @@ On a signal, plain uvicorn closes its port at once, and ends by the signal inste
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import math
 import signal
@@ -54,6 +55,7 @@ class ProblemHttpProtocol(HttpLimitsProtocol):
             f"content-type: {MEDIA_TYPE}\r\n"
             f"content-length: {len(content)}\r\n"
             f"{HEADER}: {request_id}\r\n"
+            "x-content-type-options: nosniff\r\n"
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + content)
@@ -141,7 +143,9 @@ class Server(uvicorn.Server):
         """On the first signal stop being ready, then close and drain; on the second exit now."""
         self._signals += 1
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop, self._signals, signal.Signals(sig).name)
+            # A signal interrupts any callback; its context would name some request in the log of the stop.
+            name, context = signal.Signals(sig).name, contextvars.Context()
+            self._loop.call_soon_threadsafe(self._stop, self._signals, name, context=context)
 
     def _stop(self, count: int, name: str) -> None:
         if count == 1:

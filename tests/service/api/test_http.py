@@ -1,6 +1,7 @@
 """The interface as clients meet it: a real process, real connections."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -170,6 +171,29 @@ def test_all_methods_of_a_path_are_told(client: httpx.Client, method: str, path:
     assert (405, allowed) == (answer.status_code, answer.headers["allow"])
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "meant"),
+    [
+        ("POST", "/v1/classify/", "/v1/classify"),
+        ("POST", "//v1/classify", "/v1/classify"),
+        ("GET", "/docs/", "/docs"),
+        ("GET", "/v1//templates/", "/v1/templates"),
+        ("POST", "/v1/embeddings/", "/v1/embeddings"),
+    ],
+)
+def test_a_slash_too_many_is_told(client: httpx.Client, method: str, path: str, meant: str) -> None:
+    """In the form of the path's protocol. A redirect would lose the body of many clients."""
+    answer = client.request(method, f"{str(client.base_url).rstrip('/')}{path}")
+    assert 404 == answer.status_code
+    assert f"No route matches {path}; leave out the slash that is too many: {meant}." in answer.text
+
+
+def test_a_path_without_a_route_leads_to_the_documentation(client: httpx.Client) -> None:
+    """With a slash at its end too."""
+    for path in ("/nothing", "/nothing/"):
+        assert f"No route matches {path}; GET /docs shows all routes." == client.get(path).json()["detail"]
+
+
 OF_ONE_ANSWER = {"date", "x-request-id", "content-length", "server-timing"}
 """Headers that differ between two answers of one route; the length of the metrics does too."""
 
@@ -233,6 +257,7 @@ def exchange(server: HttpServer, request: bytes) -> tuple[int, dict[str, Any]]:
         while piece := connection.recv(65_536):
             answer += piece
     head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"x-content-type-options: nosniff" in head
     return int(head.split()[1]), json.loads(body)
 
 
@@ -246,7 +271,7 @@ def test_a_length_that_is_too_large_is_refused_unread(server: HttpServer) -> Non
     "request_", [b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", b"\x16\x03\x01\x02\x00"]
 )
 def test_what_is_not_http_is_a_problem_too(server: HttpServer, request_: bytes) -> None:
-    """Errors before routing have the same form, with a request id."""
+    """Errors before routing have the same form and headers, with a request id."""
     status, body = exchange(server, request_)
     assert (400, "urn:anyclass:problem:malformed-http") == (status, body["type"])
     assert body["request_id"]
@@ -338,6 +363,27 @@ def test_probes_and_root(client: httpx.Client) -> None:
     assert {"status": "alive"} == client.get("/livez").json()
     assert {"status": "ready"} == client.get("/readyz").json()
     assert "/docs" == client.get("/").headers["location"]
+
+
+def test_no_answer_may_be_taken_for_another_type(client: httpx.Client) -> None:
+    """Answers, pages, files and errors of every origin: a browser keeps to the content type."""
+    for path in ("/livez", "/", "/docs", "/docs/assets/favicon.png", "/openapi.json", "/v1/classify", "/nothing"):
+        assert ["nosniff"] == client.get(path).headers.get_list("x-content-type-options"), path
+
+
+def test_the_page_keeps_to_its_own_files(client: httpx.Client) -> None:
+    """Its policy names every inline script by its digest; what it loads is its own, and no other page frames it."""
+    answer = client.get("/docs")
+    policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+    scripts = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert 1 == len(digests)
+    assert ["'self'", *(f"'sha256-{digest}'" for digest in digests)] == policy["script-src"].split()
+    assert ("'none'", "'none'") == (policy["default-src"], policy["frame-ancestors"])
+    assert "'self'" == policy["connect-src"]
+    for source in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
+        assert re.match("/[^/]", source)
+    assert not re.search(r"<[^>]+\son\w+=", answer.text)  # inline handlers, which the policy forbids
 
 
 def test_docs_need_no_internet(client: httpx.Client) -> None:

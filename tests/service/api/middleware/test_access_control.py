@@ -139,6 +139,40 @@ def test_refusals_are_counted(client: httpx.Client) -> None:
     assert before + 2 == refused()
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "series"),
+    [
+        ("POST", "/v1/classify", 'method="POST",protocol="own",route="/v1/classify",status="4xx"'),
+        ("GET", "/v1/classify", 'method="GET",protocol="own",route="/v1/classify",status="4xx"'),
+        ("PUT", "/v1/label-sets/a", 'method="PUT",protocol="label-sets",route="/v1/label-sets/{name}",status="4xx"'),
+        ("POST", "/", 'method="POST",protocol="huggingface",route="/",status="4xx"'),
+        ("POST", "/docs/assets/a.js", 'method="POST",protocol="operations",route="/docs/assets",status="4xx"'),
+        ("GET", "/v1/nothing", 'method="GET",protocol="other",route="unmatched",status="4xx"'),
+    ],
+)
+def test_a_refused_request_counts_under_its_route(client: httpx.Client, method: str, path: str, series: str) -> None:
+    """Unmatched are only the paths without a route."""
+
+    def count() -> float:
+        name = f"anyclass_http_requests_total{{{series}}} "
+        lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before = count()
+    assert 401 == client.request(method, path).status_code
+    assert before + 1 == count()
+
+
+def test_a_page_counts_under_its_route(client: httpx.Client) -> None:
+    """Pages that are not FastAPI's too."""
+    for path in ("/docs", "/openapi.json", "/docs/assets/favicon.png"):
+        client.get(path)
+    metrics = client.get("/metrics").text
+    for route in ("/docs", "/openapi.json", "/docs/assets"):
+        series = f'anyclass_http_requests_total{{method="GET",protocol="operations",route="{route}",status="2xx"}}'
+        assert series in metrics
+
+
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
     """An application in this event loop, once it is ready; or has failed."""

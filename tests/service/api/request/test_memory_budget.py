@@ -22,6 +22,7 @@ from service.api.lifecycle import Lifecycle
 from service.api.middleware.request_context import RequestContext
 from service.api.problems.table import BodiesFull
 from service.api.request.memory_budget import BufferedBody, MemoryBudget
+from service.api.route_table import RouteTable
 from service.api.services import Services
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
@@ -115,7 +116,14 @@ async def test_a_client_that_does_not_read_its_answer_is_dropped() -> None:
     async def send(_: Message) -> None:
         await asyncio.Event().wait()
 
-    context = RequestContext(app, metrics=Metrics(), lifecycle=Lifecycle(), memory_budget=budget, stall_timeout_s=0.01)
+    context = RequestContext(
+        app,
+        metrics=Metrics(),
+        lifecycle=Lifecycle(),
+        routes=RouteTable(),
+        memory_budget=budget,
+        stall_timeout_s=0.01,
+    )
     await context({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
     assert 0 == budget.used_bytes
 

@@ -1,8 +1,10 @@
 """Shutdown under load, as an orchestrator and clients see it."""
 
+import asyncio
 import contextlib
 import http.client
 import io
+import json
 import signal
 import threading
 import time
@@ -14,8 +16,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import structlog
 from PIL import Image
 
+from service.app import create_app
+from service.cli.serve.server import Server
+from service.monitoring import logs
+from service.settings import Settings
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -161,3 +168,21 @@ def test_idle_connections_do_not_delay_the_end(bundle: Path, tmp_path: Path, env
         began = time.monotonic()
         assert 0 == server.stop()
         assert time.monotonic() - began < 15
+
+
+@pytest.mark.usefixtures("restored_logging")
+async def test_the_stop_is_logged_for_no_request() -> None:
+    """A signal interrupts the task of a request now and then; its id is not in the log of the stop."""
+    stream = io.StringIO()
+    logs.configure("info", "json", stream)
+    app = await asyncio.to_thread(create_app, Settings())
+    server = Server(app, Settings())
+    server._loop = asyncio.get_running_loop()
+    structlog.contextvars.bind_contextvars(request_id="of-a-client")
+    server.handle_exit(signal.SIGTERM, None)
+    handled = asyncio.Event()
+    server._loop.call_soon_threadsafe(handled.set)  # in the order of the calls
+    await handled.wait()
+    (line,) = [json.loads(each) for each in stream.getvalue().splitlines()]
+    assert ("stopping", "SIGTERM") == (line["event"], line["signal"])
+    assert "request_id" not in line
