@@ -14,8 +14,10 @@ Label: TypeAlias = str | int
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 
-IMAGE_SUFFIXES: Final = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
-"""Suffixes of image files, lower case, without the dot."""
+IMAGE_SUFFIXES: Final = frozenset(
+    "jpg jpeg jpe jfif jif jfi pjpeg pjp mpo png apng webp gif bmp dib tif tiff avif avifs".split()  # noqa: SIM905
+)
+"""Suffixes of image files, lower case, without the dot: those that `anyclass classify` takes."""
 
 _DRAW_SEED: Final = 0
 _SHOWN_CHARS: Final = 200

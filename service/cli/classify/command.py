@@ -61,7 +61,7 @@ def classify(
         Path | None,
         typer.Option(
             "--labels-file",
-            help="File with a label on each line; - is the standard input.",
+            help="File with a label on each line, # begins a comment; - is the standard input.",
             rich_help_panel=_LABELS,
         ),
     ] = None,
@@ -171,11 +171,11 @@ def classify(
 
     if as_json and results_format not in (None, Format.jsonl):
         fail(f"--json and --format {results_format.value} contradict each other")
-    chosen = Format.jsonl if as_json else results_format or format_for(output)
-    _check_output(chosen, output)
     try:
+        chosen = Format.jsonl if as_json else results_format or format_for(output)
+        _check_output(chosen, output)
         given = read_labels(labels or [], labels_file)
-        paths = find_images(images)
+        found = find_images(images)
     except InputError as exc:
         fail(str(exc))
     if label_set is not None:
@@ -188,7 +188,8 @@ def classify(
     if not temperature > 0:
         fail("--temperature must be above 0")
     arguments = ClassifyArguments(
-        images=tuple(paths),
+        images=tuple(found.images),
+        passed_over=tuple(found.passed_over),
         query=LabelQuery(tuple(given), parse_templates(templates or []), label_set),
         options=ScoringOptions(method=scoring, top_k=top_k, min_score=min_score, temperature=temperature),
         format=chosen,

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 
+from service.api.problems.table import kind_of
 from service.classification.classifier import Classifier
 from service.classification.pipeline import Pipeline
 from service.classification.types import Classification, LabelQuery, Prediction, ScoringOptions
@@ -26,11 +27,26 @@ _MAX_SENT_BYTES: Final = 2**28
 
 @dataclass(frozen=True, slots=True)
 class ImageOutcome:
-    """Answer for one image, or the reason for its failure."""
+    """Answer for one image, or the reason for its failure.
+
+    Attributes:
+        image: as it was named.
+        answer: None if the image failed.
+        error: the reason for people.
+        problem: the failure as the HTTP interface writes it: ``type``, ``title``, ``status``, ``detail``.
+    """
 
     image: str
     answer: Classification | None = None
     error: str = ""
+    problem: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def failed(cls, image: str, error: AnyclassError) -> Self:
+        """Return the outcome of an image that failed in this process, where it has no request id."""
+        kind = kind_of(error)
+        problem = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": error.detail}
+        return cls(image, error=error.detail, problem=problem)
 
 
 async def classify_locally(
@@ -57,7 +73,7 @@ async def classify_locally(
                 if isinstance(answer, DeviceLost):
                     raise answer
                 if isinstance(answer, AnyclassError):
-                    yield ImageOutcome(images[index], error=answer.detail)
+                    yield ImageOutcome.failed(images[index], answer)
                 else:
                     yield ImageOutcome(images[index], answer)
 
@@ -82,11 +98,11 @@ async def classify_remotely(
             answer = await service.send("POST", "/v1/classify", position=index, data=form, files=files)
             return ImageOutcome(image, _classification(document(answer)))
         except AnyclassError as exc:
-            return ImageOutcome(image, error=exc.detail)
+            return ImageOutcome.failed(image, exc)
         except RemoteError as exc:
             if not exc.image_at_fault:
                 raise
-            return ImageOutcome(image, error=str(exc))
+            return ImageOutcome(image, error=str(exc), problem=exc.problem)
 
     async with service, aclosing(in_order(images, outcome, in_flight)) as outcomes:
         async for each in outcomes:

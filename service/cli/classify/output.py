@@ -14,6 +14,7 @@ from service.cli.classify.outcomes import ImageOutcome
 from service.cli.classify.rows import COLUMNS, rows
 from service.cli.console.progress import ProgressDisplay, plain
 from service.cli.console.rendering import heading, name_width, predictions_row, predictions_table
+from service.cli.inputs import InputError
 from service.cli.options import Format
 
 FEW_IMAGES: Final = 20
@@ -21,6 +22,8 @@ FEW_IMAGES: Final = 20
 _FILE_WIDTH: Final = 100
 
 _BY_SUFFIX: Final = {
+    "": Format.table,
+    ".txt": Format.table,
     ".csv": Format.csv,
     ".jsonl": Format.jsonl,
     ".ndjson": Format.jsonl,
@@ -43,8 +46,17 @@ class Output(Protocol):
 
 
 def format_for(output: Path | None) -> Format:
-    """Return the format by the suffix of a file name; a table for any other suffix."""
-    return _BY_SUFFIX.get(output.suffix.lower(), Format.table) if output is not None else Format.table
+    """Return the format by the suffix of a file name; a table without a suffix.
+
+    Raises `InputError` for a suffix that names no format: a table of bars is not what a ``.xlsx`` or ``.tsv`` is for.
+    """
+    suffix = output.suffix.lower() if output is not None else ""
+    if suffix not in _BY_SUFFIX:
+        raise InputError(
+            f"{output}: the end of the name says no format; use {', '.join(filter(None, _BY_SUFFIX))}, "
+            f"or give --format {'|'.join(Format)}"
+        )
+    return _BY_SUFFIX[suffix]
 
 
 class TextFile:
@@ -78,7 +90,7 @@ class JsonLinesOutput:
 
     def write(self, outcome: ImageOutcome) -> None:
         """See `Output`."""
-        content = {"error": outcome.error} if outcome.answer is None else answer_json(outcome.answer)
+        content = {"error": outcome.problem} if outcome.answer is None else answer_json(outcome.answer)
         # ASCII: no terminal or pipe can garble it.
         self._text.write(json.dumps({"image": outcome.image, **content}) + "\n")
 

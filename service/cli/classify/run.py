@@ -12,10 +12,10 @@ from service.classification.types import LabelQuery, ScoringOptions
 from service.cli.classify.outcomes import ImageOutcome, classify_locally, classify_remotely
 from service.cli.classify.output import Output, open_output
 from service.cli.console.progress import ProgressDisplay
-from service.cli.inputs import InputError
+from service.cli.inputs import InputError, describe_passed_over
 from service.cli.options import Format
 from service.cli.remote.client import RemoteError, Service
-from service.cli.reporting import BAD_USAGE, FAILED, INTERRUPTED, OK, print_error
+from service.cli.reporting import BAD_USAGE, FAILED, INTERRUPTED, OK, print_error, print_note
 from service.errors import (
     AnyclassError,
     BundleError,
@@ -32,9 +32,10 @@ _BAD_INPUT: Final = (InvalidRequest, TooManyLabels, UnknownModel, BundleError, P
 
 @dataclass(frozen=True, slots=True)
 class ClassifyArguments:
-    """Checked arguments of the command: images, labels, scoring and output."""
+    """Checked arguments of the command: images, files passed over, labels, scoring and output."""
 
     images: tuple[str, ...]
+    passed_over: tuple[str, ...]
     query: LabelQuery
     options: ScoringOptions
     format: Format
@@ -84,6 +85,8 @@ def _run(arguments: ClassifyArguments, outcomes: Callable[[Callable[[], None]], 
     except InputError as exc:
         print_error(str(exc))
         return BAD_USAGE
+    if note := describe_passed_over(arguments.passed_over):
+        print_note(note)
     stopped, code = "", OK
     with display:
         try:
@@ -98,7 +101,9 @@ def _run(arguments: ClassifyArguments, outcomes: Callable[[Callable[[], None]], 
         stopped, code = unwritten, FAILED
     if stopped:
         display.error(f"Error: {stopped}")
-    if display.has_bar or arguments.output is not None:
+    # Tables are for people: off a terminal too, their end has the totals.
+    totals_table = arguments.format is Format.table and tally.done > 1 and arguments.progress
+    if display.has_bar or arguments.output is not None or totals_table:
         seconds = time.monotonic() - started
         display.error(summary(arguments, tally, seconds))
     if code == OK and tally.failed:

@@ -38,15 +38,23 @@ class RemoteError(Exception):
         image_at_fault: whether other images may still be classified.
         exit_code: of the command: 2 if the request is at fault, else 1.
         status: HTTP status of the answer, if any.
+        problem: the service's own problem (RFC 9457), empty if the answer has none.
     """
 
     def __init__(
-        self, message: str, *, image_at_fault: bool = False, exit_code: int = 1, status: int | None = None
+        self,
+        message: str,
+        *,
+        image_at_fault: bool = False,
+        exit_code: int = 1,
+        status: int | None = None,
+        problem: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.image_at_fault = image_at_fault
         self.exit_code = exit_code
         self.status = status
+        self.problem = problem or {}
 
 
 class Service:
@@ -247,4 +255,5 @@ def _refusal(answer: httpx.Response) -> RemoteError:
         detail = "No label set has this name; list them: anyclass label-sets list"
     about_image = kind in _IMAGE_PROBLEMS or kind in _SINGLE_FAILURES
     wrong = answer.is_client_error and not about_image and code not in _STATE_STATUSES
-    return RemoteError(detail, image_at_fault=about_image, exit_code=2 if wrong else 1, status=code)
+    problem = answer.json() if about_image else {}
+    return RemoteError(detail, image_at_fault=about_image, exit_code=2 if wrong else 1, status=code, problem=problem)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -53,7 +54,8 @@ def where(request: pytest.FixtureRequest, folder: Path) -> list[object]:
 def test_a_table_for_each_image(folder: Path, where: list[object]) -> None:
     """Name, labels by falling score, and a bar; in process as over HTTP."""
     result = run("classify", folder / "red.png", folder / "green.png", "--labels", "red, green,blue", *where)
-    assert (0, "") == (result.exit_code, result.stderr)
+    assert 0 == result.exit_code
+    assert re.fullmatch(r"2 of 2 images classified in .* s.*\.\n", result.stderr)
     first, second = result.stdout.split("\n\n")
     assert "red.png" in first.splitlines()[0]
     assert ["red", "100.0%"] == first.splitlines()[1].split()[:2]
@@ -90,7 +92,7 @@ def test_an_image_that_fails_fails_no_other(folder: Path, where: list[object]) -
     assert 1 == result.exit_code
     broken, nowhere, red = (json.loads(line) for line in result.stdout.splitlines())
     assert ["image", "error"] == list(broken)
-    assert "No such file" in nowhere["error"]
+    assert "No such file" in nowhere["error"]["detail"]
     assert "predictions" in red
     assert ["broken.png", "nowhere.png"] == [
         Path(line.split(": ")[1]).name for line in result.stderr.splitlines() if line.startswith("Error: ")

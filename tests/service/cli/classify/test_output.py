@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from tests.service.cli.classify.photos import LABELS, MANY, below
 from tests.support.commands import COMMAND, anyclass, on_a_terminal
@@ -22,7 +23,8 @@ def test_csv_in_a_file(folder: Path, where: list[object], tmp_path: Path) -> Non
     output = tmp_path / "results.csv"
     result = anyclass("classify", folder / "photos", *LABELS, "--output", output, *where)
     assert (1, "") == (result.returncode, result.stdout)
-    error, summary = result.stderr.splitlines()
+    note, error, summary = result.stderr.splitlines()
+    assert f"1 file passed over: {folder}/photos/notes.txt" == note
     assert re.match(r"Error: .*broken\.png: The PNG image is corrupt", error)
     assert re.fullmatch(r"4 of 5 images classified in .* s.*; 1 failed; results in .*results\.csv\.", summary)
     with output.open(newline="") as file:
@@ -94,12 +96,38 @@ def test_lines_of_json_by_the_name_of_the_file(folder: Path, tmp_path: Path) -> 
     assert printed.stdout == (tmp_path / "out.jsonl").read_text("utf-8")
     first, second = map(json.loads, printed.stdout.splitlines())
     assert (["image", "model", "revision", "predictions", "usage"], ["image", "error"]) == (list(first), list(second))
+    assert ["type", "title", "status", "detail"] == list(second["error"])
+    assert ("urn:anyclass:problem:invalid-image", 422) == (second["error"]["type"], second["error"]["status"])
+
+
+def test_an_error_in_json_is_a_problem_of_the_http_interface(folder: Path, where: list[object]) -> None:
+    """In this process and from a service alike; the service's has the id of its request too."""
+    result = anyclass("classify", folder / "photos" / "b" / "broken.png", *LABELS, "--json", *where)
+    error = json.loads(result.stdout)["error"]
+    assert {"type", "title", "status", "detail"} == error.keys() - {"request_id"}
+    assert ("request_id" in error) == ("--url" in where)
+    assert "The PNG image is corrupt" in error["detail"]
+
+
+@pytest.mark.parametrize("name", ["results.xlsx", "results.tsv", "results.cvs", "results.csv.gz"])
+def test_a_file_whose_name_says_no_format_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    """Bars in a .xlsx help no reader: the command ends before a model is loaded, unless --format says what to write."""
+    result = anyclass("classify", folder / "photos", *LABELS, "-o", tmp_path / name, "--model", "nowhere")
+    assert (2, "", 1) == (result.returncode, result.stdout, len(result.stderr.splitlines()))
+    assert "the end of the name says no format; use .txt, .csv, " in result.stderr
+    assert "or give --format table|csv|jsonl|parquet" in result.stderr
+    assert not (tmp_path / name).exists()
+    image, model = folder / "photos" / "a.png", folder / "bundle"
+    result = anyclass("classify", image, *LABELS, "-o", tmp_path / name, "--format", "csv", "--model", model)
+    assert 0 == result.returncode
+    assert ",".join(COLUMNS) == (tmp_path / name).read_text("utf-8").splitlines()[0]
 
 
 def test_many_images_have_a_line_each(folder: Path) -> None:
     """The best label first, and no line ends in spaces."""
     result = anyclass("classify", folder / "many", "--labels", "red,green,blue,white", "--model", folder / "bundle")
-    assert (0, "") == (result.returncode, result.stderr)
+    assert 0 == result.returncode
+    assert re.fullmatch(rf"{MANY} of {MANY} images classified in .* s.*\.\n", result.stderr)
     lines = result.stdout.splitlines()
     assert MANY == len(lines)
     assert lines == [line.rstrip() for line in lines]
@@ -108,7 +136,7 @@ def test_many_images_have_a_line_each(folder: Path) -> None:
 
 
 def test_a_table_in_a_file(folder: Path, tmp_path: Path) -> None:
-    """Other suffixes give the table of a terminal, without colours."""
+    """The suffix .txt gives the table of a terminal, without colours."""
     output = tmp_path / "results.txt"
     anyclass("classify", folder / "photos" / "a.png", *LABELS, "-o", output, "--model", folder / "bundle")
     lines = output.read_text("utf-8").splitlines()
