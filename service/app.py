@@ -13,8 +13,10 @@ from service.api import huggingface, native, open_inference, openai
 from service.api.access.api_keys import ApiKeys
 from service.api.documentation.docs_page import add_docs
 from service.api.documentation.document import describe, operation_id
+from service.api.documentation.responses import HEADERS
 from service.api.head_routes import head_routes
 from service.api.middleware.access_control import AccessControl, open_access
+from service.api.middleware.cross_origin import cross_origin
 from service.api.middleware.request_context import RequestContext
 from service.api.openai.batch_lines import RouteLineHandler
 from service.api.problems.handlers import add_handlers
@@ -109,6 +111,9 @@ def create_app(
     describe(app, [model for protocol in _PROTOCOLS for model in protocol.REQUEST_MODELS])
     services.routes = RouteTable([*(route for router in routers for route in router.routes), *app.routes])
     app.add_middleware(AccessControl, services=services)
+    cors = cross_origin(settings.cors_origins, list(HEADERS)) if settings.cors_origins else None
+    if cors is not None:
+        app.add_middleware(cors)
     # At least one body, or a body of the maximum size could never be admitted.
     memory_budget = MemoryBudget(max(settings.max_total_body_bytes, settings.max_body_bytes), services.metrics)
     app.add_middleware(
@@ -118,6 +123,7 @@ def create_app(
         routes=services.routes,
         memory_budget=memory_budget,
         stall_timeout_s=settings.request_timeout_s,
+        around_errors=cors,
     )
     return app
 

@@ -27,6 +27,9 @@ _LINK: Final = re.compile(rf"{ENV_PREFIX}(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|
 _SERVICE_HOST: Final = "_SERVICE_HOST"
 _MIN_SIMILARITY: Final = 0.8
 
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*]+")
+_DEFAULT_PORT: Final = re.compile(r"(?<=^http://)(.+):80$|(?<=^https://)(.+):443$")
+
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -121,6 +124,7 @@ class Settings(BaseSettings):
         "/docs/*",
         "/openapi.json",
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     rate_limit_per_s: PositiveFloat | None = None
     rate_limit_burst: PositiveInt | None = None
 
@@ -164,6 +168,19 @@ class Settings(BaseSettings):
         if any(not path.startswith("/") for path in paths):
             raise ValueError("must be paths that begin with /, separated by commas")
         return paths
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        # As browsers write them: in lower case, without the scheme's own port.
+        origins = tuple(
+            _DEFAULT_PORT.sub(r"\1\2", origin.strip().lower()) for origin in value.split(",") if origin.strip()
+        )
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("must be origins such as https://app.example.com, without a path, or *; commas between")
+        return origins
 
     @field_validator("redis_url")
     @classmethod

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -51,14 +52,19 @@ class RequestContext:
         routes: RouteTable,
         memory_budget: MemoryBudget,
         stall_timeout_s: float,
+        around_errors: Callable[[ASGIApp], ASGIApp] | None = None,
     ) -> None:
-        """Drop a client that has a body in memory and reads nothing of its answer for `stall_timeout_s`."""
+        """Drop a client that has a body in memory and reads nothing of its answer for `stall_timeout_s`.
+
+        `around_errors` is a middleware for the answers to exceptions that nothing else caught.
+        """
         self.app = app
         self._metrics = metrics
         self._lifecycle = lifecycle
         self._routes = routes
         self._memory_budget = memory_budget
         self._stall_timeout_s = stall_timeout_s
+        self._around_errors = around_errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
@@ -103,7 +109,10 @@ class RequestContext:
                 raise
             body = problem(INTERNAL, INTERNAL_DETAIL, request_id)
             state["problem"] = INTERNAL.slug
-            await render_error(scope["path"], body)(scope, receive, send_with_id)
+            answer: ASGIApp = render_error(scope["path"], body)
+            if self._around_errors is not None:
+                answer = self._around_errors(answer)
+            await answer(scope, receive, send_with_id)
         finally:
             buffered.release()
             self._metrics.http_in_flight.dec()
