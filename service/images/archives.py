@@ -12,7 +12,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Final, Self, cast
 
@@ -27,13 +27,17 @@ _OTHER_ENTRIES: Final = 1_000
 """Directories, links and the like allowed in an archive beyond one for each file."""
 _DIRECTORY_ENTRY_BYTES: Final = 256
 """Size of an entry in a zip's directory, with a long name and the usual extra fields."""
-_TAR_ENDS: Final = (tarfile.EOFHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+_MAX_RATIO: Final = 100
+"""Unpacked bytes allowed for each byte of a compressed archive; encoded images hardly shrink, deflate reaches 1,000."""
+_RATIO_FREE_BYTES: Final = 2**27
+"""Unpacked bytes to which the ratio does not apply: unpacking them takes about half a second."""
 _GZIP: Final = b"\x1f\x8b"
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")
 _READABLE: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED: Final = 0x1
 
 _NOT_AN_ARCHIVE: Final = "The body is not a tar, tar.gz or zip archive, or it is damaged."
+_BROKEN_OFF: Final = "The archive breaks off: the two blocks of zeros that end a tar are missing. Send it whole."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +58,31 @@ class ArchivedFile:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose damaged header is an error; for `tarfile` it is the end, which would lose the rest."""
+    """A member whose damaged header is an error; for `tarfile` it is the end, which would lose the rest.
+
+    So are a lone block of zeros, and an end without any: POSIX (pax, "ustar Interchange Format") ends a tar with two.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         """See `tarfile.TarInfo`."""
         try:
             return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError as exc:  # type: ignore[attr-defined]
+            if cast("IO[bytes]", archive.fileobj).read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise MalformedRequest(_BROKEN_OFF) from exc
+            raise
         except tarfile.HeaderError as exc:
-            if isinstance(exc, _TAR_ENDS):
-                raise
-            raise MalformedRequest(_NOT_AN_ARCHIVE) from exc
+            whole = archive.offset > 0 and isinstance(exc, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+            raise MalformedRequest(_BROKEN_OFF if whole else _NOT_AN_ARCHIVE) from exc
 
 
 class _Metered(io.RawIOBase):
     """Counts the bytes read from a stream against the limit of the archive and, in headers, against their limit."""
 
-    def __init__(self, stream: IO[bytes], limits: ArchiveLimits) -> None:
+    def __init__(self, stream: IO[bytes], budget: "_Budget") -> None:
         self._stream = stream
-        self._budget = _Budget(limits.max_bytes)
+        self._budget = budget
         self.header_bytes = _HEADER_BYTES
         self.in_header = True
 
@@ -133,8 +143,11 @@ def _files(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[ArchivedFile]:
 
 
 def _tar_entries(stream: IO[bytes], limits: ArchiveLimits, *, compressed: bool) -> Iterator[ArchivedFile]:
-    unpacked = cast("IO[bytes]", gzip.GzipFile(fileobj=stream, mode="rb")) if compressed else stream
-    metered = _Metered(unpacked, limits)
+    metered = _Metered(stream, _Budget(limits.max_bytes))
+    if compressed:
+        # Counted as packed bytes, gzip's buffer included.
+        unpacked = gzip.GzipFile(fileobj=stream, mode="rb")
+        metered = _Metered(cast("IO[bytes]", unpacked), _Budget(limits.max_bytes, stream.tell))
     others = 0
     with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r|", tarinfo=_Member) as archive:
         while True:
@@ -142,7 +155,7 @@ def _tar_entries(stream: IO[bytes], limits: ArchiveLimits, *, compressed: bool) 
             metered.in_header, metered.header_bytes = True, _HEADER_BYTES
             member = archive.next()
             if member is None:
-                return
+                break
             archive.members.clear()  # type: ignore[attr-defined]  # otherwise every header stays in memory
             metered.in_header = False
             if not member.isreg():
@@ -150,6 +163,10 @@ def _tar_entries(stream: IO[bytes], limits: ArchiveLimits, *, compressed: bool) 
                 _check_others(others, limits)
                 continue
             yield _tar_entry(archive, member, limits)
+    if compressed:
+        metered.in_header = False
+        while metered.read():
+            pass  # gzip's checksum comes last
 
 
 def _tar_entry(archive: tarfile.TarFile, member: tarfile.TarInfo, limits: ArchiveLimits) -> ArchivedFile:
@@ -169,7 +186,8 @@ def _tar_entry(archive: tarfile.TarFile, member: tarfile.TarInfo, limits: Archiv
 
 def _zip_entries(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[ArchivedFile]:
     guarded = _BoundedReads(stream, _DIRECTORY_ENTRY_BYTES * (limits.max_images + _OTHER_ENTRIES))
-    others, budget = 0, _Budget(limits.max_bytes)
+    size = stream.seek(0, io.SEEK_END)
+    others, budget = 0, _Budget(limits.max_bytes, lambda: size)
     with zipfile.ZipFile(cast("IO[bytes]", guarded)) as archive:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
@@ -197,17 +215,26 @@ def _zip_entry(
 
 
 class _Budget:
-    """Counts unpacked bytes, including those of damaged and oversized files."""
+    """Counts unpacked bytes, including those of damaged and oversized files.
 
-    def __init__(self, limit: int) -> None:
+    With `packed`, the number of compressed bytes so far, their ratio has a limit too.
+    """
+
+    def __init__(self, limit: int, packed: Callable[[], int] | None = None) -> None:
         self._limit = limit
-        self._left = limit
+        self._spent = 0
+        self._packed = packed
 
     def spend(self, count: int) -> None:
-        """Count bytes. Raises `PayloadTooLarge` above the limit."""
-        self._left -= count
-        if self._left < 0:
+        """Count bytes. Raises `PayloadTooLarge` above the limits."""
+        self._spent += count
+        if self._spent > self._limit:
             raise too_large(self._limit)
+        if self._packed and self._spent > max(_RATIO_FREE_BYTES, _MAX_RATIO * self._packed()):
+            raise PayloadTooLarge(
+                f"The archive unpacks to more than {_MAX_RATIO} times its size. Send it without compression, or the "
+                "images as PNG or JPEG."
+            )
 
 
 class _BoundedReads(io.RawIOBase):

@@ -23,7 +23,7 @@ from service.images.decoding import DEFAULT_LIMITS
 _LABEL_SUFFIXES: Final = ("cls", "txt")  # the first one found counts
 _NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
 _LABEL_BYTES: Final = 1_000
-_END_MARK: Final = b"\0" * tarfile.BLOCKSIZE
+_END_MARK: Final = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class _Member(NamedTuple):
@@ -135,7 +135,7 @@ def _check_end(archive: tarfile.TarFile, path: Path) -> None:
     stream = archive.fileobj
     assert stream is not None  # noqa: S101 - an open archive has one
     stream.seek(archive.offset)
-    if stream.read(tarfile.BLOCKSIZE) != _END_MARK:
+    if stream.read(len(_END_MARK)) != _END_MARK:
         raise DataError(f"{path}: is cut off or damaged at byte {archive.offset:,}; copy the file again")
 
 

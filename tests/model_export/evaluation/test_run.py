@@ -447,7 +447,13 @@ def _damaged_header(content: bytes) -> bytes:
     return content[:3072] + b"x" * 512 + content[3584:]
 
 
-@pytest.mark.parametrize("damage", [_cut, _cut_between_members, _damaged_header, lambda content: content[:100]])
+def _lone_block_of_zeros(content: bytes) -> bytes:
+    return content[:3072] + bytes(512) + content[3584:]
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, _cut_between_members, _damaged_header, _lone_block_of_zeros, lambda content: content[:100]]
+)
 def test_a_damaged_tar_file_is_refused(bundle: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     """Damage is reported even if the library takes it for the end of the file."""
     whole = write_tar(tmp_path / "whole.tar", webdataset(LABELLED))

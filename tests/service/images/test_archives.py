@@ -123,6 +123,49 @@ def test_a_damaged_header_is_not_the_end_of_a_tar() -> None:
         read(bytes(data))
 
 
+ENDS = {"none": b"", "half": bytes(512), "one": bytes(512) + b"more" * 128, "cut": bytes(700)}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "tar.gz"])
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_tar_without_its_end_breaks_off(end: bytes, pack: Callable[[bytes], bytes]) -> None:
+    """Two blocks of zeros end a tar; without them files may be missing, though the last one is whole."""
+    whole = tar([("a", b"x" * 10), ("b", b"y" * 512)], kind=tarfile.USTAR_FORMAT)
+    reading = entries(io.BytesIO(pack(whole[: 4 * 512] + end)), LIMITS)
+    assert ["a", "b"] == [next(reading).name for _ in range(2)]
+    with pytest.raises(MalformedRequest, match=r"breaks off.*Send it whole"):
+        next(reading)
+
+
+def test_two_blocks_of_zeros_end_a_tar() -> None:
+    """Padding to a whole record is not needed, and nothing after the end is read."""
+    whole = tar([("a", b"x" * 10)], kind=tarfile.USTAR_FORMAT)
+    for after in (b"", bytes(512), b"more" * 128):
+        assert [ArchivedFile("a", b"x" * 10)] == read(whole[: 2 * 512] + bytes(1_024) + after)
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data[:-8] + bytes(8)], ids=["cut", "checksum"])
+def test_the_checksum_of_gzip_counts(spoil: Callable[[bytes], bytes]) -> None:
+    """It comes after the end of the tar; a wrong one means that any of the files may be wrong."""
+    with pytest.raises(MalformedRequest):
+        read(spoil(tar(FILES, mode="w:gz")))
+
+
+@pytest.mark.parametrize("make", [MAKERS["tar.gz"], MAKERS["zip"]], ids=["tar.gz", "zip"])
+def test_an_archive_that_unpacks_to_a_hundred_times_its_size(
+    make: Callable[[Files], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused long before the limit of unpacked bytes, which would take seconds to reach."""
+    limits = ArchiveLimits(max_images=100, max_image_bytes=2**20, max_bytes=2**40)
+    monkeypatch.setattr("service.images.archives._RATIO_FREE_BYTES", 2**21)
+    bomb = make([(str(number), bytes(2**20)) for number in range(5)])
+    reading = entries(io.BytesIO(bomb), limits)
+    assert "0" == next(reading).name
+    with pytest.raises(PayloadTooLarge, match="more than 100 times its size"):
+        list(reading)
+    assert 2 == len(read(make([("a", bytes(2**20)), ("b", os.urandom(2**20))]), limits))
+
+
 def test_a_damaged_file_in_a_zip_fails_no_other() -> None:
     """Its checksum tells."""
     data = bytearray(zipped([("a", b"x" * 10), ("b", b"fine")], compression=zipfile.ZIP_STORED))

@@ -1,5 +1,6 @@
 """Archives and streams of images, sent over real connections to a real process."""
 
+import gzip
 import io
 import json
 import socket
@@ -185,13 +186,21 @@ def test_too_many_bytes(client: httpx.Client) -> None:
     assert 413 == last["error"]["status"]
 
 
-def test_an_archive_that_breaks_off(client: httpx.Client) -> None:
-    """Earlier images are answered and the last line has the error. A document is refused."""
-    data = tar([("a.png", RED), ("b.png", GREEN), ("c.png", BLUE)], kind=tarfile.USTAR_FORMAT)[:2_500]
+@pytest.mark.parametrize("rest", [452, 0, 512], ids=["in-a-file", "between-files", "one-block-of-zeros"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "tar.gz"])
+def test_an_archive_that_breaks_off(client: httpx.Client, rest: int, pack: Callable[[bytes], bytes]) -> None:
+    """Earlier images are answered and the last line has the error. A document is refused, in a form too."""
+    whole = tar([("a.png", RED), ("b.png", GREEN), ("c.png", BLUE)], kind=tarfile.USTAR_FORMAT)
+    data = pack(whole[:2_048] + (bytes(512) if rest == 512 else whole[2_048 : 2_048 + rest]))
     *results, last = map(json.loads, post(client, data, headers=LINES).text.splitlines())
     assert [(0, "red"), (1, "green")] == [(each["index"], each["predictions"][0]["label"]) for each in results]
     assert ["error"] == list(last)
-    assert "malformed-request" == slug(post(client, data))
+    assert 400 == last["error"]["status"]
+    for answer in (
+        post(client, data),
+        client.post("/v1/classify/batch", files={"archive": ("x", data)}, data={"labels": QUERY["labels"]}),
+    ):
+        assert (400, "malformed-request") == (answer.status_code, slug(answer))
 
 
 @pytest.mark.parametrize(
