@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final, get_args
 
 from service.errors import InvalidImage, UnsupportedImageFormat
-from service.images.decoding import FORMATS, ImageLimits, decode
+from service.images.decoding import ImageLimits, decode
+from service.images.formats import FORMATS
 from service.model.choices import Preprocessing
 from service.model.manifest import ImageSection
 from tests.support.damaged import damaged

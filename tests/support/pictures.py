@@ -46,6 +46,17 @@ def encode(image: Image.Image, name: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
+def exif_of(*, orientation: int) -> bytes:
+    """Return EXIF that holds an orientation, as a TIFF directory without a prefix."""
+    return b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def png_chunk(kind: bytes, content: bytes, *, intact: bool = True) -> bytes:
+    """Write a chunk of a PNG, with a wrong checksum if it is not intact."""
+    checksum = zlib.crc32(kind + content) ^ (not intact)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
 def png(
     width: int,
     height: int,
@@ -58,9 +69,7 @@ def png(
     """Write any PNG, valid or not; `rows` are uncompressed filter bytes and samples."""
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     body = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in body
-    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, content) for kind, content in body)
 
 
 def png_rows(samples: npt.NDArray[Any]) -> bytes:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import ConfigurationError, InvalidImage, PayloadTooLarge, UnsupportedImageFormat
-from service.images.decoding import FORMATS, ImageLimits, Undecoded, decode, open_rgb
+from service.images.decoding import ImageLimits, Undecoded, decode, open_rgb
+from service.images.formats import FORMATS
 from service.model.manifest import ImageSection
 from service.model.resizing import preprocess
 from tests.support.damaged import damaged
@@ -25,6 +26,7 @@ from tests.support.pictures import (
     LOSSY,
     bombs,
     encode,
+    exif_of,
     grey_tiff,
     noise,
     png,
@@ -176,6 +178,24 @@ def test_sixteen_bits_are_the_same_picture_as_eight() -> None:
     assert expected == _opened(encode(Image.fromarray(deep.astype(">u2")), "TIFF"))
     colour = np.stack([deep, deep.T, deep[::-1]], axis=2)
     assert (colour >> 8).tolist() == _opened(png(16, 16, png_rows(colour), bit_depth=16))
+
+
+def test_a_deep_colour_key_counts_in_all_sixteen_bits() -> None:
+    """Colours that differ from it in a low byte are not transparent, upright or turned."""
+    samples = np.full((2, 3, 3), 0x7F80, np.uint16)
+    samples[0, 1] = (0x7F80, 0x7F81, 0x7F80)
+    for key, expected in ((samples[0, 0], [WHITE, [127] * 3, WHITE]), (samples[0, 0] ^ [1, 0, 0], [[127] * 3] * 3)):
+        chunks = [(b"tRNS", key.astype(">u2").tobytes())]
+        assert expected == _opened(png(3, 2, png_rows(samples), bit_depth=16, chunks=chunks))[0]
+        turned = [*chunks, (b"eXIf", exif_of(orientation=6))]
+        assert expected == [row[-1] for row in _opened(png(3, 2, png_rows(samples), bit_depth=16, chunks=turned))]
+
+
+def test_a_colour_key_has_the_bits_of_the_samples() -> None:
+    """Higher bits do not count (PNG 11.3.1.1)."""
+    chunks = [(b"tRNS", b"\x12\xff\x34\x00\x56\x00")]
+    assert [[WHITE, BLACK]] == _opened(png(2, 1, b"\0\xff\0\0\0\0\0", chunks=chunks))
+    assert [[BLACK, WHITE]] == _opened(png(2, 1, b"\0\0\x07", colour_type=0, chunks=[(b"tRNS", b"\x30\x07")]))
 
 
 def test_a_transparent_sixteen_bit_grey_is_white() -> None:
