@@ -201,6 +201,10 @@ class Supervisor:
         self._kill_at = time.monotonic() + GRACE_S + self._settings.drain_timeout_s + _MARGIN_S
         for worker in self._workers.values():
             worker.send(command)
+            if not worker.ready:
+                # It reads commands only once its modules are imported; until then it would keep the port open, and
+                # connections would wait for an answer that no worker gives.
+                worker.process.terminate()
 
     @contextmanager
     def _signal_wakeup(self) -> Iterator[socket.socket]:

@@ -33,6 +33,7 @@ class Worker(Server):
         self._pipe = pipe
         self._services: Services = app.state.services
         self._startup_ended = asyncio.Event()
+        self._warm = False
         self._accepting: list[socket.socket] = []
         self._connecting: set[asyncio.Task[object]] = set()
         self._services.lifecycle.when_ready(self._on_ready)
@@ -56,7 +57,7 @@ class Worker(Server):
             asyncio.get_running_loop().remove_reader(listener)
         self._accepting.clear()
         await asyncio.gather(*self._connecting, return_exceptions=True)
-        if self._device_lost:
+        if self._device_lost or not self._warm:
             self._close_port(sockets or [])  # pending connections are for a worker that can answer them
         await super().shutdown(sockets)
 
@@ -79,6 +80,7 @@ class Worker(Server):
         return registry is not None and not registry.healthy
 
     def _on_ready(self, _: float) -> None:
+        self._warm = True
         self._startup_ended.set()
         self._services.metrics.ready.set(
             1

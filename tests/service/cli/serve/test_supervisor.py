@@ -5,10 +5,11 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from pathlib import Path
@@ -19,18 +20,21 @@ import httpx
 import pytest
 from PIL import Image
 from prometheus_client import Gauge
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.services import Services
 from service.app import create_app
-from service.cli.serve.server import EXIT_CUT_SHORT, EXIT_REFUSED, bind
-from service.cli.serve.supervisor import check_workers, share_of
-from service.cli.serve.worker import Worker
+from service.cli.serve.server import EXIT_CUT_SHORT, EXIT_OK, EXIT_REFUSED, bind
+from service.cli.serve.supervisor import Supervisor, _WorkerProcess, check_workers, share_of
+from service.cli.serve.worker import STOP, Worker
 from service.errors import ConfigurationError
+from service.inference.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.waiting import wait_until
 
 TIMEOUT_S = 60.0
 TWO = {"ANYCLASS_WORKERS": "2"}
@@ -55,16 +59,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(bundle: Path) -> Iterator[HttpServer]:
     """Two processes, both ready."""
     with http_server(bundle, bundle.parent, env=TWO) as running:
-        until(lambda: len(pids(running)) == 2)
+        wait_until(lambda: len(pids(running)) == 2)
         yield running
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def pids(server: HttpServer) -> list[tuple[int, int]]:
@@ -99,6 +95,17 @@ def alive(pid: int) -> bool:
     return False
 
 
+def metrics_of(server: HttpServer) -> dict[str, Metric]:
+    """Return the metrics by name."""
+    return {family.name: family for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)}
+
+
+def requests_counted(families: dict[str, Metric]) -> list[float]:
+    """Return the number of classify requests in each series."""
+    samples = families["anyclass_http_requests"].samples
+    return [sample.value for sample in samples if sample.labels["route"] == "/v1/classify"]
+
+
 def test_every_process_answers_and_metrics_cover_all(server: HttpServer) -> None:
     """Connections reach each worker; the counts are one sum, whichever answers."""
     sent = 0
@@ -110,17 +117,11 @@ def test_every_process_answers_and_metrics_cover_all(server: HttpServer) -> None
         sent += 4
         return answering_workers(server) == {0, 1}
 
-    until(both_have_answered)
+    wait_until(both_have_answered)
+    wait_until(lambda: [sent] == requests_counted(metrics_of(server)))  # a request is counted after its answer
     for _ in range(4):
-        families = {
-            family.name: family for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
-        }
-        requests = [
-            sample.value
-            for sample in families["anyclass_http_requests"].samples
-            if sample.labels["route"] == "/v1/classify"
-        ]
-        assert [sent] == requests
+        families = metrics_of(server)
+        assert [sent] == requests_counted(families)
         assert [1] == [sample.value for sample in families["anyclass_ready"].samples]
         assert [1] == [sample.value for sample in families["anyclass_model_info"].samples]
         assert not any("pid" in sample.labels for family in families.values() for sample in family.samples)
@@ -158,17 +159,17 @@ def test_resources_belong_to_the_numbered_process(server: HttpServer) -> None:
 def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, tmp_path: Path) -> None:
     """Its number returns with a later start in the metrics; no request on a new connection fails meanwhile."""
     with http_server(bundle, tmp_path, env=TWO) as server:
-        until(lambda: len(pids(server)) == 2)
+        wait_until(lambda: len(pids(server)) == 2)
         before = of_each_process(server, "process_start_time_seconds")
         (number, pid), _ = pids(server)
         os.kill(pid, signal.SIGKILL)
-        until(lambda: not alive(pid))
+        wait_until(lambda: not alive(pid))
 
         def replaced() -> bool:
             assert 200 == classify(server)
             return len(pids(server)) == 3
 
-        until(replaced)
+        wait_until(replaced)
         assert number == pids(server)[-1][0]
         (line,) = [line for line in server.logs() if line["level"] == "error"]
         assert ("a worker ended; it is restarted", number, -9) == (line["event"], line["worker"], line["exit_code"])
@@ -181,9 +182,9 @@ def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, t
 def test_no_process_outlives_the_first(bundle: Path, tmp_path: Path) -> None:
     """The workers end even if the supervisor is killed."""
     with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
-        until(lambda: len(pids(server)) == 2)
+        wait_until(lambda: len(pids(server)) == 2)
         server.process.kill()
-        until(lambda: not any(alive(pid) for _, pid in pids(server)))
+        wait_until(lambda: not any(alive(pid) for _, pid in pids(server)))
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/livez")
 
@@ -191,7 +192,7 @@ def test_no_process_outlives_the_first(bundle: Path, tmp_path: Path) -> None:
 def test_a_signal_to_all_of_them_stops_them_in_order(bundle: Path, tmp_path: Path) -> None:
     """As terminals and some service managers do; the metrics folder is deleted."""
     with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
-        until(lambda: len(pids(server)) == 2)
+        wait_until(lambda: len(pids(server)) == 2)
         assert 1 == len(list(tmp_path.glob("anyclass-metrics-*")))
         for pid in (*(pid for _, pid in pids(server)), server.process.pid):
             os.kill(pid, signal.SIGTERM)
@@ -251,6 +252,52 @@ def test_a_connection_that_another_process_was_faster_with_is_no_error() -> None
     with contextlib.closing(bind("127.0.0.1", 0)) as listener:
         worker._accept(listener)
     assert set() == worker._connecting
+
+
+def test_a_process_that_is_still_loading_leaves_connections_to_the_others(tmp_path: Path) -> None:
+    """Stopped before its model is warm, it closes its port; a connection that waits there is for a warm process."""
+    settings = Settings(model=write_tiny_bundle(tmp_path / "bundle"), provider="cpu")
+    models = SlowToWarm.load(settings, Metrics())
+    supervisor, pipe = Pipe()
+    app = create_app(settings, models=models)
+    worker = Worker(app, settings, pipe)
+    with contextlib.closing(bind("127.0.0.1", 0)) as of_another, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(worker.run_on, of_another.dup())
+        with socket.create_connection(of_another.getsockname()) as client:
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            supervisor.send(STOP)
+            wait_until(lambda: app.state.services.lifecycle.stopping)
+            models.gate.set()
+            assert EXIT_OK == running.result(TIMEOUT_S)
+            accepted, _ = of_another.accept()
+            accepted.close()
+
+
+class SlowToWarm(ModelRegistry):
+    """A registry that becomes warm when its gate opens."""
+
+    gate = threading.Event()
+
+    def warm(self) -> None:
+        """See `ModelRegistry`."""
+        assert self.gate.wait(TIMEOUT_S)
+        super().warm()
+
+
+def test_a_stop_ends_processes_that_are_still_loading() -> None:
+    """They cannot read commands yet, and would keep the port open; the others get the command alone."""
+    with contextlib.closing(bind("127.0.0.1", 0)) as listener:
+        supervisor = Supervisor(Settings(workers=2), listener)
+        ends: dict[int, list[Any]] = {0: [], 1: []}
+        pipes = []
+        for number, told in ends.items():
+            ours, theirs = Pipe()
+            process = cast("Any", SimpleNamespace(terminate=lambda told=told: told.append("terminated")))
+            supervisor._workers[number] = _WorkerProcess(number, process, ours, ready=number == 0)
+            pipes.append(theirs)
+        supervisor._end(STOP)
+        assert [STOP, STOP] == [pipe.recv() for pipe in pipes]
+    assert {0: [], 1: ["terminated"]} == ends
 
 
 def test_every_gauge_says_how_processes_come_together() -> None:
