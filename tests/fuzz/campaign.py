@@ -57,6 +57,7 @@ class Fuzzed:
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the lines of its log about answers of 5xx or errors."""
+        self.server.settle_log()
         return [
             line
             for line in self.server.logs()

@@ -8,6 +8,7 @@ from service.settings import Settings, problems, unknown_variables, variable
 from tests.support.http_server import http_server
 from tests.support.places import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.waiting import wait_until
 
 DOCUMENT = ROOT / "docs" / "settings.md"
 
@@ -119,6 +120,7 @@ def test_the_service_warns_of_a_misspelt_setting(tmp_path: Path) -> None:
     """It warns once, for any number of workers, and never shows the value."""
     env = {"ANYCLASS_REDIS_UR": "redis://:s3cret@cache", "ANYCLASS_WORKERS": "2"}
     with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server:
+        wait_until(lambda: 2 == len([line for line in server.logs() if line["event"] == "worker ready"]))
         warnings = [line["event"] for line in server.logs() if line["level"] == "warning"]
         assert "s3cret" not in server.raw_log()
     assert [

@@ -35,8 +35,17 @@ class HttpServer:
         return [json.loads(line) for line in self._log.read_text("utf-8").splitlines() if line.endswith("}")]
 
     def raw_log(self) -> str:
-        """Return its standard error."""
+        """Return its standard error so far."""
         return self._log.read_text("utf-8")
+
+    def settle_log(self) -> None:
+        """Wait until the log has the lines of all answered requests, if the service is a single process.
+
+        A line is written after its answer, so the line of one more request comes after those of all before it.
+        """
+        request_id = f"settle-{time.monotonic_ns()}"
+        httpx.get(f"{self.url}/settle-log", headers={"x-request-id": request_id}, timeout=_PATIENCE_S)
+        _until(lambda: any(line.get("request_id") == request_id for line in self.logs()), self)
 
     def wait_ready(self) -> None:
         """Wait until it is ready."""

@@ -445,6 +445,7 @@ def test_logs_hold_no_labels(server: HttpServer, client: httpx.Client) -> None:
     client.post("/v1/classify", content=b"broken", params={"labels": SECRET_LABEL}, headers=headers)
     client.post("/v1/classify", content=b"--" + SECRET_LABEL.encode(), headers={
         "content-type": "multipart/form-data; boundary=b"})  # fmt: skip
+    server.settle_log()
     lines = [line for line in server.logs() if line.get("request_id") == "find-me"]
     assert [(200, None), (415, "unsupported-image-format")] == [(each["status"], each.get("problem")) for each in lines]
     assert SECRET_LABEL not in server.raw_log()

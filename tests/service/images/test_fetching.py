@@ -505,4 +505,5 @@ def test_the_setting_opens_the_way_to_public_addresses_only(tmp_path: Path) -> N
         request = {"image": "http://127.0.0.1/x.png", "labels": ["red"]}
         answer = httpx.post(f"{server.url}/v1/classify", json=request, timeout=30)
         assert "urn:anyclass:problem:image-not-fetched" == answer.json()["type"]
+        server.settle_log()
         assert "127.0.0.1/x.png" not in server.raw_log()

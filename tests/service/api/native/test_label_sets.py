@@ -249,6 +249,7 @@ def test_no_label_is_logged(client: httpx.Client, server: HttpServer) -> None:
     body = {"labels": [{"label": "secret-label", "descriptions": ["secret-words"]}]}
     client.put("/v1/label-sets/s", json=body).raise_for_status()
     client.post("/v1/classify", json={"image": RED_64, "label_set": "s"}).raise_for_status()
+    server.settle_log()
     assert "secret-" not in server.raw_log()
 
 

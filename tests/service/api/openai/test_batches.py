@@ -349,6 +349,7 @@ def test_all_files_together_have_a_limit(tmp_path: Path) -> None:
             assert (507, "state_full") == (caught.value.status_code, code_of(caught.value))
         assert kept == content()
         # The client did not retry, as it does after most server errors.
+        server.settle_log()
         assert 4 == len([each for each in server.logs() if each["event"] == "request" and each["path"] == "/v1/files"])
         batch = client.batches.create(input_file_id=file.id, endpoint=CLASSIFY, completion_window="24h")
         batch = ended(client, batch)
@@ -445,6 +446,7 @@ def test_a_server_without_a_state_store(tmp_path: Path) -> None:
         )
         assert 200 == httpx.post(f"{server.url}/v1/classify", json=line(1)["body"]).status_code
         assert "\nanyclass_state_up -1.0\n" in httpx.get(f"{server.url}/metrics").text
+        server.settle_log()
         uploads = [each for each in server.logs() if each.get("path") == "/v1/files"]
         warnings = [each["event"] for each in server.logs() if each["level"] == "warning"]
     assert 1 == len(uploads)
@@ -458,6 +460,7 @@ def test_nothing_of_a_file_is_logged(client: OpenAI, server: HttpServer) -> None
     broken = line(2, custom_id="a-secret-id")
     assert "completed" == ended(client, begin(client, secret)).status
     assert "failed" == ended(client, begin(client, secret, broken)).status
+    server.settle_log()
     assert "secret" not in server.raw_log()
 
 
