@@ -18,7 +18,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class ModelExportError(Exception):
@@ -49,9 +52,19 @@ class ParityError(ExportError):
     """Exported graphs do not agree with their model; nothing was written."""
 
 
-def problems(exc: ValidationError, *, root: str = "content") -> str:
-    """Join pydantic's findings into one line: ``field.name: message; …``; ``root`` names the whole input."""
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or root}: {_message(each['msg'])}" for each in exc.errors())
+def problems(
+    exc: ValidationError, *, root: str = "content", explain: Callable[[ErrorDetails], str | None] = lambda _: None
+) -> str:
+    """Join pydantic's findings into one line: ``field.name: message; …``.
+
+    Args:
+        exc: the findings.
+        root: names the whole input.
+        explain: returns a message for a finding in place of pydantic's, or None.
+    """
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc'])) or root}: {explain(each) or _message(each['msg'])}" for each in exc.errors()
+    )
 
 
 def messages(exc: ValidationError) -> str:

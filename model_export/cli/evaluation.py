@@ -40,6 +40,9 @@ def evaluate(
     ] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Draw at most this many images at random.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Images or prompts encoded at a time.")] = 64,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the provider on the CPU. \\[default: one a core]")
+    ] = None,
     max_broken: Annotated[
         int, typer.Option(min=0, help="Accept this many unreadable images; with more, the exit code is 1.")
     ] = 0,
@@ -69,6 +72,7 @@ def evaluate(
         every=every,
         limit=limit,
         batch_size=batch_size,
+        threads=threads,
         columns=SampleColumns(image_column, label_column),
     )
     with Bars(Console(stderr=True)) as bars:

@@ -20,11 +20,26 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads of torch; 1 is often fastest on a machine that others use. \\[default: one a core]"
+        ),
+    ] = None,
 ) -> None:
     """Train a CLIP from image–text pairs, by a recipe."""
     from model_export.training.run import train as run_training
 
-    run_training(recipe, out=out, data=data, start_from=start_from, resume=resume, device=device, console=Console())
+    run_training(
+        recipe,
+        out=out,
+        data=data,
+        start_from=start_from,
+        resume=resume,
+        device=device,
+        threads=threads,
+        console=Console(),
+    )
 
 
 def average(

@@ -68,6 +68,11 @@ def is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def has_column(path: Path, column: str) -> bool:
+    """Return whether a file has a column. Raises `DataError` if it cannot be read."""
+    return column in open_parquet(path).schema_arrow.names
+
+
 def _open(path: Path, columns: PairColumns) -> pq.ParquetFile:
     file = open_parquet(path)
     for column, kind, fits in (
@@ -77,7 +82,10 @@ def _open(path: Path, columns: PairColumns) -> pq.ParquetFile:
     ):
         if column not in file.schema_arrow.names:
             found = ", ".join(file.schema_arrow.names)
-            msg = f"{path}: no column {column!r} (it has: {found}); name yours under [data.columns]"
+            captions = (
+                "; captions without classes need captions.class_name_share = 0" if column == columns.label else ""
+            )
+            msg = f"{path}: no column {column!r} (it has: {found}); name yours under [data.columns]{captions}"
             raise DataError(msg)
         if not fits(file.schema_arrow.field(column).type):
             msg = f"{path}: column {column!r} is {file.schema_arrow.field(column).type}, not {kind}"

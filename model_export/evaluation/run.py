@@ -36,6 +36,7 @@ class Request:
     every: int = 1
     limit: int | None = None
     batch_size: int = 64
+    threads: int | None = None
     columns: SampleColumns = field(default_factory=SampleColumns)
 
 
@@ -102,7 +103,7 @@ def evaluate(request: Request, progress: ProgressDisplay) -> Evaluation:
     names = {name: index for index, name in enumerate(dict.fromkeys(classes.names))}
     tokenizer = Tokenizer.from_bundle(bundle)
     check_prompts(tokenizer, list(names), sets)
-    with closing(OnnxEngine.load(bundle, provider)) as engine:
+    with closing(OnnxEngine.load(bundle, provider, threads=request.threads)) as engine:
         advance = progress.begin("class vectors", len(names))
         matrices = class_matrices(engine, tokenizer, list(names), sets, batch_size=request.batch_size, advance=advance)
         columns = [names[name] for name in classes.names]

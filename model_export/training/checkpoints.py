@@ -38,6 +38,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
+def latest_step(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint by its name; None if a run has none."""
+    return max((int(path.stem.removeprefix("step-")) for path in folder.glob(PATTERN)), default=None)
+
+
 def latest(folder: Path) -> Checkpoint | None:
     """Load the newest checkpoint of a run; return None if it has none.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from model_export.data.augment import Augmentation
 from model_export.data.captions import Captioner, all_captions
 from model_export.data.held_out import is_held_out
 from model_export.data.loading import BatchLoader, open_image
-from model_export.data.parquet import PairReader
+from model_export.data.parquet import PairColumns, PairReader, has_column
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.errors import DataError, RecipeError
 from model_export.families.clip.bpe import END_OF_TEXT
@@ -41,6 +41,8 @@ class Prepared:
     plan: TrainingPlan
     train_rows: int
     validation_rows: int
+    notes: tuple[str, ...]
+    """For people, before the first step."""
     _validation: list[tuple[str, npt.NDArray[np.int64]]]
 
     def validation(self) -> Iterator[LabelledImages]:
@@ -69,9 +71,10 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
         DataError: a file cannot be read, or a caption is longer than the context.
         RecipeError: the batch is larger than the data.
     """
+    columns, notes = _columns(recipe)
     reader = PairReader(
         recipe.data.files,
-        recipe.data.columns.columns(),
+        columns,
         # The next window starts while the last batches of the current one are being prepared.
         groups_in_memory=2 * recipe.data.shuffle_window,
     )
@@ -94,6 +97,9 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     section = text_section(context_length=text.context_length, pad_id=text.pad_id, end_of_text_id=text.end_of_text_id)
     tokenizer = Tokenizer(backend, section)
     _check_lengths(tokenizer, all_captions(recipe.captions.templates, words))
+    # Held-out pictures are measured with these at the end of a run: a caption too long for them is refused now.
+    measured = [] if columns.label == columns.text else sorted(set(labels))
+    _check_lengths(tokenizer, all_captions(recipe.captions.template_sets["default"], measured))
 
     groups = []
     for group in reader.groups:
@@ -120,7 +126,41 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
         {label: i for i, label in enumerate(sorted(set(labels)))},
         {noun: i for i, noun in enumerate(sorted(set(nouns)))},
     )
-    return Prepared(recipe, model_config, loader, plan, train_rows, int(excluded.sum()), held_out)
+    notes += _size_note(recipe, reader)
+    held_out_of_classes = [] if columns.label == columns.text else held_out
+    return Prepared(
+        recipe, model_config, loader, plan, train_rows, int(excluded.sum()), tuple(notes), held_out_of_classes
+    )
+
+
+def _columns(recipe: Recipe) -> tuple[PairColumns, list[str]]:
+    """Return the columns to read; without class names in captions, the text stands in for a missing class."""
+    columns = recipe.data.columns.columns()
+    named = "label" in recipe.data.columns.model_fields_set
+    if (
+        named
+        or recipe.captions.class_name_share > 0
+        or any(has_column(file, columns.label) for file in recipe.data.files)
+    ):
+        return columns, []
+    note = (
+        f"no column {columns.label!r}: pairs with the same text mean the same, and zero-shot accuracy is not measured"
+    )
+    return replace(columns, label=columns.text), [note]
+
+
+def _size_note(recipe: Recipe, reader: PairReader) -> list[str]:
+    """Return a note if a tower's default image size is far above the size of the first picture."""
+    image = recipe.model.image
+    size = open_image(reader, 0, reader[0].image).size
+    if "image_size" in image.model_fields_set or 2 * max(size) > image.image_size:
+        return []
+    note = (
+        f"model.image.image_size is {image.image_size}, the default of {image.kind}, and the first picture has "
+        f"{size[0]}x{size[1]} pixels: a tower of that size is slow and gains nothing; set image_size "
+        "(and the patch_size of a vit), see docs/training.md"
+    )
+    return [note]
 
 
 def _validation_rows(recipe: Recipe, reader: PairReader) -> list[tuple[str, npt.NDArray[np.int64]]]:

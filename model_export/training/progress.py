@@ -18,6 +18,8 @@ from rich.progress import (
 from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
+_MINUTE_S = 60
+_HOUR_S = 3600
 
 
 class Reporter:
@@ -72,9 +74,22 @@ class Reporter:
         if not self._console.is_terminal:
             self._console.print(f"step {step + 1}/{self._total_steps}  {text}", highlight=False, soft_wrap=True)
 
+    def estimate(self, steps: int, seconds: float) -> None:
+        """Print the time that ``steps`` more steps take if each takes ``seconds``, as the first has."""
+        self.say(
+            f"about {duration(steps * seconds)} for {steps:,} more steps, if each takes {seconds:.2g} s as this one"
+        )
+
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(message, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: ``40 s``, ``25 min``, ``3.5 h``."""
+    if seconds < 2 * _MINUTE_S:
+        return f"{seconds:.0f} s"
+    return f"{seconds / _MINUTE_S:.0f} min" if seconds < 2 * _HOUR_S else f"{seconds / _HOUR_S:.1f} h"
 
 
 def _step_of(line: str) -> float:

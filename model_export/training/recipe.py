@@ -18,9 +18,10 @@ from pydantic import (
 
 from model_export.architectures.activations import Activation
 from model_export.data.parquet import PairColumns
-from model_export.errors import RecipeError, problems
+from model_export.errors import RecipeError
 from model_export.families.clip.config import ImageTowerConfig, ResidualConvConfig
 from model_export.files import Section
+from model_export.training.recipe_errors import recipe_problems
 
 
 class ColumnsSection(Section):
@@ -186,7 +187,7 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        msg = f"{path}: {problems(error, root='recipe')}"
+        msg = f"{path}: {recipe_problems(error, Recipe)}"
         raise RecipeError(msg) from error
     files = tuple(((data or path.parent) / file).resolve() for file in recipe.data.files)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})

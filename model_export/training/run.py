@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +28,8 @@ from model_export.training.recipe import Recipe, digest, read_recipe
 from model_export.training.trainer import Trainer
 from service.model.manifest import FileEntry
 
+_ONLY_RUNS = "A published CLIP cannot be trained further here, only a run of anyclass-export train"
+
 
 def train(
     recipe_path: Path,
@@ -36,6 +39,7 @@ def train(
     start_from: Path | None = None,
     resume: bool = False,
     device: str = "auto",
+    threads: int | None = None,
     console: Console | None = None,
 ) -> Path:
     """Train by a recipe, and write a training run.
@@ -52,6 +56,7 @@ def train(
         resume: continue a stopped run from its newest checkpoint. On the CPU, the final weights are bit for bit
             those of an uninterrupted run.
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA if available.
+        threads: of torch on the CPU; one for each core by default. Exact resumption needs the same number.
         console: shows the progress.
 
     Returns:
@@ -64,6 +69,8 @@ def train(
     """
     console = console or Console()
     recipe = read_recipe(recipe_path, data=data)
+    if threads is not None:
+        torch.set_num_threads(threads)
     run = out or Path("runs") / recipe.name
     place = _device(device)
     checkpoint = _open_run(run, recipe, resume=resume)
@@ -93,11 +100,29 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
-    with closing(Reporter(run, console, total_steps=prepared.plan.total_steps, first_step=first_step)) as reporter:
-        trainer.loop(reporter, first_step)
+    for note in prepared.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    try:
+        with closing(Reporter(run, console, total_steps=prepared.plan.total_steps, first_step=first_step)) as reporter:
+            trainer.loop(reporter, first_step)
+    except KeyboardInterrupt:
+        console.print(_kept(run, recipe_path, recipe), highlight=False, markup=False, soft_wrap=True)
+        raise
     trainer.save_weights()
     console.print(f"weights: {run / WEIGHTS}  ({trainer.seconds / 60:.1f} minutes of training)", highlight=False)
     return run
+
+
+def _kept(run: Path, recipe_path: Path, recipe: Recipe) -> str:
+    """Return a line that says what an interrupted run has kept, and how to go on."""
+    step = checkpoints.latest_step(run / checkpoints.FOLDER)
+    if step is None:
+        return (
+            f"interrupted before the first checkpoint (checkpoint_every = {recipe.checkpoint_every}): nothing is kept; "
+            "the same command starts again"
+        )
+    command = f"anyclass-export train {shlex.quote(str(recipe_path))} --out {shlex.quote(str(run))} --resume"
+    return f"interrupted; {step:,} steps are kept. Continue, with the same --data: {command}"
 
 
 def _device(name: str) -> torch.device:
@@ -131,7 +156,7 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
 
 def _take_tokenizer(source: Path, run: Path) -> None:
     if not (source / WEIGHTS).is_file() or not (source / TOKENIZER).is_file():
-        msg = f"{source}: is not a finished run to start from; it must hold {WEIGHTS} and {TOKENIZER}"
+        msg = f"{source}: is not a finished run to start from; it must hold {WEIGHTS} and {TOKENIZER}. {_ONLY_RUNS}"
         raise TrainingError(msg)
     shutil.copyfile(source / TOKENIZER, run / TOKENIZER)
 
@@ -140,7 +165,8 @@ def _take_weights(source: Path, model: ClipModel) -> None:
     try:
         model.load_state_dict(load_file(source / WEIGHTS))
     except (SafetensorError, OSError, RuntimeError) as error:
-        msg = f"{source / WEIGHTS}: does not fit the recipe's model; use the [model] of {source / RECIPE}"
+        remedy = f"use the [model] of {source / RECIPE}" if (source / RECIPE).is_file() else _ONLY_RUNS
+        msg = f"{source / WEIGHTS}: does not fit the recipe's model; {remedy}"
         raise TrainingError(msg) from error
 
 

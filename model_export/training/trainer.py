@@ -90,6 +90,9 @@ class Trainer:
     def loop(self, reporter: Reporter, first_step: int) -> None:
         """Run every step from ``first_step``, with its metrics, evaluations and checkpoints.
 
+        The first step is reported at once, with an estimate of the time; rates count from its end, because it waits for
+        the loading workers to start.
+
         Raises:
             DataError: a row cannot be read.
             TrainingError: the loss became non-finite.
@@ -106,20 +109,24 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         for batch in stream:
+            step_started = time.monotonic()
             values = self._step(batch)
             step, done = batch.step, batch.step + 1
             since_log += len(batch.pixels)
             self.seconds = before + time.monotonic() - started
             reporter.advance(step)
             last = done == plan.total_steps
-            if done % recipe.log_every == 0 or last:
+            first = step == first_step
+            if first or done % recipe.log_every == 0 or last:
                 rate = since_log / (time.monotonic() - logged)
                 reporter.metrics(step, {**values, "pairs_per_s": rate, "seconds": self.seconds})
+            if first and not last:
+                reporter.estimate(plan.total_steps - done, time.monotonic() - step_started)
             if last or (recipe.evaluate_every and done % recipe.evaluate_every == 0):
                 self._evaluate(reporter, step)
             if done % recipe.checkpoint_every == 0 and not last:
                 self._checkpoint(done)
-            if done % recipe.log_every == 0:
+            if first or done % recipe.log_every == 0:
                 logged, since_log = time.monotonic(), 0
 
     def _step(self, batch: Batch) -> dict[str, float]:

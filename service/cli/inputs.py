@@ -44,7 +44,8 @@ def find_images(arguments: Sequence[str]) -> FoundImages:
     passed_over: list[str] = []
     for argument in arguments:
         if os.path.isdir(argument):  # noqa: PTH112 - a string stays as it was typed: ./a.jpg
-            found, others = [], []
+            found: list[str] = []
+            others: list[str] = []
             for path in _files_below(argument):
                 (found if path.lower().endswith(IMAGE_SUFFIXES) else others).append(path)
             if not found:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,30 @@ def test_sizes_that_change_need_a_tower_that_takes_them(tmp_path: Path) -> None:
 
     with pytest.raises(RecipeError, match="residual_conv"):
         read_recipe(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seed = 7", "sed = 7", "sed: is not a key of a recipe; did you mean seed? (the top level has name, seed, "),
+        (
+            "stem_width = 8",
+            "depth = 8\nstm_width = 8",
+            "widths, mirror, shifts); model.image.residual_conv.stm_width: is not a key of a recipe; did you mean stem_",
+        ),
+        (
+            "phases = []",
+            "phases = [{ start = 0, sizes = 16 }]",
+            "phases.0.sizes: is not a key of a recipe; did you mean size? (optim.phases has start, size, zoom_share)",
+        ),
+    ],
+)
+def test_an_unknown_key_comes_with_the_known_ones(tmp_path: Path, before: str, after: str, message: str) -> None:
+    """The message has every key of that place, and the most similar one."""
+    text = recipe_text([Path("pairs.parquet")])
+    assert before in text
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        read_recipe(written(tmp_path, text.replace(before, after, 1)))
 
 
 def test_the_digest_is_of_what_decides_the_weights(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from model_export.errors import DataError, RecipeError, TrainingError
+from model_export.training.progress import duration
 from model_export.training.run import train
 from tests.support.pairs import recipe_text, write_pairs
 from tests.support.places import ROOT
@@ -143,6 +145,100 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
+def test_the_first_step_is_reported_at_once_with_an_estimate(tmp_path: Path) -> None:
+    """Off a terminal too, however large `log_every` is; then each `log_every`-th step and the last."""
+    path = recipe(tmp_path, rows=80, epochs="2")
+    path.write_text(path.read_text("utf-8").replace("log_every = 1", "log_every = 5"), "utf-8")
+    console = quiet()
+    run = train(path, out=tmp_path / "run", device="cpu", console=console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    first = next(i for i, line in enumerate(lines) if line.startswith("step "))
+    assert lines[first].startswith("step 1/8 ")
+    assert re.fullmatch(r"about \d+ s for 7 more steps, if each takes \S+ s as this one", lines[first + 1])
+    assert [0, 4, 7] == [line["step"] for line in metrics(run) if "loss" in line]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (1500, "25 min"), (12_600, "3.5 h")])
+def test_a_time_for_people(seconds: float, text: str) -> None:
+    """Seconds, minutes or hours."""
+    assert text == duration(seconds)
+
+
+def test_a_default_size_far_above_the_pictures_draws_a_line(tmp_path: Path) -> None:
+    """`kind = "vit"` alone means 224 pixels, on small pictures hours for nothing. A size that is set is meant."""
+    path = recipe(
+        tmp_path, kind='"vit"', tower="width = 8\nlayers = 1\nheads = 1", epochs="1", rows=32, batch_size="16"
+    )
+    chosen = path.read_text("utf-8")
+    path.write_text(chosen.replace("image_size = 16", ""), "utf-8")
+    console = quiet()
+    train(path, out=tmp_path / "run", device="cpu", console=console)
+    assert "note: model.image.image_size is 224, the default of vit, and the first picture has 16x16 pixels: " in (
+        console.file.getvalue()  # type: ignore[attr-defined]
+    )
+    path.write_text(chosen.replace("image_size = 16", "image_size = 64"), "utf-8")
+    console = quiet()
+    train(path, out=tmp_path / "other", device="cpu", console=console)
+    assert "note:" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_captions_need_no_classes(tmp_path: Path) -> None:
+    """Without class names in captions the column `label` may be missing; otherwise the message names the way out."""
+    path = recipe(tmp_path, rows=80, epochs="1")
+    pairs = tmp_path / "pairs.parquet"
+    pq.write_table(pq.read_table(pairs).drop(["label"]), pairs, row_group_size=16)
+    with pytest.raises(DataError, match=r"no column 'label' .*captions\.class_name_share = 0"):
+        train(path, out=tmp_path / "run", device="cpu", console=quiet())
+    text = path.read_text("utf-8").replace("[captions]\n", "[captions]\nclass_name_share = 0\n")
+    path.write_text(text, "utf-8")
+    console = quiet()
+    run = train(path, out=tmp_path / "run", device="cpu", console=console)
+    assert (run / "model.safetensors").is_file()
+    assert "note: no column 'label': pairs with the same text mean the same" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert not [line for line in metrics(run) if "pairs/top1" in line]
+
+
+class InterruptedText(io.StringIO):
+    """A stream on which Ctrl-C comes when it is written `words`, once."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words = words
+
+    def write(self, text: str) -> int:
+        """Write, or raise."""
+        if self._words in text and self._words:
+            self._words = ""
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"), [(6, "4 steps are kept. Continue, "), (2, "nothing is kept; the same command starts again")]
+)
+def test_an_interrupted_run_says_what_it_kept(tmp_path: Path, step: int, words: str) -> None:
+    """Ctrl-C: the newest checkpoint and the command that continues, or that nothing is kept."""
+    path = recipe(tmp_path, rows=160, epochs="1", checkpoint_every="4")
+    out, stream = tmp_path / "run", InterruptedText(f"step {step}/")
+    with pytest.raises(KeyboardInterrupt):
+        train(path, out=out, device="cpu", console=Console(file=stream, width=200))
+    assert words in stream.getvalue()
+    resumes = step > 4
+    assert (f"anyclass-export train {path} --out {out} --resume" in stream.getvalue()) == resumes
+    train(path, out=out, resume=resumes, device="cpu", console=quiet())
+    assert (out / "model.safetensors").is_file()
+
+
+def test_threads_are_torchs(tmp_path: Path) -> None:
+    """`threads` sets the number of threads that torch uses."""
+    before = torch.get_num_threads()
+    try:
+        train(recipe(tmp_path, rows=32, epochs="1"), out=tmp_path / "run", device="cpu", threads=1, console=quiet())
+        assert 1 == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     """Batches follow from the step, not from the process that prepared them."""
     weights = []
@@ -197,7 +293,7 @@ def test_a_second_stage_begins_with_the_weights_and_the_tokenizer_of_the_first(t
 def test_starting_from_no_run_or_another_model_is_refused(tmp_path: Path) -> None:
     """Weights are loaded completely or not at all."""
     path = recipe(tmp_path, rows=80, epochs="1")
-    with pytest.raises(TrainingError, match="not a finished run"):
+    with pytest.raises(TrainingError, match=r"not a finished run.*A published CLIP cannot be trained further here"):
         train(path, out=tmp_path / "run", start_from=tmp_path / "absent", device="cpu", console=quiet())
 
     first = train(path, out=tmp_path / "first", device="cpu", console=quiet())
