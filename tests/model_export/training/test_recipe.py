@@ -80,7 +80,7 @@ def test_sizes_that_change_need_a_tower_that_takes_them(tmp_path: Path) -> None:
         (
             "stem_width = 8",
             "depth = 8\nstm_width = 8",
-            "widths, mirror, shifts); model.image.residual_conv.stm_width: is not a key of a recipe; did you mean stem_",
+            "widths, mirror, shifts); model.image.residual_conv.stm_width: is not a key of a recipe; did you mean stem",
         ),
         (
             "phases = []",
