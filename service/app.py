@@ -17,6 +17,7 @@ from service.api.documentation.responses import HEADERS
 from service.api.head_routes import head_routes
 from service.api.middleware.access_control import AccessControl, open_access
 from service.api.middleware.cross_origin import cross_origin
+from service.api.middleware.key_usage import KeyUsage
 from service.api.middleware.request_context import RequestContext
 from service.api.openai.batch_lines import RouteLineHandler
 from service.api.problems.handlers import add_handlers
@@ -124,6 +125,8 @@ def create_app(
         memory_budget=memory_budget,
         stall_timeout_s=settings.request_timeout_s,
         around_errors=cors,
+        key_usage=KeyUsage(services.metrics) if services.api_keys.required else None,
+        full_log=settings.access_log == "full",
     )
     return app
 

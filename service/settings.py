@@ -34,6 +34,7 @@ REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
+AccessLog = Literal["standard", "full"]
 
 
 class Settings(BaseSettings):
@@ -153,6 +154,7 @@ class Settings(BaseSettings):
     # Logs
     log_level: LogLevel = "info"
     log_format: LogFormat = "json"
+    access_log: AccessLog = "standard"
 
     @field_validator("more_models", mode="before")
     @classmethod

@@ -27,6 +27,7 @@ from service.lanes import Lane
 from service.model.arrays import Vectors
 from service.model.scoring import check_ranking, check_scoring, cosines, rank, scores
 from service.monitoring.metrics import Metrics
+from service.monitoring.usage import add_work
 from service.settings import Settings
 
 
@@ -208,9 +209,10 @@ class Classifier:
     async def _label_matrix(self, job: _Job, timings: Timings, deadline: float) -> LabelMatrix:
         source = job.source
         if isinstance(source, ReadySet):
+            add_work(job.model.name, labels=len(job.labels))
             return LabelMatrix(source.vectors, cached=len(job.labels))
         labels = source.labels
-        return await self._pipeline.label_matrix(
+        matrix = await self._pipeline.label_matrix(
             job.model,
             labels.labels,
             source.templates,
@@ -219,6 +221,8 @@ class Classifier:
             deadline=deadline,
             digest=labels.digest,
         )
+        add_work(job.model.name, labels=len(job.labels))
+        return matrix
 
     async def _classify_one(self, job: _Job, source: ImageSource, matrix: LabelMatrix) -> Classification:
         pipeline = self._pipeline

@@ -26,6 +26,7 @@ from service.model.arrays import Pixels, Vectors
 from service.model.choices import ScoringMethod
 from service.model.prompts import PLACEHOLDER, normalise_labels, prompts_for
 from service.model.scoring import check_scoring, cosines, scores
+from service.monitoring.usage import add_work
 from service.settings import Settings
 
 AS_WRITTEN = (PLACEHOLDER,)
@@ -157,6 +158,7 @@ class Embedder:
         rows, distinct, tokens = await asyncio.to_thread(self._prepare, model, texts, templates)
         lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
         matrix = await self._pipeline.label_matrix(model, distinct, templates, Timings(), lane=lane)
+        add_work(model.name, labels=len(texts))
         return matrix.vectors[rows], tokens
 
     def _prepare(

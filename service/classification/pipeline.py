@@ -19,6 +19,7 @@ from service.model.arrays import Pixels, Vectors
 from service.model.engine.cpus import available_cpus
 from service.model.prompts import validate_templates
 from service.monitoring.metrics import Metrics
+from service.monitoring.usage import add_work
 from service.settings import Settings
 
 _CPUS: Final = available_cpus()  # at import, because it reads files, which would block the event loop
@@ -98,6 +99,8 @@ class Pipeline:
             raise
         finally:
             self._metrics.images.labels(model.name, outcome).inc(images)
+            if outcome == "ok":
+                add_work(model.name, images=images)
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[float]:

@@ -18,6 +18,7 @@ from service.labels.vectors import LabelVectors
 from service.lanes import Lane
 from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
+from service.monitoring.usage import add_work
 from service.settings import Settings
 from service.state.damage import DamagedEntries
 from service.state.protocol import StateStore
@@ -98,6 +99,7 @@ class LabelSets:
         if stored is None and len(await self._storage.names(limit=self._max_sets)) >= self._max_sets:
             raise StateFull(f"The limit of {self._max_sets} label sets is reached; delete one first.")
         computed = await self._compute_inline(definition)
+        add_work(None, labels=len(definition.labels))
         for _ in range(_WRITE_ATTEMPTS):
             head = Head(
                 version=new_version(),

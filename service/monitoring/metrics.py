@@ -1,9 +1,9 @@
 """Prometheus metrics of the service, with their buckets; `docs/monitoring.md` lists them.
 
-No label value comes from a client: models are the loaded ones, routes and protocols are the application's, problems
-are those of one table, the rest are the literals in this file. So clients cannot make the number of series grow. Series
-with labels known beforehand exist from the start, at 0, so that the first failure of a process shows as a rise. Nothing
-is global: each `Metrics` has its own registry.
+No label value comes from a client: models are the loaded ones, keys are named by the operator, routes and protocols are
+the application's, problems are those of one table, the rest are the literals in this file. So clients cannot make the
+number of series grow. Series with labels known beforehand exist from the start, at 0, so that the first failure of a
+process shows as a rise. Nothing is global: each `Metrics` has its own registry.
 
 Each gauge states how the values of several processes (`--workers`) are merged, never into a series for each process.
 Only the metrics of the operating system have one; see `service.monitoring.worker_metrics`.
@@ -24,6 +24,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service.monitoring.usage import add_time
 from service.monitoring.worker_metrics import gather
 
 Kind: TypeAlias = Literal["image", "text"]
@@ -75,10 +76,7 @@ class Metrics:
 
         # HTTP
         self.http_requests = Counter(
-            "anyclass_http_requests",
-            "Requests answered, by protocol and route template.",
-            ["protocol", "route", "method", "status"],
-            registry=own,
+            "anyclass_http_requests", "Requests answered.", ["protocol", "route", "method", "status"], registry=own
         )
         self.http_seconds = Histogram(
             "anyclass_http_request_seconds",
@@ -108,10 +106,7 @@ class Metrics:
 
         # Stages of a classification
         self.images = Counter(
-            "anyclass_images",
-            "Images classified or embedded, or failed, by error class.",
-            ["model", "outcome"],
-            registry=own,
+            "anyclass_images", "Images classified, embedded or failed.", ["model", "outcome"], registry=own
         )
         self.stage_seconds = Histogram(
             "anyclass_stage_seconds",
@@ -166,10 +161,13 @@ class Metrics:
         self.access_refused = Counter(
             "anyclass_access_refused", "Requests without a valid key or above the rate limit.", ["reason"], registry=own
         )
+        self.key_requests = Counter(
+            "anyclass_key_requests", "Requests with an API key, by its name.", ["key", "status"], registry=own
+        )
+        self.key_images = Counter("anyclass_key_images", "Images of these requests.", ["key"], registry=own)
+        self.key_labels = Counter("anyclass_key_labels", "Labels and texts of these requests.", ["key"], registry=own)
         self.rate_limit_fallbacks = Counter(
-            "anyclass_rate_limit_fallbacks",
-            "Requests counted by this process alone because Redis failed.",
-            registry=own,
+            "anyclass_rate_limit_fallbacks", "Requests counted here alone because Redis failed.", registry=own
         )
         self.image_fetches = Counter("anyclass_image_fetches", "Image URLs, by outcome.", ["outcome"], registry=own)
 
@@ -294,6 +292,7 @@ class Metrics:
     def spent(self, model: str, stage: Stage, seconds: float) -> None:
         """Record the time that one request spent in a stage."""
         self.stage_seconds.labels(model, stage).observe(seconds)
+        add_time(stage, seconds)
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format. Reads files after `watch_process`."""

@@ -30,6 +30,8 @@ FREE_LABELS = {"namespace", "pod", "job", "instance", "model", "version", "revis
 
 OF_KUBERNETES = {
     "kube_deployment_status_replicas_unavailable": {"namespace", "deployment"},
+    "kube_statefulset_replicas": {"namespace", "statefulset"},
+    "kube_statefulset_status_replicas_ready": {"namespace", "statefulset"},
     "kube_pod_container_status_restarts_total": {"namespace", "pod", "container", "uid"},
 }
 """Metrics of kube-state-metrics with their documented labels; the tests have no cluster."""

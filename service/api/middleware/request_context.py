@@ -13,12 +13,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.lifecycle import Lifecycle
+from service.api.middleware.key_usage import KeyUsage
 from service.api.problems.protocol_forms import render_error
 from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, problem
 from service.api.protocols import protocol_of
 from service.api.request.memory_budget import BufferedBody, MemoryBudget
 from service.api.route_table import RouteTable
 from service.monitoring.metrics import Metrics
+from service.monitoring.usage import Usage, current
 
 HEADER: Final = "x-request-id"
 CLIENT_GONE: Final = 499
@@ -53,10 +55,13 @@ class RequestContext:
         memory_budget: MemoryBudget,
         stall_timeout_s: float,
         around_errors: Callable[[ASGIApp], ASGIApp] | None = None,
+        key_usage: KeyUsage | None = None,
+        full_log: bool = False,
     ) -> None:
         """Drop a client that has a body in memory and reads nothing of its answer for `stall_timeout_s`.
 
-        `around_errors` is a middleware for the answers to exceptions that nothing else caught.
+        `around_errors` is a middleware for the answers to exceptions that nothing else caught. With `key_usage` the
+        work of each request counts for its API key; with `full_log` its line in the log has it too.
         """
         self.app = app
         self._metrics = metrics
@@ -64,7 +69,10 @@ class RequestContext:
         self._routes = routes
         self._memory_budget = memory_budget
         self._stall_timeout_s = stall_timeout_s
-        self._around_errors = around_errors
+        self._around_errors = around_errors or (lambda answer: answer)
+        self._key_usage = key_usage
+        self._full_log = full_log
+        self._counts_work = full_log or key_usage is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
@@ -97,6 +105,9 @@ class RequestContext:
 
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        if self._counts_work:
+            state["usage"] = usage = Usage()
+            current.set(usage)
         self._metrics.http_in_flight.inc()
         try:
             await self.app(scope, receive, send_with_id)
@@ -109,10 +120,7 @@ class RequestContext:
                 raise
             body = problem(INTERNAL, INTERNAL_DETAIL, request_id)
             state["problem"] = INTERNAL.slug
-            answer: ASGIApp = render_error(scope["path"], body)
-            if self._around_errors is not None:
-                answer = self._around_errors(answer)
-            await answer(scope, receive, send_with_id)
+            await self._around_errors(render_error(scope["path"], body))(scope, receive, send_with_id)
         finally:
             buffered.release()
             self._metrics.http_in_flight.dec()
@@ -130,6 +138,10 @@ class RequestContext:
         problem_slug = scope["state"].get("problem")
         if problem_slug or status == CLIENT_GONE:
             self._metrics.http_problems.labels(protocol, problem_slug or GONE_SLUG).inc()
+        usage: Usage | None = scope["state"].get("usage")
+        key: str | None = scope["state"].get("api_key")
+        if self._key_usage is not None and key is not None and usage is not None:
+            self._key_usage.count(key, f"{status // 100}xx", usage)
         # Without the query string, which holds labels.
         log(
             "request",
@@ -138,7 +150,21 @@ class RequestContext:
             status=status,
             duration_ms=round(seconds * 1000, 2),
             **({"problem": problem_slug} if problem_slug else {}),
+            **(_details(scope, usage) if self._full_log and usage is not None else {}),
         )
+
+
+def _details(scope: Scope, usage: Usage) -> dict[str, object]:
+    """Return what the full access log adds to a request's line; nothing of its content."""
+    client = scope.get("client")
+    details: dict[str, object] = {} if client is None else {"client": client[0]}
+    if usage.model is not None:
+        details["model"] = usage.model
+    if usage.images or usage.labels:
+        details |= {"images": usage.images, "labels": usage.labels}
+    if usage.stages_s:
+        details["stages_ms"] = {stage: round(seconds * 1000, 2) for stage, seconds in usage.stages_s.items()}
+    return details
 
 
 def request_id_of(given: str | None) -> str:

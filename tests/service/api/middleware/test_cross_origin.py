@@ -1,48 +1,21 @@
 """CORS: headers and preflights as browsers ask for them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import structlog
 from pydantic import ValidationError
-from starlette.routing import Route
 
 from service.app import create_app
 from service.settings import Settings, problems
-from tests.support.classifying import until
-from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.application import FAILING, application
 
 KEY = "a-key-of-twenty-chars"
 PAGE = "https://app.example.com"
 STRANGER = "https://elsewhere.example"
-
-
-@asynccontextmanager
-async def serving(folder: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Run an application in this event loop; POST /failing raises."""
-
-    async def fail(_: object) -> None:
-        raise RuntimeError("a mistake")
-
-    def build() -> Any:
-        bundle = write_tiny_bundle(folder / "bundle")
-        app = create_app(Settings(model=bundle, provider="cpu", decode_threads=1, **settings))
-        app.router.routes.append(Route("/failing", fail, methods=["POST"]))
-        return app
-
-    app = await asyncio.to_thread(build)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://service") as client,
-    ):
-        await until(lambda: app.state.services.lifecycle.ready)
-        yield client
 
 
 def preflight(origin: str, method: str = "POST", headers: str = "authorization,content-type") -> dict[str, str]:
@@ -62,14 +35,14 @@ def of_cors(headers: Mapping[str, str]) -> dict[str, str]:
 async def failed(client: httpx.AsyncClient, headers: dict[str, str]) -> httpx.Response:
     """Return the answer to a request that fails; the log, whose traceback would read files, is captured."""
     with structlog.testing.capture_logs() as lines:
-        answer = await client.post("/failing", headers=headers)
+        answer = await client.post(FAILING, headers=headers)
     assert ["unexpected error", "request"] == [line["event"] for line in lines]
     return answer
 
 
 async def test_a_page_of_an_allowed_origin_calls_the_service(tmp_path: Path) -> None:
     """With a key, whose preflight has none; it can read every answer, also refusals and failures."""
-    async with serving(tmp_path, cors_origins=PAGE, api_keys=f"web:{KEY}") as client:
+    async with application(tmp_path, cors_origins=PAGE, api_keys=f"web:{KEY}") as (client, _):
         asked = await client.options("/v1/classify", headers=preflight(PAGE, headers="authorization,x-stainless-os"))
         assert 200 == asked.status_code
         assert PAGE == asked.headers["access-control-allow-origin"]
@@ -94,7 +67,7 @@ async def test_a_page_of_an_allowed_origin_calls_the_service(tmp_path: Path) -> 
 
 async def test_a_page_of_another_origin_does_not(tmp_path: Path) -> None:
     """Its preflight is refused, and no answer names its origin; requests without an origin are as ever."""
-    async with serving(tmp_path, cors_origins=PAGE) as client:
+    async with application(tmp_path, cors_origins=PAGE) as (client, _):
         assert 400 == (await client.options("/v1/classify", headers=preflight(STRANGER))).status_code
         assert 400 == (await client.options("/v1/classify", headers=preflight(PAGE, "PATCH"))).status_code
         answer = await client.get("/v1/models", headers={"origin": STRANGER})
@@ -104,7 +77,7 @@ async def test_a_page_of_another_origin_does_not(tmp_path: Path) -> None:
 
 async def test_any_origin(tmp_path: Path) -> None:
     """With a star."""
-    async with serving(tmp_path, cors_origins="*") as client:
+    async with application(tmp_path, cors_origins="*") as (client, _):
         for origin in (PAGE, "null"):
             asked = await client.options("/v1/classify", headers=preflight(origin))
             assert (200, "*") == (asked.status_code, asked.headers["access-control-allow-origin"])
@@ -114,7 +87,7 @@ async def test_any_origin(tmp_path: Path) -> None:
 
 async def test_without_the_setting_nothing_is_allowed_and_nothing_added(tmp_path: Path) -> None:
     """OPTIONS is not answered, no header is there, and no middleware runs."""
-    async with serving(tmp_path) as client:
+    async with application(tmp_path) as (client, _):
         assert 405 == (await client.options("/v1/classify", headers=preflight(PAGE))).status_code
         assert {} == of_cors((await client.get("/v1/models", headers={"origin": PAGE})).headers)
     app = await asyncio.to_thread(create_app, Settings())
