@@ -40,6 +40,7 @@ _OK: Final = 200
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 _UNREACHABLE: Final = "The image could not be fetched: its address cannot be reached from here."
+_INVALID_REDIRECT: Final = "The image's URL redirects to an invalid URL."
 _NOT_HTTP: Final = "An image URL must begin with http:// or https:// and name a host."
 
 _REFUSED_V4: Final = tuple(
@@ -180,8 +181,8 @@ class ImageFetcher:
         self._per_host = per_host
         self._ports = frozenset(ports)
         self._all = asyncio.Semaphore(_AT_ONCE)
-        self._hosts: dict[str, asyncio.Semaphore] = {}
-        self._users: Counter[str] = Counter()
+        self._hosts: dict[bytes, asyncio.Semaphore] = {}
+        self._users: Counter[bytes] = Counter()
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or httpx.create_ssl_context(trust_env=False),
             max_connections=_AT_ONCE,
@@ -222,33 +223,36 @@ class ImageFetcher:
     async def _follow(self, text: str) -> bytes:
         url = self._checked(text)
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._room(url.host):
+            async with self._room(url.raw_host):
                 answer = await self._get(url)
             if isinstance(answer, bytes):
                 return answer
             try:
-                url = self._checked(str(url.join(answer)))
+                target = str(url.join(answer))
             except (httpx.InvalidURL, ValueError) as exc:
-                raise ImageNotFetched("The image's URL redirects to an invalid URL.") from exc
+                raise ImageNotFetched(_INVALID_REDIRECT) from exc
+            url = self._checked(target, _INVALID_REDIRECT)
         raise ImageNotFetched(f"The image's URL redirects more than {MAX_REDIRECTS} times.")
 
-    def _checked(self, text: str) -> httpx.URL:
+    def _checked(self, text: str, invalid: str = "The image's URL is not a valid URL.") -> httpx.URL:
+        """Parse and check a URL. Raises ImageNotFetched, with the message `invalid` for one that cannot be parsed."""
         if len(text) > MAX_URL_CHARS:
             raise ImageNotFetched(f"An image URL may have at most {MAX_URL_CHARS} characters.")
         try:
             url = httpx.URL(text)
-        except (httpx.InvalidURL, ValueError) as exc:
-            raise ImageNotFetched("The image's URL is not a valid URL.") from exc
-        if url.scheme not in _PORTS or not url.host:
+            host = url.host  # decodes an international name (xn--…)
+        except (httpx.InvalidURL, ValueError) as exc:  # ValueError: UnicodeError and IDNAError
+            raise ImageNotFetched(invalid) from exc
+        if url.scheme not in _PORTS or not host:
             raise ImageNotFetched(_NOT_HTTP)
         if url.userinfo:
             raise ImageNotFetched("An image URL must not have a user name or a password in it.")
-        if (url.port or _PORTS[url.scheme]) not in self._ports:
+        if (_PORTS[url.scheme] if url.port is None else url.port) not in self._ports:
             raise ImageNotFetched("An image URL may name the ports 80 and 443 only.")
         return url.copy_with(fragment=None)
 
     @asynccontextmanager
-    async def _room(self, host: str) -> AsyncIterator[None]:
+    async def _room(self, host: bytes) -> AsyncIterator[None]:
         """Wait for a turn, first among fetches from the host, so that a slow host does not delay others."""
         self._users[host] += 1
         turn = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
@@ -274,12 +278,9 @@ class ImageFetcher:
                     raise ImageNotFetched(f"The image could not be fetched: its server answers {response.status}.")
                 return await self._read(response)
         except (
-            httpcore.NetworkError,
-            httpcore.ProtocolError,
-            httpcore.TimeoutException,
-            httpcore.UnsupportedProtocol,
-            OSError,  # TLS errors included
-        ) as exc:
+            httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, httpcore.UnsupportedProtocol,
+            OSError, ValueError,  # errors of TLS, and a host that TLS cannot name
+        ) as exc:  # fmt: skip
             raise ImageNotFetched(_UNREACHABLE) from exc
 
     async def _read(self, response: httpcore.Response) -> bytes:

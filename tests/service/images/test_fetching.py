@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from service.api.request.image_field import URLS_OFF, image_from_bytes, image_from_text
@@ -222,6 +224,12 @@ async def test_the_address_that_was_checked_is_the_one_that_is_dialled() -> None
         ("http://pictures.test:6379/", "80 and 443"),
         ("https://pictures.test:8443/", "80 and 443"),
         ("http://[::1/", "not a valid URL"),
+        ("http://xn--loop-test/", "not a valid URL"),
+        ("http://xn--/", "not a valid URL"),
+        ("http://\u2603.test/", "not a valid URL"),
+        ("http://\ud800.test/", "not a valid URL"),
+        ("http://pictures.test/\ud800", "not a valid URL"),
+        ("http://pictures.test:0/", "80 and 443"),
         ("http://pictures.test:99999/", "80 and 443"),
         ("http://pictures.test/" + "a" * MAX_URL_CHARS, "characters"),
     ],
@@ -230,6 +238,26 @@ async def test_urls_that_are_refused_unfetched(url: str, reason: str) -> None:
     """By what they say themselves."""
     async with fetching() as fetcher:
         assert reason in await refusal(fetcher, url)
+
+
+@given(st.lists(st.sampled_from(["xn--", "a", "-", ".", "\u2603", "\u3002", "%", "0", ":", "[", "]", "@", "/", "\\"])))
+async def test_any_host_is_fetched_or_refused(parts: list[str]) -> None:
+    """No host makes another error than the one for image URLs, whatever the URL's parser thinks of it."""
+    async with fetching(tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)) as fetcher:
+        for scheme in ("http", "https"):
+            with suppress(ImageNotFetched):
+                await fetcher.fetch(f"{scheme}://{''.join(parts)}/")
+
+
+@pytest.mark.parametrize("host", [".", ".pictures.test"])
+async def test_a_host_that_tls_cannot_name_is_unreachable(host: str) -> None:
+    """Some resolvers find a name that no certificate can have."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async with site() as there, fetching(there.port, resolve=resolve) as fetcher:
+        assert UNREACHABLE == await refusal(fetcher, f"https://{host}:{there.port}/")
 
 
 @pytest.mark.parametrize(
@@ -243,6 +271,7 @@ async def test_urls_that_are_refused_unfetched(url: str, reason: str) -> None:
         ("http://user:x@pictures.test/", "user name"),
         ("http://pictures.test:6379/", "80 and 443"),
         ("http://[::1/", "an invalid URL"),
+        ("http://xn--loop-test/", "an invalid URL"),
     ],
 )
 async def test_every_hop_is_checked(target: str, reason: str) -> None:
