@@ -17,7 +17,7 @@ from typing import Final
 from PIL import Image
 
 from service.errors import ConfigurationError, InvalidImage, PayloadTooLarge
-from service.images import png
+from service.images import png, tiff
 from service.images.formats import format_of
 from service.images.jpeg import MARGIN, check_scans, shrink
 from service.images.upright import opened, orientation_of, rgb_of
@@ -140,6 +140,8 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[str, Image.Image, bytes]:
     name = format_of(data)
     if name == "PNG":
         data = png.without_metadata(data)
+    elif name == "TIFF":
+        tiff.check_no_raw_file(data)
     image = opened(name, data)
     width, height = image.size
     if width < 1 or height < 1:

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from service.errors import InvalidImage
-from service.images import png
+from service.images import png, tiff
+from service.images.frames import first_frame, on_white_canvas
 
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -20,6 +21,7 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ANIMATIONS: Final = ("GIF", "WEBP")  # a frame may cover a part of the canvas
 _WHITE: Final = (255, 255, 255)
 _PNG_DEEP: Final = 16
 
@@ -29,6 +31,8 @@ def refusing(name: str) -> Iterator[None]:
     """Turn any error of a decoder into the client's error. Wrap only calls into Pillow."""
     try:
         yield
+    except InvalidImage:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise InvalidImage("The image has more pixels than the limit.") from exc
     except Exception as exc:  # decoders of damaged bytes raise anything from struct.error to MemoryError
@@ -39,21 +43,29 @@ def opened(name: str, data: bytes) -> Image.Image:
     """Read the header with the one decoder of the format. Raises InvalidImage."""
     with refusing(name):
         # The signature decided: no other decoder sees these bytes, and Pillow's probing order does not matter.
-        return Image.open(BytesIO(data), formats=[name])
+        image: Image.Image = Image.open(BytesIO(data), formats=[name])
+        return tiff.with_planes_mended(image, data) if name == "TIFF" else image
 
 
 def rgb_of(name: str, image: Image.Image, data: bytes) -> Image.Image:
     """Decode: upright, mode RGB, on white where transparent. Raises InvalidImage."""
     with refusing(name):
+        covered = first_frame(image, data) if name in _ANIMATIONS else None
         image.load()
+        method = _UPRIGHT.get(orientation_of(image))
         if name == "PNG":
             _apply_colour_key(image, data)
-    method = _UPRIGHT.get(orientation_of(image))
-    image = image if method is None else image.transpose(method)
+        elif name == "BMP":
+            image = _without_empty_alpha(image)
+        elif covered is not None:
+            image = on_white_canvas(_on_white(image), covered)
+        image = image if method is None else image.transpose(method)
     if image.mode.startswith("I;16"):
         return _rgb_from_grey16(image)
     if image.mode in ("I", "F"):
-        raise InvalidImage("The image has samples of 32 bits, which have no defined white; save it with 8 or 16 bits.")
+        raise InvalidImage(
+            f"The image has {tiff.depth_of(image)}, whose white is not defined; save it with 8 or 16 unsigned bits."
+        )
     with refusing(name):
         return _on_white(image)
 
@@ -93,6 +105,12 @@ def _apply_colour_key(image: Image.Image, data: bytes) -> None:
             png.whiten_deep_key(image, data, key)
         else:
             image.info["transparency"] = tuple(value & 0xFF for value in key)
+
+
+def _without_empty_alpha(image: Image.Image) -> Image.Image:
+    """Return a BMP as opaque if it is transparent everywhere: Windows leaves the fourth byte empty."""
+    empty = image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    return image.convert("RGB") if empty else image
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -80,20 +80,47 @@ def png_rows(samples: npt.NDArray[Any]) -> bytes:
 
 def grey_tiff(width: int, height: int, strip: bytes, *, bits: int, photometric: int) -> bytes:
     """Write a little-endian, uncompressed grey TIFF; `photometric` 0 means that white is zero."""
-    entries = [
-        (256, width),
-        (257, height),
-        (258, bits),
-        (259, 1),
-        (262, photometric),
-        (273, 8),
-        (277, 1),
-        (278, height),
-        (279, len(strip)),
-    ]
-    directory = struct.pack("<H", len(entries))
-    directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
-    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + directory + bytes(4)
+    tags = {256: [width], 257: [height], 258: [bits], 259: [1], 262: [photometric], 277: [1], 278: [height]}
+    return tiff([strip], tags)
+
+
+def tiff(strips: Sequence[bytes], tags: dict[int, list[int]], *, order: str = "<", tiled: bool = False) -> bytes:
+    """Write a TIFF of any tags; those of its strips, or tiles, are added. `order` is of the bytes, `<` or `>`."""
+    places, body = list[int](), b""
+    for strip in strips:
+        places.append(8 + len(body))
+        body += strip
+    offsets, counts = (324, 325) if tiled else (273, 279)
+    directory = b""
+    for tag, values in sorted((tags | {offsets: places, counts: [len(strip) for strip in strips]}).items()):
+        beside = len(values) == 1
+        directory += struct.pack(f"{order}HHII", tag, 4, len(values), values[0] if beside else 8 + len(body))
+        body += b"" if beside else struct.pack(f"{order}{len(values)}I", *values)
+    count = struct.pack(f"{order}H", len(directory) // 12)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(body))
+    return head + body + count + directory + bytes(4)
+
+
+def bmp_with_alpha(rgba: npt.NDArray[np.uint8]) -> bytes:
+    """Write a BMP of 32 bits with a V5 header and a mask for alpha, from uint8 `[height, width, 4]`."""
+    height, width, _ = rgba.shape
+    pixels = rgba[::-1, :, [2, 1, 0, 3]].tobytes()
+    header = struct.pack("<IiiHHIIiiII", 124, width, height, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    start = 14 + 124
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header.ljust(124, b"\0") + pixels
+
+
+def animated_webp(size: tuple[int, int], frames: Sequence[tuple[int, int, Image.Image]]) -> bytes:
+    """Write an animation without alpha; each frame has an even left and top, and a picture."""
+    width, height = (side - 1 for side in size)
+    body = b"WEBPVP8X" + struct.pack("<II", 10, 2) + width.to_bytes(3, "little") + height.to_bytes(3, "little")
+    body += b"ANIM" + struct.pack("<IIH", 6, 0, 0)
+    for left, top, image in frames:
+        numbers = (left // 2, top // 2, image.width - 1, image.height - 1, 100)
+        frame = b"".join(number.to_bytes(3, "little") for number in numbers) + b"\0" + encode(image, "WEBP")[12:]
+        body += b"ANMF" + struct.pack("<I", len(frame)) + frame
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def bombs(side: int = 60_000) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ from tests.support.damaged import damaged
 from tests.support.pictures import (
     LOSSLESS,
     LOSSY,
+    bmp_with_alpha,
     bombs,
     encode,
     exif_of,
@@ -219,6 +220,15 @@ def test_one_bit_is_black_and_white(name: str) -> None:
     image = Image.fromarray(np.array([[True, False, True]]))
     assert "1" == image.mode
     assert [[WHITE, BLACK, WHITE]] == _opened(encode(image, name))
+
+
+def test_a_bmp_that_is_transparent_everywhere_is_opaque() -> None:
+    """Windows leaves the alpha of its clipboard empty; a single opaque pixel shows that it is meant."""
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[..., 0] = 255
+    assert [[RED, RED], [RED, RED]] == _opened(bmp_with_alpha(rgba))
+    rgba[0, 0, 3] = 255
+    assert [[RED, WHITE], [WHITE, WHITE]] == _opened(bmp_with_alpha(rgba))
 
 
 @pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
