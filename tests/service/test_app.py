@@ -24,6 +24,7 @@ from service.model.loading import load_bundle
 from service.monitoring import logs
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
+from tests.support.classifying import until
 from tests.support.tiny_bundle import DIM, write_tiny_bundle
 
 PATIENCE_S = 30.0
@@ -152,6 +153,13 @@ def gated(bundle: Path, settings: Settings) -> tuple[FastAPI, GatedEngine]:
     return create_app(settings, models=models), engine
 
 
+def decoded(app: FastAPI) -> float:
+    """Return the number of decoded images; each is admitted before, and given to its device at once after."""
+    metrics: Metrics = app.state.services.metrics
+    labels = {"model": "tiny", "stage": "decode"}
+    return metrics.registry.get_sample_value("anyclass_stage_seconds_count", labels) or 0.0
+
+
 async def test_the_port_is_open_before_the_model_is_warm(bundle: Path) -> None:
     """While loading the service is alive and not ready, with the reason; requests get a Retry-After."""
     settings = Settings(model=bundle, provider="cpu")
@@ -275,7 +283,9 @@ async def test_a_failing_model_is_a_500_and_fails_no_neighbour(bundle: Path) -> 
 
 async def test_a_line_is_sent_as_soon_as_it_is_known(bundle: Path) -> None:
     """The first result of a streamed batch arrives while the second picture is still being worked on."""
-    app, engine = await asyncio.to_thread(gated, bundle, Settings(model=bundle, max_batch=1))
+    # With one thread the red picture is decoded first, and so reaches the device first.
+    settings = Settings(model=bundle, max_batch=1, decode_threads=1)
+    app, engine = await asyncio.to_thread(gated, bundle, settings)
     files = [("image", ("red", RED)), ("image", ("green", GREEN))]
     headers = {"accept": "application/x-ndjson"}
     async with listening(app) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
@@ -300,20 +310,21 @@ async def test_a_client_that_hangs_up_has_its_work_dropped(bundle: Path, path: s
         return metrics.registry.get_sample_value("anyclass_http_requests_total", labels) or 0.0
 
     async with listening(app) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
+        # A batch decodes once its labels are computed, and the device has no time for them below.
+        known = await client.post("/v1/classify", files={"image": ("red", RED)}, data={"labels": "red"})
+        assert 200 == known.status_code
         form: Mapping[str, Any] = {"files": {"image": ("green", GREEN)}, "data": {"labels": "red"}}
         staying = asyncio.create_task(client.post("/v1/classify", **form))
-        await asyncio.sleep(0.2)
+        await until(lambda: decoded(app) == 2)
         leaving = asyncio.create_task(client.post(path, **form))
-        await asyncio.sleep(0.2)
+        await until(lambda: decoded(app) == 3)
         leaving.cancel()
-        async with asyncio.timeout(PATIENCE_S):
-            while not gone():  # noqa: ASYNC110 - a metric sets no event
-                await asyncio.sleep(0.01)
+        await until(lambda: gone() == 1)
         engine.gate.set()
         assert 200 == (await staying).status_code
         # One more goes through, so that whatever waited before it has had its turn.
         assert 200 == (await client.post("/v1/classify", **form)).status_code
-    assert 2 == engine.images
+    assert 3 == engine.images
 
 
 async def test_overload_is_refused_with_a_time_to_come_again(bundle: Path) -> None:
@@ -325,7 +336,7 @@ async def test_overload_is_refused_with_a_time_to_come_again(bundle: Path) -> No
         refused: httpx.Response | None = None
         while refused is None and len(accepted) < 10:
             task = asyncio.create_task(client.post("/v1/classify", **form))
-            await asyncio.wait([task], timeout=0.3)
+            await until(lambda task=task: task.done() or decoded(app) == len(accepted) + 1)  # type: ignore[misc]
             if task.done():
                 refused = await task
             else:

@@ -25,6 +25,7 @@ class ProgressDisplay:
         """`bar`: draw one on a terminal; `results`: some go to standard output; `noun`: unit of the rate."""
         self.out = Console(highlight=False)
         self._progress: Progress | None = None
+        self._description = ""
         self._shares_out = results and sys.stdout.isatty()
         if bar and (self._shares_out or sys.stderr.isatty()):
             console = self.out if self._shares_out else Console(stderr=True, highlight=False)
@@ -86,8 +87,13 @@ class ProgressDisplay:
 
     def update(self, description: str, *, done: float = 0, total: float | None = None, failed: int = 0) -> None:
         """Show the current step and its progress; without a total the bar only pulses."""
-        if self._progress is not None:
-            self._progress.update(self._task, description=description, completed=done, total=total, failed=failed)
+        if self._progress is None:
+            return
+        new = description != self._description  # drawn at once, for a step may be over before the next drawing
+        self._description = description
+        self._progress.update(
+            self._task, description=description, completed=done, total=total, failed=failed, refresh=new
+        )
 
 
 def plain(console: Console, parts: Sequence[RenderableType]) -> str:
