@@ -10,23 +10,28 @@
 FROM python:3.12-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
-    PIP_ROOT_USER_ACTION=ignore
+    PIP_ROOT_USER_ACTION=ignore \
+    # Also in build isolation, where the build backend is installed: the first for pip before 25.3, the second since.
+    PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/src/constraints.txt
 # Without pip inside: nothing in the final environment can install anything.
 RUN python -m venv --without-pip /opt/venv
 WORKDIR /src
-# The dependencies first, against empty packages, so that a change of the source keeps this layer.
-COPY pyproject.toml constraints.txt constraints-gpu.txt README.md LICENSE ./
+# The dependencies first, against empty packages and texts, so that a change of source or README keeps this layer.
+COPY pyproject.toml constraints.txt constraints-gpu.txt ./
 RUN mkdir service model_export \
-    && touch service/__init__.py model_export/__init__.py
+    && touch service/__init__.py model_export/__init__.py README.md LICENSE
 
 FROM build AS build-cpu
 RUN pip --python /opt/venv/bin/python install -c constraints.txt ".[cpu]"
+COPY README.md LICENSE ./
 COPY service service
 COPY model_export model_export
 RUN pip --python /opt/venv/bin/python install --no-deps --force-reinstall .
 
 FROM build AS build-gpu
 RUN pip --python /opt/venv/bin/python install -c constraints.txt -c constraints-gpu.txt ".[gpu]"
+COPY README.md LICENSE ./
 COPY service service
 COPY model_export model_export
 RUN pip --python /opt/venv/bin/python install --no-deps --force-reinstall .

@@ -111,6 +111,29 @@ def test_environment_holds_the_pinned_runtime_only(image: str) -> None:
 
 
 @IMAGES
+def test_the_build_backend_is_pinned_too(image: str) -> None:
+    """Constraints on the command line do not reach build isolation; these variables do, in old and new pip."""
+    variables = " ".join(final(f"build-{image}", "ENV"))
+    for name in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"):
+        assert f" {name}=/src/constraints.txt" in variables
+    assert re.search(r"^hatchling==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert ["/src"] == final(f"build-{image}", "WORKDIR")
+
+
+@IMAGES
+def test_a_change_of_a_text_installs_no_dependency_again(image: str) -> None:
+    """Only what decides the dependencies is copied before they are installed."""
+    instructions = [each for stage in lineage(f"build-{image}") for each in stage.instructions]
+    install = next(
+        at for at, (name, arguments) in enumerate(instructions) if name == "RUN" and f'".[{image}]"' in arguments
+    )
+    before = [arguments.split()[:-1] for name, arguments in instructions[:install] if name == "COPY"]
+    assert [["pyproject.toml", "constraints.txt", "constraints-gpu.txt"]] == before
+    after = [arguments for name, arguments in instructions[install:] if name == "COPY"]
+    assert ["README.md LICENSE ./", "service service", "model_export model_export"] == after
+
+
+@IMAGES
 def test_listens_for_the_world_outside_the_container(image: str) -> None:
     """The address is not loopback, and the port is the exposed one."""
     values = environment(image)
