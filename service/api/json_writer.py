@@ -1,10 +1,12 @@
 """Writes answers as JSON text by hand, for speed; a test holds them to their schemas."""
 
 import json
+from collections.abc import Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
 from service.classification.types import Classification
+from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import Vectors
 
 
@@ -24,7 +26,18 @@ def answer_text(classification: Classification) -> str:
     """Return one image's answer as a JSON object, as `ClassifyAnswer` describes it."""
     usage = {"labels": classification.labels, "labels_cached": classification.labels_cached}
     head = json_text({"model": classification.model, "revision": classification.revision})
-    return f'{head[:-1]},"predictions":{predictions_text(classification)},"usage":{json_text(usage)}}}'
+    predictions, warnings = predictions_text(classification), warnings_text(classification.warnings)
+    return f'{head[:-1]},"predictions":{predictions},"usage":{json_text(usage)}{warnings}}}'
+
+
+def warnings_json(warnings: Sequence[AnswerWarning]) -> list[dict[str, Any]]:
+    """Return warnings as `WarningOut` describes them."""
+    return [{"code": each.code, "message": each.message, "labels": list(each.labels)} for each in warnings]
+
+
+def warnings_text(warnings: Sequence[AnswerWarning]) -> str:
+    """Return the last member of a JSON object with its comma, or nothing without warnings."""
+    return f',"warnings":{json_text(warnings_json(warnings))}' if warnings else ""
 
 
 def predictions_json(classification: Classification) -> list[dict[str, Any]]:

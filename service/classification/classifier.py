@@ -24,6 +24,7 @@ from service.label_sets.use_cases import LabelSets
 from service.labels.checked_labels import CheckedLabels, KnownLabels
 from service.labels.vectors import LabelMatrix
 from service.lanes import Lane
+from service.model.answer_warnings import AnswerWarning, warn_of_lone_label
 from service.model.arrays import Vectors
 from service.model.scoring import check_ranking, check_scoring, cosines, rank, scores
 from service.monitoring.metrics import Metrics
@@ -210,7 +211,7 @@ class Classifier:
         source = job.source
         if isinstance(source, ReadySet):
             add_work(job.model.name, labels=len(job.labels))
-            return LabelMatrix(source.vectors, cached=len(job.labels))
+            return LabelMatrix(source.vectors, len(job.labels), source.warnings)
         labels = source.labels
         matrix = await self._pipeline.label_matrix(
             job.model,
@@ -243,7 +244,14 @@ class Classifier:
             predictions=predictions,
             labels=len(job.labels),
             labels_cached=matrix.cached,
+            warnings=_warnings(job, matrix),
         )
+
+
+def _warnings(job: _Job, matrix: LabelMatrix) -> tuple[AnswerWarning, ...]:
+    if len(job.labels) != 1:
+        return matrix.warnings
+    return warn_of_lone_label(job.labels, job.options.method or job.model.manifest.scoring.kind) + matrix.warnings
 
 
 def _predict(job: _Job, vector: Vectors, matrix: Vectors) -> Ranking:

@@ -22,6 +22,7 @@ from service.errors import (
 )
 from service.inference.served_model import Model
 from service.lanes import Lane
+from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import Pixels, Vectors
 from service.model.choices import ScoringMethod
 from service.model.prompts import PLACEHOLDER, normalise_labels, prompts_for
@@ -53,12 +54,16 @@ class EmbedQuery:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Vectors of unit length, float32 `[images, dim]` and `[texts, dim]`; `tokens` is the number in all texts."""
+    """Vectors of unit length, float32 `[images, dim]` and `[texts, dim]`; `tokens` is the number in all texts.
+
+    The positions in `warnings` are those of distinct texts.
+    """
 
     model: Model
     images: Vectors
     texts: Vectors
     tokens: int
+    warnings: tuple[AnswerWarning, ...] = ()
 
 
 class Embedder:
@@ -90,11 +95,11 @@ class Embedder:
             async with self._pipeline.deadline() as deadline:
                 check_scoring(chosen.manifest.scoring, query.method, query.temperature)
                 templates = self._pipeline.templates(chosen, query.templates)
-                images, (texts, tokens) = await both(
+                images, (texts, tokens, warnings) = await both(
                     self._images(chosen, query.images, deadline, background),
                     self._texts(chosen, query.texts, templates, background),
                 )
-                return Embedded(chosen, images, texts, tokens)
+                return Embedded(chosen, images, texts, tokens, warnings)
 
     def _check_counts(self, query: EmbedQuery) -> None:
         if len(query.images) > (limit := self._settings.max_batch_images):
@@ -152,14 +157,14 @@ class Embedder:
         texts: Sequence[str],
         templates: tuple[str, ...],
         background: bool,  # noqa: FBT001 - of `embed`
-    ) -> tuple[Vectors, int]:
+    ) -> tuple[Vectors, int, tuple[AnswerWarning, ...]]:
         if not texts:
-            return np.empty((0, model.engine.dim), np.float32), 0
+            return np.empty((0, model.engine.dim), np.float32), 0, ()
         rows, distinct, tokens = await asyncio.to_thread(self._prepare, model, texts, templates)
         lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
         matrix = await self._pipeline.label_matrix(model, distinct, templates, Timings(), lane=lane)
         add_work(model.name, labels=len(texts))
-        return matrix.vectors[rows], tokens
+        return matrix.vectors[rows], tokens, matrix.warnings
 
     def _prepare(
         self, model: Model, texts: Sequence[str], templates: tuple[str, ...]

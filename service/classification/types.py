@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, overload
 
 from service.errors import AnyclassError
+from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import Indices, Vectors
 from service.model.choices import ScoringMethod
 
@@ -86,13 +87,17 @@ class Ranking(Sequence[Prediction]):
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer for one image: predictions by falling score; `labels_cached` of `labels` needed no text encoder."""
+    """The answer for one image: predictions by falling score; `labels_cached` of `labels` needed no text encoder.
+
+    `warnings` are about the labels, and the same for every image of a request.
+    """
 
     model: str
     revision: str
     predictions: Sequence[Prediction]
     labels: int
     labels_cached: int
+    warnings: tuple[AnswerWarning, ...] = ()
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import typer
 
 from service.cli.options import JsonOption, TimeoutOption
 from service.cli.remote.command import remote_command
-from service.cli.reporting import FAILED, OK, fail, print_error, print_json
+from service.cli.reporting import FAILED, OK, fail, print_error, print_json, print_note
 
 if TYPE_CHECKING:
     from service.cli.remote.client import Service
@@ -126,6 +126,8 @@ def put(
 
     async def work() -> int:
         status = await service.json("PUT", _path(name), _MEMBERS, json=body, headers=headers)
+        for warning in status.get("warnings", ()):
+            print_note(f"Warning: {warning['message']}")
         if wait:
             status = await _poll(service, name, timeout)
         if as_json:

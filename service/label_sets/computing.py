@@ -32,6 +32,7 @@ from service.label_sets.storage import BLOCK, Head, LabelSetStorage, VectorsId
 from service.labels.cache_keys import vector_identity
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
+from service.model.answer_warnings import AnswerWarning, warn_of_tokens
 from service.model.arrays import Vectors
 from service.model.prompts import prompts_for
 from service.model.scoring import class_vectors
@@ -58,6 +59,11 @@ def vectors_id(name: str, head: Head, model: Model) -> VectorsId:
     """Return the id of the class vectors of a set for `model`. Raises InvalidTemplates."""
     identity = vector_identity(model.manifest.text_revision, model.numerics, templates_of(model, head.templates))
     return VectorsId(name, head.version, hashlib.sha256(identity).hexdigest()[:32])
+
+
+def token_warnings(definition: Definition, model: Model) -> tuple[AnswerWarning, ...]:
+    """Return the warnings about the labels of a set that depend on the model; see `warn_of_tokens`."""
+    return warn_of_tokens(model.tokenizer, definition.texts(0, len(definition.labels)))
 
 
 async def compute_block(

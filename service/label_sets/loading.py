@@ -7,7 +7,7 @@ import numpy as np
 
 from service.errors import LabelSetComputing, LabelSetFailed
 from service.inference.served_model import Model
-from service.label_sets.computing import Computations, compute_block, templates_of, vectors_id
+from service.label_sets.computing import Computations, compute_block, templates_of, token_warnings, vectors_id
 from service.label_sets.definition import NAME
 from service.label_sets.ready_sets import Heads, ReadySet, ReadySets, ready_set
 from service.label_sets.status import corrupt, unknown
@@ -137,7 +137,8 @@ class Loader:
                 await self._storage.write_block(which, block, part)
             vectors[start : start + rows] = part
             start += rows
-        ready = ready_set(head.version, definition.labels, vectors)
+        warnings = await asyncio.to_thread(token_warnings, definition, model)
+        ready = ready_set(head.version, definition.labels, vectors, warnings)
         self._ready.put(which, ready)
         self._metrics.label_set_bytes.set(self._ready.nbytes)
         return ready

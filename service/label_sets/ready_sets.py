@@ -9,6 +9,7 @@ from typing import Final
 
 from service.errors import StateUnavailable
 from service.label_sets.storage import Head, LabelSetStorage, VectorsId
+from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import Vectors
 
 FRESH_S: Final = 1.0
@@ -29,18 +30,23 @@ class ReadySet:
         labels: as the client spelled them.
         vectors: float32 `[labels, dim]`, unit length, read-only.
         nbytes: memory in use.
+        warnings: about its labels, for that model.
     """
 
     version: str
     labels: tuple[str, ...]
     vectors: Vectors
     nbytes: int
+    warnings: tuple[AnswerWarning, ...] = ()
 
 
-def ready_set(version: str, labels: tuple[str, ...], vectors: Vectors) -> ReadySet:
+def ready_set(
+    version: str, labels: tuple[str, ...], vectors: Vectors, warnings: tuple[AnswerWarning, ...] = ()
+) -> ReadySet:
     """Build a set; makes `vectors` read-only."""
     vectors.flags.writeable = False
-    return ReadySet(version, labels, vectors, vectors.nbytes + sum(_BYTES_A_LABEL + len(label) for label in labels))
+    nbytes = vectors.nbytes + sum(_BYTES_A_LABEL + len(label) for label in labels)
+    return ReadySet(version, labels, vectors, nbytes, warnings)
 
 
 class ReadySets:

@@ -8,7 +8,7 @@ from service.errors import InvalidTemplates, StateFull, StateUnavailable, Versio
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
 from service.label_sets.cleanup import BackgroundDeletion, Recovery
-from service.label_sets.computing import Computations, compute_block, templates_of, vectors_id
+from service.label_sets.computing import Computations, compute_block, templates_of, token_warnings, vectors_id
 from service.label_sets.definition import NAME, Definition
 from service.label_sets.loading import Loader
 from service.label_sets.ready_sets import ReadySet
@@ -16,6 +16,7 @@ from service.label_sets.status import Condition, LabelSetStatus, ModelStatus, co
 from service.label_sets.storage import BLOCK, Head, LabelSetStorage, StoredHead, new_version
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
+from service.model.answer_warnings import AnswerWarning, warn_of_lone_label
 from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
 from service.monitoring.usage import add_work
@@ -119,6 +120,13 @@ class LabelSets:
             stored = await self._storage.head(name)
             condition.check(stored.head.version if stored else None)
         raise VersionMismatch("Other clients keep changing the label set; try again.")
+
+    async def warnings(self, definition: Definition) -> tuple[AnswerWarning, ...]:
+        """Return the warnings about a set's labels, for all models; those of one code and the same labels once."""
+        found = list(warn_of_lone_label(definition.labels))
+        for model in self._models:
+            found += await asyncio.to_thread(token_warnings, definition, model)
+        return tuple({(each.code, each.labels): each for each in reversed(found)}.values())[::-1]
 
     async def status(self, name: str) -> LabelSetStatus:
         """Return the status of a set; start computing its missing vectors in this process too.

@@ -5,9 +5,10 @@ A cache may lose any value at any time, and never raises because of its store. V
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from service.labels.redis_cache import RedisTextCache
+from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
@@ -113,30 +114,40 @@ class LayeredTextCache:
         await self._near.close()
 
 
+class KnownMatrix(NamedTuple):
+    """A label matrix, float32 `[labels, dim]`, and the warnings about its labels."""
+
+    vectors: Vectors
+    warnings: tuple[AnswerWarning, ...] = ()
+
+
 class MatrixCache:
-    """Keeps the most recently used label matrices, float32 `[labels, dim]`, up to `max_bytes`."""
+    """Keeps the most recently used label matrices, float32 `[labels, dim]`, up to `max_bytes`.
+
+    Their warnings are kept with them and not counted: they are few, and bounded.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._matrices: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._matrices: OrderedDict[bytes, KnownMatrix] = OrderedDict()
 
-    def get(self, digest: bytes) -> Vectors | None:
+    def get(self, digest: bytes) -> KnownMatrix | None:
         """Look up a matrix."""
         matrix = self._matrices.get(digest)
         if matrix is not None:
             self._matrices.move_to_end(digest)
         return matrix
 
-    def put(self, digest: bytes, matrix: Vectors) -> None:
+    def put(self, digest: bytes, matrix: Vectors, warnings: tuple[AnswerWarning, ...] = ()) -> None:
         """Store a matrix, made read-only; evict the least recently used ones if needed."""
         if digest in self._matrices or matrix.nbytes > self._max_bytes:
             return
         matrix.flags.writeable = False
-        self._matrices[digest] = matrix
+        self._matrices[digest] = KnownMatrix(matrix, warnings)
         self._bytes += matrix.nbytes
         while self._bytes > self._max_bytes:
-            self._bytes -= self._matrices.popitem(last=False)[1].nbytes
+            self._bytes -= self._matrices.popitem(last=False)[1].vectors.nbytes
 
 
 def open_text_cache(settings: Settings, metrics: Metrics) -> TextCache:

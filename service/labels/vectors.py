@@ -23,6 +23,7 @@ from service.labels.cache import MatrixCache, TextCache
 from service.labels.cache_keys import class_vector_keys, labels_digest, matrix_digest, vector_identity
 from service.labels.pending_vectors import PendingVectors, cancel_if_unwanted, tokenise, vector
 from service.lanes import Lane
+from service.model.answer_warnings import AnswerWarning, warn_of_tokens
 from service.model.arrays import Vectors
 from service.model.scoring import class_vectors
 from service.monitoring.metrics import Metrics
@@ -38,10 +39,14 @@ _SMALL_BATCHES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class LabelMatrix:
-    """Class vectors float32 `[labels, dim]`, unit length; `cached` of them needed no text encoder."""
+    """Class vectors float32 `[labels, dim]`, unit length; `cached` of them needed no text encoder.
+
+    `warnings` are about labels that the model cannot use as they probably are meant.
+    """
 
     vectors: Vectors
     cached: int
+    warnings: tuple[AnswerWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +104,12 @@ class LabelVectors:
         known = self._matrices.get(digest)
         self._metrics.looked_up("matrix", "miss" if known is None else "hit", len(labels))
         if known is not None:
-            return LabelMatrix(known, cached=len(labels))
+            return LabelMatrix(known.vectors, len(labels), known.warnings)
 
+        # Meanwhile the vectors are looked up. Cached ones do not show the tokens of their labels.
+        checking = asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: warn_of_tokens(model.tokenizer, [(label,) for label in labels])
+        )
         keys = await run_off_loop(len(labels), lambda: class_vector_keys(self._prefix, identity, labels), self._threads)
         groups, done_before = self._join_or_start(_Request(model, templates, lane, deadline), keys, labels)
         try:
@@ -116,8 +125,9 @@ class LabelVectors:
         computed = sum(len(group.computed & own_keys) for group in groups if group not in done_before)
         outcomes = {key: outcome for group in groups for key, outcome in group.outcomes.items()}
         matrix = await run_off_loop(len(keys), lambda: np.stack([vector(outcomes[key]) for key in keys]), self._threads)
-        self._matrices.put(digest, matrix)
-        return LabelMatrix(matrix, cached=len(labels) - computed)
+        warnings = await checking
+        self._matrices.put(digest, matrix, warnings)
+        return LabelMatrix(matrix, len(labels) - computed, warnings)
 
     async def close(self) -> None:
         """Stop computing and finish writing."""

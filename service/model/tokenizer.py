@@ -5,7 +5,7 @@ is padded to its own longest text only, which is exact and several times faster 
 """
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import tokenizers
@@ -15,9 +15,17 @@ from service.model.arrays import Ids
 from service.model.loading import Bundle
 from service.model.manifest import TOKENIZER, TextSection
 
+_IN_NO_VOCABULARY: Final = "\U000f1234"
+_MOST_FOR_UNKNOWN: Final = 2
+"""Tokens of that character with an unknown token: that, after the one for the start of a word. Bytes are four."""
+
 
 class Tokenizer:
-    """A bundle's tokenizer. Immutable, so thread-safe."""
+    """A bundle's tokenizer. Immutable, so thread-safe.
+
+    Attributes:
+        unknown_id: the token that stands for any unknown character; None if the tokenizer encodes bytes.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, section: TextSection) -> None:
         backend.no_padding()
@@ -26,6 +34,9 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self._backend = backend
         self._section = section
+        # A character of the private use planes is in no vocabulary: tokenizers without bytes have one token for it.
+        probe = backend.encode(_IN_NO_VOCABULARY, add_special_tokens=False).ids
+        self.unknown_id = probe[-1] if 0 < len(probe) <= _MOST_FOR_UNKNOWN else None
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Self:
@@ -75,6 +86,10 @@ class Tokenizer:
                     index=index,
                 )
         return rows
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, however many, without start and end tokens."""
+        return [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Ids:
         """Pad rows from `tokenize` to one array: int64 `[texts, length]`.

@@ -105,6 +105,11 @@ HEADERS: Final[Mapping[str, dict[str, Any]]] = {
         "schema": {"type": "string", "pattern": r"total;dur=\d+\.\d\d$"},
         "example": "decode;dur=1.20, queue;dur=0.05, text;dur=0.00, image;dur=9.80, score;dur=0.10, total;dur=11.40",
     },
+    "X-Anyclass-Warnings": {
+        "description": "Codes of the answer's warnings, if it has any: see `warnings` in the answer to /v1/classify.",
+        "schema": {"type": "string", "pattern": "^[a-z_]+(, [a-z_]+)*$"},
+        "example": "labels_equal_to_model",
+    },
     "ETag": {
         "description": "The version of the label set, in double quotes.",
         "schema": {"type": "string", "pattern": '^".+"$'},

@@ -23,6 +23,7 @@ from service.api.request.json_body import read_json
 from service.api.request.validation import validate_fields
 from service.api.services import services_of
 from service.api.timing import server_timing
+from service.api.warning_header import warning_headers
 from service.classification.types import Classification, LabelQuery, ScoringOptions, Timings, load_image
 from service.concurrency import run_off_loop
 from service.errors import TooManyLabels, UnknownModel
@@ -53,7 +54,7 @@ _DOCUMENTED: Final[dict[str, Any]] = {
 }
 _ANSWER: Final[dict[str, Any]] = {
     "description": "Every label and its score, best first.",
-    "headers": header("Server-Timing", always=True),
+    "headers": header("Server-Timing", always=True) | header("X-Anyclass-Warnings"),
     "content": {"application/json": {"example": PREDICTIONS}},
 }
 _ERRORS: Final = (*BODY_ERRORS, *IMAGE_ERRORS, *LABEL_ERRORS, *INFERENCE_ERRORS)
@@ -101,6 +102,7 @@ async def _classify(request: Request, model: str | None) -> Response:
 
     classification = await cancel_on_disconnect(request, classified())
     headers = {"server-timing": server_timing(request.state.started, timings)}
+    headers |= warning_headers(classification.warnings)
     content = await run_off_loop(len(classification.predictions), lambda: predictions_text(classification).encode())
     return Response(content, media_type="application/json", headers=headers)
 

@@ -20,6 +20,7 @@ from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.fields import ClassifyRequest
 from service.api.services import services_of
 from service.api.timing import server_timing
+from service.api.warning_header import warning_headers
 from service.classification.classifier import Classifier
 from service.classification.types import Classification, Timings, load_image
 from service.concurrency import run_off_loop
@@ -31,10 +32,11 @@ router = APIRouter(tags=["Classify"], route_class=DirectRoute)
 @router.post(
     "/v1/classify",
     response_model=ClassifyAnswer,
+    response_model_exclude_none=True,
     summary="Classify one image against any labels",
     openapi_extra=CLASSIFY,
     responses={
-        200: {"headers": header("Server-Timing", always=True)},
+        200: {"headers": header("Server-Timing", always=True) | header("X-Anyclass-Warnings")},
         **error_responses(
             "/v1/classify",
             *BODY_ERRORS,
@@ -58,6 +60,7 @@ async def classify(request: Request) -> Response:
     classification = await cancel_on_disconnect(request, _classified(classifier, parsed, timings))
     content = await run_off_loop(len(classification.predictions), lambda: answer_text(classification).encode())
     headers = {"server-timing": server_timing(request.state.started, timings)}
+    headers |= warning_headers(classification.warnings)
     return Response(content, media_type="application/json", headers=headers)
 
 

@@ -20,7 +20,7 @@ from service.api.documentation.responses import (
     error_responses,
     header,
 )
-from service.api.json_writer import json_text, one_line, predictions_text
+from service.api.json_writer import json_text, one_line, predictions_text, warnings_text
 from service.api.native.schemas import BatchAnswer
 from service.api.problems.handlers import log_failure
 from service.api.problems.table import NotAcceptable, problem_of
@@ -32,10 +32,12 @@ from service.api.request.fields import ClassifyRequest
 from service.api.request.spool import Spool
 from service.api.services import Services, services_of
 from service.api.timing import server_timing
+from service.api.warning_header import warning_headers
 from service.classification.types import Classification, ImageSource
 from service.concurrency import run_off_loop
 from service.errors import AnyclassError, InvalidRequest, PayloadTooLarge, UnknownModel
 from service.images.archives import too_large
+from service.model.answer_warnings import AnswerWarning
 
 NDJSON: Final = "application/x-ndjson"
 
@@ -61,7 +63,7 @@ router = APIRouter(tags=["Classify"])
     responses={
         200: {
             "description": "Every image has its result; one that cannot be classified has its error there.",
-            "headers": header("Server-Timing"),
+            "headers": header("Server-Timing") | header("X-Anyclass-Warnings"),
             "content": {NDJSON: {"schema": {"type": "string", "description": _LINES}, "example": RESULT_LINES}},
         },
         **error_responses(
@@ -178,8 +180,9 @@ async def _document(
         "labels_cached": classified.labels_cached if classified else 0,
     }
     model = classified.model if classified else services.models.get(parsed.model).name
-    headers = {"server-timing": server_timing(request.state.started, None)}
-    head, tail = f'{{"model":{json_text(model)},"results":[', f'],"usage":{json_text(usage)}}}'
+    warnings = classified.warnings if classified else ()
+    headers = {"server-timing": server_timing(request.state.started, None), **warning_headers(warnings)}
+    head, tail = f'{{"model":{json_text(model)},"results":[', f'],"usage":{json_text(usage)}{warnings_text(warnings)}}}'
     content = b"".join([head.encode(), b",".join(rows), tail.encode()])
     return Response(content, media_type="application/json", headers=headers)
 
@@ -197,7 +200,8 @@ class _Lines(StreamingResponse):
         results: AsyncGenerator[Result],
         disconnected: WaitDisconnected | None,
     ) -> None:
-        super().__init__(_lines(request, first, results), media_type=NDJSON)
+        known = first[2].warnings if first is not None and isinstance(first[2], Classification) else ()
+        super().__init__(_lines(request, first, results), media_type=NDJSON, headers=warning_headers(known))
         self._request = request
         self._results = results
         self._disconnected = disconnected
@@ -209,10 +213,12 @@ class _Lines(StreamingResponse):
 
 
 async def _lines(request: Request, first: Result | None, results: AsyncGenerator[Result]) -> AsyncIterator[bytes]:
-    result = first
+    result, warned = first, False
     try:
         while result is not None:
-            yield f"{one_line(await _row(request, *result))}\n".encode()
+            warnings = () if warned or isinstance(result[2], AnyclassError) else result[2].warnings
+            warned = warned or bool(warnings)
+            yield f"{one_line(await _row(request, *result, warnings))}\n".encode()
             result = await _next(results)
     except AnyclassError as exc:
         # The status is already sent; a line without an index ends the results early.
@@ -223,12 +229,18 @@ async def _next(results: AsyncGenerator[Result]) -> Result | None:
     return await anext(results, None)
 
 
-async def _row(request: Request, index: int, name: str | None, result: Classification | AnyclassError) -> str:
+async def _row(
+    request: Request,
+    index: int,
+    name: str | None,
+    result: Classification | AnyclassError,
+    warnings: Sequence[AnswerWarning] = (),
+) -> str:
     row: dict[str, Any] = {"index": index} if name is None else {"index": index, "name": name}
     if isinstance(result, AnyclassError):
         return json_text({**row, **_error(request, result)})
     predictions = await run_off_loop(len(result.predictions), lambda: predictions_text(result))
-    return f'{json_text(row)[:-1]},"predictions":{predictions}}}'
+    return f'{json_text(row)[:-1]},"predictions":{predictions}{warnings_text(warnings)}}}'
 
 
 def _error(request: Request, error: AnyclassError) -> dict[str, Any]:

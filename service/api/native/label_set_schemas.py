@@ -7,6 +7,7 @@ from fastapi import Path
 from pydantic import Field
 
 from service.api.documentation.request_bodies import json_body
+from service.api.native.schemas import WarningOut
 from service.api.problems.schemas import AnswerModel
 from service.api.request.validation import RequestModel
 from service.label_sets.definition import NAME, Definition
@@ -66,6 +67,9 @@ class LabelSetOut(AnswerModel):
     models: list[ModelProgress]
     labels: Annotated[
         list[str | DescribedLabel] | None, Field(description="With `?include=labels`; descriptions are normalised.")
+    ] = None
+    warnings: Annotated[
+        list[WarningOut] | None, Field(description="Only when it is written; left out if there are none.")
     ] = None
 
 

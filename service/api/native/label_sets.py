@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api.documentation.responses import BODY_ERRORS, INFERENCE_ERRORS, STATE_ERRORS, error_responses, header
+from service.api.json_writer import warnings_json
 from service.api.native.label_set_schemas import (
     DEFAULT_PAGE,
     DELETE,
@@ -30,6 +31,7 @@ from service.api.request.query import read_query, refuse_query
 from service.api.request.strict_json import parse_json_object
 from service.api.request.validation import validate_fields
 from service.api.services import services_of
+from service.api.warning_header import warning_headers
 from service.errors import (
     DeadlineExceeded,
     InvalidLabels,
@@ -44,6 +46,7 @@ from service.errors import (
 from service.label_sets.definition import NAME, Definition, check_definition
 from service.label_sets.status import LabelSetStatus
 from service.label_sets.use_cases import LabelSets
+from service.model.answer_warnings import AnswerWarning
 from service.settings import Settings
 
 _CREATED: Final = 201
@@ -55,7 +58,7 @@ router = APIRouter(tags=["Label sets"])
 
 def _described(description: str, *, computing: bool = False) -> dict[str, Any]:
     """Describe a response with a set; `computing` if the set is always still being computed."""
-    headers = header("ETag", always=True) | header("Retry-After", always=computing)
+    headers = header("ETag", always=True) | header("Retry-After", always=computing) | header("X-Anyclass-Warnings")
     return {"description": description, "headers": headers, "model": LabelSetOut}
 
 
@@ -97,16 +100,16 @@ async def put_label_set(request: Request, name: Name) -> Response:
     # Up to 100,000 labels: checking them would block the event loop.
     definition = await services.parsed(content, lambda: _definition(content, settings))
 
-    async def write() -> tuple[LabelSetStatus, bool]:
+    async def write() -> tuple[LabelSetStatus, bool, tuple[AnswerWarning, ...]]:
         try:
             async with asyncio.timeout(settings.request_timeout_s):
-                return await sets.put(name, definition, condition)
+                return *(await sets.put(name, definition, condition)), await sets.warnings(definition)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"The label set was not computed within {settings.request_timeout_s:g} s.") from exc
 
-    status, created = await cancel_on_disconnect(request, write())
+    status, created, warnings = await cancel_on_disconnect(request, write())
     ready = _CREATED if created else 200
-    return _answer(status, ready if status.retry_after_s is None else _ACCEPTED)
+    return _answer(status, ready if status.retry_after_s is None else _ACCEPTED, warnings=warnings)
 
 
 @router.get(
@@ -201,8 +204,16 @@ def _definition(content: bytes, settings: Settings) -> Definition:
     )
 
 
-def _answer(status: LabelSetStatus, code: int, definition: Definition | None = None) -> Response:
-    headers = {"etag": etag(status.head.version)}
+def _answer(
+    status: LabelSetStatus,
+    code: int,
+    definition: Definition | None = None,
+    warnings: tuple[AnswerWarning, ...] = (),
+) -> Response:
+    headers = {"etag": etag(status.head.version), **warning_headers(warnings)}
     if status.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(status.retry_after_s)))
-    return JSONResponse(label_set_json(status, definition), status_code=code, headers=headers)
+    content = label_set_json(status, definition)
+    if warnings:
+        content["warnings"] = warnings_json(warnings)
+    return JSONResponse(content, status_code=code, headers=headers)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from service.api.problems.schemas import AnswerModel, Problem
 from service.inference.registry import ModelInfo
+from service.model.answer_warnings import Code
 from service.model.choices import ScoringKind
 from service.model.manifest import Parity
 
@@ -24,6 +25,17 @@ class Usage(AnswerModel):
     labels_cached: int
 
 
+class WarningOut(AnswerModel):
+    """Labels that are valid, but that the model cannot use as they probably are meant."""
+
+    code: Annotated[Code, Field(description="Never changes its meaning.")]
+    message: Annotated[str, Field(description="What is the matter, and what to do.")]
+    labels: Annotated[list[int], Field(description="Positions of the labels, the first 20.")]
+
+
+Warnings = Annotated[list[WarningOut] | None, Field(description="Left out if there are none.")]
+
+
 class ClassifyAnswer(AnswerModel):
     """The predictions for one image, best first."""
 
@@ -31,6 +43,7 @@ class ClassifyAnswer(AnswerModel):
     revision: Annotated[str, Field(description="Identifies the model's weights and preprocessing exactly.")]
     predictions: list[PredictionOut]
     usage: Usage
+    warnings: Warnings = None
 
 
 class BatchResult(AnswerModel):
@@ -40,6 +53,10 @@ class BatchResult(AnswerModel):
     name: Annotated[str | None, Field(description="The file's name, if the images came in an archive.")] = None
     predictions: list[PredictionOut] | None = None
     error: Problem | None = None
+    warnings: Annotated[
+        list[WarningOut] | None,
+        Field(description="Only in lines, and there in the first one with predictions; they concern all lines."),
+    ] = None
 
 
 class BatchAnswer(AnswerModel):
@@ -48,6 +65,7 @@ class BatchAnswer(AnswerModel):
     model: str
     results: list[BatchResult]
     usage: Usage
+    warnings: Warnings = None
 
 
 class TemplatesAnswer(AnswerModel):

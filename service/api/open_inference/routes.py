@@ -29,10 +29,12 @@ from service.api.request.query import refuse_query
 from service.api.request.strict_json import parse_json_list
 from service.api.services import services_of
 from service.api.timing import server_timing
+from service.api.warning_header import warning_headers
 from service.classification.embedder import AS_WRITTEN, Embedded, EmbedQuery, scores_of
 from service.errors import NotReady, UnknownModel
 from service.inference.served_model import Model
 from service.installation import VERSION
+from service.model.answer_warnings import warn_of_lone_label
 from service.model.arrays import Vectors
 
 HEADER_LENGTH: Final = "inference-header-content-length"
@@ -141,7 +143,10 @@ async def _infer(request: Request, chosen: Model) -> Response:
     )
     embedded = await cancel_on_disconnect(request, services.embedder.embed(query, model=chosen.name))
     content, json_length = await asyncio.to_thread(_answer, sent.request, embedded, wanted)
-    headers = {"server-timing": server_timing(request.state.started, None)}
+    lone = (
+        warn_of_lone_label(sent.texts, parameters.scoring or chosen.manifest.scoring.kind) if SCORES in wanted else ()
+    )
+    headers = {"server-timing": server_timing(request.state.started, None), **warning_headers(lone + embedded.warnings)}
     if json_length is not None:
         headers[HEADER_LENGTH] = str(json_length)
     return Response(content, media_type=JSON if json_length is None else OCTETS, headers=headers)

@@ -55,7 +55,7 @@ class RouteLineHandler:
         services = self._services
         fields = dict(request.body)
         if endpoint == EMBEDDINGS:
-            content = await answer_embeddings(services, validate_fields(EmbeddingsRequest, fields), background=True)
+            content, _ = await answer_embeddings(services, validate_fields(EmbeddingsRequest, fields), background=True)
             return LineAnswer(_OK, content.decode())
         source = image_from_text(fields.pop("image"), services.image_fetcher)
         options = read_options(fields, services.settings)

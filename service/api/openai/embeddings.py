@@ -20,10 +20,12 @@ from service.api.request.json_body import read_json
 from service.api.request.validation import RequestModel, validate_fields
 from service.api.services import Services, services_of
 from service.api.timing import server_timing
+from service.api.warning_header import warning_headers
 from service.classification.embedder import Embedded, EmbedQuery
 from service.classification.types import ImageSource
 from service.errors import InvalidImage, InvalidLabels, PromptTooLong, UnknownModel
 from service.images.fetching import ImageFetcher
+from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import STORED_FLOAT32
 
 _MAX_NAME_CHARS: Final = 256
@@ -80,7 +82,7 @@ class EmbeddingsRequest(RequestModel):
     summary="Vectors of texts and images",
     openapi_extra=json_body(EmbeddingsRequest, EXAMPLES),
     responses={
-        200: {"headers": header("Server-Timing", always=True)},
+        200: {"headers": header("Server-Timing", always=True) | header("X-Anyclass-Warnings")},
         **error_responses(
             "/v1/embeddings",
             *BODY_ERRORS,
@@ -97,19 +99,22 @@ async def embeddings(request: Request) -> Response:
     services = services_of(request)
     services.require_loaded()
     parsed = validate_fields(EmbeddingsRequest, await read_json(request, services.settings))
-    body = await cancel_on_disconnect(request, answer_embeddings(services, parsed))
-    headers = {"server-timing": server_timing(request.state.started, None)}
+    body, warnings = await cancel_on_disconnect(request, answer_embeddings(services, parsed))
+    headers = {"server-timing": server_timing(request.state.started, None), **warning_headers(warnings)}
     return Response(body, media_type="application/json", headers=headers)
 
 
-async def answer_embeddings(services: Services, parsed: EmbeddingsRequest, *, background: bool = False) -> bytes:
-    """Return the answer as JSON. `background` marks work without a waiting client."""
+async def answer_embeddings(
+    services: Services, parsed: EmbeddingsRequest, *, background: bool = False
+) -> tuple[bytes, tuple[AnswerWarning, ...]]:
+    """Return the answer as JSON, and its warnings. `background` marks work without a waiting client."""
     dim = services.models.get(parsed.model).manifest.dim
     if parsed.dimensions not in (None, dim):
         raise FieldErrors([("dimensions", f"must be {dim} or left out: vectors of this model cannot be shortened")])
     images, texts, is_image = _sorted_inputs(parsed.input, services.image_fetcher)
     embedded = await services.embedder.embed(EmbedQuery(images, texts), model=parsed.model, background=background)
-    return await asyncio.to_thread(_answer, embedded, is_image, parsed.encoding_format)
+    content = await asyncio.to_thread(_answer, embedded, is_image, parsed.encoding_format)
+    return content, embedded.warnings
 
 
 def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[ImageSource], list[str], list[bool]]:

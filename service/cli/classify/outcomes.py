@@ -18,6 +18,7 @@ from service.concurrency import in_order
 from service.errors import AnyclassError, DeviceLost, InvalidImage, PayloadTooLarge
 from service.inference.registry import ModelRegistry
 from service.labels.cache import open_text_cache
+from service.model.answer_warnings import AnswerWarning
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
@@ -163,6 +164,9 @@ def _classification(body: Any) -> Classification:  # noqa: ANN401 - any JSON
             predictions=tuple(Prediction(each["label"], each["score"]) for each in body["predictions"]),
             labels=body["usage"]["labels"],
             labels_cached=body["usage"]["labels_cached"],
+            warnings=tuple(
+                AnswerWarning(each["code"], each["message"], tuple(each["labels"])) for each in body.get("warnings", ())
+            ),
         )
     except (KeyError, TypeError) as exc:
         raise RemoteError(

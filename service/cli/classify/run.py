@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from service.classification.types import LabelQuery, ScoringOptions
+from service.classification.types import Classification, LabelQuery, ScoringOptions
 from service.cli.classify.outcomes import ImageOutcome, classify_locally, classify_remotely
 from service.cli.classify.output import Output, open_output
 from service.cli.console.progress import ProgressDisplay
@@ -47,6 +47,7 @@ class ClassifyArguments:
 class _Tally:
     done: int = 0
     failed: int = 0
+    warned: set[str] = field(default_factory=set)
 
 
 def run_remote(arguments: ClassifyArguments, service: Service, *, model: str | None, in_flight: int) -> int:
@@ -125,10 +126,20 @@ async def _write(
             if outcome.answer is None:
                 tally.failed += 1
                 display.error(f"Error: {outcome.image}: {outcome.error}")
+            else:
+                _warn(outcome.answer, display, tally)
             # In a thread: a slow file or pipe must not delay the next images.
             await asyncio.to_thread(_write_one, output, outcome)
             tally.done += 1
             display.update("classifying", done=tally.done, total=total, failed=tally.failed)
+
+
+def _warn(answer: Classification, display: ProgressDisplay, tally: _Tally) -> None:
+    """Print the warnings that were not printed before: those of the first image are those of all."""
+    for warning in answer.warnings:
+        if warning.message not in tally.warned:
+            tally.warned.add(warning.message)
+            display.error(f"Warning: {warning.message}")
 
 
 class _WriteError(Exception):

@@ -80,10 +80,10 @@ def test_the_three_forms_have_one_answer(client: httpx.Client) -> None:
 
 def test_the_answer_has_exactly_the_documented_members(client: httpx.Client) -> None:
     """The answer has exactly the members of its schema."""
-    body = client.post("/v1/classify", json={"image": RED_64, "labels": ["  red  rose "], "top_k": 1}).json()
+    body = client.post("/v1/classify", json={"image": RED_64, "labels": ["  red  rose ", "mud"], "top_k": 1}).json()
     assert ["model", "revision", "predictions", "usage"] == list(body)
     assert ["  red  rose "] == [each["label"] for each in body["predictions"]]
-    assert 1.0 == body["predictions"][0]["score"]
+    assert 0.5 < body["predictions"][0]["score"] < 1
     assert ["labels", "labels_cached"] == list(body["usage"])
 
 

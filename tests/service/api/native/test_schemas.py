@@ -8,16 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.json_writer import answer_json, answer_text, one_line, predictions_text
-from service.api.native.schemas import ClassifyAnswer, PredictionOut, Usage
+from service.api.native.schemas import ClassifyAnswer, PredictionOut, Usage, WarningOut
 from service.classification.types import Classification, Prediction, Ranking
+from service.model.answer_warnings import AnswerWarning
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SCORES = st.floats(-1, 1, width=32)
 
 
-def classification(*predictions: Prediction) -> Classification:
+WARNING = AnswerWarning("labels_equal_to_model", "Labels 0 and 1 are the same.", (0, 1))
+
+
+def classification(*predictions: Prediction, warnings: tuple[AnswerWarning, ...] = ()) -> Classification:
     """Return a classification with these predictions."""
-    return Classification("tiny", "0123", predictions, labels=7, labels_cached=3)
+    return Classification("tiny", "0123", predictions, labels=7, labels_cached=3, warnings=warnings)
 
 
 @given(st.lists(st.builds(Prediction, TEXT, SCORES), max_size=5))
@@ -33,8 +37,10 @@ def test_what_is_written_is_json(predictions: list[Prediction]) -> None:
 
 def test_the_writer_has_the_fields_of_the_schema() -> None:
     """A field added to `ClassifyAnswer` must be added to `answer_text` too: same names, same order."""
-    answer = answer_json(classification(Prediction("cat", 0.5)))
+    answer = answer_json(classification(Prediction("cat", 0.5), warnings=(WARNING,)))
     assert list(ClassifyAnswer.model_fields) == list(answer)
+    assert list(WarningOut.model_fields) == list(answer["warnings"][0])
+    ClassifyAnswer.model_validate_json(json.dumps(answer), strict=True)
     assert list(PredictionOut.model_fields) == list(answer["predictions"][0])
     assert list(Usage.model_fields) == list(answer["usage"])
 

@@ -1,0 +1,140 @@
+"""Warnings in answers: labels that are valid, but that the model cannot use as the client probably means them.
+
+A warning never changes an answer. Messages name positions, never contents, because they may end up in a log. The
+codes are part of the interface: `docs/api.md` lists them, and none changes its meaning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Final, Literal, TypeAlias, get_args
+
+from service.model.choices import ScoringKind, ScoringMethod
+from service.model.tokenizer import Tokenizer
+
+Code: TypeAlias = Literal["single_label", "comma_in_label", "labels_equal_to_model", "labels_unknown_to_model"]
+CODES: Final[tuple[Code, ...]] = get_args(Code)
+
+MAX_OF_A_CODE: Final = 10
+"""Most warnings of one code in an answer."""
+MAX_POSITIONS: Final = 20
+"""Most labels that a warning lists."""
+
+_AT_ONCE: Final = 1_000
+"""Texts tokenised at once, so that other threads get their turn."""
+_SHORT: Final = 2
+"""Characters of a text of which nothing can be concluded if each is a token of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerWarning:
+    """A warning: a stable code, a message for people, and the positions of the labels at fault, the first 20."""
+
+    code: Code
+    message: str
+    labels: tuple[int, ...]
+
+
+def codes_of(warnings: Sequence[AnswerWarning]) -> list[Code]:
+    """Return each code once, in the order of the warnings."""
+    return list(dict.fromkeys(each.code for each in warnings))
+
+
+def warn_of_lone_label(
+    labels: Sequence[str], method: ScoringMethod | ScoringKind | None = None
+) -> tuple[AnswerWarning, ...]:
+    """Warn of a list of one label: its score under `softmax` (None if nothing is scored), and a comma in it."""
+    if len(labels) != 1:
+        return ()
+    warnings = []
+    if method == "softmax":
+        message = "The score of a single label is always 1 under softmax. Send more labels, or use scoring cosine."
+        warnings.append(AnswerWarning("single_label", message, (0,)))
+    if "," in labels[0]:
+        message = "The only label has a comma in it. Commas do not separate labels: send a list of labels."
+        warnings.append(AnswerWarning("comma_in_label", message, (0,)))
+    return tuple(warnings)
+
+
+def warn_of_tokens(tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> tuple[AnswerWarning, ...]:
+    """Warn of labels that have the same tokens, and of labels that the tokenizer does not know.
+
+    Takes milliseconds for a thousand labels, so callers run it in a thread, and keep the outcome.
+
+    Args:
+        tokenizer: of the model.
+        texts: for each label its normalised descriptions, or the label alone.
+    """
+    flat = [text for each in texts for text in each]
+    rows = []
+    for start in range(0, len(flat), _AT_ONCE):
+        rows += tokenizer.pieces(flat[start : start + _AT_ONCE])
+    ends = [0, *accumulate(map(len, texts))]
+    parts = list(pairwise(ends))
+    return _equal(rows, parts) + _unknown(tokenizer, texts, rows, parts)
+
+
+def _equal(rows: Sequence[Sequence[int]], parts: Sequence[tuple[int, int]]) -> tuple[AnswerWarning, ...]:
+    # The order of descriptions does not matter: their vectors are averaged.
+    keys = [tuple(sorted(map(tuple, rows[start:stop]))) for start, stop in parts]
+    if len(set(keys)) == len(keys):
+        return ()
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    equal = [indices for indices in groups.values() if len(indices) > 1]
+    return tuple(
+        AnswerWarning(
+            "labels_equal_to_model",
+            f"{_named(indices)} are the same to this model (upper and lower case, for instance, may be), so they "
+            "share one score. Send one of them.",
+            tuple(indices[:MAX_POSITIONS]),
+        )
+        for indices in equal[:MAX_OF_A_CODE]
+    )
+
+
+def _unknown(
+    tokenizer: Tokenizer,
+    texts: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[int]],
+    parts: Sequence[tuple[int, int]],
+) -> tuple[AnswerWarning, ...]:
+    unknown = [
+        index
+        for index, (start, stop) in enumerate(parts)
+        if any(_is_unknown(tokenizer, text, row) for text, row in zip(texts[index], rows[start:stop], strict=True))
+    ]
+    if not unknown:
+        return ()
+    verb, pronoun = ("has", "it") if len(unknown) == 1 else ("have", "them")
+    message = (
+        f"{_named(unknown)} {verb} words or a script that this model's tokenizer does not know, so the model can "
+        f"hardly tell {pronoun} apart from others. Send words of a language that the model was trained on."
+    )
+    return (AnswerWarning("labels_unknown_to_model", message, tuple(unknown[:MAX_POSITIONS])),)
+
+
+def _is_unknown(tokenizer: Tokenizer, text: str, row: Sequence[int]) -> bool:
+    """Return whether a text has unknown tokens, no tokens, or no token longer than a character on average.
+
+    A byte-level tokenizer takes a script that it was not trained on apart: CLIP's makes 9 tokens of 3 Chinese
+    characters, and 12 of 6 Greek letters, but 3 of the 6 letters of "Zürich". ASCII is never concluded from, because
+    digits and abbreviations are a token a character in any vocabulary.
+    """
+    if not row or tokenizer.unknown_id in row:
+        return True
+    if text.isascii() or not any(each.isalpha() and not each.isascii() for each in text):
+        return False
+    characters = len(text) - text.count(" ")
+    return len(row) > characters or (len(row) == characters > _SHORT)
+
+
+def _named(indices: Sequence[int]) -> str:
+    if len(indices) == 1:
+        return f"Label {indices[0]}"
+    shown = indices[:3] if len(indices) > 3 else indices  # noqa: PLR2004
+    rest = len(indices) - len(shown)
+    last = f"{rest} more" if rest else str(shown[-1])
+    first = ", ".join(map(str, shown if rest else shown[:-1]))
+    return f"Labels {first} and {last}"
