@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from service.model.prompts import is_template
+
 IMAGE_SUFFIXES: Final = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
     *(".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"),
@@ -110,7 +112,7 @@ def parse_templates(given: Sequence[str]) -> str | tuple[str, ...]:
     """Return the name of a template set, or templates."""
     if not given:
         return "default"
-    if len(given) == 1 and "{}" not in given[0]:
+    if len(given) == 1 and not is_template(given[0]):
         return given[0]
     return tuple(given)
 

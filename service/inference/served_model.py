@@ -88,7 +88,10 @@ class Model:
             return self.bundle.templates[name]
         except KeyError:
             known = ", ".join(sorted(self.bundle.templates))
-            raise InvalidTemplates(f"Model {self.name} has no template set of that name; it has {known}.") from None
+            raise InvalidTemplates(
+                f"Model {self.name} has no template set of that name; it has {known}. If it is meant as a template: it "
+                "needs {} where the label goes, and in JSON it stands in a list."
+            ) from None
 
     async def encode_image(
         self, pixels: Pixels, *, lane: Lane, deadline: float, on_dequeued: Callable[[], None] | None = None

@@ -20,13 +20,20 @@ MAX_SET_NAME_CHARS: Final = 256
 # tokenizer, but control a terminal.
 _NOT_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
+# Soft hyphen, zero-width space, word joiner, byte order mark and marks of direction: they cannot be seen, and a
+# tokenizer makes another text of them. Joiners of scripts and emoji (U+200C, U+200D) and variation selectors carry
+# meaning, so they stay.
+_INVISIBLE: Final = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+
+_HOW_TO_MARK: Final = "Write {} in single braces, in place of {{}}, {label}, {0} or %s."
+
 
 def normalise_label(label: str) -> str:
-    """Return the label as the model reads it: Unicode NFC, stripped, inner white space collapsed, case kept.
+    """Return the label as the model reads it.
 
-    Idempotent.
+    That is Unicode NFC, without invisible characters, stripped, inner white space collapsed, case kept. Idempotent.
     """
-    return " ".join(unicodedata.normalize("NFC", label).split())
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", label)).split())
 
 
 def normalise_labels(labels: Sequence[str], *, max_labels: int, max_chars: int) -> tuple[str, ...]:
@@ -57,11 +64,11 @@ def normalise_labels(labels: Sequence[str], *, max_labels: int, max_chars: int) 
 
 
 def validate_templates(templates: Sequence[str], *, max_templates: int, max_chars: int) -> tuple[str, ...]:
-    """Check a request's own templates, which are used unchanged.
+    """Check a request's own templates, which are used unchanged but for invisible characters, which are dropped.
 
     Raises:
-        InvalidTemplates: none or more than `max_templates`; one longer than `max_chars` characters, not text, or
-            without exactly one `{}`.
+        InvalidTemplates: none or more than `max_templates`; one longer than `max_chars` characters, not text, without
+            exactly one `{}`, or with doubled braces.
     """
     if not templates:
         raise InvalidTemplates("No templates were given; send at least one, such as '{}'.")
@@ -72,9 +79,18 @@ def validate_templates(templates: Sequence[str], *, max_templates: int, max_char
             raise InvalidTemplates(f"Template {index} has {len(template)} characters; the limit is {max_chars}.")
         if _NOT_TEXT.search(template):
             raise InvalidTemplates(f"Template {index} holds a control character or a lone surrogate.")
+        if "{{" in template or "}}" in template:
+            raise InvalidTemplates(f"Template {index} has doubled braces, which are not unescaped here. {_HOW_TO_MARK}")
         if template.count(PLACEHOLDER) != 1:
-            raise InvalidTemplates(f"Template {index} must hold {{}} exactly once, where the label goes.")
-    return tuple(templates)
+            raise InvalidTemplates(
+                f"Template {index} must hold {{}} exactly once, where the label goes. {_HOW_TO_MARK}"
+            )
+    return tuple(_INVISIBLE.sub("", template) for template in templates)
+
+
+def is_template(text: str) -> bool:
+    """Return whether a text that may name a template set is meant as a template, right or wrong."""
+    return "{" in text or "%s" in text
 
 
 def check_set_name(name: str) -> str:

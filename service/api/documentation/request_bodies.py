@@ -41,16 +41,12 @@ BATCH_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "value": {"images": [RED_DOT, "AAAA"], "labels": ["red", "green"]},
     }
 }
-FORM_FIELDS: Final = {"labels": ["something red", "something green"], "top_k": 1}
-_FILLED_IN: Final[dict[str, Any]] = {
-    **FORM_FIELDS,
-    "label_set": "",
-    "templates": ["default"],
-    "min_score": 0,
-    "temperature": 1,
-    "model": "",
-}
-"""Values that Swagger UI fills into its form in place of made-up words; an empty field is left out."""
+FORM_FIELDS: Final = {"labels": ["cat", "dog"], "top_k": 1}
+_FILLED_IN: Final[dict[str, Any]] = {"labels": FORM_FIELDS["labels"], "templates": []}
+"""Values that Swagger UI fills into its form in place of made-up ones. All others are empty, so it leaves them out."""
+_EMPTY: Final = ""
+_REPEATED: Final = {"style": "form", "explode": True}
+"""A list is sent as a part for each item. The default for forms is one part with commas."""
 _BYTES: Final = "(the bytes of a file)"
 
 
@@ -90,8 +86,11 @@ def _text_fields() -> dict[str, Any]:
 
 def _form(image: dict[str, Any]) -> dict[str, Any]:
     fields = _text_fields()
-    for name, value in _FILLED_IN.items():
-        fields[name]["examples"] = [value]
+    for name, field in fields.items():
+        field["examples"] = [_FILLED_IN.get(name, _EMPTY)]
+        if "items" in field:
+            field["items"] = {**field["items"], "examples": [_EMPTY]}
+    lists = [name for name, field in fields.items() if "items" in field]
     return {
         "schema": {
             "type": "object",
@@ -100,6 +99,7 @@ def _form(image: dict[str, Any]) -> dict[str, Any]:
             "additionalProperties": False,
             "properties": {"image": image, **fields},
         },
+        "encoding": dict.fromkeys(lists, _REPEATED),
         "examples": {"form": {"summary": "A file", "value": {"image": _BYTES, **FORM_FIELDS}}},
     }
 
@@ -113,6 +113,7 @@ def _batch_form() -> dict[str, Any]:
     images = {"oneOf": [{"required": ["image"]}, {"required": ["archive"]}]}
     del schema["required"]
     return {
+        **form,
         "schema": {**schema, **images, "properties": properties},
         "examples": {
             "images": {"summary": "Files", "value": {"image": [_BYTES, _BYTES], **FORM_FIELDS}},
@@ -139,12 +140,13 @@ _RAW: Final = {"schema": {"type": "string", "format": "binary"}}
 CLASSIFY: Final[dict[str, Any]] = {
     "parameters": _query_parameters("Only with the image as the body. "),
     "requestBody": {
-        "description": "JSON with the image as text; a form with the image as a file; or the image itself, with the "
+        "description": "A form with the image as a file; JSON with the image as text; or the image itself, with the "
         "other fields in the query.",
         "required": True,
         "content": {
-            "application/json": {"schema": _json_schema(_IMAGE_TEXT, "image"), "examples": EXAMPLES},
+            # Swagger UI shows the first one, and this is the one to try with a file.
             "multipart/form-data": _form(_FILE),
+            "application/json": {"schema": _json_schema(_IMAGE_TEXT, "image"), "examples": EXAMPLES},
             "image/*": _RAW,
             "application/octet-stream": _RAW,
         },
@@ -158,15 +160,15 @@ _ARCHIVE: Final = {
 BATCH: Final[dict[str, Any]] = {
     "parameters": _query_parameters("Only with an archive as the body. "),
     "requestBody": {
-        "description": "JSON with the images as text; a form with the images as files, or with one archive; or the "
+        "description": "A form with the images as files, or with one archive; JSON with the images as text; or the "
         "archive itself, with the other fields in the query.",
         "required": True,
         "content": {
+            "multipart/form-data": _batch_form(),
             "application/json": {
                 "schema": _json_schema({"type": "array", "minItems": 1, "items": _IMAGE_TEXT}, "images"),
                 "examples": BATCH_EXAMPLES,
             },
-            "multipart/form-data": _batch_form(),
             "application/x-tar": _ARCHIVE,
             "application/gzip": _ARCHIVE,
             "application/zip": _ARCHIVE,

@@ -67,7 +67,9 @@ INFER: Final[dict[str, Any]] = {
             "content": {OCTETS: _binary("InferAnswer")},
             "description": "The outputs as JSON. Binary outputs follow the JSON, and the header "
             "Inference-Header-Content-Length has its length in bytes.",
-            "headers": header("Server-Timing", always=True) | header("Inference-Header-Content-Length"),
+            "headers": header("Server-Timing", always=True)
+            | header("Inference-Header-Content-Length")
+            | header("X-Anyclass-Warnings"),
         },
         **error_responses(
             "/v2",

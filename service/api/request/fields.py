@@ -14,6 +14,7 @@ from service.api.request.validation import MAX_ERRORS_SHOWN, RequestModel, valid
 from service.classification.types import ImageSource, LabelQuery, ScoringOptions
 from service.errors import TooManyLabels
 from service.model.choices import ScoringMethod
+from service.model.prompts import is_template
 from service.settings import Settings
 
 _MAX_NAME_CHARS: Final = 256
@@ -21,6 +22,10 @@ _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 
 _FORM_LISTS: Final = ("labels", "templates")
+_LONE_COMMA: Final = (
+    "is one value with a comma in it. Repeat the field for each label (labels=cat, labels=dog), or send a JSON list: "
+    '["cat", "dog"]; one label with a comma in it is a list too: ["salt, pepper"]'
+)
 
 
 class Options(RequestModel):
@@ -122,6 +127,9 @@ def fields_from_text(fields: Mapping[str, list[str]]) -> dict[str, Any]:
 
     `labels` and `templates` may be repeated or hold one JSON list; a single template needs no list. Numbers are written
     as in JSON. An empty value of any other field counts as not given.
+
+    Raises `FieldErrors` for a repeated field, a list that is not JSON, and a lone label with a comma in it, which is
+    almost always meant as several labels.
     """
     typed: dict[str, Any] = {}
     for name, values in fields.items():
@@ -141,8 +149,10 @@ def _list_from_text(name: str, values: list[str]) -> object:
     only = values[0]
     if only.lstrip().startswith("["):
         return parse_json_list(name, only)
-    if name == "templates" and "{}" not in only:
+    if name == "templates" and not is_template(only):
         return only
+    if name == "labels" and "," in only:
+        raise FieldErrors([(name, _LONE_COMMA)])
     return [only]
 
 

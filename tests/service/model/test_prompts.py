@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from service.errors import AnyclassError, InvalidLabels, InvalidTemplates, TooManyLabels
 from service.model.prompts import (
     fill,
+    is_template,
     normalise_label,
     normalise_labels,
     prompts_for,
@@ -31,10 +32,16 @@ def _templates(*templates: str, max_templates: int = 10, max_chars: int = 100) -
         ("a\u00a0b\u3000c", "a b c"),
         ("Cat", "Cat"),
         ("👩‍🚀", "👩‍🚀"),
+        ("\ufeffcat", "cat"),
+        ("black\u00adbird", "blackbird"),
+        ("a \u200b cat\u2060", "a cat"),
+        ("\u202bקטה\u202c \u200fcat\u2069\u061c", "קטה cat"),
+        ("e\u00ad\u0301", "\u00e9"),
+        ("می\u200cخواهم \u2764\ufe0f", "می\u200cخواهم \u2764\ufe0f"),
     ],
 )
 def test_labels_are_normalised(label: str, expected: str) -> None:
-    """NFC, stripped, white space collapsed; case and joined emoji are kept."""
+    """NFC, without invisible characters, stripped, white space collapsed; case, joiners and emoji are kept."""
     assert (expected,) == _labels(label)
 
 
@@ -62,7 +69,9 @@ def test_no_labels_are_refused() -> None:
         _labels()
 
 
-@pytest.mark.parametrize("label", ["", "  ", "\u2003", "a\0b", "\x1b[31mred", "\ud800", "a\x7f"])
+@pytest.mark.parametrize(
+    "label", ["", "  ", "\u2003", "\u200b", "\ufeff \u00ad", "a\0b", "\x1b[31mred", "\ud800", "a\x7f"]
+)
 def test_labels_that_are_no_text_are_refused_by_position(label: str) -> None:
     """Empty ones, control characters and lone surrogates; the message has the index and not the content."""
     with pytest.raises(InvalidLabels, match="Label 1 "):
@@ -73,6 +82,8 @@ def test_labels_that_become_the_same_are_refused_with_both_positions() -> None:
     """A label spelled twice would split its own probability."""
     with pytest.raises(InvalidLabels, match="Labels 1 and 3 "):
         _labels("cat", "caf\u00e9", "dog", " cafe\u0301 ")
+    with pytest.raises(InvalidLabels, match="Labels 0 and 2 "):
+        _labels("cat", "dog", "\ufeffca\u00adt\u200b")
 
 
 def test_limits_are_inclusive() -> None:
@@ -90,6 +101,31 @@ def test_templates_without_exactly_one_place_are_refused(template: str) -> None:
     """So are those that are too long or not text."""
     with pytest.raises(InvalidTemplates, match="Template 1 "):
         _templates("{}", template)
+
+
+@pytest.mark.parametrize("template", ["This is a photo of {{}}.", "a photo of a {}. {{x}}", "{{{}}}", "{}}}"])
+def test_templates_with_doubled_braces_are_refused(template: str) -> None:
+    """The escaped form of f-strings and of Jinja would put braces around each label."""
+    with pytest.raises(InvalidTemplates, match=r"^Template 1 has doubled braces, .* Write \{\} in single braces"):
+        _templates("{}", template)
+
+
+@pytest.mark.parametrize("template", ["a photo of {label}", "a photo of {0}", "a photo of %s"])
+def test_other_ways_to_mark_the_place_are_named(template: str) -> None:
+    """The message says what to write in their place."""
+    assert is_template(template)
+    with pytest.raises(InvalidTemplates, match=r"exactly once.* in place of \{\{\}\}, \{label\}, \{0\} or %s"):
+        _templates(template)
+
+
+def test_the_name_of_a_set_is_no_template() -> None:
+    """Braces and %s tell them apart."""
+    assert [False, False, True] == [is_template(text) for text in ("default", "imagenet 80%", "a {}")]
+
+
+def test_invisible_characters_of_templates_are_dropped() -> None:
+    """Those that begin a file, for instance; the rest is used unchanged."""
+    assert ("a  photo of {}.",) == _templates("\ufeffa  photo of {}.")
 
 
 def test_numbers_of_templates_are_limited() -> None:

@@ -193,7 +193,7 @@ def request_for(operation: str, status: int, content_types: list[str]) -> dict[s
     """Return arguments of a request that is answered with `status`; `path` holds parameters of the path."""
     if (operation, status) in ODD:
         return ODD[operation, status]
-    kind = content_types[0] if content_types else JSON
+    kind = JSON if JSON in content_types or not content_types else content_types[0]
     no_such = dict.fromkeys(("name", "file_id", "batch_id", "model"), "no/such")
     answers_by_status: dict[int, dict[str, Any]] = {
         400: {"content": b"{", "headers": {"content-type": kind}},

@@ -531,11 +531,33 @@ def test_pixels_in_json_may_be_millions_of_numbers() -> None:
         parse_json_object(b'{"data": [' + b"[]," * 2**21 + b"0]}", numbers=True)
 
 
+@pytest.mark.parametrize("value", ["cat,dog", "cat, sleeping", ",", "cat,"])
+async def test_a_lone_label_with_a_comma_is_refused(value: str) -> None:
+    """In a form and in a query it is meant as several labels; the message says how to send them."""
+    for request in (as_form(FILE, ("labels", value, None)), as_raw([("labels", value)])):
+        with pytest.raises(FieldErrors, match=r"labels: is one value with a comma .* Repeat the field .* JSON list"):
+            await parse_single(request, SETTINGS)
+    with pytest.raises(FieldErrors, match="labels: is one value with a comma"):
+        await parse_batch(as_form(FILE, ("labels", value, None)), SETTINGS)
+
+
 async def test_a_comma_is_part_of_a_label() -> None:
-    """A single value is one label, in a form and in a query; only a JSON list or a repeated field has several."""
-    as_fields = await parse_single(as_form(FILE, ("labels", "cat, sleeping", None)), SETTINGS)
-    in_query = await parse_single(as_raw([("labels", "cat, sleeping")]), SETTINGS)
+    """In a JSON list, and in a repeated field, commas separate nothing."""
+    as_fields = await parse_single(as_form(FILE, ("labels", '["cat, sleeping"]', None)), SETTINGS)
+    in_query = await parse_single(as_raw([("labels", '["cat, sleeping"]')]), SETTINGS)
     assert ("cat, sleeping",) == as_fields.query.labels == in_query.query.labels
+    repeated = await parse_single(as_raw([("labels", "cat, sleeping"), ("labels", "dog")]), SETTINGS)
+    assert ("cat, sleeping", "dog") == repeated.query.labels
+
+
+@pytest.mark.parametrize("template", ["a photo of {{}}.", "a {label}", "a {0}", "a photo of %s."])
+async def test_a_template_is_no_name_of_a_set(template: str) -> None:
+    """A value with braces or %s is a template, so its error says what is wrong with it."""
+    for request in (
+        as_form(FILE, ("labels", "cat", None), ("templates", template, None)),
+        as_raw([("labels", "cat"), ("templates", template)]),
+    ):
+        assert (template,) == (await parse_single(request, SETTINGS)).query.templates
 
 
 async def test_a_batch_without_pictures_names_both_ways_to_send_them() -> None:
