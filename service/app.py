@@ -38,6 +38,7 @@ from service.monitoring.metrics import NO_STATE, Metrics
 from service.settings import Settings
 from service.state.factory import open_state
 from service.state.protocol import StateStore
+from service.state.write_probe import PROBE_S, WriteProbe
 
 _PROTOCOLS: Final = (native, openai, huggingface, open_inference)
 
@@ -196,6 +197,7 @@ def _open_jobs(services: Services, state: StateStore) -> tuple[Jobs, JobRunner]:
         jobs.job_store,
         jobs.file_store,
         JobWork(jobs.job_store, jobs.file_store, RouteLineHandler(services), limits),
+        WriteProbe(state, every_s=PROBE_S),
         services.metrics,
         workers=settings.job_workers,
         lease_s=settings.job_lease_s,

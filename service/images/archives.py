@@ -29,8 +29,6 @@ _DIRECTORY_ENTRY_BYTES: Final = 256
 """Size of an entry in a zip's directory, with a long name and the usual extra fields."""
 _MAX_RATIO: Final = 100
 """Unpacked bytes allowed for each byte of a compressed archive; encoded images hardly shrink, deflate reaches 1,000."""
-_RATIO_FREE_BYTES: Final = 2**27
-"""Unpacked bytes to which the ratio does not apply: unpacking them takes about half a second."""
 _GZIP: Final = b"\x1f\x8b"
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")
 _READABLE: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -42,11 +40,16 @@ _BROKEN_OFF: Final = "The archive breaks off: the two blocks of zeros that end a
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """Limits on an archive: files, bytes of each, and unpacked bytes of all."""
+    """Limits on an archive: files, bytes of each, and unpacked bytes of all.
+
+    Attributes:
+        ratio_free_bytes: unpacked bytes to which the limit on the ratio does not apply; they take about half a second.
+    """
 
     max_images: int
     max_image_bytes: int
     max_bytes: int
+    ratio_free_bytes: int = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +146,11 @@ def _files(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[ArchivedFile]:
 
 
 def _tar_entries(stream: IO[bytes], limits: ArchiveLimits, *, compressed: bool) -> Iterator[ArchivedFile]:
-    metered = _Metered(stream, _Budget(limits.max_bytes))
+    metered = _Metered(stream, _Budget(limits))
     if compressed:
         # Counted as packed bytes, gzip's buffer included.
         unpacked = gzip.GzipFile(fileobj=stream, mode="rb")
-        metered = _Metered(cast("IO[bytes]", unpacked), _Budget(limits.max_bytes, stream.tell))
+        metered = _Metered(cast("IO[bytes]", unpacked), _Budget(limits, stream.tell))
     others = 0
     with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r|", tarinfo=_Member) as archive:
         while True:
@@ -187,7 +190,7 @@ def _tar_entry(archive: tarfile.TarFile, member: tarfile.TarInfo, limits: Archiv
 def _zip_entries(stream: IO[bytes], limits: ArchiveLimits) -> Iterator[ArchivedFile]:
     guarded = _BoundedReads(stream, _DIRECTORY_ENTRY_BYTES * (limits.max_images + _OTHER_ENTRIES))
     size = stream.seek(0, io.SEEK_END)
-    others, budget = 0, _Budget(limits.max_bytes, lambda: size)
+    others, budget = 0, _Budget(limits, lambda: size)
     with zipfile.ZipFile(cast("IO[bytes]", guarded)) as archive:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
@@ -220,17 +223,17 @@ class _Budget:
     With `packed`, the number of compressed bytes so far, their ratio has a limit too.
     """
 
-    def __init__(self, limit: int, packed: Callable[[], int] | None = None) -> None:
-        self._limit = limit
+    def __init__(self, limits: ArchiveLimits, packed: Callable[[], int] | None = None) -> None:
+        self._limits = limits
         self._spent = 0
         self._packed = packed
 
     def spend(self, count: int) -> None:
         """Count bytes. Raises `PayloadTooLarge` above the limits."""
         self._spent += count
-        if self._spent > self._limit:
-            raise too_large(self._limit)
-        if self._packed and self._spent > max(_RATIO_FREE_BYTES, _MAX_RATIO * self._packed()):
+        if self._spent > self._limits.max_bytes:
+            raise too_large(self._limits.max_bytes)
+        if self._packed and self._spent > max(self._limits.ratio_free_bytes, _MAX_RATIO * self._packed()):
             raise PayloadTooLarge(
                 f"The archive unpacks to more than {_MAX_RATIO} times its size. Send it without compression, or the "
                 "images as PNG or JPEG."

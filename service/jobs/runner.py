@@ -16,6 +16,7 @@ from service.jobs.store import JobStore, LineResult, count_by_status
 from service.jobs.transitions import Claim
 from service.jobs.work import JobWork, WaitLimit
 from service.monitoring.metrics import NO_STATE, Metrics
+from service.state.write_probe import WriteProbe
 
 _POLL_S: Final = 1.0
 """Interval of looking for jobs that another process received."""
@@ -36,6 +37,7 @@ class JobRunner:
         jobs: JobStore,
         files: FileStore,
         work: JobWork,
+        probe: WriteProbe,
         metrics: Metrics,
         *,
         workers: int,
@@ -50,6 +52,7 @@ class JobRunner:
             jobs: reads and changes jobs.
             files: reads and writes their files.
             work: does a unit of work.
+            probe: tries whether the store takes writes.
             metrics: counts jobs and lines.
             workers: number of units run at the same time in this process.
             lease_s: time after which a unit is taken from a process that does not renew its lease.
@@ -60,6 +63,7 @@ class JobRunner:
         self._jobs = jobs
         self._files = files
         self._work = work
+        self._probe = probe
         self._metrics = metrics
         self._workers = workers
         self._lease_s = lease_s
@@ -150,6 +154,8 @@ class JobRunner:
         """Give up the lease of a unit that failed, and log the reason."""
         if not isinstance(error, AnyclassError | asyncio.CancelledError):
             _log.error("a part of a batch failed", batch=claim.job.id, unit=claim.unit, exc_info=error)
+        if isinstance(error, StateUnavailable):
+            self._probe.doubt()
         with suppress(AnyclassError):
             if isinstance(error, AnyclassError) and not isinstance(error, StateUnavailable):
                 _log.warning("a part of a batch was put off", batch=claim.job.id, reason=type(error).__name__)
@@ -217,6 +223,7 @@ class JobRunner:
             try:
                 return await self._jobs.accept(claim, results)
             except StateUnavailable:
+                self._probe.doubt()
                 await asyncio.sleep(_POLL_S)
 
     async def _housekeep(self) -> None:
@@ -224,6 +231,7 @@ class JobRunner:
         while not self._closing.is_set():
             try:
                 active = await self._jobs.active()
+                await self._probe.check()
                 self._metrics.state_up.set(1)
                 counts = count_by_status(active)
                 for status in ACTIVE:

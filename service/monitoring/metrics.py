@@ -174,7 +174,7 @@ class Metrics:
         # Durable state: batch jobs and label sets
         self.state_up = Gauge(
             "anyclass_state_up",
-            "0 while the state store does not answer the job runner, -1 without a store, else 1.",
+            "0 while the state store takes no reads or writes of the job runner, -1 without a store, else 1.",
             registry=own,
             multiprocess_mode="livemin",
         )

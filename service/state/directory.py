@@ -6,6 +6,7 @@ a part, even if the writer is killed. Compare-and-set holds a lock that is relea
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -35,6 +36,7 @@ _FILE_SUFFIX: Final = ",v"
 _TEMPORARY: Final = ".tmp-"
 _ABANDONED_S: Final = 24 * 3600
 _ATTEMPTS: Final = 5
+_PROBE_BYTES: Final = 65_536
 
 
 class DirectoryStateStore:
@@ -113,6 +115,10 @@ class DirectoryStateStore:
         check_prefix(prefix)
         await self._in_thread(lambda: self._delete_blobs(prefix))
 
+    async def prove_writable(self) -> None:
+        """See `StateStore`. Does not create the fallback in the user's data folder."""
+        await self._in_thread(self._prove_if_created)
+
     async def close(self) -> None:
         """Wait for writes under way."""
         await asyncio.to_thread(self._threads.shutdown)
@@ -124,9 +130,10 @@ class DirectoryStateStore:
         except AnyclassError:
             raise
         except (OSError, filelock.Timeout, RuntimeError) as exc:  # RuntimeError: the executor was shut down
-            # Log only the error's type: its message contains paths.
+            # Log only the error's type and code: its message contains paths.
+            code = errno.errorcode.get(exc.errno or 0, "") if isinstance(exc, OSError) else ""
             hint = "" if self._asked_for else "; set ANYCLASS_STATE_URL to a place that can be written to"
-            _LOG.warning("the state directory failed: %s%s", type(exc).__name__, hint)
+            _LOG.warning("the state directory failed: %s%s", f"{type(exc).__name__} {code}".strip(), hint)
             raise StateUnavailable("The state store cannot be used at the moment; try again later.") from exc
 
     def _if_usable(self, work: Callable[[], T]) -> T:
@@ -150,11 +157,21 @@ class DirectoryStateStore:
             return False
         return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
-    def _prove_writable(self) -> None:
+    def _prove_if_created(self) -> None:
+        if self._asked_for or self._root.exists():
+            self._prove_writable(_PROBE_BYTES)
+
+    def _prove_writable(self, size: int = 0) -> None:
+        """Write and delete a file; an empty one fits on a full disk, on which the service still starts."""
         probe = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
         _make_folder(self._root)
-        probe.write_bytes(b"")
-        probe.unlink()
+        try:
+            with probe.open("xb") as file:
+                file.write(bytes(size))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
 
     def _tidy(self) -> None:
         for folder, _, files in os.walk(self._root):

@@ -73,6 +73,10 @@ class StateStore(Protocol):
         """Delete the blobs under `prefix`."""
         ...
 
+    async def prove_writable(self) -> None:
+        """Write a little, and leave nothing of it. Raises StateUnavailable for a full or read-only store."""
+        ...
+
     async def close(self) -> None:
         """Release threads and connections."""
         ...

@@ -27,6 +27,9 @@ _BLOBS: Final = _NAMESPACE + "blob:"
 _VALUE_INDEX: Final = _NAMESPACE + "values"
 _BLOB_INDEX: Final = _NAMESPACE + "blobs"
 
+_PROBE: Final = _NAMESPACE + "probe"
+_PROBE_S: Final = 60
+
 _CONNECTIONS: Final = 8
 _CHUNK: Final = 500
 _SLOWEST_BYTES_S: Final = 5_000_000
@@ -143,6 +146,11 @@ class RedisStateStore:
             pipeline.unlink(*(_BLOBS + key for key in page))
             pipeline.zrem(_BLOB_INDEX, *page)
             await self._run(pipeline.execute())
+
+    async def prove_writable(self) -> None:
+        """See `StateStore`. The key expires by itself."""
+        await self._trust()
+        await self._run(self._client.set(_PROBE, b"", ex=_PROBE_S))
 
     async def close(self) -> None:
         """Close all connections."""

@@ -15,6 +15,7 @@ from service.jobs.validation import CHUNK_LINES
 from service.jobs.work import InputLimits, JobWork
 from service.monitoring.metrics import Metrics
 from service.state.protocol import StateStore
+from service.state.write_probe import PROBE_S, WriteProbe
 from tests.support.classifying import until
 
 ENDPOINT = "/v1/words"
@@ -105,6 +106,7 @@ class Replica:
             self.jobs.job_store,
             self.jobs.file_store,
             self.work,
+            WriteProbe(state, every_s=PROBE_S),
             self.metrics,
             workers=workers,
             lease_s=lease_s,

@@ -152,12 +152,9 @@ def test_the_checksum_of_gzip_counts(spoil: Callable[[bytes], bytes]) -> None:
 
 
 @pytest.mark.parametrize("make", [MAKERS["tar.gz"], MAKERS["zip"]], ids=["tar.gz", "zip"])
-def test_an_archive_that_unpacks_to_a_hundred_times_its_size(
-    make: Callable[[Files], bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_unpacks_to_a_hundred_times_its_size(make: Callable[[Files], bytes]) -> None:
     """It is refused long before the limit of unpacked bytes, which would take seconds to reach."""
-    limits = ArchiveLimits(max_images=100, max_image_bytes=2**20, max_bytes=2**40)
-    monkeypatch.setattr("service.images.archives._RATIO_FREE_BYTES", 2**21)
+    limits = ArchiveLimits(max_images=100, max_image_bytes=2**20, max_bytes=2**40, ratio_free_bytes=2**21)
     bomb = make([(str(number), bytes(2**20)) for number in range(5)])
     reading = entries(io.BytesIO(bomb), limits)
     assert "0" == next(reading).name

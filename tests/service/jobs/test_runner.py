@@ -106,6 +106,17 @@ async def test_a_store_that_is_away_shows(tmp_path: Path) -> None:
         await worker.jobs.file_store._state.close()
 
 
+async def test_a_store_that_takes_no_writes_shows(tmp_path: Path) -> None:
+    """The metric `state_up` falls, though the store answers every read."""
+    with running_redis(tmp_path) as redis:
+        worker = Replica(RedisStateStore(redis.url))
+        await worker.file(b"a")
+        redis.command("CONFIG", "SET", "maxmemory", "1")
+        async with working(worker):
+            await until(lambda: 0 == worker.count("anyclass_state_up"))
+        await worker.jobs.file_store._state.close()
+
+
 async def test_damaged_results_fail_the_job(worker: Replica) -> None:
     """A job with damaged results fails instead of omitting lines."""
     worker.words.gate.clear()

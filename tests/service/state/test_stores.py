@@ -25,6 +25,11 @@ def store(make_store: Callable[[], StateStore]) -> StateStore:
     return make_store()
 
 
+def everything(folder: Path) -> list[Path]:
+    """Return the files and folders below a folder."""
+    return sorted(folder.rglob("*"))
+
+
 async def test_a_value_is_read_as_it_was_written(make_store: Callable[[], StateStore]) -> None:
     """Other replicas read it too; values may be any bytes."""
     value = bytes(range(256)) * 3
@@ -33,6 +38,16 @@ async def test_a_value_is_read_as_it_was_written(make_store: Callable[[], StateS
     assert found is not None
     assert (value, version) == (found.value, found.version)
     assert await make_store().get("a/c") is None
+
+
+async def test_a_tried_write_leaves_nothing(store: StateStore, tmp_path: Path) -> None:
+    """It may be repeated for ever."""
+    await store.put("key", b"1", expected=None)
+    before = everything(tmp_path)
+    for _ in range(3):
+        await store.prove_writable()
+    assert (["key"], []) == (await store.keys("", limit=9), await store.blob_keys(""))
+    assert before == everything(tmp_path)
 
 
 async def test_compare_and_set(store: StateStore) -> None:
