@@ -52,7 +52,7 @@ endif
 run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or bundle, REDIS_URL=, STATE_URL= change it)
 	@scripts/venv.sh $(RUN_VENV) cpu
 	@$(if $(value MODEL),ANYCLASS_MODEL=$$(scripts/model.sh "$$ANYCLASS_MODEL" $(RUN_VENV)) && )exec \
-	 $(RUN_VENV)/bin/anyclass serve --welcome
+	 $(RUN_VENV)/bin/anyclass serve
 
 # --- check ---
 

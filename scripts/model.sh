@@ -17,13 +17,15 @@ if [ -f "$model/manifest.json" ]; then
 fi
 
 found=$("$venv/bin/python" -m model_export.export.bundle_cache "$model") || exit 1
-{ read -r state && read -r source && read -r bundle; } <<<"$found"
+{ read -r state && read -r source && read -r bundle && read -r holds; } <<<"$found"
 
 if [ "$state" != ready ]; then
     say "$model is not a bundle yet: converting it to $bundle (once)"
-    # Published ONNX graphs are converted without torch, so torch is installed only if needed.
+    # Published ONNX graphs are converted without torch, so torch is installed only for weights.
     extras=cpu,convert
-    if compgen -G "$export_venv/lib/python*/site-packages/torch" >/dev/null; then
+    if [ "$holds" = weights ]; then
+        extras=cpu,convert,train
+    elif compgen -G "$export_venv/lib/python*/site-packages/torch" >/dev/null; then
         extras=cpu,convert,train
     fi
     scripts/venv.sh "$export_venv" "$extras"

@@ -1,5 +1,6 @@
 """Recognises the layout of a path by names and first bytes: before anything is read, without torch and onnx."""
 
+from collections.abc import Iterable
 from enum import Enum, auto
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,8 @@ ONNX_TOWERS: Final = ("vision_model", "text_model")
 
 NOTHING_THERE: Final = "is neither a file or folder nor a hub id such as openai/clip-vit-base-patch32"
 """Message for a source that does not exist."""
+
+_WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth")
 
 _LARGEST_CONFIG: Final = 1 << 20
 """Bytes of a ``config.json`` in which ``model_type`` is looked for."""
@@ -88,6 +91,11 @@ def is_open_clip(folder: Path) -> bool:
 def has_onnx_towers(folder: Path) -> bool:
     """Return whether a folder holds both encoders as ONNX graphs, in any variant."""
     return all(any((folder / ONNX_FOLDER).glob(f"{tower}*.onnx")) for tower in ONNX_TOWERS)
+
+
+def holds_weights(names: Iterable[str]) -> bool:
+    """Return whether the names of a folder's files, relative to it, include weights: only those need torch."""
+    return any("/" not in name and name.endswith(_WEIGHT_SUFFIXES) for name in names)
 
 
 def check_layout(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Find the bundle that ``make run MODEL=…`` made of a source.
 
-``python -m model_export.export.bundle_cache MODEL`` prints three lines: ``ready`` or ``missing``, the source with its
-revision pinned, and the bundle's path. Needs no torch, and no network for paths and cached models.
+``python -m model_export.export.bundle_cache MODEL`` prints four lines: ``ready`` or ``missing``, the source with its
+revision pinned, the bundle's path, and ``weights``, ``graphs`` or ``unknown``: a conversion needs torch for weights.
+Needs no torch, and no network for paths and cached models.
 """
 
 import hashlib
@@ -12,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from model_export.checkpoints.layouts import check_layout
+from model_export.checkpoints.layouts import check_layout, has_onnx_towers, holds_weights
 from model_export.errors import SourceError
+from model_export.families.sizes import published_hint
 from service.errors import BundleError
 from service.model.loading import load_bundle
 from service.model.manifest import MANIFEST
@@ -70,9 +72,28 @@ def locate(model: str, cache: Path) -> Place:
     if hub is None:
         raise SourceError(
             f"{model}: is neither a bundle, a checkpoint's file or folder, a training run, "
-            "nor a hub id such as openai/clip-vit-base-patch32"
+            f"nor a hub id such as openai/clip-vit-base-patch32{published_hint(model)}"
         )
     return _hub_place(hub.model_id, hub.revision, cache)
+
+
+def contents(source: str) -> str:
+    """Return ``weights``, whose conversion needs torch, ``graphs``, or ``unknown`` if the hub does not say.
+
+    Args:
+        source: as `locate` returns it.
+    """
+    path = Path(source)
+    if path.exists():
+        graphs_only = has_onnx_towers(path) and not holds_weights(each.name for each in path.iterdir())
+        return "graphs" if graphs_only else "weights"
+    from model_export.hub.fetch import file_names
+
+    model_id, _, commit = source.partition("@")
+    try:
+        return "weights" if holds_weights(file_names(model_id, commit)) else "graphs"
+    except SourceError:
+        return "unknown"
 
 
 def _hub_place(model_id: str, revision: str | None, cache: Path) -> Place:
@@ -135,7 +156,8 @@ def main() -> None:
         sys.exit(f"anyclass: {exc}")
     if place.note is not None:
         print(f"anyclass: {place.note}", file=sys.stderr)  # noqa: T201
-    print("ready" if place.ready else "missing", place.source, place.path, sep="\n")  # noqa: T201, read by scripts/model.sh
+    held = "unknown" if place.ready else contents(place.source)
+    print("ready" if place.ready else "missing", place.source, place.path, held, sep="\n")  # noqa: T201, read by scripts/model.sh
 
 
 if __name__ == "__main__":

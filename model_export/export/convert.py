@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from model_export.bundles.writer import check_destination
-from model_export.checkpoints.layouts import NOTHING_THERE, has_onnx_towers
+from model_export.checkpoints.layouts import NOTHING_THERE, has_onnx_towers, holds_weights
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import ExportError, SourceError
 from model_export.export.console import Narrator
+from model_export.families.sizes import published_hint
 from model_export.hub.fetch import fetch, hub_id
 from model_export.hub.file_choice import FULL_PRECISION
 from model_export.published_onnx.source import OnnxOptions, read_published
@@ -107,7 +108,7 @@ def _at_hand(wanted: Conversion, narrator: Narrator) -> tuple[Path, SourceOption
     if hub is None:
         path = Path(wanted.source).expanduser()
         if not path.exists():  # reported before torch is needed
-            raise SourceError(f"{path}: {NOTHING_THERE}")
+            raise SourceError(f"{path}: {NOTHING_THERE}{published_hint(wanted.source)}")
         return path, wanted.options
     fetched = fetch(
         hub.model_id,
@@ -130,7 +131,7 @@ def _export(
     narrator: Narrator,
     force: bool,
 ) -> Manifest:
-    if wanted.onnx is not None or (has_onnx_towers(path) and not _has_weights(path)):
+    if wanted.onnx is not None or (has_onnx_towers(path) and not holds_weights(each.name for each in path.iterdir())):
         if precision != "fp32":
             raise ExportError(f"{wanted.source}: consists of ONNX graphs; leave --precision {precision} out")
         source = read_published(
@@ -151,7 +152,3 @@ def _export(
         model.name, model.architecture, model.image, f"{parameters / 1e6:.2f}M parameters", f"to {precision}"
     )
     return export_model(model, out, precision=precision, listener=narrator, force=force)
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(file.suffix in {".safetensors", ".bin", ".pt", ".pth"} for file in folder.iterdir())

@@ -27,6 +27,16 @@ def named_size(name: str) -> NamedSize:
     raise SourceError(f"{name!r} names no size; {suggestion}`anyclass-export list` shows every one")
 
 
+def published_hint(name: str) -> str:
+    """Return the end of a message for a name that is no source: the hub id of the size of that name, if it has one."""
+    try:
+        size = named_size(name)
+    except SourceError:
+        return ""
+    ids = [alias for alias in size.aliases if "/" in alias]
+    return f"; {size.name} names a size, whose published weights are {ids[0]}" if ids else ""
+
+
 SIZES: Final[Mapping[str, NamedSize]] = MappingProxyType(
     {size.name: size for family in FAMILIES.values() for size in family.sizes}
 )

@@ -78,6 +78,11 @@ def resolve(model_id: str, *, revision: str | None = None) -> str:
     return _ask(asked, files=False)[0]
 
 
+def file_names(model_id: str, revision: str) -> frozenset[str]:
+    """Ask the hub for the names of a model's files. Raises `SourceError`, and `HubUnreachableError`, as `resolve`."""
+    return frozenset(_ask(_checked(model_id, revision), files=True)[1])
+
+
 def fetch(
     model_id: str,
     *,

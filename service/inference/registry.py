@@ -60,7 +60,10 @@ class ModelRegistry:
         for model in models:
             for name in dict.fromkeys((model.name, *model.manifest.aliases)):
                 if name in self._by_name:
-                    raise ConfigurationError(f"Two models claim the name {name}.")
+                    raise ConfigurationError(
+                        f"Two models claim the name {name}. Export one of them again under another name: "
+                        "anyclass-export export SOURCE OUT --name NAME."
+                    )
                 self._by_name[name] = model
 
     @classmethod

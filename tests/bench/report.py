@@ -25,8 +25,6 @@ Cells: TypeAlias = tuple[str, Sequence[str], list[list[str]]]
 def tables(results: dict[str, Any]) -> Iterator[Cells]:
     """Turn the results into tables; skip parts that were not run."""
     suites = results["suites"]
-    wanted = [[row.what, row.wanted, row.shown, _MARK[row.met]] for row in wanted_rows(results)]
-    yield "Wanted and measured", ("what", "wanted", "measured", "met"), wanted
     if serve := suites.get("serve"):
         yield from _serve(serve)
     if limit := suites.get("limit"):
@@ -44,6 +42,8 @@ def tables(results: dict[str, Any]) -> Iterator[Cells]:
         yield "Start to ready", ("server", "seconds", "runs"), cells
     if memory := suites.get("memory"):
         yield _memory(memory)
+    wanted = [[row.what, row.wanted, row.shown, _MARK[row.met]] for row in wanted_rows(results)]
+    yield "The project's own targets", ("what", "wanted", "measured", "met"), wanted
 
 
 def print_to(console: Console, results: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -142,6 +143,13 @@ def test_a_page_without_a_place_for_results_is_refused(tmp_path: Path) -> None:
 def test_parts_that_were_not_run_have_no_table() -> None:
     """Without any part, only the table of targets remains."""
     assert 1 == markdown(results()).count("###")
+
+
+def test_the_projects_own_targets_follow_the_comparison() -> None:
+    """Readers come for the comparison with other servers; a missed target above it reads like a failure."""
+    suites = {"start": {"demo": {"median_s": 1.0, "ready_s": [1.0]}}}
+    heads = re.findall(r"^### (.+)$", markdown(results(**suites)), re.MULTILINE)
+    assert ["Start to ready", "The project's own targets"] == heads
 
 
 def test_the_machine_is_described_without_its_name() -> None:

@@ -106,3 +106,23 @@ def test_the_model_card_is_the_one_in_the_bundle() -> None:
     """The manifest of the shipped bundle holds docs/demo-model.md as it stands, so both change together."""
     manifest = json.loads((DEMO_BUNDLE / "manifest.json").read_text("utf-8"))
     assert manifest["provenance"]["card"] == CARD.read_text("utf-8")
+
+
+@pytest.mark.parametrize("word", ["graceful shutdown", "CORS", "fine-tune", "API keys", "rate limits", "macOS"])
+def test_the_pages_have_the_words_that_engineers_search_for(word: str) -> None:
+    """One word for each usual question, in the README or in docs/."""
+    assert any(word in page.read_text("utf-8") for page in (ROOT / "README.md", *DOCS.glob("*.md")))
+
+
+def test_the_second_command_of_the_readme_is_a_real_model() -> None:
+    """Its size and time stand beside it, and the limits of the demo before the first answer."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    first, second = re.findall(r"^    make .+$", text, re.MULTILINE)[:2]
+    assert first.split("#")[0].strip() == "make run"
+    assert re.search(r"MODEL=openai/clip-vit-base-patch32 .*\d+ MB.* \d+ minutes", second)
+    assert text.index("27 right among five labels") < text.index("```json")
+
+
+def test_the_examples_work_on_macos_too() -> None:
+    """`base64 -w0` is GNU's; without options and with tr it is the same everywhere."""
+    assert [] == [name(page) for page in PAGES if "base64 -w" in page.read_text("utf-8")]

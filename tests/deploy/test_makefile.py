@@ -89,11 +89,15 @@ def checkpoint(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(folder.name.encode())
 
 
-LACKING = (
-    f"exec {shlex.quote(sys.executable)} -c "
-    f'"import sys; sys.modules[\'torch\'] = None; from model_export.cli import main; main()" "$@"'
-)
-"""Shell command: the real exporter, as if PyTorch were missing."""
+def graphs(folder: Path) -> None:
+    """Make a folder that looks like published ONNX graphs without weights."""
+    for name in ("config.json", "onnx/vision_model.onnx", "onnx/text_model.onnx"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(folder.name)
+
+
+LACKING = "exit 3"
+"""Shell command: the exporter as if PyTorch were missing, and told that an installer runs it."""
 
 
 @pytest.fixture
@@ -131,6 +135,8 @@ def test_run_uses_an_environment_with_the_runtime_only() -> None:
     commands = make("-n", "run")
     assert "scripts/venv.sh .venv cpu\n" in commands
     assert "venv-dev" not in commands
+    # Off a terminal the output is JSON lines, which a welcome would break; on one it is shown without being asked for.
+    assert "--welcome" not in commands
 
 
 @pytest.mark.parametrize("name", ["PORT", "MODEL", "REDIS_URL"])
@@ -157,7 +163,19 @@ def test_run_converts_a_model_once(tmp_path: Path) -> None:
     assert [f"serving {bundle}\n"] * 2 == outputs
     assert f"export {tmp_path / 'my run'} {bundle} --force\n" == (tmp_path / "conversions").read_text()
     environments = (tmp_path / "environments").read_text().splitlines()
-    assert [".venv cpu", ".venv-export cpu,convert", ".venv cpu"] == environments
+    assert [".venv cpu", ".venv-export cpu,convert,train", ".venv cpu"] == environments
+
+
+def test_weights_get_torch_at_once_and_graphs_never(tmp_path: Path) -> None:
+    """The content decides before the first installation: one environment is made, not two."""
+    converting_project(tmp_path)
+    makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
+    graphs(tmp_path / "graphs")
+    checkpoint(tmp_path / "weights")
+    for model in ("graphs", "weights"):
+        made(*makefile, f"MODEL={model}", XDG_CACHE_HOME=str(tmp_path / "c"))
+    environments = (tmp_path / "environments").read_text().splitlines()
+    assert [".venv-export cpu,convert", ".venv-export cpu,convert,train"] == environments[1::2]
 
 
 def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> None:
@@ -174,7 +192,7 @@ def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> 
     makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
     said = []
     for run in ("one", "two"):
-        checkpoint(tmp_path / run)
+        graphs(tmp_path / run)
         done = made(*makefile, f"MODEL={run}", XDG_CACHE_HOME=str(tmp_path / "c"))
         said.append([line.partition(" to ")[0] for line in done.stderr.splitlines()])
     assert [
@@ -211,7 +229,7 @@ def test_run_serves_nothing_where_the_model_fails(tmp_path: Path, model: str, sa
     assert "" == caught.value.stdout
     assert not (tmp_path / "anyclass").exists()
     environments = (tmp_path / "environments").read_text().splitlines()
-    assert [".venv cpu", *([".venv-export cpu,convert"] if model == "broken" else [])] == environments
+    assert [".venv cpu", *([".venv-export cpu,convert,train"] if model == "broken" else [])] == environments
 
 
 def test_run_keeps_a_shell_s_own_host_out(tmp_path: Path) -> None:

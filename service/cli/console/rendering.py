@@ -22,6 +22,8 @@ _ROW_LABELS: Final = 3
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 
 EXAMPLE_LABELS: Final = '["cat","cup","rocket","motorcycle"]'
+_REAL_MODEL: Final = "make run MODEL=openai/clip-vit-base-patch32 (605 MB, about 4 minutes once)"
+DEMO_NAME: Final = "demo"
 _README_EXAMPLE: Final = "rocket.jpg"
 _EXAMPLE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -100,10 +102,12 @@ def example_photo(folders: Sequence[Path]) -> Path | None:
 def welcome(url: str, *, version: str, model: str, seconds: float, photo: Path | None, keyed: bool) -> str:
     """Return the greeting of a started service: a request to try, and its pages. `keyed`: it needs an API key."""
     image = shown_path(photo) if photo is not None else "photo.jpg"
+    toy = f"  model    a toy for a first try; a real one: {_REAL_MODEL}\n" if model == DEMO_NAME else ""
     key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
     return (
         f"\nanyclass {version} serves the model '{model}', ready in {seconds:.1f} s.\n\n"
         f"  try      curl -s{key} -F image=@{image} -F 'labels={EXAMPLE_LABELS}' {url}/v1/classify\n"
+        f"{toy}"
         f"  docs     {url}/docs\n"
         f"  metrics  {url}/metrics\n\n"
         "Ctrl-C stops it.\n"

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from model_export.errors import SourceError
 from model_export.export import bundle_cache
-from model_export.export.bundle_cache import Place, cache_folder, locate
+from model_export.export.bundle_cache import Place, cache_folder, contents, locate
 from model_export.hub.fetch import fetch
 from service.model.manifest import DEMO_BUNDLE
 from tests.support.hub_server import Hub, hub_client
@@ -193,16 +193,38 @@ def test_the_cache_is_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPa
     assert tmp_path / ".cache/anyclass/bundles" == cache_folder()
 
 
-def test_as_a_program_it_prints_three_lines(
+@pytest.mark.parametrize("name", ["ViT-B-32", "vit-b-32"])
+def test_the_name_of_a_size_is_answered_with_its_hub_id(tmp_path: Path, name: str) -> None:
+    """`anyclass-export list` prints names, which are no sources; the message says what to write."""
+    with pytest.raises(SourceError, match=r"ViT-B-32 names a size, whose published weights are openai/clip-vit-base-"):
+        locate(name, tmp_path)
+
+
+def test_a_source_of_weights_needs_torch_and_graphs_do_not(hub: Hub, tmp_path: Path) -> None:
+    """Known before anything is installed, for folders and for the hub; without the hub it is unknown."""
+    graphs = {"config.json": b"{}", "onnx/vision_model.onnx": b"v", "onnx/text_model.onnx": b"t"}
+    for name, files in (("graphs", graphs), ("weights", {**graphs, "model.safetensors": b"w"})):
+        for file, content in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        assert name == contents(str(tmp_path / name))
+        commit = hub.add(f"acme/{name}", files)
+        assert name == contents(f"acme/{name}@{commit}")
+    hub.down = True
+    assert "unknown" == contents(f"acme/weights@{commit}")
+
+
+def test_as_a_program_it_prints_four_lines(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """scripts/model.sh reads the three lines; notes and errors go to stderr."""
+    """scripts/model.sh reads the four lines; notes and errors go to stderr."""
     commit = hub.add(MODEL, FILES)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["bundle_cache", MODEL])
     path = tmp_path / f"anyclass/bundles/acme--tiny-clip-{commit[:12]}"
     bundle_cache.main()
-    assert (f"missing\n{MODEL}@{commit}\n{path}\n", "") == capsys.readouterr()
+    assert (f"missing\n{MODEL}@{commit}\n{path}\nweights\n", "") == capsys.readouterr()
     convert(Place(MODEL, path, ready=False))
     hub.down = True
     bundle_cache.main()

@@ -63,9 +63,9 @@ def test_models_are_found_by_name_and_alias(tmp_path: Path) -> None:
 
 
 def test_two_models_cannot_share_a_name(tmp_path: Path) -> None:
-    """Nor a name and an alias."""
+    """Nor a name and an alias; the message names the way out."""
     one, two = bundle(tmp_path, "one"), bundle(tmp_path, "two", aliases=("one",))
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=r"the name one\. Export one .* anyclass-export export .* --name NAME"):
         registry((one, FakeEngine()), (two, FakeEngine()))
 
 

@@ -83,6 +83,9 @@ def test_the_welcome_names_what_to_try(tmp_path: Path, monkeypatch: pytest.Monke
     assert "-F image=@'examples/my cat.jpg'" in text
     assert "http://127.0.0.1:8000/docs" in text
     assert "http://127.0.0.1:8000/metrics" in text
+    (line,) = [line for line in text.splitlines() if "toy" in line]
+    assert "a real one: make run MODEL=openai/clip-vit-base-patch32 (605 MB, about 4 minutes once)" in line
+    assert "toy" not in welcome("http://x", version="1", model="mine", seconds=0.5, photo=photo, keyed=False)
     assert "photo.jpg" in welcome("http://x", version="1", model="demo", seconds=0.5, photo=None, keyed=False)
     assert example_photo([tmp_path / "nowhere"]) is None
     (tmp_path / "examples" / "rocket.jpg").write_bytes(b"")
