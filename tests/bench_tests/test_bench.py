@@ -6,8 +6,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from tests.bench.report import BEGIN, END, around_results, markdown, write_page
 from tests.bench.server import MemoryWatch, Server, free_port, group, running
 from tests.bench.wanted import rows
 from tests.support.places import ROOT
+from tests.support.waiting import wait_until
 
 NAME = "anyclass vit-b-32 fp32 auto"
 NUMERICS = {"provider": "openvino", "precision": "bf16"}
@@ -218,23 +217,15 @@ def test_a_frozen_server_does_nothing_and_its_whole_group_ends() -> None:
     server = Server("group", [sys.executable, "-c", parent], free_port())
     try:
         with MemoryWatch(server, every_s=0.01) as watch:
-            _until(lambda: len(group(server.pid)) == 2)
+            wait_until(lambda: len(group(server.pid)) == 2)
         server.freeze()
-        _until(lambda: {"T"} == {_state(pid) for pid in group(server.pid)})
+        wait_until(lambda: {"T"} == {_state(pid) for pid in group(server.pid)})
         server.thaw()
         assert server.memory_bytes() > 2 * 2**20
         assert watch.samples[-1][1] > 0
     finally:
         server.stop()
     assert [] == group(server.pid)
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    """Wait, because the kernel starts and stops processes with a delay."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def _state(pid: int) -> str:

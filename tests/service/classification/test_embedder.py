@@ -83,7 +83,9 @@ async def test_many_images_go_in_the_background(tmp_path: Path) -> None:
         large = asyncio.create_task(embedder(rig).embed(EmbedQuery([RED] * 12)))
         await until(lambda: len(rig.engine.batches) == 1)
         single = asyncio.create_task(embedder(rig).embed(EmbedQuery([GREEN])))
-        await asyncio.sleep(0.1)
+        await until(
+            lambda: rig.count("anyclass_stage_seconds_count", model="tiny", stage="decode") == 4 + 1
+        )  # four decoded ahead
         order: list[str] = []
         large.add_done_callback(lambda _: order.append("large"))
         single.add_done_callback(lambda _: order.append("single"))

@@ -24,6 +24,7 @@ from service.inference.batcher import Batcher
 from service.lanes import Lane
 from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
+from tests.support.classifying import until
 
 LIMIT = 8
 NOW = 100.0
@@ -398,8 +399,10 @@ async def test_an_overdue_request_never_reaches_the_device(batcher: Batcher) -> 
     """Its deadline passed while the device was busy: DeadlineExceeded."""
     device = Device()
     first = await hold(batcher, device)
-    late = asyncio.create_task(batcher.submit(device.work, rows(1), deadline=time.monotonic() + 0.01))
-    await asyncio.sleep(0.02)
+    deadline = time.monotonic() + 0.01
+    late = asyncio.create_task(batcher.submit(device.work, rows(1), deadline=deadline))
+    await settle()
+    await until(lambda: time.monotonic() > deadline)
     device.gate.set()
     await first
     with pytest.raises(DeadlineExceeded):
@@ -412,8 +415,8 @@ async def test_a_batch_prepared_ahead_is_checked_again_before_it_runs(batcher: B
     device = Device()
     first = await hold(batcher, device)
     others = [asyncio.create_task(batcher.submit(device.work, rows(value))) for value in (1, 2, 3, 4)]
-    await asyncio.sleep(0.05)  # full: now prepared
-    assert batcher._waiting == []
+    await settle()
+    await until(lambda: batcher._waiting == [])  # full: now prepared
     others[1].cancel()
     device.gate.set()
     await asyncio.gather(first, *others, return_exceptions=True)

@@ -14,6 +14,7 @@ from service.model.loading import Bundle, load_bundle
 from service.model.manifest import SigmoidScoring
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
+from tests.support.classifying import until
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -131,7 +132,7 @@ async def test_closing_gives_up_on_a_device_that_hangs(tmp_path: Path) -> None:
     models = await asyncio.to_thread(registry, (loaded, engine))
     pixels = np.zeros((8, 8, 3), np.uint8)
     waiting = asyncio.create_task(models.get().encode_image(pixels, lane=Lane.INTERACTIVE, deadline=float("inf")))
-    await asyncio.sleep(0.01)
+    await until(lambda: 1 == len(engine.batches))
     await models.close(timeout_s=0.05)
     with pytest.raises(NotReady):
         await waiting

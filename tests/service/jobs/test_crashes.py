@@ -6,7 +6,7 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from PIL import Image
 from tests.support.http_server import HttpServer, http_server
 from tests.support.redis_server import running_redis
 from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.waiting import wait_until
 
 KILLS = 20
 LINES = 3_000
@@ -138,14 +139,6 @@ def lines_answered(server: HttpServer) -> float:
     return sum(float(row.split()[-1]) for row in rows if row.startswith("anyclass_job_lines_total{"))
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def ids_of(lines: Sequence[Any]) -> list[str]:
     """Return the ids of lines."""
     return [line[0] for line in lines]
@@ -161,7 +154,7 @@ def test_replicas_share_a_job_and_take_over_from_one_that_is_killed(bundle: Path
             client_of(second) as client,
         ):
             batch_id = begin(client)
-            until(lambda: lines_answered(first) > 0 and lines_answered(second) > 0)
+            wait_until(lambda: lines_answered(first) > 0 and lines_answered(second) > 0)
             assert "in_progress" == client.batches.retrieve(batch_id).status
             first.process.send_signal(signal.SIGKILL)
             first.wait()

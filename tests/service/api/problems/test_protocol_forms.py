@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from service.monitoring import logs
 from tests.support.classifying import picture
 from tests.support.javascript import zero_shot
 from tests.support.service_thread import Served, service_thread
+from tests.support.waiting import wait_until
 
 RED = picture("red")
 RED_64 = base64.b64encode(RED).decode()
@@ -94,13 +95,21 @@ def test_overload(served: Served) -> None:
         assert [200] * len(accepted) == [answer.result(PATIENCE_S).status_code for answer in accepted]
 
 
+def decoded(served: Served) -> int:
+    """Return the number of decoded images, each of which is admitted."""
+    lines = httpx.get(f"{served.url}/metrics", timeout=PATIENCE_S).text.splitlines()
+    begin = 'anyclass_stage_seconds_count{model="tiny",stage="decode"} '
+    return sum(int(float(line.removeprefix(begin))) for line in lines if line.startswith(begin))
+
+
 def until_refused(served: Served, senders: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
     """Send requests, of which none is answered, until one is refused; returns the others."""
     accepted: list[Future[httpx.Response]] = []
     while len(accepted) < 9:
         request: dict[str, Any] = {"json": {"input": {"image": RED_64}}, "timeout": PATIENCE_S}
         sent: Future[httpx.Response] = senders.submit(httpx.post, f"{served.url}/v1/embeddings", **request)
-        if wait([sent], timeout=0.5).done:
+        wait_until(lambda sent=sent: sent.done() or decoded(served) == len(accepted) + 1)  # type: ignore[misc]
+        if sent.done():
             assert 429 == sent.result().status_code
             return accepted
         accepted.append(sent)

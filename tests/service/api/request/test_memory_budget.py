@@ -6,8 +6,7 @@ import io
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.waiting import wait_until
 
 PATIENCE_S = 60.0
 MIB = 2**20
@@ -45,14 +45,6 @@ def noise(side: int) -> bytes:
     channels = [Image.effect_noise((side, side), 90) for _ in range(3)]
     Image.merge("RGB", channels).save(buffer, "BMP")
     return buffer.getvalue()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def number(server: HttpServer, metric: str) -> int:
@@ -166,11 +158,11 @@ def test_many_stalled_bodies_take_a_bounded_amount_of_memory(bundle: Path, tmp_p
             for _ in range(60):
                 clients.enter_context(stalled(server, size, declared=declared))
                 assert held(server) <= limit
-            until(lambda: number(server, "anyclass_bodies_refused_total") >= 50)
+            wait_until(lambda: number(server, "anyclass_bodies_refused_total") >= 50)
             assert limit // 2 < held(server) <= limit
             # All bodies together have 240 MiB.
             assert number(server, "process_resident_memory_bytes") - before < 100 * MIB
-        until(lambda: held(server) == 0)
+        wait_until(lambda: held(server) == 0)
         assert 200 == httpx.post(f"{server.url}/v1/classify", timeout=PATIENCE_S, **ask).status_code  # type: ignore[arg-type]
         assert 0 == held(server)
 
@@ -180,7 +172,7 @@ def test_a_stalled_body_times_out(bundle: Path, tmp_path: Path) -> None:
     env = {"ANYCLASS_MAX_BODY_BYTES": str(MIB), "ANYCLASS_REQUEST_TIMEOUT_S": "2"}
     with http_server(bundle, tmp_path, env=env) as server, stalled(server, MIB) as connection:
         assert connection.recv(1024).startswith(b"HTTP/1.1 408 ")
-        until(lambda: held(server) == 0)
+        wait_until(lambda: held(server) == 0)
 
 
 def test_a_limit_below_one_body_does_not_keep_that_one_out(bundle: Path, tmp_path: Path) -> None:
@@ -221,7 +213,7 @@ def test_every_protocol_refuses_a_body_over_the_budget(bundle: Path, tmp_path: P
     """The answer is 429 with Retry-After in the protocol's own form, with or without a declared length."""
     env = {"ANYCLASS_MAX_BODY_BYTES": str(MIB), "ANYCLASS_MAX_TOTAL_BODY_BYTES": str(MIB)}
     with http_server(bundle, tmp_path, env=env) as server, stalled(server, MIB):
-        until(lambda: held(server) == MIB - 1)
+        wait_until(lambda: held(server) == MIB - 1)
         for (method, path), body in REQUESTS.items():
             content = json.dumps(body).encode()
             for sent in (content, iter([content])):
