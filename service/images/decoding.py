@@ -12,14 +12,13 @@ Preprocessing `exact` is CLIP's reference to the bit; `fast` decodes no more of 
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from PIL import Image
 
 from service.errors import ConfigurationError, InvalidImage, PayloadTooLarge
-from service.images import png, tiff
+from service.images import jpeg, png, tiff
 from service.images.formats import format_of
-from service.images.jpeg import MARGIN, check_scans, shrink
 from service.images.upright import opened, orientation_of, rgb_of
 from service.model.arrays import Pixels
 from service.model.choices import Preprocessing
@@ -71,10 +70,8 @@ def decode(
 
 def open_rgb(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Decode an image: upright, mode RGB, on white where transparent. Thread-safe; raises what `decode` raises."""
-    name, image, data = _open(data, limits)
-    if name == "JPEG":
-        check_scans(image, data, max_pixels=limits.max_pixels)
-    return rgb_of(name, image, data)
+    found = _open(data, limits)
+    return rgb_of(found.name, found.image, found.data, doubtful=found.doubtful)
 
 
 class Undecoded:
@@ -91,24 +88,23 @@ class Undecoded:
         limits: ImageLimits = DEFAULT_LIMITS,
         preprocessing: Preprocessing = "exact",
         *,
-        margin: float = MARGIN,
+        margin: float = jpeg.MARGIN,
     ) -> None:
         """Check bytes and header. Raises as `decode`; `margin` is that of `jpeg.shrink`."""
-        self._name, self._image, self._data = _open(data, limits)
+        self._opened = _open(data, limits)
+        self._image = self._opened.image
         self._section, self._preprocessing = section, preprocessing
         self._size = self._image.size
         self._scale = 1
         self.pixels = math.prod(self._size)
-        if self._name == "JPEG":
-            by_rows = check_scans(self._image, self._data, max_pixels=limits.max_pixels)
-            if preprocessing == "fast":
-                self._scale = shrink(self._image, self._wanted(), margin)
-                if by_rows:
-                    self.pixels = math.prod(self._image.size)
+        if self._opened.name == "JPEG" and preprocessing == "fast":
+            self._scale = jpeg.shrink(self._image, self._wanted(), margin)
+            if self._opened.by_rows:
+                self.pixels = math.prod(self._image.size)
 
     def decode(self) -> Pixels:
         """Decode, resize and crop: uint8 `[height, width, 3]`. Raises InvalidImage if the image is corrupt."""
-        image = rgb_of(self._name, self._image, self._data)
+        image = rgb_of(self._opened.name, self._image, self._opened.data, doubtful=self._opened.doubtful)
         if self._preprocessing == "exact":
             return preprocess(image, self._section)
         if self._scale == 1:
@@ -131,8 +127,21 @@ class Undecoded:
         return size[::-1] if orientation_of(self._image) in _TURNED else size
 
 
-def _open(data: bytes, limits: ImageLimits) -> tuple[str, Image.Image, bytes]:
-    """Check bytes and header; return the format, the undecoded image, and its bytes without what was dropped."""
+class _Opened(NamedTuple):
+    """An undecoded image, and the bytes it is read from, without what was dropped.
+
+    `by_rows` and `doubtful` are of a JPEG: see `jpeg.Layout` and `rgb_of`.
+    """
+
+    name: str
+    image: Image.Image
+    data: bytes
+    by_rows: bool = False
+    doubtful: bool = False
+
+
+def _open(data: bytes, limits: ImageLimits) -> _Opened:
+    """Check bytes and header."""
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(f"The image has {len(data)} bytes; the limit is {limits.max_bytes}.")
     if not data:
@@ -142,10 +151,18 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[str, Image.Image, bytes]:
         data = png.without_metadata(data)
     elif name == "TIFF":
         tiff.check_no_raw_file(data)
-    image = opened(name, data)
+    image, data = opened(name, data)
     width, height = image.size
     if width < 1 or height < 1:
         raise InvalidImage("The image has no pixels.")
     if width * height > limits.max_pixels:
         raise InvalidImage(f"The image has {width}x{height} pixels; the limit is {limits.max_pixels} in all.")
-    return name, image, data
+    return _opened_jpeg(image, data, limits) if name == "JPEG" else _Opened(name, image, data)
+
+
+def _opened_jpeg(image: Image.Image, data: bytes, limits: ImageLimits) -> _Opened:
+    """Check the scans, and put the end marker where it is missing."""
+    layout = jpeg.layout_of(image, data, max_pixels=limits.max_pixels)
+    if layout.end is None and layout.huffman and (whole := jpeg.ended(data, layers=len(image.getbands()))):
+        return _Opened("JPEG", *opened("JPEG", whole), layout.by_rows, doubtful=True)
+    return _Opened("JPEG", image, data, layout.by_rows)

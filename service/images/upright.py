@@ -1,7 +1,7 @@
 """Undecoded Pillow image → upright, mode RGB, on white where transparent."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Final
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from service.errors import InvalidImage
-from service.images import png, tiff
+from service.images import avif, jpeg, png, tiff
 from service.images.frames import first_frame, on_white_canvas
 
 _UPRIGHT: Final = {
@@ -21,6 +21,7 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_WITHOUT_METADATA: Final = {"JPEG": jpeg.without_metadata, "AVIF": avif.without_exif}
 _ANIMATIONS: Final = ("GIF", "WEBP")  # a frame may cover a part of the canvas
 _WHITE: Final = (255, 255, 255)
 _PNG_DEEP: Final = 16
@@ -39,21 +40,54 @@ def refusing(name: str) -> Iterator[None]:
         raise InvalidImage(f"The {name} image is corrupt, truncated or of an unsupported kind.") from exc
 
 
-def opened(name: str, data: bytes) -> Image.Image:
-    """Read the header with the one decoder of the format. Raises InvalidImage."""
+def opened(name: str, data: bytes) -> tuple[Image.Image, bytes]:
+    """Read the header with the one decoder of the format; return the undecoded image and the bytes it is read from.
+
+    Metadata that the decoder cannot read is removed. Raises InvalidImage.
+    """
     with refusing(name):
-        # The signature decided: no other decoder sees these bytes, and Pillow's probing order does not matter.
-        image: Image.Image = Image.open(BytesIO(data), formats=[name])
-        return tiff.with_planes_mended(image, data) if name == "TIFF" else image
+        try:
+            image = _by_pillow(name, data)
+        except Exception:
+            without = _WITHOUT_METADATA.get(name)
+            if without is None:
+                raise
+            data = without(data)
+            image = _by_pillow(name, data)
+        _forget_xmp(image)
+        return (tiff.with_planes_mended(image, data) if name == "TIFF" else image), data
 
 
-def rgb_of(name: str, image: Image.Image, data: bytes) -> Image.Image:
-    """Decode: upright, mode RGB, on white where transparent. Raises InvalidImage."""
+def _by_pillow(name: str, data: bytes) -> Image.Image:
+    # The signature decided: no other decoder sees these bytes, and Pillow's probing order does not matter.
+    return Image.open(BytesIO(data), formats=[name])
+
+
+def _forget_xmp(image: Image.Image) -> None:
+    """Remove XMP, in which Pillow would look for an orientation; browsers do not."""
+    if image.info.pop("xmp", None) is not None and (exif := image.info.get("exif")):
+        with suppress(Exception):  # unreadable metadata does not affect the pixels
+            read = image.getexif()
+            read.load(b"")
+            read.load(exif)
+
+
+def rgb_of(name: str, image: Image.Image, data: bytes, *, doubtful: bool = False) -> Image.Image:
+    """Decode: upright, mode RGB, on white where transparent. Raises InvalidImage.
+
+    Args:
+        name: the format.
+        image: the undecoded image.
+        data: the bytes it is read from.
+        doubtful: a JPEG whose data may break off.
+    """
     with refusing(name):
         covered = first_frame(image, data) if name in _ANIMATIONS else None
         image.load()
         method = _UPRIGHT.get(orientation_of(image))
-        if name == "PNG":
+        if name == "JPEG" and (doubtful or jpeg.may_break_off(image)):
+            jpeg.check_whole(data)
+        elif name == "PNG":
             _apply_colour_key(image, data)
         elif name == "BMP":
             image = _without_empty_alpha(image)
