@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run dev test check lint types layers pytest fuzz format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-gpu bench-engines bench-export constraints k8s-render k8s-secret alert-rules docker-lint clean
+        bench bench-gpu bench-engines bench-export constraints licences k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev
@@ -137,6 +137,9 @@ wheel: dev ## Build the wheel into dist/
 
 constraints: dev ## Resolve the dependencies again and pin them in constraints*.txt
 	@$(DEV)python scripts/lock.py
+
+licences: dev ## Write the licences of the shipped packages into docs/licences.md
+	@$(DEV)python scripts/licences.py
 
 clean: ## Remove the environments and all files of tools
 	@rm -rf $(RUN_VENV) $(DEV_VENV) .venv-export build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \

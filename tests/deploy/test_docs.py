@@ -17,6 +17,7 @@ PAGES = sorted(
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
+        ROOT / "SECURITY.md",
         *ROOT.glob("examples/*.md"),
         *DOCS.rglob("*.md"),
     ]
