@@ -35,11 +35,14 @@ async def test_results_are_in_order_and_few_are_begun() -> None:
 async def test_an_error_drops_the_rest() -> None:
     """What is begun is cancelled, and nothing more is."""
     cancelled: list[int] = []
+    last_has_begun = asyncio.Event()
 
     async def work(index: int, item: int) -> int:
         if index == 1:
-            await asyncio.sleep(0.01)  # the others have begun by then
+            await last_has_begun.wait()
             raise ValueError(item)
+        if index == 3:
+            last_has_begun.set()
         try:
             await asyncio.sleep(3600 if index else 0)
         except asyncio.CancelledError:

@@ -5,7 +5,6 @@ import io
 import json
 import socket
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from tests.service.images.test_archives import tar, zipped
 from tests.support.classifying import picture
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.waiting import wait_until
 
 MAX_BODY, MAX_ARCHIVE, MAX_IMAGES, MAX_ARCHIVE_IMAGES = 30_000, 2_000_000, 4, 300
 LINES = {"accept": "application/x-ndjson"}
@@ -236,11 +236,14 @@ def test_a_client_that_goes_has_its_work_dropped(server: HttpServer, client: htt
                 b"POST /v1/classify/batch?labels=red HTTP/1.1\r\nHost: x\r\nAccept: " + accept + b"\r\n"
                 b"Content-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\n\r\n4000\r\n" + data[:0x4000]
             )
-    for _ in range(200):
-        answer = post(client, tar(FILES))
-        if answer.status_code == HTTPStatus.OK:
-            break
-        time.sleep(0.05)
+    answers: list[httpx.Response] = []
+
+    def answered() -> bool:
+        answers.append(post(client, tar(FILES)))
+        return answers[-1].status_code == HTTPStatus.OK
+
+    wait_until(answered)
+    answer = answers[-1]
     assert EXPECTED == rows(BatchAnswer.model_validate(answer.json()).results)
 
 
