@@ -56,6 +56,13 @@ def test_help_calls_what_it_takes_by_one_name() -> None:
     assert "[default: follows from the source]" in shown
 
 
+@pytest.mark.parametrize("command", [("train", "recipe.toml"), ("evaluate", "bundle", "--data", "pictures")])
+def test_threads_are_at_least_one(command: tuple[str, ...]) -> None:
+    """On a machine that others use, one thread is often fastest; none is refused before anything is read."""
+    done = anyclass_export(*command, "--threads", "0")
+    assert (2, True) == (done.returncode, "Invalid value for '--threads'" in done.stderr)
+
+
 def test_export_then_verify(tmp_path: Path) -> None:
     """The whole way: a run becomes a bundle, both commands show what they measured, and a second export asks."""
     run, out = write_tiny_run(tmp_path / "run"), tmp_path / "bundle"

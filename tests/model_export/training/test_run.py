@@ -337,6 +337,17 @@ def test_a_caption_longer_than_the_context_is_refused(tmp_path: Path) -> None:
         train(path, out=tmp_path / "run", device="cpu", console=quiet())
 
 
+def test_a_class_too_long_for_the_measured_templates_is_refused(tmp_path: Path) -> None:
+    """Held-out pictures are measured at the end of a run; their prompts are checked before its first step."""
+    path = recipe(tmp_path)
+    long = "one two three four five six seven eight nine ten eleven {}"
+    before, found, after = path.read_text(encoding="utf-8").rpartition('default = ["a {} picture."]')
+    path.write_text(before + found.replace("a {} picture.", long) + after, encoding="utf-8")
+
+    with pytest.raises(DataError, match=r"caption 'one two three .* has more tokens than model\.text"):
+        train(path, out=tmp_path / "run", device="cpu", console=quiet())
+
+
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     """A batch larger than the data is refused, because an epoch would have no step."""
     with pytest.raises(RecipeError, match="batch_size 5000"):
