@@ -190,6 +190,7 @@ def _open_jobs(services: Services, state: StateStore) -> tuple[Jobs, JobRunner]:
         services.metrics,
         max_file_bytes=settings.max_file_bytes,
         max_total_file_bytes=settings.max_total_file_bytes,
+        upload_timeout_s=settings.upload_timeout_s,
         max_active=settings.max_active_jobs,
     )
     limits = InputLimits(max_lines=settings.max_job_lines, max_line_bytes=settings.max_body_bytes)

@@ -2,13 +2,15 @@
 
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from service.errors import PayloadTooLarge, StateCorrupt
 from service.jobs.quota import FileQuota
 from service.jobs.records import (
     ALL,
+    FILE_DATA,
     FILE_PREFIX,
     FILE_RECORDS,
     FileRecord,
@@ -25,9 +27,8 @@ from service.state.protocol import StateStore
 
 PIECE_BYTES: Final = 2**20
 
-_DATA: Final = "files/data/"
-_ABANDONED_S: Final = 24 * 3600.0
-"""Age from which content without a record belongs to an aborted upload; younger content may still be growing."""
+_ABANDONED_S: Final = 3600.0
+"""Time beyond the longest upload from which content without a record is abandoned; enough for the output of a job."""
 
 
 class FileWriter:
@@ -79,7 +80,7 @@ class FileWriter:
         """Remove the content, unless it is kept."""
         try:
             if not self.kept:
-                await self._state.delete_blobs(f"{_DATA}{self.data}/")
+                await self._state.delete_blobs(f"{FILE_DATA}{self.data}/")
         finally:
             if self._quota is not None:
                 self._quota.end_upload(self)
@@ -100,9 +101,12 @@ class FileWriter:
 class FileStore:
     """Reads, writes and deletes files."""
 
-    def __init__(self, state: StateStore, damaged: DamagedEntries) -> None:
+    def __init__(self, state: StateStore, damaged: DamagedEntries, *, upload_timeout_s: float) -> None:
+        """Create a store; no upload takes longer than `upload_timeout_s`."""
         self._state = state
         self._damaged = damaged
+        self._abandoned_s = upload_timeout_s + _ABANDONED_S
+        self._unrecorded: Mapping[str, int] = {}
 
     def writer(self, max_bytes: int | None = None, quota: FileQuota | None = None) -> FileWriter:
         """Begin a file."""
@@ -182,13 +186,14 @@ class FileStore:
         if entry is None or not await self._state.delete(_key(file_id), expected=entry.version):
             return False
         record = parse(FileRecord, _key(file_id), entry.value)
-        await self._state.delete_blobs(f"{_DATA}{record.data}/")
+        await self._state.delete_blobs(f"{FILE_DATA}{record.data}/")
         return True
 
     async def sweep(self, now: float, in_use: frozenset[str]) -> None:
-        """Delete expired files that are not `in_use`, and the content of aborted uploads.
+        """Delete expired files that are not `in_use`, and the content that killed processes left.
 
-        While a record is damaged, content without a record stays: it may be that file's.
+        Content without a record goes once it is older than any upload and has not grown since the last sweep. While a
+        record is damaged it stays: it may be that file's.
         """
         keys = await self._state.keys(FILE_RECORDS, limit=ALL)
         records: list[FileRecord | None] = []
@@ -201,9 +206,11 @@ class FileStore:
         if len(records) < len(keys):
             return
         known = {record.data for record in records if record is not None}
-        for data in {key.split("/")[2] for key in await self._state.blob_keys(_DATA)} - known:
-            if made_at(data) < now - _ABANDONED_S:
-                await self._state.delete_blobs(f"{_DATA}{data}/")
+        pieces = Counter(key.split("/")[2] for key in await self._state.blob_keys(FILE_DATA))
+        before, self._unrecorded = self._unrecorded, {data: pieces[data] for data in pieces.keys() - known}
+        for data, count in self._unrecorded.items():
+            if made_at(data) < now - self._abandoned_s and count == before.get(data):
+                await self._state.delete_blobs(f"{FILE_DATA}{data}/")
 
     async def _record(self, key: str) -> FileRecord | None:
         entry = await self._state.get(key)
@@ -215,4 +222,4 @@ def _key(file_id: str) -> str:
 
 
 def _piece(data: str, number: int) -> str:
-    return f"{_DATA}{data}/{number:08}"
+    return f"{FILE_DATA}{data}/{number:08}"

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import StateCorrupt
+from service.state.framing import corrupt
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -17,6 +17,8 @@ ALL: Final = 1_000_000
 """A `limit` for `StateStore.keys` that stands for all keys."""
 FILE_RECORDS: Final = "files/record/"
 """Key prefix of the records of files."""
+FILE_DATA: Final = "files/data/"
+"""Key prefix of the contents of files; a content's name follows, then the number of a piece."""
 
 Purpose = Literal["batch", "batch_output"]
 Unit = int | Literal["validate", "finalise"]
@@ -174,4 +176,4 @@ def parse(model: type[R], key: str, value: bytes) -> R:
     try:
         return model.model_validate_json(value)
     except ValidationError as exc:
-        raise StateCorrupt(f"The stored entry {key} is damaged. Delete it.") from exc
+        raise corrupt(key) from exc

@@ -48,11 +48,12 @@ class Jobs:
         *,
         max_file_bytes: int,
         max_total_file_bytes: int,
+        upload_timeout_s: float,
         max_active: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         damaged = DamagedEntries(metrics)
-        self.file_store = FileStore(state, damaged)
+        self.file_store = FileStore(state, damaged, upload_timeout_s=upload_timeout_s)
         self.job_store = JobStore(state, damaged)
         self.on_change: Callable[[], None] = lambda: None
         self._max_file_bytes = max_file_bytes

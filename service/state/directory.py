@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 import filelock
 
 from service.errors import AnyclassError, ConfigurationError, StateUnavailable
-from service.state.framing import corrupt, new_version, seal, unseal
+from service.state.framing import SEAL_BYTES, corrupt, new_version, seal, unseal
 from service.state.protocol import VersionedValue, check_key, check_prefix
 
 T = TypeVar("T")
@@ -36,7 +36,6 @@ _FILE_SUFFIX: Final = ",v"
 _TEMPORARY: Final = ".tmp-"
 _ABANDONED_S: Final = 24 * 3600
 _ATTEMPTS: Final = 5
-_PROBE_BYTES: Final = 65_536
 
 
 class DirectoryStateStore:
@@ -110,6 +109,11 @@ class DirectoryStateStore:
         check_prefix(prefix)
         return await self._in_thread(lambda: sorted(_walk(self._blobs, prefix)))
 
+    async def blob_bytes(self, prefix: str) -> int:
+        """See `StateStore`."""
+        check_prefix(prefix)
+        return await self._in_thread(lambda: sum(_size(_path(self._blobs, key)) for key in _walk(self._blobs, prefix)))
+
     async def delete_blobs(self, prefix: str) -> None:
         """See `StateStore`."""
         check_prefix(prefix)
@@ -159,7 +163,7 @@ class DirectoryStateStore:
 
     def _prove_if_created(self) -> None:
         if self._asked_for or self._root.exists():
-            self._prove_writable(_PROBE_BYTES)
+            self._prove_writable(65_536)
 
     def _prove_writable(self, size: int = 0) -> None:
         """Write and delete a file; an empty one fits on a full disk, on which the service still starts."""
@@ -237,6 +241,13 @@ def _walk(root: Path, prefix: str) -> Iterator[str]:
         for name in files:
             if name.endswith(_FILE_SUFFIX) and not name.startswith(_TEMPORARY):
                 yield Path(folder, name.removesuffix(_FILE_SUFFIX)).relative_to(root).as_posix()
+
+
+def _size(path: Path) -> int:
+    try:
+        return max(0, path.stat().st_size - SEAL_BYTES)
+    except FileNotFoundError:
+        return 0
 
 
 def _read(path: Path, key: str) -> bytes | None:

@@ -8,6 +8,8 @@ from service.errors import StateCorrupt
 
 _MAGIC: Final = b"anyclass-state-1\n"
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
+SEAL_BYTES: Final = len(_MAGIC) + _DIGEST_BYTES
+"""Bytes before the content."""
 
 
 def seal(content: bytes) -> bytes:
@@ -17,9 +19,8 @@ def seal(content: bytes) -> bytes:
 
 def unseal(key: str, sealed: bytes) -> bytes:
     """Return the content. Raises StateCorrupt for a wrong prefix or digest."""
-    start = len(_MAGIC) + _DIGEST_BYTES
-    content = sealed[start:]
-    if sealed[: len(_MAGIC)] != _MAGIC or sealed[len(_MAGIC) : start] != hashlib.sha256(content).digest():
+    content = sealed[SEAL_BYTES:]
+    if sealed[: len(_MAGIC)] != _MAGIC or sealed[len(_MAGIC) : SEAL_BYTES] != hashlib.sha256(content).digest():
         raise corrupt(key)
     return content
 

@@ -69,6 +69,10 @@ class StateStore(Protocol):
         """Return all keys of blobs under `prefix`, in byte order."""
         ...
 
+    async def blob_bytes(self, prefix: str) -> int:
+        """Return the size of all blobs under `prefix` together, in bytes."""
+        ...
+
     async def delete_blobs(self, prefix: str) -> None:
         """Delete the blobs under `prefix`."""
         ...

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from service.concurrency import run_off_loop
 from service.errors import ConfigurationError, StateUnavailable
 from service.redis_client import connection_pool
-from service.state.framing import corrupt, new_version, seal, unseal
+from service.state.framing import SEAL_BYTES, corrupt, new_version, seal, unseal
 from service.state.protocol import VersionedValue, check_key, check_prefix
 
 T = TypeVar("T")
@@ -137,6 +137,17 @@ class RedisStateStore:
         while page := await self._range(_BLOB_INDEX, prefix, after=found[-1] if found else "", limit=_CHUNK):
             found += page
         return found
+
+    async def blob_bytes(self, prefix: str) -> int:
+        """See `StateStore`."""
+        keys, total = await self.blob_keys(prefix), 0
+        for start in range(0, len(keys), _CHUNK):
+            pipeline = self._client.pipeline(transaction=False)
+            for key in keys[start : start + _CHUNK]:
+                pipeline.strlen(_BLOBS + key)
+            sizes: list[int] = await self._run(pipeline.execute())
+            total += sum(max(0, size - SEAL_BYTES) for size in sizes)
+        return total
 
     async def delete_blobs(self, prefix: str) -> None:
         """See `StateStore`."""

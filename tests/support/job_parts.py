@@ -95,6 +95,7 @@ class Replica:
             self.metrics,
             max_file_bytes=3 * 2**20,
             max_total_file_bytes=max_total_file_bytes,
+            upload_timeout_s=600.0,
             max_active=3,
             clock=self.clock,
         )

@@ -1,10 +1,11 @@
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from service.errors import PayloadTooLarge, StateCorrupt, StateFull, UnknownObject
-from service.jobs.files import PIECE_BYTES, FileStore
+from service.jobs.files import PIECE_BYTES, FileStore, FileWriter
 from service.jobs.records import FILE_PREFIX, new_id
 from service.jobs.use_cases import Idempotency
 from service.state.protocol import StateStore
@@ -17,7 +18,7 @@ async def test_a_file_is_read_as_it_was_written(replica: Replica, make_state: Ca
     content = bytes(range(256)) * (2 * PIECE_BYTES // 256 + 3)
     record = await replica.file(content)
     assert len(content) == record.bytes
-    files = FileStore(make_state(), unreported())
+    files = FileStore(make_state(), unreported(), upload_timeout_s=600.0)
     assert record == await files.get(record.id)
     assert content == b"".join([piece async for piece in files.read(record)])
     start, end = PIECE_BYTES - 5, 2 * PIECE_BYTES + 5
@@ -97,13 +98,75 @@ async def test_files_of_all_replicas_count(make_state: Callable[[], StateStore])
 
 
 async def test_a_damaged_record_keeps_nobody_from_sending(replica: Replica, state: StateStore) -> None:
-    """A damaged record, of unknown size, does not count."""
+    """Its content counts, as content without a file."""
     record = await replica.file(b"content")
     [key] = await state.keys("files/record/", limit=9)
     entry = await state.get(key)
     assert entry is not None
     assert await state.put(key, b"{", expected=entry.version)
-    assert record.id != (await Replica(state, max_total_file_bytes=7).file(b"content")).id
+    assert record.id != (await Replica(state, max_total_file_bytes=14).file(b"content")).id
+    with pytest.raises(StateFull):
+        await Replica(state, max_total_file_bytes=20).file(b"content")
+
+
+async def left_by_a_killed_process(replica: Replica) -> FileWriter:
+    """Write two pieces of a file and a part of a third, as a process does that is killed then."""
+    writer = await replica.jobs.begin_file()
+    await writer.write(bytes(2 * PIECE_BYTES + 5))
+    return writer
+
+
+async def test_what_a_killed_process_left_of_an_upload_counts(make_state: Callable[[], StateStore]) -> None:
+    """Other processes see it in the store; after its deletion they have the room again."""
+    await left_by_a_killed_process(Replica(make_state()))
+    other = Replica(make_state(), max_total_file_bytes=2 * PIECE_BYTES + 100)
+    with pytest.raises(StateFull):
+        await other.jobs.begin_file(101)
+    await other.file(bytes(100))
+    await make_state().delete_blobs("files/data/")
+    later = Replica(make_state(), max_total_file_bytes=2 * PIECE_BYTES + 100)
+    await later.jobs.begin_file(2 * PIECE_BYTES)
+
+
+async def test_an_upload_that_another_process_receives_counts_once(make_state: Callable[[], StateStore]) -> None:
+    """As content first, then as a file; a discarded one no longer counts in its process."""
+    one, other = (Replica(make_state(), max_total_file_bytes=3 * PIECE_BYTES) for _ in range(2))
+    writer = await left_by_a_killed_process(one)
+    with pytest.raises(StateFull):
+        await other.jobs.begin_file(2 * PIECE_BYTES)
+    await one.jobs.add_file(writer, name="x", purpose="batch", keep_s=9.0)
+    await other.jobs.begin_file(PIECE_BYTES - 5)
+    with pytest.raises(StateFull):
+        await other.jobs.begin_file(PIECE_BYTES - 4)
+    discarded = await one.jobs.begin_file()
+    await discarded.write(bytes(PIECE_BYTES - 5))
+    await discarded.discard()
+    await one.jobs.begin_file(PIECE_BYTES - 5)
+
+
+async def test_what_a_killed_process_left_of_an_upload_goes_after_the_longest_upload(replica: Replica) -> None:
+    """An hour after the last moment at which its upload could have ended."""
+    files, began = replica.jobs.file_store, time.time()
+    await left_by_a_killed_process(replica)
+
+    async def left(after_s: float) -> int:
+        await files.sweep(began + after_s, frozenset())
+        return len(await files._state.blob_keys("files/data/"))
+
+    assert [2, 2, 2] == [await left(600), await left(600 + 3_590), await left(600 + 3_590)]
+    assert 0 == await left(600 + 3_610)
+
+
+async def test_content_that_grows_is_kept(replica: Replica) -> None:
+    """The output of a large job may take long; two sweeps must find the same content."""
+    files, late = replica.jobs.file_store, time.time() + 1_000_000
+    writer = await left_by_a_killed_process(replica)
+    await files.sweep(late, frozenset())
+    await writer.write(bytes(PIECE_BYTES - 5))
+    await files.sweep(late, frozenset())
+    assert 3 == len(await files._state.blob_keys("files/data/"))
+    await files.sweep(late, frozenset())
+    assert [] == await files._state.blob_keys("files/data/")
 
 
 async def test_files_are_listed_in_pages(replica: Replica) -> None:

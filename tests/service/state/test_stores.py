@@ -50,6 +50,13 @@ async def test_a_tried_write_leaves_nothing(store: StateStore, tmp_path: Path) -
     assert before == everything(tmp_path)
 
 
+async def test_the_size_of_blobs(store: StateStore) -> None:
+    """Bytes of the content, of all blobs under a prefix."""
+    for key, size in (("a/1", 700), ("a/2", 0), ("a/b/3", 5), ("ab/1", 9)):
+        await store.put_blob(key, bytes(size))
+    assert [705, 5, 714, 0] == [await store.blob_bytes(prefix) for prefix in ("a/", "a/b/", "", "c/")]
+
+
 async def test_compare_and_set(store: StateStore) -> None:
     """A value changes only from the version that the writer knows, and no version occurs twice."""
     first = await store.put("key", b"1", expected=None)
