@@ -130,9 +130,9 @@ def test_older_forms(client: httpx.Client, body: dict[str, Any]) -> None:
         ("POST", "/", {"inputs": RED_64, "parameters": {"candidate_labels": "a," * 10_001}}, 413, "than 10000 labels"),
         ("POST", "/models/nobody", {"inputs": RED_64}, 404, "Model 'nobody' is not served here"),
         ("POST", "/models/acme/nobody", {}, 404, "Model 'acme/nobody' is not served here"),
-        ("GET", "/models/tiny", None, 405, "it takes POST"),
-        ("PUT", "/", None, 405, "it takes"),
-        ("GET", "/models", None, 404, "There is no /models here"),
+        ("GET", "/models/tiny", None, 405, "it allows POST"),
+        ("PUT", "/", None, 405, "it allows"),
+        ("GET", "/models", None, 404, "No route matches /models"),
     ],
 )  # fmt: skip
 def test_every_error_has_hugging_faces_form(
