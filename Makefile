@@ -4,7 +4,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run dev test check lint types layers pytest fuzz format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-gpu bench-engines bench-export constraints licences k8s-render k8s-secret alert-rules docker-lint clean
+        bench bench-gpu bench-engines bench-export bench-nonreaders constraints licences k8s-render k8s-secret alert-rules \
+        docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev
@@ -126,6 +127,9 @@ bench-export: dev ## Speed beside the plain export of transformers' model (SIZE=
 
 bench-gpu: dev redis ## The measurements of bench on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
 	@$(DEV)python -m tests.bench.run --gpu $(BENCH_ARGS)
+
+bench-nonreaders: dev ## Memory, stop and batches beside clients that never read their answers (BENCH_ARGS=--help shows the options)
+	@$(DEV)python -m tests.bench.nonreaders $(BENCH_ARGS)
 
 # --- upkeep ---
 

@@ -64,6 +64,7 @@ def create_app(
     """Return the application; it opens nothing before its lifespan begins.
 
     `app.state.services` holds its parts. Their `lifecycle` reports readiness, and a start that failed.
+    `app.state.memory_budget` counts the bytes of its requests and answers.
 
     Args:
         settings: the settings of the service.
@@ -118,13 +119,13 @@ def create_app(
         app.add_middleware(cors)
     # At least one body, or a body of the maximum size could never be admitted.
     memory_budget = MemoryBudget(max(settings.max_total_body_bytes, settings.max_body_bytes), services.metrics)
+    app.state.memory_budget = memory_budget
     app.add_middleware(
         RequestContext,
         metrics=services.metrics,
         lifecycle=services.lifecycle,
         routes=services.routes,
         memory_budget=memory_budget,
-        stall_timeout_s=settings.request_timeout_s,
         around_errors=cors,
         key_usage=KeyUsage(services.metrics) if services.api_keys.required else None,
         full_log=settings.access_log == "full",

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from service.classification.batch_places import BatchPlaces
 from service.classification.pipeline import Pipeline
 from service.classification.types import (
     Classification,
@@ -57,7 +58,11 @@ class _Job:
 
 
 class Classifier:
-    """Classifies images. Belongs to one event loop."""
+    """Classifies images. Belongs to one event loop.
+
+    Attributes:
+        batch_places: limits the calls of `classify_many`.
+    """
 
     def __init__(
         self, pipeline: Pipeline, settings: Settings, metrics: Metrics, label_sets: LabelSets | None = None
@@ -69,7 +74,7 @@ class Classifier:
         self._label_sets = label_sets
         self._known_labels = KnownLabels(max_labels=settings.max_labels, max_chars=settings.max_label_chars)
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="anyclass-score")
-        self._batch_requests = 0
+        self.batch_places = BatchPlaces(settings.max_batch_requests)
 
     @property
     def label_sets(self) -> LabelSets:
@@ -145,24 +150,22 @@ class Classifier:
         Raises: as `classify`, except for errors of a single image.
         """
         chosen = self._pipeline.model(model)
-        if self._batch_requests >= self._settings.max_batch_requests:
+        if not self.batch_places.free:
             raise Overloaded("Too many batch requests are running; try again later.", chosen.images.retry_after_s())
-        self._batch_requests += 1
-        try:
-            with self._pipeline.accepted():
+        with self.batch_places.opened() as place, self._pipeline.accepted():
+            with place.at_work():
                 job, matrix = await self._prepare(chosen, query, options)
 
-                async def answer(index: int, image: ImageSource) -> tuple[int, Classification | AnyclassError]:
+            async def answer(index: int, image: ImageSource) -> tuple[int, Classification | AnyclassError]:
+                with place.at_work():
                     try:
                         return index, await self._classify_one(job, image, matrix)
                     except AnyclassError as exc:
                         return index, exc
 
-                async with aclosing(in_order(images, answer, 2 * chosen.max_batch)) as answers:
-                    async for each in answers:
-                        yield each
-        finally:
-            self._batch_requests -= 1
+            async with aclosing(in_order(images, answer, 2 * chosen.max_batch)) as answers:
+                async for each in answers:
+                    yield each
 
     async def classify_in_background(
         self, image: ImageSource, query: LabelQuery, options: ScoringOptions, *, model: str | None = None

@@ -95,13 +95,17 @@ class Metrics:
             "anyclass_http_requests_in_flight", "Requests being answered.", registry=own, multiprocess_mode="livesum"
         )
         self.body_bytes = Gauge(
-            "anyclass_body_bytes",
-            "Bytes of request bodies in memory, including those still arriving.",
-            registry=own,
-            multiprocess_mode="livesum",
+            "anyclass_body_bytes", "Bytes of request bodies in memory.", registry=own, multiprocess_mode="livesum"
         )
         self.bodies_refused = Counter(
             "anyclass_bodies_refused", "Bodies refused because other bodies filled the memory limit.", registry=own
+        )
+
+        self.unsent_bytes = Gauge(
+            "anyclass_unsent_bytes", "Bytes of unread answers in memory.", registry=own, multiprocess_mode="livesum"
+        )
+        self.answers_unread = Counter(
+            "anyclass_answers_unread", "Connections closed because the client did not read its answer.", registry=own
         )
 
         # Stages of a classification
@@ -116,10 +120,7 @@ class Metrics:
             registry=own,
         )
         self.decode_waiting = Gauge(
-            "anyclass_decode_waiting",
-            "Images queued for decoding or being decoded.",
-            registry=own,
-            multiprocess_mode="livesum",
+            "anyclass_decode_waiting", "Images in or before decoding.", registry=own, multiprocess_mode="livesum"
         )
 
         # Device

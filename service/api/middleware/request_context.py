@@ -1,6 +1,5 @@
 """Gives every request its id, its log line and its metrics, and answers exceptions that nothing else caught."""
 
-import asyncio
 import re
 import time
 import uuid
@@ -53,12 +52,11 @@ class RequestContext:
         lifecycle: Lifecycle,
         routes: RouteTable,
         memory_budget: MemoryBudget,
-        stall_timeout_s: float,
         around_errors: Callable[[ASGIApp], ASGIApp] | None = None,
         key_usage: KeyUsage | None = None,
         full_log: bool = False,
     ) -> None:
-        """Drop a client that has a body in memory and reads nothing of its answer for `stall_timeout_s`.
+        """Take the parts that a request needs.
 
         `around_errors` is a middleware for the answers to exceptions that nothing else caught. With `key_usage` the
         work of each request counts for its API key; with `full_log` its line in the log has it too.
@@ -68,7 +66,6 @@ class RequestContext:
         self._lifecycle = lifecycle
         self._routes = routes
         self._memory_budget = memory_budget
-        self._stall_timeout_s = stall_timeout_s
         self._around_errors = around_errors or (lambda answer: answer)
         self._key_usage = key_usage
         self._full_log = full_log
@@ -97,11 +94,7 @@ class RequestContext:
                 if self._lifecycle.stopping:
                     # Makes clients with a kept-alive connection send the next request elsewhere.
                     headers["connection"] = "close"
-            try:
-                async with asyncio.timeout(self._stall_timeout_s if buffered.size_bytes else None):
-                    await send(message)
-            except TimeoutError as exc:
-                raise ClientDisconnect from exc
+            await send(message)
 
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from service.api.documentation.examples import FILE_LINES
 from service.api.documentation.responses import STATE_ERRORS, error_responses
@@ -23,8 +23,9 @@ from service.api.openai.schemas import (
     idempotency_of,
     page_json,
 )
-from service.api.problems.table import BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
+from service.api.problems.table import BodiesFull, BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
 from service.api.request.body import MULTIPART, OCTETS, check_declared_length, receive_chunks, require_media_type
+from service.api.request.disconnect import StoppableStream
 from service.api.request.file_upload import FILE, FileForm, read_file_form
 from service.api.request.query import refuse_query
 from service.api.request.validation import validate_fields
@@ -181,7 +182,7 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
             "description": "The bytes.",
             "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
         },
-        **_ONE_FILE_ERRORS,
+        **error_responses("/v1/files/{file_id}", FieldErrors, UnknownObject, BodiesFull, *STATE_ERRORS),
     },
 )
 async def file_content(request: Request, file_id: FileId) -> Response:
@@ -194,14 +195,15 @@ async def file_content(request: Request, file_id: FileId) -> Response:
         return Response(headers=headers, media_type=OCTETS)
     pieces = jobs.file_store.read(record)
     # Read the first piece before the status is sent, so that errors of the file change the status.
-    first = await anext(pieces, b"")
+    first = [await anext(pieces, b"")]
+    request.state.buffered_body.check_fits(len(first[0]))
 
     async def content() -> AsyncIterator[bytes]:
-        yield first
+        yield first.pop()  # kept nowhere while the others are sent
         async for piece in pieces:
             yield piece
 
-    return StreamingResponse(content(), media_type=OCTETS, headers=headers)
+    return StoppableStream(content(), media_type=OCTETS, headers=headers)
 
 
 @router.delete(

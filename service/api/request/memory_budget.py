@@ -1,8 +1,8 @@
-"""Limits the bytes of request bodies in memory, over all requests of a process.
+"""Limits the bytes of request bodies and of unsent answers in memory, over all requests of a process.
 
 A body counts from its first byte until its request is answered or dropped, because its image waits for decoding. No
 request waits for memory: a body that does not fit is refused at once, so requests cannot deadlock, and a body within
-its own limit always fits if it is the only one.
+its own limit always fits if it is the only one. Answers that their clients have not taken yet leave less for bodies.
 """
 
 from service.api.problems.table import BodiesFull
@@ -16,16 +16,23 @@ class MemoryBudget:
 
     Attributes:
         used_bytes: body bytes in memory.
+        unsent_bytes: bytes of answers that wait for their clients; the server sets it.
     """
 
     def __init__(self, limit_bytes: int, metrics: Metrics) -> None:
         self.used_bytes = 0
+        self.unsent_bytes = 0
         self._limit_bytes = limit_bytes
         self._metrics = metrics
 
+    @property
+    def crowded(self) -> bool:
+        """Return whether more than half of the bytes are in use."""
+        return self.used_bytes + self.unsent_bytes > self._limit_bytes / 2
+
     def check(self, more_bytes: int) -> None:
         """Raise `BodiesFull` if `more_bytes` do not fit."""
-        if self.used_bytes + more_bytes > self._limit_bytes:
+        if self.used_bytes + self.unsent_bytes + more_bytes > self._limit_bytes:
             self._metrics.bodies_refused.inc()
             raise BodiesFull("Too many bytes of requests are in memory; try again later.", _RETRY_S)
 

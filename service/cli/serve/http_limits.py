@@ -63,6 +63,7 @@ class HttpLimitsProtocol(LingeringProtocol):
     def on_body(self, body: bytes) -> None:
         """Reset the count: the reader of the body counts its bytes."""
         self._unread_bytes = 0
+        self.body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -11,16 +11,23 @@ from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.cli.serve.unread_answers import unacknowledged_bytes
+
 IDLE_S: Final = 2.0
 """A client that is silent for this time has seen the end of the stream, or is gone."""
 MAX_LINGER_S: Final = 30.0
 
 
 class LingeringProtocol(HttpToolsProtocol):
-    """Uvicorn's HTTP protocol with a lingering close for requests that have not arrived completely."""
+    """Uvicorn's HTTP protocol with a lingering close for requests that have not arrived completely.
+
+    Attributes:
+        body_bytes: bytes of bodies that have arrived on this connection.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Wrap the transport."""
+        self.body_bytes = 0
         self._lingering = _LingeringTransport(transport, self)
         super().connection_made(cast("asyncio.Transport", self._lingering))
 
@@ -36,6 +43,22 @@ class LingeringProtocol(HttpToolsProtocol):
         self._lingering.cancel_timer()
         super().connection_lost(exc)
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Return the bytes of answers that the transport holds."""
+        return self._lingering.get_write_buffer_size()
+
+    @property
+    def moved_bytes(self) -> int:
+        """Return the bytes of answers that the client has taken, and of bodies that it has sent."""
+        transport = self._lingering
+        taken = transport.written_bytes - transport.get_write_buffer_size() - unacknowledged_bytes(transport)
+        return taken + self.body_bytes
+
+    def abort(self) -> None:
+        """End the connection and drop the unsent bytes."""
+        self._lingering.abort()
+
     def shutdown(self) -> None:
         """Close the connection, unless it lingers: then its timer closes it."""
         if not self._lingering.active:
@@ -48,6 +71,7 @@ class _LingeringTransport:
     Attributes:
         active: whether it is lingering.
         received_data: whether the client has sent anything since this was last set to False.
+        written_bytes: bytes given to `write`.
     """
 
     def __init__(self, transport: asyncio.Transport, protocol: HttpToolsProtocol) -> None:
@@ -56,9 +80,19 @@ class _LingeringTransport:
         self._timer: asyncio.TimerHandle | None = None
         self.active = False
         self.received_data = False
+        self.written_bytes = 0
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the transport's
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """See `asyncio.WriteTransport`."""
+        self.written_bytes += len(data)
+        self._transport.write(data)
+
+    def get_write_buffer_size(self) -> int:
+        """See `asyncio.WriteTransport`."""
+        return self._transport.get_write_buffer_size()
 
     def is_closing(self) -> bool:
         """See `asyncio.BaseTransport`."""

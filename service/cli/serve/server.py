@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 import structlog
 import uvicorn
@@ -22,7 +22,11 @@ from fastapi import FastAPI
 from service.api.lifecycle import Lifecycle
 from service.api.middleware.request_context import HEADER, request_id_of
 from service.api.problems.table import BAD_HTTP, MEDIA_TYPE, problem
+from service.api.request.archive import MAX_ARCHIVES_IN_WORK
+from service.api.request.memory_budget import MemoryBudget
+from service.api.services import Services
 from service.cli.serve.http_limits import HttpLimitsProtocol
+from service.cli.serve.unread_answers import Connection, UnreadAnswers
 from service.errors import AnyclassError
 from service.settings import Settings
 
@@ -87,7 +91,16 @@ class Server(uvicorn.Server):
             )
         )
         self.exit_code = EXIT_OK
-        self._lifecycle: Lifecycle = app.state.services.lifecycle
+        self._services: Services = app.state.services
+        self._memory_budget: MemoryBudget = app.state.memory_budget
+        self._unread = UnreadAnswers(
+            cast("set[Connection]", self.server_state.connections),
+            self._memory_budget,
+            self._services.metrics,
+            limit_s=settings.request_timeout_s,
+            pressed=self._pressed,
+        )
+        self._lifecycle: Lifecycle = self._services.lifecycle
         self._lifecycle.when_failed(self._on_start_failed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
@@ -101,7 +114,11 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal."""
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
+        watching = self._loop.create_task(self._unread.watch())
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, answer the accepted requests, and shut the application down.
@@ -117,6 +134,17 @@ class Server(uvicorn.Server):
         for _ in range(0 if self.force_exit else _LAST_ROUNDS):
             await asyncio.sleep(_LAST_ROUND_S)
         await super().shutdown(sockets)
+
+    def _pressed(self) -> bool:
+        """Return whether clients that do not read their answers keep others out, or the process from its end."""
+        services = self._services
+        classifier = services.ready_classifier
+        return (
+            self._lifecycle.stopping
+            or self._memory_budget.crowded
+            or services.archives >= MAX_ARCHIVES_IN_WORK
+            or (classifier is not None and classifier.batch_places.crowded)
+        )
 
     def _close_port(self, _: list[socket.socket]) -> None:
         for server in self.servers:

@@ -11,7 +11,6 @@ from typing import Final
 import structlog
 from fastapi import FastAPI
 
-from service.api.services import Services
 from service.cli.serve.server import EXIT_CUT_SHORT, Server
 from service.settings import Settings
 
@@ -31,7 +30,6 @@ class Worker(Server):
     def __init__(self, app: FastAPI, settings: Settings, pipe: Connection) -> None:
         super().__init__(app, settings)
         self._pipe = pipe
-        self._services: Services = app.state.services
         self._startup_ended = asyncio.Event()
         self._warm = False
         self._accepting: list[socket.socket] = []

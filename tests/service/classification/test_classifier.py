@@ -508,6 +508,28 @@ async def test_too_many_batch_requests_are_refused(tmp_path: Path) -> None:
         assert len(await many(rig, [picture()])) == 1
 
 
+async def test_a_batch_that_waits_for_its_client_leaves_its_place_to_others(tmp_path: Path) -> None:
+    """Up to `max_batch_requests` such batches wait; further ones would be refused, as their results take memory."""
+    async with classifying(tmp_path / "bundle", max_batch_requests=1) as rig:
+        places = rig.classifier.batch_places
+        first = rig.classifier.classify_many([picture()] * 3, LabelQuery(("a",), "none"), ScoringOptions())
+        async with aclosing(first) as unread:
+            await anext(unread)
+            await until(lambda: not places.working)
+            crowded = [places.crowded]
+            second = rig.classifier.classify_many([picture()] * 3, LabelQuery(("a",), "none"), ScoringOptions())
+            async with aclosing(second):
+                await anext(second)
+                await until(lambda: not places.working)
+                crowded.append(places.crowded)
+                with pytest.raises(Overloaded):
+                    await many(rig, [picture()])
+            assert [False, True] == crowded
+            assert 1 == len(await many(rig, [picture()]))
+            assert 2 == len([each async for each in unread])
+        assert (0, 0) == (places.open, places.working)
+
+
 async def test_no_image_encoder_output_is_shared_between_answers(rig: Rig) -> None:
     """Every image of a batch gets its own scores."""
     colours = ["red", "green", "blue", "white", "black", "yellow", "purple", "orange"]

@@ -15,13 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from PIL import Image
-from starlette.types import Message, Receive, Scope, Send
 
-from service.api.lifecycle import Lifecycle
-from service.api.middleware.request_context import RequestContext
 from service.api.problems.table import BodiesFull
 from service.api.request.memory_budget import BufferedBody, MemoryBudget
-from service.api.route_table import RouteTable
 from service.api.services import Services
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
@@ -92,32 +88,6 @@ def test_the_budget_is_shared_by_all_requests() -> None:
     second.add(60)
     second.release()
     assert 0 == budget.used_bytes == metrics.registry.get_sample_value("anyclass_body_bytes")
-
-
-async def test_a_client_that_does_not_read_its_answer_is_dropped() -> None:
-    """A client that sent a body and does not read the answer does not keep its bytes for ever."""
-    budget = MemoryBudget(100, Metrics())
-
-    async def app(scope: Scope, _: Receive, send: Send) -> None:
-        scope["state"]["buffered_body"].add(100)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def receive() -> Message:
-        return {"type": "http.disconnect"}
-
-    async def send(_: Message) -> None:
-        await asyncio.Event().wait()
-
-    context = RequestContext(
-        app,
-        metrics=Metrics(),
-        lifecycle=Lifecycle(),
-        routes=RouteTable(),
-        memory_budget=budget,
-        stall_timeout_s=0.01,
-    )
-    await context({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
-    assert 0 == budget.used_bytes
 
 
 async def test_large_bodies_are_parsed_one_at_a_time() -> None:
