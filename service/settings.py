@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.model.choices import ComputeChoice, Preprocessing
+from service.model.choices import ColourProfiles, ComputeChoice, Preprocessing
 from service.model.engine.provider_table import ProviderName
 from service.validation_messages import faults
 
@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     threads: PositiveInt | None = None
     decode_threads: PositiveInt | None = None
     preprocessing: Preprocessing = "exact"
+    colour_profiles: ColourProfiles = "ignore"
 
     # Text cache
     redis_url: SecretStr | None = None

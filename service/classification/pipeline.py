@@ -49,6 +49,7 @@ class Pipeline:
             settings.decode_threads or _CPUS,
             limits=ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
             preprocessing=settings.preprocessing,
+            profiles=settings.colour_profiles,
             most_waiting=most_of_a_model * len(models.names),
             background_every=settings.background_every,
         )

@@ -21,7 +21,7 @@ from service.errors import NotReady, Overloaded
 from service.images.decoding import ImageLimits, Undecoded
 from service.lanes import Lane, next_turn
 from service.model.arrays import Pixels
-from service.model.choices import Preprocessing
+from service.model.choices import ColourProfiles, Preprocessing
 from service.model.manifest import ImageSection
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ class DecodePool:
         *,
         limits: ImageLimits,
         preprocessing: Preprocessing = "exact",
+        profiles: ColourProfiles = "ignore",
         most_waiting: int,
         background_every: int = 4,
     ) -> None:
@@ -54,13 +55,14 @@ class DecodePool:
             threads: images decoded at the same time.
             limits: on one image.
             preprocessing: `exact` or `fast`.
+            profiles: `ignore`, or `convert` to sRGB.
             most_waiting: images that may wait, a limit for callers that do not count their own.
             background_every: while both lanes wait, background has one turn in so many, as on the device.
         """
         self.waiting = 0
         self.large_pixels = 0
         self._limits = limits
-        self._preprocessing = preprocessing
+        self._preprocessing, self._profiles = preprocessing, profiles
         self._most_waiting = most_waiting
         self._small = limits.max_pixels // (_SMALL_SHARE * threads)
         self._most_large = 2 * limits.max_pixels - threads * self._small
@@ -95,7 +97,7 @@ class DecodePool:
 
     def _begin(self, data: bytes, section: ImageSection) -> Pixels | Undecoded:
         """Check the image, and decode it if it is small. Runs in a thread."""
-        image = Undecoded(data, section, self._limits, self._preprocessing)
+        image = Undecoded(data, section, self._limits, self._preprocessing, self._profiles)
         return image.decode() if image.pixels <= self._small else image
 
     async def _run(self, work: Callable[[], T], lane: Lane, *, large_pixels: int = 0) -> T:

@@ -3,7 +3,8 @@
 The order makes it safe: count the bytes, recognise the format by its signature, read the size from the header, and only
 then decode the pixels, with the one decoder of that format. The encoding does not change the answer: a picture rotated
 by EXIF, CMYK, 16-bit, palette, grey or transparent (it is put on white) gives the pixels of the upright sRGB picture.
-Of an animation, the first frame is used. Embedded ICC profiles are ignored, as in CLIP's own preprocessing.
+Of an animation, the first frame is used. Embedded ICC profiles are ignored, as in CLIP's own
+preprocessing, unless `profiles` is `convert`.
 
 Preprocessing `exact` is CLIP's reference to the bit; `fast` decodes no more of a JPEG than the encoder's input needs
 (docs/preprocessing.md measures the difference).
@@ -21,7 +22,7 @@ from service.images import jpeg, png, tiff
 from service.images.formats import format_of
 from service.images.upright import opened, orientation_of, rgb_of
 from service.model.arrays import Pixels
-from service.model.choices import Preprocessing
+from service.model.choices import ColourProfiles, Preprocessing
 from service.model.manifest import ImageSection
 from service.model.resizing import covering_size, preprocess, preprocess_window
 
@@ -68,10 +69,10 @@ def decode(
     return Undecoded(data, section, limits, preprocessing).decode()
 
 
-def open_rgb(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def open_rgb(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, profiles: ColourProfiles = "ignore") -> Image.Image:
     """Decode an image: upright, mode RGB, on white where transparent. Thread-safe; raises what `decode` raises."""
-    found = _open(data, limits)
-    return rgb_of(found.name, found.image, found.data, doubtful=found.doubtful)
+    found = _open(data, limits, profiles)
+    return rgb_of(found.name, found.image, found.data, doubtful=found.doubtful, profiles=profiles)
 
 
 class Undecoded:
@@ -87,13 +88,14 @@ class Undecoded:
         section: ImageSection,
         limits: ImageLimits = DEFAULT_LIMITS,
         preprocessing: Preprocessing = "exact",
+        profiles: ColourProfiles = "ignore",
         *,
         margin: float = jpeg.MARGIN,
     ) -> None:
         """Check bytes and header. Raises as `decode`; `margin` is that of `jpeg.shrink`."""
-        self._opened = _open(data, limits)
+        self._opened = _open(data, limits, profiles)
         self._image = self._opened.image
-        self._section, self._preprocessing = section, preprocessing
+        self._section, self._preprocessing, self._profiles = section, preprocessing, profiles
         self._size = self._image.size
         self._scale = 1
         self.pixels = math.prod(self._size)
@@ -104,7 +106,13 @@ class Undecoded:
 
     def decode(self) -> Pixels:
         """Decode, resize and crop: uint8 `[height, width, 3]`. Raises InvalidImage if the image is corrupt."""
-        image = rgb_of(self._opened.name, self._image, self._opened.data, doubtful=self._opened.doubtful)
+        image = rgb_of(
+            self._opened.name,
+            self._image,
+            self._opened.data,
+            doubtful=self._opened.doubtful,
+            profiles=self._profiles,
+        )
         if self._preprocessing == "exact":
             return preprocess(image, self._section)
         if self._scale == 1:
@@ -140,7 +148,7 @@ class _Opened(NamedTuple):
     doubtful: bool = False
 
 
-def _open(data: bytes, limits: ImageLimits) -> _Opened:
+def _open(data: bytes, limits: ImageLimits, profiles: ColourProfiles) -> _Opened:
     """Check bytes and header."""
     if len(data) > limits.max_bytes:
         raise PayloadTooLarge(f"The image has {len(data)} bytes; the limit is {limits.max_bytes}.")
@@ -148,7 +156,7 @@ def _open(data: bytes, limits: ImageLimits) -> _Opened:
         raise InvalidImage("The image is empty.")
     name = format_of(data)
     if name == "PNG":
-        data = png.without_metadata(data)
+        data = png.without_metadata(data, colours=profiles == "convert")
     elif name == "TIFF":
         tiff.check_no_raw_file(data)
     image, data = opened(name, data)

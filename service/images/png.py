@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageFile
 
+from service.images.colours import MOST_PROFILE_BYTES
+
 _HEAD: Final = struct.Struct(">I4s")
 _CHECKSUM: Final = struct.Struct(">I")
 _SIGNATURE_BYTES: Final = 8
@@ -25,44 +27,58 @@ _COLOUR_TYPE_AT: Final = 25
 _GREY, _COLOUR, _PALETTE = 0, 2, 3
 _KEY_BYTES: Final = {_GREY: 2, _COLOUR: 6}
 
+_COLOUR_BYTES: Final = {b"gAMA": 4, b"sRGB": 1}
+
 _RAW_EXIF: Final = b"Raw profile type exif\0"
 """Keyword of EXIF as hexadecimal text, which ImageMagick wrote before PNG had a chunk for it."""
 _MOST_RAW_EXIF: Final = 2**18
 _LINES_BEFORE_RAW_EXIF: Final = 3
 
 
-def without_metadata(data: bytes) -> bytes:
+def without_metadata(data: bytes, *, colours: bool = False) -> bytes:
     """Return the PNG without chunks that decide no pixel; `data` itself if it has none, without a copy.
 
-    Its orientation stays, as an eXIf chunk. Damaged critical chunks stay as they are.
+    Its orientation stays, as an eXIf chunk, and with `colours` what `colours.to_srgb` uses. Damaged critical chunks
+    stay as they are.
     """
     view, runs, run_start = memoryview(data), list[bytes | memoryview](), 0
-    position, entries = _SIGNATURE_BYTES, 0
-    pixels = transparency = exif = False
+    position, entries, seen = _SIGNATURE_BYTES, 0, set[bytes]()
     while position + _HEAD.size <= len(data):
         length, kind = _HEAD.unpack_from(data, position)
         end = position + length + _FRAME_BYTES
         if kind == b"IDAT":
-            pixels = True
+            seen.add(kind)
         elif kind == b"IEND" or not kind.isalpha():
             break
         elif kind == b"PLTE":
             entries = length // 3
         elif kind[0] & _ANCILLARY:
-            content = view[position + _HEAD.size : end - _CHECKSUM.size]
-            replaced: bytes | None = b""
-            if kind == b"tRNS" and not pixels and not transparency and _is_key(data, length, entries):
-                transparency = _is_intact(data, position, end)
-                replaced = None if transparency else b""
-            elif kind == b"eXIf" and _is_intact(data, position, end):
-                exif, replaced = True, None
-            elif kind in {b"tEXt", b"zTXt"} and not exif and bytes(content[: len(_RAW_EXIF)]) == _RAW_EXIF:
-                exif, replaced = True, _exif_chunk(content, packed=kind == b"zTXt")
+            replaced = _instead(kind, data, position, end, entries=entries, seen=seen, colours=colours)
             if replaced is not None:
                 runs += view[run_start:position], replaced
                 run_start = end
         position = end
     return b"".join([*runs, view[run_start:]]) if runs else data
+
+
+def _instead(
+    kind: bytes, data: bytes, start: int, end: int, *, entries: int, seen: set[bytes], colours: bool
+) -> bytes | None:
+    """Return the bytes in place of an ancillary chunk, None if it stays. Adds tRNS and eXIf to those `seen`."""
+    content = memoryview(data)[start + _HEAD.size : end - _CHECKSUM.size]
+    if kind in {b"tEXt", b"zTXt"}:
+        if b"eXIf" in seen or bytes(content[: len(_RAW_EXIF)]) != _RAW_EXIF:
+            return b""
+        seen.add(b"eXIf")
+        return _exif_chunk(content, packed=kind == b"zTXt")
+    if kind == b"tRNS":
+        used = not seen & {b"IDAT", b"tRNS"} and _is_key(data, len(content), entries)
+    else:
+        used = kind == b"eXIf" or (colours and b"IDAT" not in seen and _is_colour(kind, content))
+    if not (used and _is_intact(data, start, end)):
+        return b""
+    seen.add(kind)
+    return None
 
 
 def _is_intact(data: bytes, start: int, end: int) -> bool:
@@ -76,6 +92,18 @@ def _is_intact(data: bytes, start: int, end: int) -> bool:
 def _is_key(data: bytes, length: int, entries: int) -> bool:
     colour_type = data[_COLOUR_TYPE_AT] if len(data) > _COLOUR_TYPE_AT else _GREY
     return 0 < length <= entries if colour_type == _PALETTE else length == _KEY_BYTES.get(colour_type)
+
+
+def _is_colour(kind: bytes, content: memoryview) -> bool:
+    if kind != b"iCCP":
+        return len(content) == _COLOUR_BYTES.get(kind)
+    name, _, packed = bytes(content).partition(b"\0")
+    unpacker = zlib.decompressobj()
+    try:
+        profile = unpacker.decompress(packed[1:], MOST_PROFILE_BYTES)
+    except zlib.error:
+        return False
+    return bool(name and profile) and packed[:1] == b"\0" and not unpacker.unconsumed_tail
 
 
 def _exif_chunk(content: memoryview, *, packed: bool) -> bytes:

@@ -10,7 +10,9 @@ from PIL import ExifTags, Image
 
 from service.errors import InvalidImage
 from service.images import avif, jpeg, png, tiff
+from service.images.colours import to_srgb
 from service.images.frames import first_frame, on_white_canvas
+from service.model.choices import ColourProfiles
 
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,7 +74,9 @@ def _forget_xmp(image: Image.Image) -> None:
             read.load(exif)
 
 
-def rgb_of(name: str, image: Image.Image, data: bytes, *, doubtful: bool = False) -> Image.Image:
+def rgb_of(
+    name: str, image: Image.Image, data: bytes, *, doubtful: bool = False, profiles: ColourProfiles = "ignore"
+) -> Image.Image:
     """Decode: upright, mode RGB, on white where transparent. Raises InvalidImage.
 
     Args:
@@ -80,11 +84,12 @@ def rgb_of(name: str, image: Image.Image, data: bytes, *, doubtful: bool = False
         image: the undecoded image.
         data: the bytes it is read from.
         doubtful: a JPEG whose data may break off.
+        profiles: `convert` converts it to sRGB.
     """
     with refusing(name):
         covered = first_frame(image, data) if name in _ANIMATIONS else None
         image.load()
-        method = _UPRIGHT.get(orientation_of(image))
+        method, info = _UPRIGHT.get(orientation_of(image)), image.info
         if name == "JPEG" and (doubtful or jpeg.may_break_off(image)):
             jpeg.check_whole(data)
         elif name == "PNG":
@@ -95,12 +100,14 @@ def rgb_of(name: str, image: Image.Image, data: bytes, *, doubtful: bool = False
             image = on_white_canvas(_on_white(image), covered)
         image = image if method is None else image.transpose(method)
     if image.mode.startswith("I;16"):
-        return _rgb_from_grey16(image)
+        image = _rgb_from_grey16(image)
     if image.mode in ("I", "F"):
         raise InvalidImage(
             f"The image has {tiff.depth_of(image)}, whose white is not defined; save it with 8 or 16 unsigned bits."
         )
     with refusing(name):
+        if profiles == "convert":
+            image = to_srgb(image, info.get("icc_profile"), None if "srgb" in info else info.get("gamma"))
         return _on_white(image)
 
 

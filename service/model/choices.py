@@ -11,6 +11,8 @@ ScoringMethod: TypeAlias = Literal[ScoringKind, "cosine"]
 """How a request is scored."""
 Preprocessing: TypeAlias = Literal["exact", "fast"]
 """CLIP's own preprocessing to the bit, or a quicker one that comes near it: see docs/preprocessing.md."""
+ColourProfiles: TypeAlias = Literal["ignore", "convert"]
+"""Whether pictures with a colour profile are converted to sRGB; CLIP's own preprocessing ignores it."""
 Compute: TypeAlias = Literal["fp32", "bf16"]
 """Precision in which a float32 graph is computed."""
 ComputeChoice: TypeAlias = Literal["auto", Compute]
