@@ -140,6 +140,7 @@ def model_source(
             pad_id=tokens.pad_id,
             end_of_text_id=tokens.end_of_text_id,
             fixed=family.padding == "fixed",
+            cleaning=tokens.cleaning,
         ),
         scoring=SoftmaxScoring(logit_scale=scale)
         if bias is None

@@ -11,6 +11,7 @@ from model_export.errors import SourceError
 from model_export.families.key_tables import shown
 from service.model.manifest import (
     DEFAULT_TEMPLATES,
+    Cleaning,
     ImageSection,
     Provenance,
     SigmoidScoring,
@@ -87,7 +88,9 @@ class ModelSource:
     provenance: Provenance
 
 
-def text_section(*, context_length: int, pad_id: int, end_of_text_id: int, fixed: bool = False) -> TextSection:
+def text_section(
+    *, context_length: int, pad_id: int, end_of_text_id: int, fixed: bool = False, cleaning: Cleaning = "none"
+) -> TextSection:
     """Return the manifest's section for texts padded to the longest of a batch, or if ``fixed`` to the context."""
     return TextSection(
         padding="fixed" if fixed else "longest",
@@ -96,6 +99,7 @@ def text_section(*, context_length: int, pad_id: int, end_of_text_id: int, fixed
         pad_id=pad_id,
         end_of_text_id=end_of_text_id,
         canonicalization="tokenizer",
+        cleaning=cleaning,
         overflow="refuse",
     )
 

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from model_export.errors import SourceError, first_line
 from model_export.files import decoded, read, read_object
+from service.model.manifest import Cleaning
 
 TOKENIZER: Final = "tokenizer.json"
 VOCABULARY: Final = "vocab.json"
@@ -30,11 +31,13 @@ class TextTokens:
         content: the bytes of a ``tokenizer.json`` that neither pads nor truncates and adds the special tokens.
         end_of_text_id: of the token behind every text.
         pad_id: of the token that fills a text up.
+        cleaning: of texts before the tokenizer, as the program of the weights' layout does it.
     """
 
     content: bytes
     end_of_text_id: int
     pad_id: int
+    cleaning: Cleaning = "none"
 
 
 @dataclass(frozen=True)

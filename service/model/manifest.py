@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 SCHEMA_VERSION: Final = 1
 
@@ -63,11 +71,16 @@ class ImageSection(_Section):
         return self
 
 
+Cleaning = Literal["none", "clip"]
+"""`clip`: as OpenAI's CLIP and open_clip clean texts."""
+
+
 class TextSection(_Section):
     """Tokenisation of texts to the text encoder's input, int64 `[batch, length]`; lengths are in tokens.
 
     With padding `longest` the length is that of the longest text, at least `min_length`; with `fixed` it is always
-    `max_length`, the encoder's context.
+    `max_length`, the encoder's context. `cleaning` is applied to a text before the tokenizer: see
+    `service.model.text_cleaning`.
     """
 
     padding: Literal["longest", "fixed"]
@@ -76,7 +89,16 @@ class TextSection(_Section):
     pad_id: TokenId
     end_of_text_id: TokenId
     canonicalization: Literal["tokenizer"]
+    cleaning: Cleaning = "none"
     overflow: Literal["refuse"]
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Leave out a field that older manifests lack, so that their digests, the revisions, stay."""
+        fields: dict[str, JsonValue] = serialise(self)
+        if self.cleaning == "none":
+            fields.pop("cleaning", None)
+        return fields
 
     @model_validator(mode="after")
     def _lengths_must_be_ordered(self) -> Self:

@@ -14,6 +14,7 @@ from service.errors import BundleError, PromptTooLong
 from service.model.arrays import Ids
 from service.model.loading import Bundle
 from service.model.manifest import TOKENIZER, TextSection
+from service.model.text_cleaning import CLEANERS
 
 _IN_NO_VOCABULARY: Final = "\U000f1234"
 _MOST_FOR_UNKNOWN: Final = 2
@@ -34,6 +35,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self._backend = backend
         self._section = section
+        self._clean = CLEANERS[section.cleaning]
         # A character of the private use planes is in no vocabulary: tokenizers without bytes have one token for it.
         probe = backend.encode(_IN_NO_VOCABULARY, add_special_tokens=False).ids
         self.unknown_id = probe[-1] if 0 < len(probe) <= _MOST_FOR_UNKNOWN else None
@@ -77,7 +79,7 @@ class Tokenizer:
         Raises:
             PromptTooLong: a text has more tokens than the encoder's context; `index` is its position.
         """
-        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(self._cleaned(texts))]
         limit = self._section.max_length
         for index, row in enumerate(rows):
             if len(row) > limit:
@@ -89,7 +91,7 @@ class Tokenizer:
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, however many, without start and end tokens."""
-        return [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [each.ids for each in self._backend.encode_batch_fast(self._cleaned(texts), add_special_tokens=False)]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Ids:
         """Pad rows from `tokenize` to one array: int64 `[texts, length]`.
@@ -104,3 +106,6 @@ class Tokenizer:
         for index, row in enumerate(rows):
             ids[index, : len(row)] = row
         return ids
+
+    def _cleaned(self, texts: Sequence[str]) -> list[str]:
+        return list(texts if self._clean is None else map(self._clean, texts))

@@ -22,6 +22,7 @@ from service.model.manifest import (
     TEMPLATES,
     TEXT_ENCODER,
     TOKENIZER,
+    Cleaning,
     FileEntry,
     ImageSection,
     Manifest,
@@ -59,6 +60,7 @@ def write_tiny_bundle(
     templates: Mapping[str, tuple[str, ...]] = DEFAULT_SETS,
     nan_images: bool = False,
     nan_texts: bool = False,
+    cleaning: Cleaning = "none",
 ) -> Path:
     """Write a bundle that `load_bundle` accepts into the new folder `path`, and return `path`.
 
@@ -93,6 +95,7 @@ def write_tiny_bundle(
             pad_id=0,
             end_of_text_id=end,
             canonicalization="tokenizer",
+            cleaning=cleaning,
             overflow="refuse",
         ),
         scoring=scoring or SoftmaxScoring(logit_scale=20.0),

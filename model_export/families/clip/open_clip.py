@@ -146,6 +146,7 @@ def _mlp_width(width: int, ratio: float) -> int | None:
 
 
 def _read_tokenizer(place: Path | None, config: ClipConfig, weights: Path) -> TextTokens:
+    """Read the tokenizer of OpenAI's and open_clip's weights, whose programs clean texts before it."""
     place = place or installed_vocabulary()
     if place is None:
         raise SourceError(
@@ -154,7 +155,7 @@ def _read_tokenizer(place: Path | None, config: ClipConfig, weights: Path) -> Te
         )
     text = config.text
     content = tokenizer_json(place, vocab_size=text.vocab_size, end_of_text_id=text.end_of_text_id)
-    return TextTokens(content, text.end_of_text_id, text.pad_id)
+    return TextTokens(content, text.end_of_text_id, text.pad_id, cleaning="clip")
 
 
 def _convert(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """SigLIP's tokenizer as open_clip uses it: ``tokenizer.json`` behind the configuration's ``clean = canonicalize``.
 
 open_clip canonicalises texts in Python: it replaces the underscore by a space, removes other punctuation, lower-cases,
-and joins white space. Here the tokenizer does that. (open_clip's first step, ftfy, repairs broken encodings; a
-``tokenizer.json`` cannot.)
+and joins white space. Here the tokenizer does that. open_clip's first step, ftfy and HTML entities, is the manifest's
+``cleaning``.
 """
 
 from collections.abc import Mapping
@@ -70,4 +70,4 @@ def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> TextTokens:
         steps.append(backend.normalizer)
     backend.normalizer = normalizers.Sequence(steps)
     content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
-    return TextTokens(content, end_of_text_id, pad_id)
+    return TextTokens(content, end_of_text_id, pad_id, cleaning="clip")

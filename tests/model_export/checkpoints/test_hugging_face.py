@@ -200,6 +200,7 @@ def test_the_bundle_says_what_the_folder_says(pristine_clip: Path, pristine_sigl
     clip, siglip = load(pristine_clip, SourceOptions()), load(pristine_siglip, SourceOptions())
 
     assert ("clip/vit", 24, "longest", 24) == (clip.architecture, clip.dim, clip.text.padding, clip.text.max_length)
+    assert ["none", "none"] == [clip.text.cleaning, siglip.text.cleaning]
     assert isinstance(clip.scoring, SoftmaxScoring)
     assert clip.scoring.logit_scale == pytest.approx(20)
     assert ("siglip/vit", 32, "fixed", 64) == (

@@ -497,6 +497,7 @@ def test_a_siglips_vectors_are_those_of_an_independent_reference(tmp_path: Path)
         "max_length": 6,
         "pad_id": 0,
         "end_of_text_id": 1,
+        "cleaning": "clip",
     }
     assert source.scoring == SigmoidScoring(logit_scale=math.exp(2.0), logit_bias=-8.0)
 

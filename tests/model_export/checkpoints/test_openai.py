@@ -130,6 +130,7 @@ def test_a_source_says_where_it_is_from_and_how_it_is_used(archive: Path, vocabu
     assert CLIP.images.section(32) == source.image
     assert source.text.end_of_text_id == 599
     assert source.text.max_length == 32
+    assert source.text.cleaning == "clip"
     assert source.scoring.logit_scale == pytest.approx(math.exp(2.75))
     assert source.provenance.source_sha256 == FileEntry.of(archive).sha256
     assert source.provenance.licence == "MIT"

@@ -30,6 +30,7 @@ from service.errors import (
 )
 from service.lanes import Lane
 from service.model.manifest import SigmoidScoring
+from service.model.tokenizer import Tokenizer
 from tests.support.classifying import Rig, classifying, picture, tiny_engine, until
 from tests.support.redis_server import running_redis
 
@@ -61,6 +62,25 @@ async def test_a_red_picture_is_red(tmp_path: Path) -> None:
     assert math.isclose(sum(prediction.score for prediction in answer.predictions), 1, abs_tol=1e-6)
     assert (answer.model, answer.labels, answer.labels_cached) == ("tiny", 3, 0)
     assert answer.revision == rig.registry.describe()[0].revision
+
+
+async def test_invisible_characters_make_no_other_text(rig: Rig) -> None:
+    """The vector is found under the key of the visible label, and the answer has the client's spelling."""
+    await rig.classify("cat", "blackbird")
+    answer = await rig.classify("\ufeffcat", "black\u00adbird")
+    assert (2, 2) == (answer.labels, answer.labels_cached)
+    assert {"\ufeffcat", "black\u00adbird"} == {each.label for each in answer.predictions}
+
+
+async def test_known_labels_are_not_tokenised_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings that depend on tokens are kept with the matrix of the list."""
+    first = await rig.classify("red", "RED")
+    tokenised: list[object] = []
+    monkeypatch.setattr(Tokenizer, "pieces", lambda *arguments: tokenised.append(arguments))
+    again = await rig.classify("red", "RED")
+    assert first.warnings == again.warnings
+    assert ["labels_equal_to_model"] == [each.code for each in again.warnings]
+    assert [] == tokenised
 
 
 async def test_what_was_computed_before_is_cached(rig: Rig) -> None:

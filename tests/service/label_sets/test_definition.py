@@ -56,3 +56,12 @@ def test_a_definition_is_read_as_it_was_written(labels: Any, described: Any, tem
     assert definition == read
     assert definition.digest() == read.digest()
     assert definition.text_count == sum(len(each) for each in read.texts(0, len(labels)))
+
+
+def test_invisible_characters_stay_in_the_spelling_only() -> None:
+    """A stored label is as it was written; its text is without them, and twins by them are refused."""
+    definition = check_definition(["\ufeffcat", "black\u00adbird"], {}, None, Settings())
+    assert ("\ufeffcat", "black\u00adbird") == definition_from_json(definition.to_json()).labels
+    assert [("cat",), ("blackbird",)] == definition.texts(0, 2)
+    with pytest.raises(InvalidLabels, match="Labels 0 and 1 are the same"):
+        check_definition(["cat", "\ufeffcat"], {}, None, Settings())

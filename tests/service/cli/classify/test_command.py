@@ -16,6 +16,9 @@ from tests.service.cli.classify.photos import KEY, LABELS, MANY
 from tests.support.commands import COMMAND, Reply, anyclass, scripted
 from tests.support.http_server import HttpServer
 
+SAME = ("--labels", "red,RED,green")
+"""Two of them have the same tokens."""
+
 
 def answer(label: str = "red") -> Reply:
     """Make an answer of a service."""
@@ -160,3 +163,15 @@ def test_what_makes_no_sense_is_said_at_once(
     monkeypatch.chdir(folder)
     result = anyclass("classify", "photos", *LABELS, *arguments)
     assert (2, "", True) == (result.returncode, result.stdout, words in result.stderr)
+
+
+def test_warnings_are_printed_once(folder: Path, where: list[object]) -> None:
+    """They are on standard error, one line each, whatever the number of images."""
+    result = anyclass(
+        "classify", folder / "photos" / "b" / "2.png", folder / "photos" / "a.png", *SAME, "--json", *where
+    )
+    assert 0 == result.returncode
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
+    assert warning.startswith("Warning: Labels 0 and 1 are the same to this model")
+    alone = anyclass("classify", folder / "photos" / "a.png", "--labels", "red", *where)
+    assert "Warning: The score of a single label is always 1 under softmax." in alone.stderr
