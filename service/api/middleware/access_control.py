@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access.rate_limit import Limiter, Verdict, open_limiter
 from service.api.problems.protocol_forms import render_error
-from service.api.problems.table import headers_of, kind_of, problem_of
+from service.api.problems.table import headers_in, kind_of, problem_of
 from service.api.services import Services
 from service.errors import AnyclassError, NotReady, RateLimited, Unauthorized
 from service.images.fetching import ImageFetcher
@@ -60,7 +60,7 @@ class AccessControl:
         except AnyclassError as exc:
             scope["state"]["problem"] = kind_of(exc).slug
             body = problem_of(exc, scope["state"]["request_id"])
-            answer = render_error(scope["path"], body, {**headers_of(exc), **headers})
+            answer = render_error(scope["path"], body, {**headers_in(exc, Headers(scope=scope)), **headers})
             await answer(scope, receive, send)
             return
 

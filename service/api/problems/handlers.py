@@ -41,7 +41,7 @@ async def _service_error(request: Request, error: Exception) -> Response:
     log_failure(error)
     request.state.problem = table.kind_of(error).slug
     body = table.problem_of(error, request.state.request_id)
-    return render_error(request.url.path, body, table.headers_of(error))
+    return render_error(request.url.path, body, table.headers_in(error, request.headers))
 
 
 async def _framework_error(request: Request, error: Exception) -> Response:

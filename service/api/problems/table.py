@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -141,6 +141,19 @@ def problem_of(error: errors.AnyclassError, request_id: str) -> dict[str, Any]:
         fields = [{"field": quoted(name), "detail": quoted(message)} for name, message in error.fields]
         return problem(kind, error.detail, request_id, errors=fields)
     return problem(kind, error.detail, request_id)
+
+
+def headers_in(error: errors.AnyclassError, request: Mapping[str, str]) -> dict[str, str]:
+    """Return the HTTP headers for `error` in the answer to a request; one without a body closes no connection.
+
+    Args:
+        error: the error.
+        request: the request's headers, by lower-case names.
+    """
+    headers = headers_of(error)
+    if "transfer-encoding" not in request and request.get("content-length", "0") == "0":
+        headers.pop("connection", None)
+    return headers
 
 
 def headers_of(error: errors.AnyclassError) -> dict[str, str]:

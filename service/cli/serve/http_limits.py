@@ -6,6 +6,7 @@ earlier ones are answered.
 """
 
 import asyncio
+import re
 from typing import ClassVar, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -16,6 +17,8 @@ MAX_HEAD_BYTES: Final = 2**17
 """A URL of 64 KiB, the longest that the parser can read, and as much again for headers."""
 MAX_PIPELINED: Final = 8
 """Requests that wait for their turn on one connection."""
+_HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")
+"""Characters of `uri-host [":" port]` in RFC 9110, section 7.2; it may be empty."""
 
 
 class HttpLimitsProtocol(LingeringProtocol):
@@ -23,6 +26,7 @@ class HttpLimitsProtocol(LingeringProtocol):
 
     Attributes:
         head_timeout_s: time for the request line and the headers, in seconds.
+        fault: reason for refusing the request as no HTTP, if the parser has found none.
     """
 
     head_timeout_s: ClassVar[float] = 30.0
@@ -30,6 +34,7 @@ class HttpLimitsProtocol(LingeringProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Start the timer for the request head."""
         super().connection_made(transport)
+        self.fault: str | None = None
         self._unread_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._start_timer()
@@ -53,12 +58,24 @@ class HttpLimitsProtocol(LingeringProtocol):
         self._start_timer()
 
     def on_headers_complete(self) -> None:
-        """Stop the timer; close the connection if more than MAX_PIPELINED requests are queued."""
+        """Stop the timer; refuse a wrong Host, and close the connection if more than MAX_PIPELINED requests wait."""
         self._stop_timer()
+        self._check_host()
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:
             self.pipeline.clear()
-            raise _TooManyPipelinedError
+            self.fault = f"More than {MAX_PIPELINED} requests wait for their turn on this connection."
+            raise _RefusedError
+
+    def _check_host(self) -> None:
+        """Refuse a request as RFC 9112, section 3.2, asks."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+            self.fault = f"A request needs one Host header; this one has {len(hosts) or 'none'}."
+            raise _RefusedError
+        if hosts and _HOST.fullmatch(hosts[0]) is None:
+            self.fault = "The Host header names no host."
+            raise _RefusedError
 
     def on_body(self, body: bytes) -> None:
         """Reset the count: the reader of the body counts its bytes."""
@@ -89,5 +106,5 @@ class HttpLimitsProtocol(LingeringProtocol):
             self._start_timer()
 
 
-class _TooManyPipelinedError(Exception):
-    """Ends the connection: the parser turns it into an error of its own."""
+class _RefusedError(Exception):
+    """Ends the connection: the parser turns it into an error of its own, without the message."""

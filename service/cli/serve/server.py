@@ -52,7 +52,7 @@ class ProblemHttpProtocol(HttpLimitsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer a request that cannot be parsed, and close the connection."""
         request_id = request_id_of(None)
-        body = problem(BAD_HTTP, msg, request_id)
+        body = problem(BAD_HTTP, self.fault or msg, request_id)
         content = json.dumps(body).encode()
         head = (
             "HTTP/1.1 400 Bad Request\r\n"

@@ -103,6 +103,13 @@ def test_no_body_is_read_without_a_key(client: httpx.Client) -> None:
     assert (401, "close") == (answer.status_code, answer.headers["connection"])
 
 
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/v1/classify"), ("HEAD", "/v1/files")])
+def test_a_refused_request_without_a_body_keeps_its_connection(client: httpx.Client, method: str, path: str) -> None:
+    """Nothing of it is left to arrive."""
+    answer = client.request(method, path)
+    assert (401, None) == (answer.status_code, answer.headers.get("connection"))
+
+
 def test_probes_and_documents_are_open_to_get_only(client: httpx.Client) -> None:
     """Load balancers and monitoring have no key; what shares a path with them needs one."""
     for path in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json"):

@@ -98,6 +98,29 @@ def test_a_query_may_be_long(server: HttpServer) -> None:
     assert (415, "urn:anyclass:problem:unsupported-image-format") == (answer.status_code, answer.json()["type"])
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"HTTP/1.1\r\nHost: x", 200),
+        (b"HTTP/1.1\r\nHost:", 200),
+        (b"HTTP/1.1\r\nHost: [::1]:8000", 200),
+        (b"HTTP/1.0", 200),
+        (b"HTTP/1.1", 400),
+        (b"HTTP/1.1\r\nHost: x\r\nHost: x", 400),
+        (b"HTTP/1.0\r\nHost: x\r\nhost: y", 400),
+        (b"HTTP/1.1\r\nHost: x/y", 400),
+        (b"HTTP/1.1\r\nHost: a b", 400),
+        (b"HTTP/1.1\r\nHost: \xc3\xa4", 400),
+    ],
+)
+def test_a_request_names_one_host(server: HttpServer, head: bytes, status: int) -> None:
+    """Any other is answered 400, with a problem that names the header (RFC 9112, section 3.2)."""
+    answer = exchange(server, b"GET /livez " + head + b"\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    if status == 400:
+        assert "Host" in json.loads(answer.rpartition(b"\r\n\r\n")[2])["detail"]
+
+
 class Impatient(HttpLimitsProtocol):
     """Waits 50 ms for a head."""
 
