@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
@@ -12,6 +13,17 @@ settings.register_profile("anyclass", deadline=None)
 # The same examples on every run: what fails there fails here.
 settings.register_profile("ci", parent=settings.get_profile("anyclass"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "anyclass")
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist, all tests run in one process
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of a file to one process, in the files' order, so that a server or an export is made once."""
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    if config.getvalue("dist") != "load":  # another order was asked for
+        return None
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

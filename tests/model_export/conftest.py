@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,28 +50,36 @@ class Exported:
     heard: Heard
 
 
+@cache
 def _export(root: Path, tower: str, precision: "Precision") -> Exported:
     from model_export.checkpoints.training_run import load_training_run
     from model_export.export.from_weights import export_model
 
-    run, heard = write_tiny_run(root / "run", tower), Heard()
-    export_model(load_training_run(run), root / "bundle", precision=precision, listener=heard)
-    return Exported(run, root / "bundle", heard)
+    folder = root / f"{tower}-{precision}"
+    run, heard = write_tiny_run(folder / "run", tower), Heard()
+    export_model(load_training_run(run), folder / "bundle", precision=precision, listener=heard)
+    return Exported(run, folder / "bundle", heard)
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the exports that tests share."""
+    return tmp_path_factory.mktemp("exports")
 
 
 @pytest.fixture(scope="session", params=sorted(set(TOWERS) - {"whitening"}))
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(request: pytest.FixtureRequest, exports: Path) -> Exported:
     """Each kind of image tower, exported once; the demo's is in `exported_fp16`. Not to be written to."""
-    return _export(tmp_path_factory.mktemp(request.param), request.param, "fp32")
+    return _export(exports, request.param, "fp32")
 
 
 @pytest.fixture(scope="session")
-def exported_vit(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported_vit(exports: Path) -> Exported:
     """A run with a vision transformer, exported as fp32. Not to be written to."""
-    return _export(tmp_path_factory.mktemp("vit"), "vit", "fp32")
+    return _export(exports, "vit", "fp32")
 
 
 @pytest.fixture(scope="session")
-def exported_fp16(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported_fp16(exports: Path) -> Exported:
     """One run, exported with its weights stored as fp16. Not to be written to."""
-    return _export(tmp_path_factory.mktemp("fp16"), "whitening", "fp16-stored")
+    return _export(exports, "whitening", "fp16-stored")

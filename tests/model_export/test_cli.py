@@ -1,11 +1,14 @@
+import io
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from model_export.cli import main
 from service.model.manifest import IMAGE_ENCODER, MANIFEST
 from tests.model_export.conftest import Exported
 from tests.support.tiny_run import write_tiny_run
@@ -23,6 +26,20 @@ def anyclass_export(*arguments: object) -> "subprocess.CompletedProcess[str]":
         check=False,
         env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
     )
+
+
+def in_this_process(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run the command line where torch is imported already, which takes longer than most commands."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setenv("COLUMNS", "120")
+        patch.setenv("NO_COLOR", "1")
+        patch.setattr(sys, "argv", ["anyclass-export", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
 
 
 def error_of(done: "subprocess.CompletedProcess[str]", code: int = 2) -> str:
@@ -85,7 +102,7 @@ def test_a_bundle_that_fails_is_named_with_what_failed(exported_fp16: Exported, 
     bundle = Path(shutil.copytree(exported_fp16.bundle, tmp_path / "bundle"))
     (bundle / IMAGE_ENCODER).write_bytes(b"")
 
-    done = anyclass_export("verify", bundle)
+    done = in_this_process("verify", bundle)
 
     assert 1 == done.returncode
     assert "FAILED" in done.stdout
@@ -95,22 +112,22 @@ def test_a_bundle_that_fails_is_named_with_what_failed(exported_fp16: Exported, 
 
 def test_wrong_input_is_one_line_and_exit_code_2(exported_fp16: Exported, tmp_path: Path) -> None:
     """A wrong path, a broken run or a missing provider shows no traceback."""
-    assert "is not a folder" in error_of(anyclass_export("verify", tmp_path / "no"))
+    assert "is not a folder" in error_of(in_this_process("verify", tmp_path / "no"))
     assert "neither a file or folder nor a hub id" in error_of(
-        anyclass_export("export", tmp_path / "no", tmp_path / "out")
+        in_this_process("export", tmp_path / "no", tmp_path / "out")
     )
     for provider in ("tensorrt", "abacus"):
-        assert provider in error_of(anyclass_export("verify", exported_fp16.bundle, "--provider", provider))
+        assert provider in error_of(in_this_process("verify", exported_fp16.bundle, "--provider", provider))
 
     run = write_tiny_run(tmp_path / "run")
     (run / "model.safetensors").write_bytes(b"no")
-    assert "model.safetensors" in error_of(anyclass_export("export", run, tmp_path / "out"))
+    assert "model.safetensors" in error_of(in_this_process("export", run, tmp_path / "out"))
     assert ["run"] == sorted(path.name for path in tmp_path.iterdir())
 
 
 def test_a_missing_recipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     """`train` shows errors of the training code in the same way."""
-    assert "no.toml" in error_of(anyclass_export("train", tmp_path / "no.toml", "--out", tmp_path / "run"))
+    assert "no.toml" in error_of(in_this_process("train", tmp_path / "no.toml", "--out", tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +176,7 @@ def test_only_the_exit_code_reports_a_missing_package_to_an_installer(exported_f
 def test_a_manifest_is_all_that_force_replaces(exported_fp16: Exported, tmp_path: Path) -> None:
     """--force on a folder that is no bundle is refused before anything is computed."""
     (tmp_path / "keep").write_text("precious")
-    assert "is not a bundle" in error_of(anyclass_export("export", exported_fp16.run, tmp_path, "--force"))
+    assert "is not a bundle" in error_of(in_this_process("export", exported_fp16.run, tmp_path, "--force"))
     assert not (tmp_path / MANIFEST).exists()
     assert "precious" == (tmp_path / "keep").read_text()
 
@@ -168,8 +185,8 @@ def test_averaging_writes_a_run_and_says_so(tmp_path: Path) -> None:
     """One line on success; shares that are no numbers are one line and exit code 2."""
     runs = [write_tiny_run(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
 
-    done = anyclass_export("average", *runs, "--out", tmp_path / "mean", "--shares", "1,3")
+    done = in_this_process("average", *runs, "--out", tmp_path / "mean", "--shares", "1,3")
     assert (0, f"wrote {tmp_path / 'mean'}: the mean of 2 runs\n") == (done.returncode, done.stdout)
 
-    wrong = anyclass_export("average", *runs, "--out", tmp_path / "other", "--shares", "1,many")
+    wrong = in_this_process("average", *runs, "--out", tmp_path / "other", "--shares", "1,many")
     assert "error: --shares 1,many: is not a list of numbers such as 1,1,2" == error_of(wrong)
