@@ -25,7 +25,7 @@ from prometheus_client import (
 )
 
 from service.monitoring.usage import add_time
-from service.monitoring.worker_metrics import gather
+from service.monitoring.worker_metrics import render
 
 Kind: TypeAlias = Literal["image", "text"]
 Stage: TypeAlias = Literal["decode", "queue", "text", "image", "score"]
@@ -297,4 +297,4 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format. Reads files after `watch_process`."""
-        return generate_latest(self.registry if self._shared is None else gather(self._shared))
+        return generate_latest(self.registry) if self._shared is None else render(self._shared)

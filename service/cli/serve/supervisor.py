@@ -10,11 +10,9 @@ all workers, whichever answers.
 """
 
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +26,7 @@ from typing import Final
 
 import structlog
 
+from service.cli.serve.metrics_folder import enter, leave, make_folder
 from service.cli.serve.server import EXIT_CUT_SHORT, EXIT_OK, GRACE_S
 from service.cli.serve.worker import EXIT_NOW, STOP, Worker
 from service.errors import ConfigurationError
@@ -98,7 +97,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Start the workers and watch them; return the exit code, the highest of theirs."""
-        folder = _shared_folder()
+        folder = make_folder()
+        presence = enter(folder)
         try:
             with self._signal_wakeup() as wakeup:
                 for number in range(self._settings.workers):
@@ -107,7 +107,7 @@ class Supervisor:
                     self._watch(wakeup, folder)
         finally:
             os.environ.pop(VARIABLE, None)
-            shutil.rmtree(folder, ignore_errors=True)
+            leave(folder, presence)
         _log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
 
@@ -228,17 +228,6 @@ class Supervisor:
             write.close()
 
 
-def _shared_folder() -> Path:
-    """Make the folder for the workers' metrics. Raises ConfigurationError if that fails."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="anyclass-metrics-"))
-    except OSError as exc:
-        raise ConfigurationError(f"Several workers need a temporary directory for their metrics: {exc}") from exc
-    # The workers inherit it; prometheus-client reads it at its first import.
-    os.environ[VARIABLE] = str(folder)
-    return folder
-
-
 def _as_exit_code(code: int) -> int:
     """Return the exit code of a worker; `multiprocessing` reports a signal as its negative number."""
     if code == -signal.SIGTERM:  # before its handler was set, so before it accepted a request
@@ -255,8 +244,12 @@ def _run_worker(number: int, settings: Settings, listener: socket.socket, pipe: 
     from service.monitoring.metrics import Metrics
 
     logs.configure(settings.log_level, settings.log_format, worker=number)
-    server = Worker(create_app(settings, metrics=Metrics(shared=folder)), settings, pipe)
-    code = server.run_on(listener)
+    presence = enter(folder)
+    try:
+        server = Worker(create_app(settings, metrics=Metrics(shared=folder)), settings, pipe)
+        code = server.run_on(listener)
+    finally:
+        leave(folder, presence)
     if server.force_exit:
         # A regular exit would wait for threads that are still busy.
         sys.stderr.flush()

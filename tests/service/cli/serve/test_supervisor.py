@@ -100,6 +100,11 @@ def metrics_of(server: HttpServer) -> dict[str, Metric]:
     return {family.name: family for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)}
 
 
+def metrics_files(folder: Path) -> list[str]:
+    """Return the names of the files in which the workers count."""
+    return [path.name for path in folder.glob("anyclass-metrics-*/*.db")]
+
+
 def requests_counted(families: dict[str, Metric]) -> list[float]:
     """Return the number of classify requests in each series."""
     samples = families["anyclass_http_requests"].samples
@@ -157,9 +162,16 @@ def test_resources_belong_to_the_numbered_process(server: HttpServer) -> None:
 
 
 def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, tmp_path: Path) -> None:
-    """Its number returns with a later start in the metrics; no request on a new connection fails meanwhile."""
-    with http_server(bundle, tmp_path, env=TWO) as server:
+    """Its number returns with a later start in the metrics; no request on a new connection fails meanwhile.
+
+    Its counts stay, and the folder of the metrics does not grow.
+    """
+    with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
         wait_until(lambda: len(pids(server)) == 2)
+        files = metrics_files(tmp_path)
+        assert 200 == classify(server)
+        wait_until(lambda: requests_counted(metrics_of(server)) != [])
+        (counted,) = requests_counted(metrics_of(server))
         before = of_each_process(server, "process_start_time_seconds")
         (number, pid), _ = pids(server)
         os.kill(pid, signal.SIGKILL)
@@ -176,17 +188,22 @@ def test_a_process_that_dies_is_replaced_while_the_others_answer(bundle: Path, t
         after = of_each_process(server, "process_start_time_seconds")
         assert set(before) == set(after)
         assert {str(number)} == {worker for worker, start in after.items() if start > before[worker]}
+        (later,) = requests_counted(metrics_of(server))
+        assert later > counted
+        assert len(files) + 2 == len(metrics_files(tmp_path))
+        assert {"counter_ended.db", "histogram_ended.db"} <= set(metrics_files(tmp_path))
         assert 0 == server.stop()
 
 
 def test_no_process_outlives_the_first(bundle: Path, tmp_path: Path) -> None:
-    """The workers end even if the supervisor is killed."""
+    """The workers end even if the supervisor is killed, and the last of them deletes the metrics folder."""
     with http_server(bundle, tmp_path, env={**TWO, "TMPDIR": str(tmp_path)}) as server:
         wait_until(lambda: len(pids(server)) == 2)
         server.process.kill()
         wait_until(lambda: not any(alive(pid) for _, pid in pids(server)))
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/livez")
+        assert [] == list(tmp_path.glob("anyclass-metrics-*"))
 
 
 def test_a_signal_to_all_of_them_stops_them_in_order(bundle: Path, tmp_path: Path) -> None:
