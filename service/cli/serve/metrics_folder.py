@@ -40,9 +40,9 @@ def make_folder() -> Path:
     return folder
 
 
-def enter(folder: Path) -> filelock.BaseFileLock:
-    """Mark the folder as used by this process, until the lock is released."""
-    lock = filelock.FileLock(folder / f"{os.getpid()}{_PRESENT}")
+def enter(folder: Path, name: str) -> filelock.BaseFileLock:
+    """Mark the folder as used by the process `name`, until the lock is released; its successor takes the same name."""
+    lock = filelock.FileLock(folder / f"{name}{_PRESENT}")
     lock.acquire(timeout=_PATIENCE_S)
     return lock
 

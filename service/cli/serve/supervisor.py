@@ -98,7 +98,7 @@ class Supervisor:
     def run(self) -> int:
         """Start the workers and watch them; return the exit code, the highest of theirs."""
         folder = make_folder()
-        presence = enter(folder)
+        presence = enter(folder, "supervisor")
         try:
             with self._signal_wakeup() as wakeup:
                 for number in range(self._settings.workers):
@@ -244,7 +244,7 @@ def _run_worker(number: int, settings: Settings, listener: socket.socket, pipe: 
     from service.monitoring.metrics import Metrics
 
     logs.configure(settings.log_level, settings.log_format, worker=number)
-    presence = enter(folder)
+    presence = enter(folder, f"worker-{number}")
     try:
         server = Worker(create_app(settings, metrics=Metrics(shared=folder)), settings, pipe)
         code = server.run_on(listener)

@@ -25,10 +25,10 @@ def test_the_last_process_removes_the_folder() -> None:
     """The supervisor may be the last or not: it may have been killed."""
     folder = make_folder()
     assert str(folder) == os.environ[VARIABLE]
-    supervisor = enter(folder)
-    (folder / "1.present").touch()  # of a worker that was killed
+    supervisor = enter(folder, "supervisor")
+    (folder / "worker-1.present").touch()  # of a worker that was killed
     supervisor.release()
-    worker = enter(folder)
+    worker = enter(folder, "worker-0")
     leave(folder, worker)
     assert not folder.exists()
 
@@ -37,8 +37,8 @@ def test_a_start_removes_what_killed_services_left(tmp_path: Path) -> None:
     """Not the folder of one that lives, that just starts, or of which nothing is known."""
     dead, living, young, foreign = (make_folder() for _ in range(4))
     for folder in (dead, young):
-        (folder / "1.present").touch()
-    presence = enter(living)
+        (folder / "worker-1.present").touch()
+    presence = enter(living, "supervisor")
     for folder in (dead, living, foreign):
         old(folder)
     (tmp_path / "anyclass-metrics-link").symlink_to(dead)

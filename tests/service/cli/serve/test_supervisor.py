@@ -102,7 +102,7 @@ def metrics_of(server: HttpServer) -> dict[str, Metric]:
 
 def metrics_files(folder: Path) -> list[str]:
     """Return the names of the files in which the workers count."""
-    return [path.name for path in folder.glob("anyclass-metrics-*/*.db")]
+    return [path.name for path in folder.glob("anyclass-metrics-*/*") if path.suffix != ".lock"]
 
 
 def requests_counted(families: dict[str, Metric]) -> list[float]:
