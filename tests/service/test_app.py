@@ -336,7 +336,7 @@ async def test_overload_is_refused_with_a_time_to_come_again(bundle: Path) -> No
         refused: httpx.Response | None = None
         while refused is None and len(accepted) < 10:
             task = asyncio.create_task(client.post("/v1/classify", **form))
-            await until(lambda task=task: task.done() or decoded(app) == len(accepted) + 1)  # type: ignore[misc]
+            await until(lambda task=task: task.done() or decoded(app) == len(accepted) + 1)
             if task.done():
                 refused = await task
             else:
