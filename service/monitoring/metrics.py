@@ -108,16 +108,16 @@ class Metrics:
             "anyclass_answers_unread", "Connections closed because the client did not read its answer.", registry=own
         )
 
+        self.out_of_descriptors = Counter(
+            "anyclass_out_of_descriptors", "Seconds without a free descriptor for a connection.", registry=own
+        )
+
         # Stages of a classification
         self.images = Counter(
             "anyclass_images", "Images classified, embedded or failed.", ["model", "outcome"], registry=own
         )
         self.stage_seconds = Histogram(
-            "anyclass_stage_seconds",
-            "Time in each stage of a request; stages overlap.",
-            ["model", "stage"],
-            buckets=_LATENCIES_S,
-            registry=own,
+            "anyclass_stage_seconds", "Time in a stage.", ["model", "stage"], buckets=_LATENCIES_S, registry=own
         )
         self.decode_waiting = Gauge(
             "anyclass_decode_waiting", "Images in or before decoding.", registry=own, multiprocess_mode="livesum"

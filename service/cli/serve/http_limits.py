@@ -88,6 +88,11 @@ class HttpLimitsProtocol(LingeringProtocol):
         self._unread_bytes = 0
         super().on_message_complete()
 
+    def idle_since(self) -> float | None:
+        """Return the time of the event loop at which the last answer ended; None unless the client may ask again."""
+        timer = self.timeout_keep_alive_task
+        return None if timer is None else timer.when() - self.timeout_keep_alive
+
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self.head_timeout_s, self._on_timeout)
 

@@ -6,8 +6,10 @@ On a signal, plain uvicorn closes its port at once, and ends by the signal inste
 import asyncio
 import contextlib
 import contextvars
+import errno
 import json
 import math
+import os
 import signal
 import socket
 import threading
@@ -41,8 +43,11 @@ and answers ask clients to close their connections; a request in transit finds a
 _LAST_ROUNDS: Final = 5
 _LAST_ROUND_S: Final = 0.05
 """Rounds of the event loop after the port has closed, for requests on the last connections."""
+_IDLE_S: Final = 2.0
+"""Time for which a connection stays open after its last answer, as a busy client's next request may be on its way."""
 
 _BACKLOG: Final = 2048
+_TICKS_PER_S: Final = 10
 _log = structlog.stdlib.get_logger("service.server")
 
 
@@ -104,9 +109,12 @@ class Server(uvicorn.Server):
         self._lifecycle.when_failed(self._on_start_failed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
+        self._descriptor = -1
+        self._exhausted = False
 
     def run_on(self, listener: socket.socket) -> int:
         """Serve on a bound socket until a signal, and return the exit code."""
+        self._descriptor = listener.fileno()
         self.run(sockets=[listener])
         _log.info("stopped", exit_code=self.exit_code)
         return self.exit_code
@@ -124,16 +132,43 @@ class Server(uvicorn.Server):
         """Close the port, answer the accepted requests, and shut the application down.
 
         Closing a port resets connections that are not accepted yet, and uvicorn closes those that have not sent a
-        request yet. So the former are accepted first, and the latter get a moment.
+        request yet, and idle ones. So the first are accepted, and the others get a moment.
         """
         waiting = [connection for listener in sockets or [] for connection in accept_pending(listener)]
         self._close_port(sockets or [])
         loop = asyncio.get_running_loop()
         for connection in waiting:
             await loop.connect_accepted_socket(self._protocol, connection)
-        for _ in range(0 if self.force_exit else _LAST_ROUNDS):
+        for number in range(max(_LAST_ROUNDS, math.ceil(_IDLE_S / _LAST_ROUND_S))):
+            if self.force_exit or (number >= _LAST_ROUNDS and not self._used_lately(loop.time())):
+                break
             await asyncio.sleep(_LAST_ROUND_S)
         await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Check the descriptors once a second. See `uvicorn.Server`, which calls it ten times as often."""
+        if counter % _TICKS_PER_S == 0:
+            self._check_descriptors()
+        return await super().on_tick(counter)
+
+    def _check_descriptors(self) -> None:
+        """Count and log that no descriptor is free: libuv then closes new connections without a word."""
+        try:
+            os.close(os.dup(self._descriptor))
+        except OSError as exc:
+            if exc.errno != errno.EMFILE:
+                return  # the port is closed
+            self._services.metrics.out_of_descriptors.inc()
+            if not self._exhausted:
+                _log.error("connections cannot be accepted", reason=exc.strerror)
+            self._exhausted = True
+        else:
+            self._exhausted = False
+
+    def _used_lately(self, now: float) -> bool:
+        """Return whether a client may soon send its next request on an idle connection."""
+        idle_since = (cast("HttpLimitsProtocol", each).idle_since() for each in self.server_state.connections)
+        return any(since is not None and now - since < _IDLE_S for since in idle_since)
 
     def _pressed(self) -> bool:
         """Return whether clients that do not read their answers keep others out, or the process from its end."""

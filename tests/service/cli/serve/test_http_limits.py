@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import resource
 import select
 import socket
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from uvicorn.server import ServerState
 from service.cli.serve.http_limits import MAX_HEAD_BYTES, MAX_PIPELINED, HttpLimitsProtocol
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.waiting import wait_until
 
 MIB = 2**20
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -119,6 +121,24 @@ def test_a_request_names_one_host(server: HttpServer, head: bytes, status: int) 
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     if status == 400:
         assert "Host" in json.loads(answer.rpartition(b"\r\n\r\n")[2])["detail"]
+
+
+def test_a_process_without_free_descriptors_says_so(tmp_path: Path) -> None:
+    """It logs it once, and counts the seconds; libuv closes the connections without a word."""
+    with http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path) as server, contextlib.ExitStack() as clients:
+        pid = server.process.pid
+        host, port = server.url.removeprefix("http://").split(":")
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 4, before[1]))
+        for _ in range(used + 8):
+            clients.enter_context(socket.create_connection((host, int(port))))
+        wait_until(lambda: any(line["event"] == "connections cannot be accepted" for line in server.logs()))
+        clients.close()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+        (count,) = (line.split()[1] for line in lines if line.startswith("anyclass_out_of_descriptors_total "))
+        assert float(count) >= 1
 
 
 class Impatient(HttpLimitsProtocol):

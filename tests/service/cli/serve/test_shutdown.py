@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import io
 import json
+import select
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,8 @@ import structlog
 from PIL import Image
 
 from service.app import create_app
-from service.cli.serve.server import Server
+from service.cli.serve import server as server_module
+from service.cli.serve.server import Server, bind
 from service.monitoring import logs
 from service.settings import Settings
 from tests.support.http_server import HttpServer, http_server
@@ -158,6 +160,31 @@ def test_idle_connections_do_not_delay_the_end(bundle: Path, tmp_path: Path, env
     with http_server(bundle, tmp_path, env=env | for_hours) as server, httpx.Client(base_url=server.url) as client:
         client.get("/livez")
         assert 0 == server.stop()
+
+
+def test_a_request_on_a_connection_that_was_just_used_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been sent before the client knew of the stop; its answer closes the connection."""
+    monkeypatch.setattr(server_module, "_IDLE_S", TIMEOUT_S)
+    listener = bind("127.0.0.1", 0)
+    server = Server(create_app(Settings(model=write_tiny_bundle(tmp_path / "bundle"))), Settings())
+    thread = threading.Thread(target=server.run_on, args=[listener])
+    thread.start()
+    connection = http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=TIMEOUT_S)
+    connection.request("GET", "/livez")
+    assert b'{"status":"alive"}' == connection.getresponse().read()
+    server.handle_exit(signal.SIGTERM, None)
+    wait_until(lambda: server.should_exit)
+    assert connection.sock is not None
+    readable, _, _ = select.select([connection.sock], [], [], 1.0)
+    assert [] == readable
+    connection.request("GET", "/livez")
+    answer = connection.getresponse()
+    assert (200, "close") == (answer.status, answer.headers["connection"])
+    connection.close()
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
 
 
 @pytest.mark.usefixtures("restored_logging")
