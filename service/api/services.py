@@ -1,9 +1,7 @@
 """The parts of an application that its routes use."""
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar, cast
+from typing import TypeVar, cast
 
 from starlette.requests import Request
 
@@ -21,8 +19,6 @@ from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
 T = TypeVar("T")
-
-_LARGE_BYTES: Final = 2**20
 
 
 @dataclass(slots=True)
@@ -45,7 +41,6 @@ class Services:
     registry: ModelRegistry | None = None
     ready_classifier: Classifier | None = None
     ready_embedder: Embedder | None = None
-    _large: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def models(self) -> ModelRegistry:
@@ -83,13 +78,6 @@ class Services:
         if part is None:
             raise NotReady("The service is stopping.")
         return part
-
-    async def parsed(self, body: bytes, parse: Callable[[], T]) -> T:
-        """Return `parse()` from a thread. Large bodies take turns: parsed JSON takes many times its bytes."""
-        if len(body) < _LARGE_BYTES:
-            return await asyncio.to_thread(parse)
-        async with self._large:
-            return await asyncio.to_thread(parse)
 
 
 def services_of(request: Request) -> Services:

@@ -64,6 +64,7 @@ class Validation:
     def __init__(self, handler: LineHandler, endpoint: str, *, max_lines: int, max_line_bytes: int) -> None:
         self.faults: list[LineFault] = []
         self.lines = 0
+        self._blank = 0
         self._handler = handler
         self._endpoint = endpoint
         self._max_lines = max_lines
@@ -78,7 +79,7 @@ class Validation:
     @property
     def over(self) -> bool:
         """Return whether the file is already invalid enough to stop reading."""
-        return len(self.faults) >= MAX_FAULTS or self.lines > self._max_lines
+        return len(self.faults) >= MAX_FAULTS or max(self.lines, self._blank) > self._max_lines
 
     def feed(self, content: bytes) -> None:
         """Check complete lines."""
@@ -95,7 +96,13 @@ class Validation:
         return ChunkPlan(self._starts, self._first_lines, self._bytes, self.lines)
 
     def _check(self, start: int, number: int, line: bytes | None) -> None:
-        if self.over or (line is not None and not line.strip()):
+        if self.over:
+            return
+        if line is not None and not line.strip():
+            self._blank += 1
+            if self.over:
+                message = f"The file has more than {self._max_lines} blank lines; remove them."
+                self.faults.append(LineFault(code="too_many_blank_lines", message=message, line=number))
             return
         self.lines += 1
         if self.lines > self._max_lines:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -171,9 +171,14 @@ class JobWork:
         start, end, first_line = job.chunk(chunk)
         splitter = LineSplitter(self._limits.max_line_bytes, offset=start, first_line=first_line)
         found: list[tuple[int, bytes]] = []
+
+        def keep(lines: Iterator[tuple[int, int, bytes | None]]) -> None:
+            found.extend((number, line) for _, number, line in lines if line and line.strip())
+
         async for piece in self._input(job, start, end):
-            found += [(number, line) for _, number, line in splitter.feed(piece) if line and line.strip()]
-        found += [(number, line) for _, number, line in splitter.finish() if line and line.strip()]
+            # In a thread: between two lines there may be millions of blank ones.
+            await asyncio.to_thread(keep, splitter.feed(piece))
+        keep(splitter.finish())
         return found
 
     async def _input(self, job: Job, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:

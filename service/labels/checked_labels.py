@@ -4,13 +4,19 @@ import hashlib
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from service.concurrency import run_off_loop
+from service.concurrency import MANY, run_off_loop
 from service.labels.cache_keys import labels_digest
 from service.model.prompts import normalise_labels
 
+_MANY_CHARS: Final = 2**20
+"""Characters from which the hash of a list would block the event loop."""
+_FEW_CHARS: Final = 2**14
+_SHORT_CHARS: Final = 200
+"""Characters of a label whose marks are brought into their order at once; the time grows with the square."""
 _ENTRY_BYTES: Final = 500
 """Approximate memory of an entry without its labels."""
 
@@ -32,6 +38,8 @@ class KnownLabels:
         self._max_chars = max_chars
         self._max_bytes = max_bytes
         self._bytes = 0
+        # One thread: several would keep the interpreter's lock among them, and the event loop waiting.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="anyclass-labels")
         self._lists: OrderedDict[bytes, tuple[CheckedLabels, int]] = OrderedDict()
 
     async def check(self, labels: Sequence[str]) -> CheckedLabels:
@@ -43,12 +51,16 @@ class KnownLabels:
         """
         if not 0 < len(labels) <= self._max_labels:
             return self._checked(labels)
-        key = _raw_key(labels)
+        longest, chars = max(map(len, labels)), sum(map(len, labels))
+        if longest > self._max_chars:
+            return await run_off_loop(MANY, lambda: self._checked(labels), self._thread)
+        key = await run_off_loop(chars, lambda: _raw_key(labels), self._thread, many=_MANY_CHARS)
         found = self._lists.get(key)
         if found is not None:
             self._lists.move_to_end(key)
             return found[0]
-        checked = await run_off_loop(len(labels), lambda: self._checked(labels))
+        short = longest <= _SHORT_CHARS and chars <= _FEW_CHARS
+        checked = await run_off_loop(len(labels) if short else MANY, lambda: self._checked(labels), self._thread)
         self._keep(key, checked)
         return checked
 

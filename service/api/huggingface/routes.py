@@ -18,8 +18,10 @@ from service.api.huggingface.schemas import InputObject, LabelScore, ZeroShotReq
 from service.api.json_writer import predictions_text
 from service.api.problems.table import FieldErrors
 from service.api.request.disconnect import cancel_on_disconnect
+from service.api.request.fields import max_values
 from service.api.request.image_field import image_from_text
 from service.api.request.json_body import read_json
+from service.api.request.off_loop import decoded
 from service.api.request.validation import validate_fields
 from service.api.services import services_of
 from service.api.timing import server_timing
@@ -84,16 +86,15 @@ async def classify_by_model(request: Request, model: ModelName) -> Response:
 
 async def _classify(request: Request, model: str | None) -> Response:
     services = services_of(request)
-    classifier = services.classifier
+    classifier, settings = services.classifier, services.settings
     # The path names the model, so an overloaded one refuses the request before its body is read.
     classifier.check_admission(model)
-    parsed = validate_fields(ZeroShotRequest, await read_json(request, services.settings))
+    parsed = validate_fields(ZeroShotRequest, await read_json(request, settings, max_values=max_values(settings)))
     given = parsed.inputs
-    source = image_from_text(given if isinstance(given, str) else given.image, services.image_fetcher)
+    image = given if isinstance(given, str) else given.image
+    source = await decoded(len(image), lambda: image_from_text(image, services.image_fetcher))
     template = parsed.parameters.hypothesis_template
-    query = LabelQuery(
-        _labels(parsed, limit=services.settings.max_labels), "default" if template is None else (template,)
-    )
+    query = LabelQuery(_labels(parsed, limit=settings.max_labels), "default" if template is None else (template,))
     timings = Timings()
 
     async def classified() -> Classification:

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from service.api.problems.schemas import AnswerModel
 from service.api.request.validation import RequestModel
 
-_Labels = list[str] | str
+_Labels = Annotated[list[str], Field(fail_fast=True)] | str
 
 
 class Parameters(RequestModel):

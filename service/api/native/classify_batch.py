@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.api.direct_route import DirectRoute
 from service.api.documentation.examples import RESULT_LINES
 from service.api.documentation.request_bodies import BATCH
 from service.api.documentation.responses import (
@@ -41,6 +42,7 @@ from service.model.answer_warnings import AnswerWarning
 
 NDJSON: Final = "application/x-ndjson"
 
+_MAX_ACCEPT_CHARS: Final = 4_096
 _LINES: Final = (
     "Each line is a `BatchResult`. Should the whole fail midway, the last line is an object with `error` alone."
 )
@@ -51,7 +53,7 @@ Result: TypeAlias = tuple[int, str | None, Classification | AnyclassError]
 WaitDisconnected: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 """Waits until the client has disconnected."""
 
-router = APIRouter(tags=["Classify"])
+router = APIRouter(tags=["Classify"], route_class=DirectRoute)
 
 
 @router.post(
@@ -119,9 +121,10 @@ async def _batch(request: Request, services: Services, *, streamed: bool) -> _Ba
             check_declared_length(request.headers.get("content-length"), limit)
         except PayloadTooLarge as exc:
             raise too_large(limit) from exc
+        parsed = await parse_archive_query(request, settings)
         spool = Spool()
         archive = ArchiveImages(cast("IO[bytes]", spool), settings, max_images=max_images)
-        return _Batch(parse_archive_query(request, settings), archive, ArchiveUpload(request.receive, spool, settings))
+        return _Batch(parsed, archive, ArchiveUpload(request.receive, spool, settings))
     parsed = await parse_batch(request, settings, services.image_fetcher)
     if parsed.archive is None:
         return _Batch(parsed)
@@ -251,7 +254,7 @@ def _error(request: Request, error: AnyclassError) -> dict[str, Any]:
 def _wants_lines(request: Request) -> bool:
     """Return whether the client prefers lines to one document. Without a preference it gets the document."""
     weights: dict[str, float] = {}
-    for part in request.headers.get("accept", "*/*").split(","):
+    for part in request.headers.get("accept", "*/*")[:_MAX_ACCEPT_CHARS].split(","):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
         weight = next((p[2:] for p in parameters if p.startswith("q=")), "1")
         try:

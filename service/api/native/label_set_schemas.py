@@ -21,7 +21,9 @@ class DescribedLabel(RequestModel):
     """A label with descriptions that replace it; repeat the label among them if it should count too."""
 
     label: Annotated[str, Field(examples=["cat"])]
-    descriptions: Annotated[list[str], Field(examples=[["a cat", "a small furry animal with whiskers"]])]
+    descriptions: Annotated[
+        list[str], Field(fail_fast=True, examples=[["a cat", "a small furry animal with whiskers"]])
+    ]
 
 
 class LabelSetIn(RequestModel):

@@ -27,6 +27,7 @@ from service.api.problems.table import FieldErrors
 from service.api.request.body import JSON, read_body, require_media_type
 from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.etags import etag, read_condition
+from service.api.request.off_loop import off_loop
 from service.api.request.query import read_query, refuse_query
 from service.api.request.strict_json import parse_json_object
 from service.api.request.validation import validate_fields
@@ -98,7 +99,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
     condition = read_condition(request)
     content = await read_body(request, settings)
     # Up to 100,000 labels: checking them would block the event loop.
-    definition = await services.parsed(content, lambda: _definition(content, settings))
+    definition = await off_loop(len(content), lambda: _definition(content, settings))
 
     async def write() -> tuple[LabelSetStatus, bool, tuple[AnswerWarning, ...]]:
         try:

@@ -1,6 +1,8 @@
 """Models, templates, health and metrics."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -14,6 +16,9 @@ from service.api.problems.table import FieldErrors
 from service.api.request.query import read_query
 from service.api.services import services_of
 from service.errors import NotReady, UnknownModel
+
+_RENDERING: Final = ThreadPoolExecutor(1, thread_name_prefix="anyclass-metrics")
+"""Renders the metrics: in the default executor they would wait behind large answers that are written there."""
 
 router = APIRouter()
 
@@ -106,5 +111,5 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Requests, latencies, queues and caches."""
     # In a thread, because the metrics of the process are read from files.
-    text = await asyncio.to_thread(services_of(request).metrics.render)
+    text = await asyncio.get_running_loop().run_in_executor(_RENDERING, services_of(request).metrics.render)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

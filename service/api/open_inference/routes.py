@@ -25,6 +25,7 @@ from service.api.open_inference.tensors import TensorLimits, TensorRequest, read
 from service.api.problems.table import FieldErrors, UnsupportedMediaType
 from service.api.request.body import JSON, OCTETS, media_type, read_body
 from service.api.request.disconnect import cancel_on_disconnect
+from service.api.request.off_loop import parsed
 from service.api.request.query import refuse_query
 from service.api.request.strict_json import parse_json_list
 from service.api.services import services_of
@@ -131,7 +132,7 @@ async def _infer(request: Request, chosen: Model) -> Response:
     header_length = request.headers.get(HEADER_LENGTH)
     body = await read_body(request, settings)
     limits = TensorLimits(settings.max_batch_images, settings.max_embed_texts, chosen.manifest.image)
-    sent = await services.parsed(body, lambda: read_infer(body, header_length, limits, services.image_fetcher))
+    sent = await parsed(body, lambda: read_infer(body, header_length, limits, services.image_fetcher))
     wanted = _requested_outputs(sent)
     parameters = sent.request.parameters
     query = EmbedQuery(

@@ -5,7 +5,7 @@ https://github.com/kserve/open-inference-protocol; binary tensors follow Triton'
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SkipValidation
 
 from service.api.request.validation import RequestModel
 from service.inference.registry import ModelInfo
@@ -46,8 +46,10 @@ class InputTensor(RequestModel):
         ),
     ]
     parameters: InputParameters = InputParameters()
+    # Not copied by validation: there may be millions of numbers. Their reader checks them.
     data: Annotated[
-        list[Any] | None, Field(description="Texts; images as data URIs, base64 or URLs; or numbers from 0 to 255.")
+        SkipValidation[list[Any] | None],
+        Field(description="Texts; images as data URIs, base64 or URLs; or numbers from 0 to 255."),
     ] = None
 
 

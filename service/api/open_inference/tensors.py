@@ -25,6 +25,8 @@ from service.images.fetching import ImageFetcher
 from service.model.arrays import STORED_FLOAT32, Pixels, Vectors
 from service.model.manifest import ImageSection
 
+_STEP: Final = 2**14
+"""Numbers handled at once: what is longer is done piece by piece, so that other threads run meanwhile."""
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -65,12 +67,23 @@ def read_infer(
     """
     end = _json_length(header_length, len(body))
     request = validate_fields(InferRequest, parse_json_object(body[:end], numbers=True))
-    rest = memoryview(body)[end:]
+    try:
+        return _read_inputs(request, memoryview(body)[end:], limits, fetcher)
+    finally:
+        for tensor in request.inputs:
+            _free(tensor.data)
+
+
+def _read_inputs(
+    request: InferRequest, rest: memoryview, limits: TensorLimits, fetcher: ImageFetcher | None
+) -> TensorRequest:
     inputs: dict[str, Any] = {}
     for index, tensor in enumerate(request.inputs):
         if tensor.name in inputs:
             raise FieldErrors([(f"inputs[{index}]", f"{tensor.name} is given more than once")])
         count = _count(tensor, limits)
+        if not isinstance(tensor.data, list | None):
+            raise FieldErrors([(f"inputs[{index}].data", "must be a list")])
         size = tensor.parameters.binary_data_size
         if (size is None) == (tensor.data is None):
             raise MalformedRequest(f"The input {tensor.name} must have exactly one of data and binary_data_size.")
@@ -159,15 +172,21 @@ def _from_json(
 ) -> Sequence[str] | Sequence[ImageSource] | Pixels:
     if tensor.datatype == "UINT8":
         try:
-            pixels = bytes(flat)
+            pixels = b"".join(bytes(flat[at : at + _STEP]) for at in range(0, len(flat), _STEP))
         except (TypeError, ValueError) as exc:
             raise MalformedRequest("The data of a UINT8 tensor must be whole numbers from 0 to 255.") from exc
         return _pixels(tensor, pixels)
     if not all(isinstance(each, str) for each in flat):
         raise MalformedRequest(f"The data of the input {tensor.name} must be strings.")
     if tensor.name == TEXT:
-        return flat
+        return list(flat)
     return _sources([partial(image_from_text, flat[index], fetcher) for index in range(count)])
+
+
+def _free(data: object) -> None:
+    """Empty `data`, which may hold millions of numbers, in steps: to free them at once would stop all threads."""
+    while isinstance(data, list) and data:
+        del data[-_STEP:]
 
 
 def _from_binary(

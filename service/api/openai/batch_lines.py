@@ -9,6 +9,7 @@ from service.api.problems.protocol_forms import write_error
 from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, FieldErrors, kind_of, problem, problem_of, quoted
 from service.api.request.fields import read_options
 from service.api.request.image_field import image_from_text
+from service.api.request.off_loop import decoded
 from service.api.request.strict_json import parse_json_object
 from service.api.request.validation import validate_fields
 from service.api.services import Services
@@ -57,7 +58,8 @@ class RouteLineHandler:
         if endpoint == EMBEDDINGS:
             content, _ = await answer_embeddings(services, validate_fields(EmbeddingsRequest, fields), background=True)
             return LineAnswer(_OK, content.decode())
-        source = image_from_text(fields.pop("image"), services.image_fetcher)
+        image = fields.pop("image")
+        source = await decoded(len(image), lambda: image_from_text(image, services.image_fetcher))
         options = read_options(fields, services.settings)
         classification = await services.classifier.classify_in_background(
             source, options.query(), options.scoring_options(), model=options.model

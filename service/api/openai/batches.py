@@ -55,6 +55,8 @@ _LINKS: Final = {
     "cancel": {"operationId": "cancel_batch", "parameters": {"batch_id": "$response.body#/id"}},
 }
 
+_MAX_VALUES: Final = 256
+
 router = APIRouter(tags=["Batch jobs"])
 
 
@@ -79,7 +81,7 @@ async def create_batch(request: Request, idempotency_key: IdempotencyKey = None)
     services = services_of(request)
     jobs, settings = services.jobs, services.settings
     idempotency = idempotency_of(idempotency_key, getattr(request.state, "api_key", None) or "")
-    parsed = validate_fields(BatchRequest, await read_json(request, settings))
+    parsed = validate_fields(BatchRequest, await read_json(request, settings, max_values=_MAX_VALUES))
     if parsed.endpoint not in ENDPOINTS:
         raise FieldErrors([("endpoint", f"must be one of {', '.join(ENDPOINTS)}")])
     keep = parsed.output_expires_after

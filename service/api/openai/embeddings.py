@@ -17,6 +17,7 @@ from service.api.problems.table import FieldErrors
 from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.image_field import image_from_text
 from service.api.request.json_body import read_json
+from service.api.request.off_loop import decoded
 from service.api.request.validation import RequestModel, validate_fields
 from service.api.services import Services, services_of
 from service.api.timing import server_timing
@@ -29,6 +30,7 @@ from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import STORED_FLOAT32
 
 _MAX_NAME_CHARS: Final = 256
+_OTHER_VALUES: Final = 256
 _RED_DOT: Final = f"data:image/png;base64,{RED_DOT}"
 
 _INPUT: Final[list[dict[str, Any]]] = [
@@ -98,7 +100,10 @@ async def embeddings(request: Request) -> Response:
     """Vectors have unit length; texts and images share one space. Texts are embedded as they are, without template."""
     services = services_of(request)
     services.require_loaded()
-    parsed = validate_fields(EmbeddingsRequest, await read_json(request, services.settings))
+    settings = services.settings
+    # An image may be an object, which is two values.
+    most = 2 * (settings.max_embed_texts + 2 * settings.max_batch_images) + _OTHER_VALUES
+    parsed = validate_fields(EmbeddingsRequest, await read_json(request, settings, max_values=most))
     body, warnings = await cancel_on_disconnect(request, answer_embeddings(services, parsed))
     headers = {"server-timing": server_timing(request.state.started, None), **warning_headers(warnings)}
     return Response(body, media_type="application/json", headers=headers)
@@ -111,10 +116,19 @@ async def answer_embeddings(
     dim = services.models.get(parsed.model).manifest.dim
     if parsed.dimensions not in (None, dim):
         raise FieldErrors([("dimensions", f"must be {dim} or left out: vectors of this model cannot be shortened")])
-    images, texts, is_image = _sorted_inputs(parsed.input, services.image_fetcher)
+    images, texts, is_image = await decoded(
+        _chars(parsed.input), lambda: _sorted_inputs(parsed.input, services.image_fetcher)
+    )
     embedded = await services.embedder.embed(EmbedQuery(images, texts), model=parsed.model, background=background)
     content = await asyncio.to_thread(_answer, embedded, is_image, parsed.encoding_format)
     return content, embedded.warnings
+
+
+def _chars(given: object) -> int:
+    """Return the number of characters of the inputs, about."""
+    inputs = given if isinstance(given, list) else [given]
+    texts = (each.get("image") if isinstance(each, dict) else each for each in inputs)
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[ImageSource], list[str], list[bool]]:

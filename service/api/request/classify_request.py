@@ -1,6 +1,6 @@
 """Parses a request to classify, sent as JSON, as a form, or as the image or archive itself."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
@@ -9,9 +9,10 @@ from starlette.requests import Request
 
 from service.api.problems.table import FieldErrors, UnsupportedMediaType, quoted
 from service.api.request.body import JSON, MULTIPART, OCTETS, body_chunks, content_type_shown, join_chunks, media_type
-from service.api.request.fields import ClassifyRequest, Options, fields_from_text, read_options
+from service.api.request.fields import ClassifyRequest, Options, fields_from_text, max_values, read_options
 from service.api.request.form import read_form
 from service.api.request.image_field import image_from_text
+from service.api.request.off_loop import off_loop, parsed
 from service.api.request.query import refuse_query
 from service.api.request.strict_json import parse_json_object
 from service.api.request.validation import MAX_ERRORS_SHOWN
@@ -25,6 +26,8 @@ _URLENCODED: Final = "application/x-www-form-urlencoded"
 
 _T = TypeVar("_T")
 
+_SHORT_TEXT: Final = 2**14
+"""Characters of a query or of a form's fields that are parsed on the event loop."""
 _OTHER_FIELDS: Final = 64
 """Fields that a form may have next to its labels and templates: all known ones, and some to report as unknown."""
 
@@ -38,10 +41,8 @@ async def parse_single(request: Request, settings: Settings, fetcher: ImageFetch
     chunks = body_chunks(request, settings)
     if kind == JSON:
         refuse_query(request)
-        fields = parse_json_object(await join_chunks(chunks))
-        text = _take(fields, "image", str, "a string: a data URI or base64")
-        options = read_options(fields, settings)
-        return _request(options, [image_from_text(text, fetcher)])
+        body = await join_chunks(chunks)
+        return await parsed(body, lambda: _single_json(body, settings, fetcher))
     if kind == MULTIPART:
         refuse_query(request)
         # More than one image is read, to answer a second one with the route for several.
@@ -51,7 +52,7 @@ async def parse_single(request: Request, settings: Settings, fetcher: ImageFetch
         return _request(options, [_not_empty(image) for image in images])
     if kind.startswith("image/") or kind == OCTETS:
         # The fields first: a request without labels is refused before its image is read.
-        options = read_options(fields_from_text(_query_fields(request, settings)), settings)
+        options = await _query_options(request, settings)
         return _request(options, [_not_empty(await join_chunks(chunks))])
     raise _unsupported(kind, "application/json, multipart/form-data, or the image itself as image/*")
 
@@ -65,21 +66,33 @@ async def parse_batch(request: Request, settings: Settings, fetcher: ImageFetche
     chunks = body_chunks(request, settings)
     refuse_query(request)
     if kind == JSON:
-        fields = parse_json_object(await join_chunks(chunks))
-        texts = _take(fields, "images", list, "a list of data URIs or base64 strings")
-        _check_count(len(texts), settings.max_batch_images)
-        if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
-            raise FieldErrors([(f"images[{index}]", "must be a string") for index in wrong[:MAX_ERRORS_SHOWN]])
-        options = read_options(fields, settings)
-        return _request(options, [_or_error(text, fetcher) for text in texts])
+        body = await join_chunks(chunks)
+        return await parsed(body, lambda: _batch_json(body, settings, fetcher))
     if kind == MULTIPART:
         return await _batch_form(request, chunks, settings)
     raise _unsupported(kind, "application/json, multipart/form-data, or a tar, tar.gz or zip archive")
 
 
-def parse_archive_query(request: Request, settings: Settings) -> ClassifyRequest:
+async def parse_archive_query(request: Request, settings: Settings) -> ClassifyRequest:
     """Parse the fields of a request whose body is an archive; `images` is empty. Raises `AnyclassError`."""
-    return _request(read_options(fields_from_text(_query_fields(request, settings)), settings), [])
+    return _request(await _query_options(request, settings), [])
+
+
+def _single_json(body: bytes, settings: Settings, fetcher: ImageFetcher | None) -> ClassifyRequest:
+    fields = parse_json_object(body, max_values=max_values(settings))
+    text = _take(fields, "image", str, "a string: a data URI or base64")
+    options = read_options(fields, settings)
+    return _request(options, [image_from_text(text, fetcher)])
+
+
+def _batch_json(body: bytes, settings: Settings, fetcher: ImageFetcher | None) -> ClassifyRequest:
+    fields = parse_json_object(body, max_values=max_values(settings, images=settings.max_batch_images))
+    texts = _take(fields, "images", list, "a list of data URIs or base64 strings")
+    _check_count(len(texts), settings.max_batch_images)
+    if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
+        raise FieldErrors([(f"images[{index}]", "must be a string") for index in wrong[:MAX_ERRORS_SHOWN]])
+    options = read_options(fields, settings)
+    return _request(options, [_or_error(text, fetcher) for text in texts])
 
 
 def _request(options: Options, images: Sequence[ImageSource]) -> ClassifyRequest:
@@ -117,18 +130,33 @@ async def _read_form(
     if not form.files:
         archive = f", or a tar, tar.gz or zip of images as the part `{_ARCHIVE}`" if _ARCHIVE in parts else ""
         raise FieldErrors([(part, f"is missing; send the image as a file part of that name{archive}")])
-    return read_options(fields_from_text(form.fields), settings), form.files
+    size = sum(len(value) for values in form.fields.values() for value in values)
+    options = await _when_long(size, lambda: _options_from_text(form.fields, settings))
+    return options, form.files
 
 
-def _query_fields(request: Request, settings: Settings) -> dict[str, list[str]]:
+async def _query_options(request: Request, settings: Settings) -> Options:
+    """Parse the query string and validate its fields."""
+    query: bytes = request.scope["query_string"]
+    return await _when_long(len(query), lambda: _options_from_text(_query_fields(query, settings), settings))
+
+
+async def _when_long(size: int, work: Callable[[], _T]) -> _T:
+    return work() if size < _SHORT_TEXT else await off_loop(size, work)
+
+
+def _options_from_text(fields: dict[str, list[str]], settings: Settings) -> Options:
+    return read_options(fields_from_text(fields, max_values=max_values(settings)), settings)
+
+
+def _query_fields(query: bytes, settings: Settings) -> dict[str, list[str]]:
+    if query.count(b"&") >= _max_fields(settings):
+        raise PayloadTooLarge(f"The query has more than {_max_fields(settings)} fields, the limit of this server.")
     fields: dict[str, list[str]] = {}
     try:
-        text = request.scope["query_string"].decode("utf-8")
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
+        pairs = parse_qsl(query.decode("utf-8"), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError as exc:
         raise MalformedRequest("The query string is not percent-encoded UTF-8.") from exc
-    if len(pairs) > _max_fields(settings):
-        raise PayloadTooLarge(f"The query has more than {_max_fields(settings)} fields, the limit of this server.")
     for name, value in pairs:
         fields.setdefault(name, []).append(value)
     return fields

@@ -26,6 +26,7 @@ _LONE_COMMA: Final = (
     "is one value with a comma in it. Repeat the field for each label (labels=cat, labels=dog), or send a JSON list: "
     '["cat", "dog"]; one label with a comma in it is a list too: ["salt, pepper"]'
 )
+_OTHER_VALUES: Final = 256
 
 
 class Options(RequestModel):
@@ -109,6 +110,11 @@ class ClassifyRequest:
     archive: bytes | None = None
 
 
+def max_values(settings: Settings, *, images: int = 1) -> int:
+    """Return the limit on the values of a JSON request: twice those of use, so that a list has its own error first."""
+    return 2 * (settings.max_labels + settings.max_templates + images) + _OTHER_VALUES
+
+
 def read_options(fields: Mapping[str, object], settings: Settings) -> Options:
     """Validate fields of JSON types. Raises `TooManyLabels`, and `FieldErrors` with each faulty field."""
     if unknown := [name for name in fields if name not in Options.model_fields]:
@@ -122,11 +128,12 @@ def read_options(fields: Mapping[str, object], settings: Settings) -> Options:
     return validate_fields(Options, fields)
 
 
-def fields_from_text(fields: Mapping[str, list[str]]) -> dict[str, Any]:
+def fields_from_text(fields: Mapping[str, list[str]], *, max_values: int) -> dict[str, Any]:
     """Convert the fields of a form or a query string to JSON types, for `read_options`.
 
     `labels` and `templates` may be repeated or hold one JSON list; a single template needs no list. Numbers are written
-    as in JSON. An empty value of any other field counts as not given.
+    as in JSON. An empty value of any other field counts as not given. A JSON list
+    has at most `max_values` values.
 
     Raises `FieldErrors` for a repeated field, a list that is not JSON, and a lone label with a comma in it, which is
     almost always meant as several labels.
@@ -134,7 +141,7 @@ def fields_from_text(fields: Mapping[str, list[str]]) -> dict[str, Any]:
     typed: dict[str, Any] = {}
     for name, values in fields.items():
         if name in _FORM_LISTS:
-            typed[name] = _list_from_text(name, values)
+            typed[name] = _list_from_text(name, values, max_values)
         elif len(values) > 1:
             raise FieldErrors([(quoted(name), "is given more than once")])
         elif name not in Options.model_fields or values[0]:
@@ -142,13 +149,13 @@ def fields_from_text(fields: Mapping[str, list[str]]) -> dict[str, Any]:
     return typed
 
 
-def _list_from_text(name: str, values: list[str]) -> object:
+def _list_from_text(name: str, values: list[str], max_values: int) -> object:
     """Return repeated values, or one JSON list. The name of a template set stays a string."""
     if len(values) > 1:
         return values
     only = values[0]
     if only.lstrip().startswith("["):
-        return parse_json_list(name, only)
+        return parse_json_list(name, only, max_values=max_values)
     if name == "templates" and not is_template(only):
         return only
     if name == "labels" and "," in only:

@@ -1,13 +1,24 @@
 """The common part of all readers of multipart/form-data (RFC 7578): boundary, part headers, end of the form."""
 
+import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
+from typing import Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.api.problems.table import FieldErrors, quoted
 from service.errors import MalformedRequest
+
+_PIECE_BYTES: Final = 2**14
+"""Parsed at once, as long as that is quick: content is, the heads of small parts are not."""
+_SMALL_PIECE_BYTES: Final = 2**11
+_TURN_S: Final = 0.001
+"""Processor time after which other requests have their turn."""
+_MAX_CONTENT_TYPE_CHARS: Final = 1_024
+_MAX_PARAMETERS: Final = 64
 
 
 class FormReader(ABC):
@@ -37,10 +48,12 @@ class FormReader(ABC):
         """Finish the part."""
 
     async def chunks(self, body: AsyncIterator[bytes], content_type: str) -> AsyncIterator[None]:
-        """Parse a whole form; yield after each chunk of the body.
+        """Parse a whole form; yield after each part of the body.
 
         Raises `MalformedRequest` for a body that is no form, and as the subclass and iterating `body`.
         """
+        if len(content_type) > _MAX_CONTENT_TYPE_CHARS:
+            raise MalformedRequest(f"The Content-Type has more than {_MAX_CONTENT_TYPE_CHARS} characters.")
         _, options = parse_options_header(content_type.encode("latin-1", "replace"))
         boundary = options.get(b"boundary")
         if not boundary:
@@ -61,9 +74,16 @@ class FormReader(ABC):
                     "on_end": self._end,
                 },
             )
+            begun, piece_bytes = time.thread_time(), _PIECE_BYTES
             async for chunk in body:
-                parser.write(chunk)
-                yield
+                at = 0
+                while at < len(chunk):
+                    parser.write(piece := chunk[at : at + piece_bytes])
+                    at += len(piece)
+                    yield
+                    if time.thread_time() - begun > _TURN_S:
+                        await asyncio.sleep(0)
+                        begun, piece_bytes = time.thread_time(), _SMALL_PIECE_BYTES
             parser.finalize()
         except FormParserError as exc:
             raise MalformedRequest("The body is not valid multipart/form-data.") from exc
@@ -82,7 +102,10 @@ class FormReader(ABC):
         self._header_value.clear()
 
     def _headers_finished(self) -> None:
-        disposition, options = parse_options_header(self.headers.get(b"content-disposition", b""))
+        header = self.headers.get(b"content-disposition", b"")
+        if header.count(b";") > _MAX_PARAMETERS:
+            raise MalformedRequest(f"A part of the form has more than {_MAX_PARAMETERS} parameters of its disposition.")
+        disposition, options = parse_options_header(header)
         if disposition != b"form-data" or b"name" not in options:
             raise MalformedRequest('A part of the form has no `Content-Disposition: form-data; name="…"`.')
         self.part_begins(utf8(options[b"name"], "the name of a part"), options)

@@ -12,6 +12,7 @@ from service.images.fetching import ImageFetcher
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20})://")
 _WEB: Final = re.compile(r"https?://", re.IGNORECASE)
 _URL_SAFE_TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
+_PIECE_CHARS: Final = 2**18
 _LINE_BREAKS: Final = b"\r\n"
 
 URLS_OFF: Final = (
@@ -57,10 +58,28 @@ def decode_image_text(text: str) -> bytes:
         if not comma or not head.lower().endswith(";base64"):
             raise InvalidImage("The data URI must have the form data:image/jpeg;base64,… with base64 after the comma.")
     try:
-        encoded = text.encode("ascii").translate(_URL_SAFE_TO_STANDARD, _LINE_BREAKS).rstrip(b"=")
-        data = binascii.a2b_base64(encoded + b"=" * (-len(encoded) % 4), strict_mode=True)
+        data = _decode_base64(text.rstrip("=\r\n"))
     except (UnicodeEncodeError, binascii.Error) as exc:
         raise InvalidImage(f"The image is not valid {what}. Send the image's bytes in base64.") from exc
     if not data:
         raise InvalidImage("The image is empty.")
     return data
+
+
+def _decode_base64(text: str) -> bytes:
+    """Decode base64 without padding, piece by piece: each step holds the interpreter's lock for a millisecond.
+
+    Raises UnicodeEncodeError and binascii.Error.
+    """
+    pieces, rest = [], b""
+    for at in range(0, len(text), _PIECE_CHARS):
+        piece = rest + text[at : at + _PIECE_CHARS].encode("ascii").translate(_URL_SAFE_TO_STANDARD, _LINE_BREAKS)
+        whole = len(piece) - len(piece) % 4
+        # At the end of a piece padding would be accepted.
+        if b"=" in piece:
+            raise binascii.Error("padding within the data")
+        pieces.append(binascii.a2b_base64(piece[:whole], strict_mode=True))
+        rest = piece[whole:]
+    if rest:
+        pieces.append(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True))
+    return b"".join(pieces)

@@ -1,14 +1,21 @@
 """Query parameters of routes whose fields are in the body, and of routes with a few parameters."""
 
+from typing import Final
+from urllib.parse import parse_qsl
+
 from starlette.requests import Request
 
 from service.api.problems.table import FieldErrors, quoted
 from service.api.request.validation import MAX_ERRORS_SHOWN
 
+_SHOWN_BYTES: Final = 4_096
+
 
 def refuse_query(request: Request) -> None:
     """Raise `FieldErrors` if the request has query parameters."""
-    if names := list(dict.fromkeys(request.query_params.keys())):
+    # Only the beginning is parsed: all of a long one would block the event loop.
+    text = request.scope["query_string"][:_SHOWN_BYTES].decode("utf-8", "replace")
+    if names := list(dict.fromkeys(name for name, _ in parse_qsl(text, keep_blank_values=True))):
         message = "must be in the body; only a request whose body is the image itself has query parameters"
         raise FieldErrors([(quoted(name), message) for name in names[:MAX_ERRORS_SHOWN]])
 

@@ -15,6 +15,8 @@ from service.cli.serve.lingering_close import LingeringProtocol
 
 MAX_HEAD_BYTES: Final = 2**17
 """A URL of 64 KiB, the longest that the parser can read, and as much again for headers."""
+MAX_HEADERS: Final = 256
+"""Headers of one request. Each of them costs time whenever one is looked for."""
 MAX_PIPELINED: Final = 8
 """Requests that wait for their turn on one connection."""
 _HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")
@@ -56,6 +58,13 @@ class HttpLimitsProtocol(LingeringProtocol):
         super().on_message_begin()
         self._stop_timer()
         self._start_timer()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; close the connection if the request has more than MAX_HEADERS."""
+        if len(self.headers) >= MAX_HEADERS:
+            self.fault = f"The request has more than {MAX_HEADERS} headers."
+            raise _RefusedError
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Stop the timer; refuse a wrong Host, and close the connection if more than MAX_PIPELINED requests wait."""

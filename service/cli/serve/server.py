@@ -7,11 +7,13 @@ import asyncio
 import contextlib
 import contextvars
 import errno
+import gc
 import json
 import math
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -46,6 +48,9 @@ _LAST_ROUND_S: Final = 0.05
 _IDLE_S: Final = 2.0
 """Time for which a connection stays open after its last answer, as a busy client's next request may be on its way."""
 
+_GC_THRESHOLDS: Final = (5_000, 10, 100)
+"""New objects before a collection of the young ones, and collections of one generation before the next one's."""
+_SWITCH_S: Final = 0.001
 _BACKLOG: Final = 2048
 _TICKS_PER_S: Final = 10
 _log = structlog.stdlib.get_logger("service.server")
@@ -106,6 +111,7 @@ class Server(uvicorn.Server):
             pressed=self._pressed,
         )
         self._lifecycle: Lifecycle = self._services.lifecycle
+        self._lifecycle.when_ready(_settle_heap)
         self._lifecycle.when_failed(self._on_start_failed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
@@ -233,6 +239,19 @@ class Server(uvicorn.Server):
             unexpected = None if isinstance(error, AnyclassError) else error
             _log.error("cannot start", reason=self._lifecycle.reason, exc_info=unexpected)
         self.should_exit = True
+
+
+def _settle_heap(_: float) -> None:
+    """Make the garbage collector and busy threads stop the event loop for shorter times.
+
+    A full collection stops all threads. It would visit every object of the start, some hundred thousand; and with the
+    usual thresholds the values of a large request would cause several. A thread that parses one keeps the interpreter's
+    lock for as long as the switch interval, each time that the event loop wants it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -47,6 +47,16 @@ def test_lines_are_cut_wherever_the_pieces_end(lines: list[bytes], size: int) ->
         assert content[start:].startswith(lines[number - 1])
 
 
+def test_blank_lines_are_few() -> None:
+    """200 MiB of them would take minutes to read, again for each chunk; one after each line is usual."""
+    lines = [each for n in range(10) for each in (line(f"id {n}"), b"")]
+    assert [] == validated(file_of(*lines, b""), max_lines=10).faults
+    validation = validated(file_of(*lines, b"", b"", *[b""] * 100), max_lines=10)
+    validation.finish()
+    assert [("too_many_blank_lines", 22)] == [(fault.code, fault.line) for fault in validation.faults]
+    assert validation.over
+
+
 def test_a_valid_file_is_cut_into_chunks_at_lines() -> None:
     """Each chunk begins at a line; blank lines only count for line numbers."""
     lines = [json.dumps(line(f"id {n}")).encode() for n in range(2 * CHUNK_LINES + 1)]

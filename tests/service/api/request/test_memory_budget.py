@@ -18,9 +18,8 @@ from PIL import Image
 
 from service.api.problems.table import BodiesFull
 from service.api.request.memory_budget import BufferedBody, MemoryBudget
-from service.api.services import Services
+from service.api.request.off_loop import off_loop
 from service.monitoring.metrics import Metrics
-from service.settings import Settings
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 from tests.support.waiting import wait_until
@@ -92,7 +91,6 @@ def test_the_budget_is_shared_by_all_requests() -> None:
 
 async def test_large_bodies_are_parsed_one_at_a_time() -> None:
     """JSON takes many times its bytes while it is parsed; small bodies do not wait for a large one."""
-    services = Services(settings=Settings(), metrics=Metrics())
     begun: list[str] = []
     first_begun, first_may_end = threading.Event(), threading.Event()
 
@@ -102,11 +100,11 @@ async def test_large_bodies_are_parsed_one_at_a_time() -> None:
         first_may_end.wait(PATIENCE_S)
 
     tasks = [
-        asyncio.create_task(services.parsed(bytes(MIB), first)),
-        asyncio.create_task(services.parsed(bytes(MIB), lambda: begun.append("second"))),
+        asyncio.create_task(off_loop(MIB, first)),
+        asyncio.create_task(off_loop(MIB, lambda: begun.append("second"))),
     ]
     await asyncio.to_thread(first_begun.wait, PATIENCE_S)
-    await services.parsed(bytes(10), lambda: begun.append("small"))
+    await off_loop(10, lambda: begun.append("small"))
     assert ["first", "small"] == begun
     first_may_end.set()
     await asyncio.gather(*tasks)

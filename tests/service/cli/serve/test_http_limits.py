@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.cli.serve.http_limits import MAX_HEAD_BYTES, MAX_PIPELINED, HttpLimitsProtocol
+from service.cli.serve.http_limits import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HttpLimitsProtocol
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 from tests.support.waiting import wait_until
@@ -89,6 +89,15 @@ def test_a_few_requests_may_be_sent_ahead(server: HttpServer) -> None:
     """MAX_PIPELINED waiting requests are answered, besides the current one."""
     last = LIVEZ.replace(b"Host", b"Connection: close\r\nHost")
     assert MAX_PIPELINED + 1 == exchange(server, LIVEZ * MAX_PIPELINED + last).count(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize(("headers", "status"), [(MAX_HEADERS - 2, 200), (MAX_HEADERS + 1, 400)])
+def test_headers_are_few(server: HttpServer, headers: int, status: int) -> None:
+    """Each of them costs time whenever one is looked for, so their number is limited as well as their bytes."""
+    answer = exchange(server, LIVEZ[:-2] + b"Connection: close\r\n" + b"a:b\r\n" * headers + b"\r\n")
+    assert f"HTTP/1.1 {status} ".encode() in answer
+    if status != 200:
+        assert "The request has more than 256 headers." == json.loads(answer.rpartition(b"\r\n\r\n")[2])["detail"]
 
 
 def test_a_query_may_be_long(server: HttpServer) -> None:
