@@ -100,7 +100,7 @@ class Validation:
             return
         if line is not None and not line.strip():
             self._blank += 1
-            if self.over:
+            if self._blank > self._max_lines:
                 message = f"The file has more than {self._max_lines} blank lines; remove them."
                 self.faults.append(LineFault(code="too_many_blank_lines", message=message, line=number))
             return
