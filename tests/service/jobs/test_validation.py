@@ -53,7 +53,7 @@ def test_blank_lines_are_few() -> None:
     assert [] == validated(file_of(*lines, b""), max_lines=10).faults
     validation = validated(file_of(*lines, b"", b"", *[b""] * 100), max_lines=10)
     validation.finish()
-    assert [("too_many_blank_lines", 22)] == [(fault.code, fault.line) for fault in validation.faults]
+    assert [("too_many_blank_lines", 21)] == [(fault.code, fault.line) for fault in validation.faults]
     assert validation.over
 
 
