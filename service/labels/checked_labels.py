@@ -1,6 +1,5 @@
 """Remembers label lists that were checked, so that repeated lists are neither normalised nor checked again."""
 
-import hashlib
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.concurrency import MANY, run_off_loop
-from service.labels.cache_keys import labels_digest
+from service.labels.cache_keys import joined_digest, labels_digest
 from service.model.prompts import normalise_labels
 
 _MANY_CHARS: Final = 2**20
@@ -84,5 +83,4 @@ def _raw_key(labels: Sequence[str]) -> bytes:
 
     Lists that pass the checks contain no NUL, so the label count and the joined text are unambiguous for them.
     """
-    joined = f"{len(labels)}\0" + "\0".join(labels)
-    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()
+    return joined_digest(labels, f"{len(labels)}\0", "surrogatepass")

@@ -18,6 +18,8 @@ from tests.support.loop_watch import loop_watch
 
 BODY_BYTES = 2**20
 LONGEST_S = 0.02
+TRIES = 4
+"""A callback that blocks does so each time; one that was slow by chance (a page fault, a first import) does not."""
 PIECE_BYTES = 2**16
 
 
@@ -79,9 +81,12 @@ async def test_no_request_blocks_the_event_loop(app: FastAPI, monkeypatch: pytes
         await ready(app)
         for name, make in REQUESTS.items():
             request = make(BODY_BYTES)
-            with loop_watch(monkeypatch) as watch:
-                status = await asyncio.create_task(answered(app, request))
-            if watch.longest_s > LONGEST_S or status >= 500:
+            for _ in range(TRIES):
+                late.pop(name, None)
+                with loop_watch(monkeypatch) as watch:
+                    status = await asyncio.create_task(answered(app, request))
+                if watch.longest_s <= LONGEST_S and status < 500:
+                    break
                 late[name] = f"{status}, {watch.longest_s * 1_000:.0f} ms: {watch.callback}"
     assert {} == late
 

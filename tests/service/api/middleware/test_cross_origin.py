@@ -91,7 +91,8 @@ async def test_without_the_setting_nothing_is_allowed_and_nothing_added(tmp_path
         assert 405 == (await client.options("/v1/classify", headers=preflight(PAGE))).status_code
         assert {} == of_cors((await client.get("/v1/models", headers={"origin": PAGE})).headers)
     app = await asyncio.to_thread(create_app, Settings())
-    assert ["RequestContext", "AccessControl"] == [getattr(each.cls, "__name__", "") for each in app.user_middleware]
+    names = [getattr(each.cls, "__name__", "") for each in app.user_middleware]
+    assert ["RequestContext", "AccessControl", "QueryLimit"] == names
 
 
 @pytest.mark.parametrize(
