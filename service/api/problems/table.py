@@ -14,6 +14,8 @@ from service import errors
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:anyclass:problem:"
 
+_FIELDS_NAMED: Final = 5
+
 READINESS_RETRY_S: Final = 1.0
 """Seconds after which a client may retry while the service starts."""
 
@@ -21,14 +23,16 @@ READINESS_RETRY_S: Final = 1.0
 class FieldErrors(errors.InvalidRequest):
     """Fields of a request that are missing, unknown, repeated or of the wrong kind.
 
+    The message names the first few: not every protocol's form of errors has a list of them.
+
     Attributes:
         fields: name and fault of each field, at least one.
     """
 
     def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
-        name, message = fields[0]
-        more = f" (and {len(fields) - 1} more, see `errors`)" if len(fields) > 1 else ""
-        super().__init__(f"{name}: {message}{more}")
+        named = "; ".join(f"{name}: {message}" for name, message in fields[:_FIELDS_NAMED])
+        more = f"; and {len(fields) - _FIELDS_NAMED} more" if len(fields) > _FIELDS_NAMED else ""
+        super().__init__(named + more)
         self.fields = tuple(fields)
 
 
