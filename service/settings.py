@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     max_job_lines: PositiveInt = 50_000
     upload_timeout_s: PositiveFloat = 600.0
 
-    # Limits on what a client may send
+    # Limits on requests
     max_body_bytes: PositiveInt = 20 * 2**20
     max_total_body_bytes: PositiveInt = 256 * 2**20
     max_pixels: PositiveInt = 50_000_000

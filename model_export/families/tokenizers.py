@@ -56,7 +56,7 @@ class OpenTokenizer:
         """Return the id of a token.
 
         Raises:
-            SourceError: the vocabulary lacks the token; ``name`` says what it is for.
+            SourceError: the vocabulary lacks the token; ``name`` names its purpose.
         """
         found: int | None = self.backend.token_to_id(token)
         if found is None:

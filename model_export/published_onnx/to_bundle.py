@@ -53,7 +53,7 @@ def write_bundle(source: OnnxSource, out: Path, *, listener: Listener, force: bo
     Raises:
         SourceError: a graph cannot be read, or ONNX Runtime refuses it.
         ExportError: ``out`` may not be replaced or cannot be written, or a graph is not sound.
-        ParityError: the bundle does not compute what the source's graphs compute; nothing is written.
+        ParityError: the bundle's vectors differ from those of the source's graphs; nothing is written.
         ProviderUnavailable: ONNX Runtime is not installed.
     """
     resolve("cpu")  # a missing runtime must fail before the long work

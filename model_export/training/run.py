@@ -114,7 +114,7 @@ def train(
 
 
 def _kept(run: Path, recipe_path: Path, recipe: Recipe) -> str:
-    """Return a line that says what an interrupted run has kept, and how to go on."""
+    """Return the line for an interrupted run: the state that is kept, and the command that goes on."""
     step = checkpoints.latest_step(run / checkpoints.FOLDER)
     if step is None:
         return (

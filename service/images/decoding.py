@@ -136,7 +136,7 @@ class Undecoded:
 
 
 class _Opened(NamedTuple):
-    """An undecoded image, and the bytes it is read from, without what was dropped.
+    """An undecoded image, and the bytes that it is read from, less those dropped.
 
     `by_rows` and `doubtful` are of a JPEG: see `jpeg.Layout` and `rgb_of`.
     """

@@ -109,7 +109,7 @@ def ended(data: bytes, *, layers: int) -> bytes | None:
 
 
 def _scan_data(data: bytes) -> bytes:
-    """Return what was written of a JPEG: without zeros to fill a file, or half an end marker."""
+    """Return the written part of a JPEG: without zeros to fill a file, or half an end marker."""
     body = data.rstrip(b"\0")
     if body.endswith(b"\xff"):
         body = body + b"\0" if len(body) < len(data) else body[:-1]

@@ -244,9 +244,9 @@ class JobRunner:
             except StateUnavailable as exc:
                 self._metrics.state_up.set(NO_STATE if exc.lasting else 0)
             except AnyclassError as exc:
-                _log.error("what has expired cannot be deleted", reason=exc.detail)
+                _log.error("expired objects cannot be deleted", reason=exc.detail)
             except Exception:  # noqa: BLE001 - as for workers
-                _log.exception("what has expired could not be deleted")
+                _log.exception("expired objects could not be deleted")
             await self._pause(self._closing, 5 * _POLL_S)
 
     async def _pause(self, until: asyncio.Event, seconds: float) -> None:

@@ -12,7 +12,9 @@ from typing import Final, Literal, TypeAlias, get_args
 from service.model.choices import ScoringKind, ScoringMethod
 from service.model.tokenizer import Tokenizer
 
-Code: TypeAlias = Literal["single_label", "comma_in_label", "labels_equal_to_model", "labels_unknown_to_model"]
+Code: TypeAlias = Literal[
+    "single_label", "comma_in_label", "labels_equal_to_model", "labels_unknown_to_model", "url_as_text"
+]
 CODES: Final[tuple[Code, ...]] = get_args(Code)
 
 MAX_OF_A_CODE: Final = 10
@@ -54,6 +56,15 @@ def warn_of_lone_label(
         message = "The only label has a comma in it. Commas do not separate labels: send a list of labels."
         warnings.append(AnswerWarning("comma_in_label", message, (0,)))
     return tuple(warnings)
+
+
+def warn_of_urls(texts: Sequence[str]) -> tuple[AnswerWarning, ...]:
+    """Warn of texts that are URLs, for a request in which an image would have been accepted."""
+    urls = [index for index, text in enumerate(texts) if text[:8].lower().startswith(("http://", "https://"))]
+    if not urls:
+        return ()
+    message = "A text is a URL: it was embedded as text, and nothing was fetched. Send an image as an object."
+    return (AnswerWarning("url_as_text", message, tuple(urls[:MAX_POSITIONS])),)
 
 
 def warn_of_tokens(tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> tuple[AnswerWarning, ...]:

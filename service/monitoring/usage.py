@@ -14,7 +14,7 @@ class Usage:
     """Work of one request.
 
     Attributes:
-        model: model of the latest work, None if there was none.
+        model: model of the latest work, None before the first.
         images: images classified or embedded.
         labels: labels classified against or written to a label set, and texts embedded.
         stages_s: seconds in each stage, of all images together.

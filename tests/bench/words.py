@@ -25,5 +25,5 @@ CORPUS: Final = tuple(map(TEMPLATE.format, LABELS))
 def labels(count: int, start: int = 0) -> list[str]:
     """Return `count` labels; another `start` gives others. Raises ValueError beyond the last."""
     if start + count > len(LABELS):
-        raise ValueError(f"there are only {len(LABELS)} labels")
+        raise ValueError(f"this module has only {len(LABELS)} labels")
     return list(LABELS[start : start + count])

@@ -80,7 +80,7 @@ WHITENED: Final = 24
 
 
 class ResidualConvConfig(Section):
-    """A small residual convolutional tower for small images, where a ViT has too little to learn from."""
+    """A small residual convolutional tower for small images, on which a ViT learns too little."""
 
     kind: Literal["residual_conv"] = "residual_conv"
     image_size: PositiveInt = 32

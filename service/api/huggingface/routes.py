@@ -120,7 +120,14 @@ def _labels(parsed: ZeroShotRequest, *, limit: int) -> tuple[str, ...]:
         raise FieldErrors([("parameters.candidate_labels", "is given in more than one place")])
     labels = given[0]
     if isinstance(labels, str):
-        labels = [label.strip() for label in labels.split(",", limit)]
+        if labels.count(",") > 2 * limit:
+            raise _too_many(limit)
+        # As transformers' pipeline does.
+        labels = [label for piece in labels.split(",") if (label := piece.strip())]
     if len(labels) > limit:
-        raise TooManyLabels(f"The request has more than {limit} labels, the limit of this server.")
+        raise _too_many(limit)
     return tuple(labels)
+
+
+def _too_many(limit: int) -> TooManyLabels:
+    return TooManyLabels(f"The request has more than {limit} labels, the limit of this server.")

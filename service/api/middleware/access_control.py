@@ -144,7 +144,7 @@ def client_address(scope: Scope) -> str:
 
 
 def rate_headers(limiter: Limiter, verdict: Verdict) -> dict[str, str]:
-    """Return the limit and what is left of it, as draft-ietf-httpapi-ratelimit-headers has them."""
+    """Return the limit and its rest, as draft-ietf-httpapi-ratelimit-headers has them."""
     limit = limiter.limit
     return {
         "ratelimit-policy": f'"{_POLICY}";q={limit.burst};w={max(1, math.ceil(limit.window_s))}',

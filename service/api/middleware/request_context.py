@@ -148,7 +148,7 @@ class RequestContext:
 
 
 def _details(scope: Scope, usage: Usage) -> dict[str, object]:
-    """Return what the full access log adds to a request's line; nothing of its content."""
+    """Return the fields that the full access log adds to a request's line; none has content of the request."""
     client = scope.get("client")
     details: dict[str, object] = {} if client is None else {"client": client[0]}
     if usage.model is not None:

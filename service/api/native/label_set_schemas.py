@@ -71,7 +71,7 @@ class LabelSetOut(AnswerModel):
         list[str | DescribedLabel] | None, Field(description="With `?include=labels`; descriptions are normalised.")
     ] = None
     warnings: Annotated[
-        list[WarningOut] | None, Field(description="Only when it is written; left out if there are none.")
+        list[WarningOut] | None, Field(description="Only in the answer to a write; left out without warnings.")
     ] = None
 
 

@@ -166,7 +166,7 @@ async def delete_label_set(request: Request, name: Name) -> Response:
     "/v1/label-sets",
     response_model=LabelSetsOut,
     response_model_exclude_none=True,
-    summary="The label sets there are",
+    summary="The label sets of this server",
     openapi_extra=LIST,
     responses=error_responses("/v1/label-sets", FieldErrors, *STATE_ERRORS),
 )

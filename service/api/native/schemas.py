@@ -33,7 +33,7 @@ class WarningOut(AnswerModel):
     labels: Annotated[list[int], Field(description="Positions of the labels, the first 20.")]
 
 
-Warnings = Annotated[list[WarningOut] | None, Field(description="Left out if there are none.")]
+Warnings = Annotated[list[WarningOut] | None, Field(description="Left out without warnings.")]
 
 
 class ClassifyAnswer(AnswerModel):

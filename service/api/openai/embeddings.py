@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -26,7 +27,7 @@ from service.classification.embedder import Embedded, EmbedQuery
 from service.classification.types import ImageSource
 from service.errors import InvalidImage, InvalidLabels, PromptTooLong, UnknownModel
 from service.images.fetching import ImageFetcher
-from service.model.answer_warnings import AnswerWarning
+from service.model.answer_warnings import AnswerWarning, warn_of_urls
 from service.model.arrays import STORED_FLOAT32
 
 _MAX_NAME_CHARS: Final = 256
@@ -50,6 +51,9 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "image": {"summary": "An image", "value": {"input": [{"image": _RED_DOT}], "encoding_format": "base64"}},
     "both": {"summary": "A text and an image", "value": {"input": ["something red", _RED_DOT]}},
 }
+
+_DATA_URI: Final = re.compile(r"data:(image/|[\w.+/;=-]{0,255};base64,)", re.IGNORECASE | re.ASCII)
+"""The media type is not believed, and many clients know none: the bytes decide."""
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -121,7 +125,7 @@ async def answer_embeddings(
     )
     embedded = await services.embedder.embed(EmbedQuery(images, texts), model=parsed.model, background=background)
     content = await asyncio.to_thread(_answer, embedded, is_image, parsed.encoding_format)
-    return content, embedded.warnings
+    return content, (*embedded.warnings, *warn_of_urls(texts))
 
 
 def _chars(given: object) -> int:
@@ -156,7 +160,7 @@ def _sorted_inputs(given: object, fetcher: ImageFetcher | None) -> tuple[list[Im
 def _image_text(name: str, given: object) -> str | None:
     """Return the image of an input, as text; None if the input is a text."""
     match given:
-        case str() if given[:11].lower() == "data:image/":
+        case str() if _DATA_URI.match(given):
             return given
         case str():
             return None

@@ -23,12 +23,12 @@ from service.api.openai.schemas import (
     idempotency_of,
     page_json,
 )
-from service.api.problems.table import BodiesFull, BodyTimeout, FieldErrors, UnsupportedMediaType, quoted
+from service.api.problems.table import BodiesFull, BodyTimeout, FieldErrors, UnsupportedMediaType
 from service.api.request.body import MULTIPART, OCTETS, check_declared_length, receive_chunks, require_media_type
 from service.api.request.disconnect import StoppableStream
 from service.api.request.file_upload import FILE, FileForm, read_file_form
 from service.api.request.query import refuse_query
-from service.api.request.validation import validate_fields
+from service.api.request.validation import unknown_field, validate_fields
 from service.api.services import services_of
 from service.errors import Conflict, MalformedRequest, PayloadTooLarge, StateFull, UnknownObject
 from service.jobs.records import FILE_PREFIX, is_id
@@ -222,9 +222,7 @@ def _validated(form: FileForm, longest_s: int) -> tuple[str, float]:
     """Validate a form; return the file's name and for how many seconds the file is kept."""
     fields: Mapping[str, str] = form.fields
     if unknown := [name for name in fields if name not in _FIELDS]:
-        raise FieldErrors(
-            [(quoted(name), f"is not a field of this request; it has {', '.join(_FIELDS)}") for name in unknown]
-        )
+        raise FieldErrors([unknown_field(name, (FILE, *_FIELDS)) for name in unknown])
     if form.name is None:
         raise FieldErrors([(FILE, "is missing; send the file as a file part of that name")])
     if fields.get("purpose") != "batch":

@@ -14,21 +14,22 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from service.api.request.body import receive_chunks
+from service.api.request.body import OCTETS, receive_chunks
 from service.api.request.spool import Spool
 from service.classification.types import ImageSource
 from service.errors import AnyclassError, Overloaded, PayloadTooLarge
 from service.images.archives import ArchiveLimits, entries, too_large
 from service.settings import Settings
 
+DOCUMENTED_MEDIA_TYPES: Final = ("application/x-tar", "application/gzip", "application/zip")
 MEDIA_TYPES: Final = (
-    "application/x-tar",
-    "application/gzip",
-    "application/zip",
+    *DOCUMENTED_MEDIA_TYPES,
+    "application/tar",
     "application/x-gtar",
     "application/x-gzip",
     "application/x-compressed-tar",
     "application/x-zip-compressed",
+    OCTETS,
 )
 """Media types that mark a body as an archive; its first bytes decide on the format."""
 

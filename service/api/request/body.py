@@ -64,7 +64,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 
 async def join_chunks(chunks: AsyncIterator[bytes]) -> bytes:
     """Read all chunks and join them."""
-    # A BytesIO hands out what it has collected; a bytearray would be copied.
+    # BytesIO.getvalue shares its buffer; bytes(bytearray) would copy it.
     whole = io.BytesIO()
     async for chunk in chunks:
         whole.write(chunk)

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from service.api.problems.table import FieldErrors, UnsupportedMediaType, quoted
+from service.api.request.archive import DOCUMENTED_MEDIA_TYPES as ARCHIVE_TYPES
 from service.api.request.body import JSON, MULTIPART, OCTETS, body_chunks, content_type_shown, join_chunks, media_type
 from service.api.request.fields import ClassifyRequest, Options, fields_from_text, max_values, read_options
 from service.api.request.form import read_form
@@ -63,14 +64,14 @@ async def parse_batch(request: Request, settings: Settings, fetcher: ImageFetche
     With a `fetcher` images may be URLs, which are not fetched here.
     """
     kind = media_type(request)
+    if kind not in (JSON, MULTIPART):
+        raise _unsupported(kind, f"application/json, multipart/form-data, or an archive as {', '.join(ARCHIVE_TYPES)}")
     chunks = body_chunks(request, settings)
     refuse_query(request)
-    if kind == JSON:
-        body = await join_chunks(chunks)
-        return await parsed(body, lambda: _batch_json(body, settings, fetcher))
     if kind == MULTIPART:
         return await _batch_form(request, chunks, settings)
-    raise _unsupported(kind, "application/json, multipart/form-data, or a tar, tar.gz or zip archive")
+    body = await join_chunks(chunks)
+    return await parsed(body, lambda: _batch_json(body, settings, fetcher))
 
 
 async def parse_archive_query(request: Request, settings: Settings) -> ClassifyRequest:
@@ -119,6 +120,7 @@ async def _read_form(
     form = await read_form(
         chunks,
         request.headers["content-type"],
+        files=parts,
         max_fields=_max_fields(settings),
         max_files=settings.max_batch_images,
     )

@@ -1,16 +1,16 @@
 """The fields of a request to classify, next to its images. JSON, forms and query strings are all validated here."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.problems.table import FieldErrors, quoted
+from service.api.problems.table import FieldErrors
 from service.api.request.strict_json import parse_json_list
-from service.api.request.validation import MAX_ERRORS_SHOWN, RequestModel, validate_fields
+from service.api.request.validation import MAX_ERRORS_SHOWN, RequestModel, unknown_field, validate_fields
 from service.classification.types import ImageSource, LabelQuery, ScoringOptions
 from service.errors import TooManyLabels
 from service.model.choices import ScoringMethod
@@ -117,9 +117,7 @@ def max_values(settings: Settings, *, images: int = 1) -> int:
 
 def read_options(fields: Mapping[str, object], settings: Settings) -> Options:
     """Validate fields of JSON types. Raises `TooManyLabels`, and `FieldErrors` with each faulty field."""
-    if unknown := [name for name in fields if name not in Options.model_fields]:
-        message = f"is not a field of this request; it has {', '.join(Options.model_fields)}"
-        raise FieldErrors([(quoted(name), message) for name in unknown[:MAX_ERRORS_SHOWN]])
+    _refuse_unknown(fields)
     labels = fields.get("labels")
     if isinstance(labels, list) and len(labels) > settings.max_labels:
         raise TooManyLabels(
@@ -128,39 +126,55 @@ def read_options(fields: Mapping[str, object], settings: Settings) -> Options:
     return validate_fields(Options, fields)
 
 
+def _refuse_unknown(fields: Iterable[str]) -> None:
+    if unknown := [name for name in fields if name not in Options.model_fields]:
+        raise FieldErrors([unknown_field(name, Options.model_fields) for name in unknown[:MAX_ERRORS_SHOWN]])
+
+
 def fields_from_text(fields: Mapping[str, list[str]], *, max_values: int) -> dict[str, Any]:
     """Convert the fields of a form or a query string to JSON types, for `read_options`.
 
-    `labels` and `templates` may be repeated or hold one JSON list; a single template needs no list. Numbers are written
-    as in JSON. An empty value of any other field counts as not given. A JSON list
-    has at most `max_values` values.
+    `labels` and `templates` may be repeated; a value that begins with ``[`` is a JSON list, whose values count as if
+    they were repeated. A single template needs no list. Numbers are written as in JSON. An empty value counts as not
+    given. A JSON list has at most `max_values` values.
 
-    Raises `FieldErrors` for a repeated field, a list that is not JSON, and a lone label with a comma in it, which is
-    almost always meant as several labels.
+    Raises `FieldErrors` for an unknown field, for one that is repeated, for a list that is not JSON, and for a lone
+    label with a comma in it, which is almost always meant as several labels.
     """
+    _refuse_unknown(fields)
     typed: dict[str, Any] = {}
     for name, values in fields.items():
+        given = [value for value in values if value]
+        if not given:
+            continue
         if name in _FORM_LISTS:
-            typed[name] = _list_from_text(name, values, max_values)
+            typed[name] = _list_from_text(name, given, max_values)
         elif len(values) > 1:
-            raise FieldErrors([(quoted(name), "is given more than once")])
-        elif name not in Options.model_fields or values[0]:
-            typed[name] = _scalar_from_text(name, values[0])
+            raise FieldErrors([(name, "is given more than once")])
+        else:
+            typed[name] = _scalar_from_text(name, given[0])
     return typed
 
 
 def _list_from_text(name: str, values: list[str], max_values: int) -> object:
-    """Return repeated values, or one JSON list. The name of a template set stays a string."""
-    if len(values) > 1:
-        return values
-    only = values[0]
-    if only.lstrip().startswith("["):
-        return parse_json_list(name, only, max_values=max_values)
-    if name == "templates" and not is_template(only):
-        return only
-    if name == "labels" and "," in only:
-        raise FieldErrors([(name, _LONE_COMMA)])
-    return [only]
+    """Return the values, those of JSON lists among them. The name of a template set stays a string."""
+    if len(values) == 1 and not _is_list(only := values[0]):
+        if name == "templates" and not is_template(only):
+            return only
+        if name == "labels" and "," in only:
+            raise FieldErrors([(name, _LONE_COMMA)])
+        return [only]
+    typed: list[Any] = []
+    for value in values:
+        if _is_list(value):
+            typed += parse_json_list(name, value, max_values=max_values)
+        else:
+            typed.append(value)
+    return typed
+
+
+def _is_list(value: str) -> bool:
+    return value.lstrip().startswith("[")
 
 
 def _scalar_from_text(name: str, value: str) -> object:

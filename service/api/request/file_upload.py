@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from service.api.problems.table import FieldErrors, quoted
-from service.api.request.form_reader import FormReader, utf8
+from service.api.request.form_reader import FormReader, file_name, utf8
 from service.errors import PayloadTooLarge
 
 FILE: Final = "file"
@@ -41,10 +41,10 @@ class _Reader(FormReader):
         if name == FILE:
             if self.form.name is not None:
                 raise FieldErrors([(FILE, "is given more than once")])
-            self.form.name = utf8(options.get(b"filename", b""), FILE)[:_MAX_NAME_CHARS] or "upload.jsonl"
+            self.form.name = (file_name(options, FILE) or "upload.jsonl")[:_MAX_NAME_CHARS]
             self._field = None
             return
-        if b"filename" in options:
+        if file_name(options, name) is not None:
             raise FieldErrors([(quoted(name), f"must not be a file; send the file as `{FILE}`")])
         if name in self.form.fields:
             raise FieldErrors([(quoted(name), "is given more than once")])

@@ -4,12 +4,12 @@ Uses the parser below Starlette's own reader, which spools files to disk, limits
 decodes broken text as Latin-1. The caller limits the bytes of the whole form.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
 from service.api.problems.table import FieldErrors
-from service.api.request.form_reader import FormReader, utf8
+from service.api.request.form_reader import FormReader, file_name, utf8
 from service.errors import PayloadTooLarge
 
 _IDENTITY_ENCODINGS: Final = (b"", b"7bit", b"8bit", b"binary")
@@ -26,7 +26,7 @@ class Form:
 class _Reader(FormReader):
     """Collects fields and files."""
 
-    def __init__(self, *, max_fields: int, max_files: int) -> None:
+    def __init__(self, *, files: Collection[str], max_fields: int, max_files: int) -> None:
         super().__init__()
         self.form = Form()
         self._max_fields = max_fields
@@ -36,6 +36,7 @@ class _Reader(FormReader):
         self._data = bytearray()
         self._name = ""
         self._is_file = False
+        self._files = files
 
     def part_begins(self, name: str, options: dict[bytes, bytes]) -> None:
         self._name = name
@@ -44,11 +45,11 @@ class _Reader(FormReader):
             raise FieldErrors([(self._name, "must be sent without a Content-Transfer-Encoding")])
         # Some clients send a file without a file name and mark it by its Content-Type only.
         content_type = self.headers.get(b"content-type", b"text/plain").strip().lower()
-        self._is_file = b"filename" in options or content_type.startswith((b"image/", b"application/octet-stream"))
+        self._is_file = file_name(options, name) is not None or content_type.startswith(
+            (b"image/", b"application/octet-stream")
+        )
         if self._is_file:
-            self._n_files += 1
-            if self._n_files > self._max_files:
-                raise PayloadTooLarge(f"The form has more than {self._max_files} files, the limit of this server.")
+            self._count_file()
         else:
             self._n_fields += 1
             if self._n_fields > self._max_fields:
@@ -58,20 +59,40 @@ class _Reader(FormReader):
         self._data += memoryview(data)[start:end]
 
     def part_ends(self) -> None:
-        if self._is_file:
+        text = None if self._is_file else self._text()
+        if text is None:
             self.form.files.setdefault(self._name, []).append(bytes(self._data))
         else:
-            self.form.fields.setdefault(self._name, []).append(utf8(self._data, self._name))
+            self.form.fields.setdefault(self._name, []).append(text)
         self._data = bytearray()
 
+    def _text(self) -> str | None:
+        """Return the part's text; None for a file that nothing marks as one (.NET's ByteArrayContent)."""
+        try:
+            return utf8(self._data, self._name)
+        except FieldErrors:
+            if self._name not in self._files:
+                raise
+        self._count_file()
+        return None
 
-async def read_form(body: AsyncIterator[bytes], content_type: str, *, max_fields: int, max_files: int) -> Form:
+    def _count_file(self) -> None:
+        self._n_files += 1
+        if self._n_files > self._max_files:
+            raise PayloadTooLarge(f"The form has more than {self._max_files} files, the limit of this server.")
+
+
+async def read_form(
+    body: AsyncIterator[bytes], content_type: str, *, files: Collection[str], max_fields: int, max_files: int
+) -> Form:
     """Read a whole form.
+
+    A part is a file by its file name or its Content-Type; one whose name is in `files` also if it is no text in UTF-8.
 
     Raises `MalformedRequest` for a body that is no form, `FieldErrors` for text that is not UTF-8, `PayloadTooLarge`
     for too many parts, and as iterating `body`.
     """
-    reader = _Reader(max_fields=max_fields, max_files=max_files)
+    reader = _Reader(files=files, max_fields=max_fields, max_files=max_files)
     async for _ in reader.chunks(body, content_type):
         pass
     return reader.form

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
+from urllib.parse import unquote
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -112,6 +113,18 @@ class FormReader(ABC):
 
     def _end(self) -> None:
         self._complete = True
+
+
+def file_name(options: Mapping[bytes, bytes], name: str) -> str | None:
+    """Return the file name in the Content-Disposition of the part `name`; None for a part that is not a file.
+
+    Some clients send it in its extended form (RFC 8187) only, against RFC 7578. Raises `FieldErrors`.
+    """
+    if (plain := options.get(b"filename")) is not None:
+        return utf8(plain, name)
+    if (extended := options.get(b"filename*")) is None:
+        return None
+    return unquote(extended.rpartition(b"'")[2].decode("ascii", "replace"))
 
 
 def utf8(data: bytes | bytearray, name: str) -> str:

@@ -54,7 +54,7 @@ class Spool(io.RawIOBase):
         return True
 
     def readinto(self, buffer: object) -> int:
-        """Read what has arrived; wait if nothing has. Raises the exception given to `fail`."""
+        """Read the bytes that have arrived; wait for the first. Raises the exception given to `fail`."""
         view = memoryview(cast("bytearray", buffer))
         with self._changed:
             self._wait(lambda: self._size > self._position)

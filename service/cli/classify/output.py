@@ -48,7 +48,7 @@ class Output(Protocol):
 def format_for(output: Path | None) -> Format:
     """Return the format by the suffix of a file name; a table without a suffix.
 
-    Raises `InputError` for a suffix that names no format: a table of bars is not what a ``.xlsx`` or ``.tsv`` is for.
+    Raises `InputError` for a suffix that names no format: a table of bars does not belong in a ``.xlsx`` or ``.tsv``.
     """
     suffix = output.suffix.lower() if output is not None else ""
     if suffix not in _BY_SUFFIX:

@@ -1,4 +1,4 @@
-"""Limits on what a connection may hold before a request is complete; uvicorn on httptools has none of these.
+"""Limits on the bytes that a connection may hold before a request is complete; uvicorn on httptools has none of these.
 
 `service.api` limits the body. Anything else that a client sends is buffered until it is complete, so it is limited
 here: the request line with the headers, the trailers after the last chunk of a body, and requests that are sent before

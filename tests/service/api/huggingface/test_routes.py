@@ -146,6 +146,37 @@ def test_every_error_has_hugging_faces_form(
     assert answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("labels", ["red, green,", ",red,,green , "])
+def test_empty_pieces_of_a_text_of_labels_are_left_out(client: httpx.Client, labels: str) -> None:
+    """Transformers' pipeline does so."""
+    answer = client.post("/", json={"inputs": RED_64, "parameters": {"candidate_labels": labels}})
+    assert ["red", "green"] == [each["label"] for each in answer.json()]
+
+
+def test_a_text_of_commas_has_no_labels(client: httpx.Client) -> None:
+    """However many they are."""
+    few = client.post("/", json={"inputs": RED_64, "parameters": {"candidate_labels": " , ,"}})
+    assert (422, "No labels were given; send at least one.") == (few.status_code, few.json()["error"])
+    many = client.post("/", json={"inputs": RED_64, "parameters": {"candidate_labels": "," * 10_000}})
+    assert 413 == many.status_code
+
+
+def test_null_counts_as_not_given(client: httpx.Client) -> None:
+    """In every place."""
+    answer = client.post(
+        "/",
+        json={"inputs": {"image": RED_64, "candidateLabels": "red, green"}, "parameters": None, "options": None},
+    )
+    assert 200 == answer.status_code
+
+
+def test_a_parameter_that_is_not_known_is_named(client: httpx.Client) -> None:
+    """With the place at which it stands."""
+    parameters = {"candidate_labels": ["red", "green"], "threshold": 0.5}
+    answer = client.post("/", json={"inputs": RED_64, "parameters": parameters})
+    assert {"error": "parameters.threshold: is not known here"} == answer.json()
+
+
 def test_what_is_not_json(client: httpx.Client) -> None:
     """An image as the body has no labels, and a body that is too large is not read to its end."""
     raw = client.post("/", content=RED, headers={"content-type": "image/png"})

@@ -77,6 +77,8 @@ def rows(results: list[BatchResult]) -> list[tuple[int, str | None, str | None]]
         (tar, "application/x-tar"),
         (lambda files: tar(files, mode="w:gz"), "application/gzip"),
         (lambda files: tar(files, mode="w:gz"), "application/x-tar"),
+        (tar, "application/tar"),
+        (tar, "application/octet-stream"),
         (zipped, "application/zip"),
         (zipped, "application/x-zip-compressed; charset=binary"),
     ],

@@ -183,6 +183,18 @@ def test_an_answer_is_what_the_route_itself_answers(client: OpenAI, server: Http
     assert httpx.post(f"{server.url}/v1/embeddings", json=body).json() == answered["response"]["body"]
 
 
+def test_a_line_may_have_nulls_and_a_byte_order_mark(client: OpenAI) -> None:
+    """As the routes themselves take them."""
+    body = {"input": "red", "model": None, "encoding_format": None, "dimensions": None, "user": None}
+    name, content = jsonl(line(1, url="/v1/embeddings", body=body))
+    file = client.files.create(file=(name, b"\xef\xbb\xbf" + content), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    batch = ended(client, batch)
+    assert "completed" == batch.status, batch.errors
+    (answer,) = lines_of(client, batch.output_file_id)
+    assert isinstance(answer["response"]["body"]["data"][0]["embedding"], list)
+
+
 def test_a_line_of_results_is_one_line_for_every_client(client: OpenAI) -> None:
     """`splitlines` ends a line at more than line feeds; no label breaks a line."""
     asked = line(7, custom_id="a\u2028b")

@@ -99,6 +99,38 @@ def test_many_images(client: openai.OpenAI) -> None:
     assert 4 == len(np.unique(vectors, axis=0))
 
 
+def test_null_counts_as_not_given(plain: httpx.Client) -> None:
+    """LiteLLM and dify send every field; the default is numbers, as without the field."""
+    nulls = dict.fromkeys(["model", "encoding_format", "dimensions", "user"])
+    answer = plain.post(ROUTE, json={"input": "red", **nulls})
+    assert 200 == answer.status_code
+    assert isinstance(answer.json()["data"][0]["embedding"], list)
+
+
+@pytest.mark.parametrize(
+    "head", ["data:;base64,", "data:application/octet-stream;base64,", "DATA:text/plain;charset=utf-8;BASE64,"]
+)
+def test_an_image_of_any_media_type(plain: httpx.Client, head: str) -> None:
+    """The bytes decide, as in every other route: a browser knows no type of a file without a known ending."""
+    given, red = (
+        plain.post(ROUTE, json={"input": uri}).json()["data"][0]["embedding"] for uri in (head + RED_64, RED_URI)
+    )
+    assert red == given
+
+
+def test_a_text_that_begins_like_a_data_uri(plain: httpx.Client) -> None:
+    """It is a text."""
+    assert 3 < plain.post(ROUTE, json={"input": "data: a red rose;base64, red"}).json()["usage"]["prompt_tokens"]
+
+
+def test_a_url_is_embedded_as_text_with_a_warning(plain: httpx.Client) -> None:
+    """Nothing is fetched, and the answer says so."""
+    answer = plain.post(ROUTE, json={"input": ["https://example.com/a.jpg", "red"]})
+    assert 200 == answer.status_code
+    assert "url_as_text" in answer.headers["x-anyclass-warnings"]
+    assert "x-anyclass-warnings" not in plain.post(ROUTE, json={"input": "a url"}).headers
+
+
 def test_tokens_are_counted(client: openai.OpenAI) -> None:
     """Every text counts, one that is sent twice counts twice, an image not at all."""
     usage = [client.embeddings.create(model="tiny", input=each).usage for each in ("red", ["red", "red"], RED_URI)]
@@ -158,7 +190,7 @@ def test_an_unknown_model(client: openai.OpenAI) -> None:
         (["red", "data:image/png;base64,?"], "not valid data URI", "input[1]"),
         ([{"image": "http://127.0.0.1/x.png"}], "URL", "input[0]"),
         ([RED_URI, {"image": base64.b64encode(picture("red")[:45]).decode()}], "Image 1: ", None),
-        ("data:text/plain;base64,AAAA", None, None),
+        ("data:text/plain,AAAA", None, None),
         (["red"] * 51, "51 texts; 50", None),
         ([RED_URI] * 41, "41 images; 40", None),
     ],

@@ -252,6 +252,100 @@ async def test_what_is_not_json_is_malformed(body: bytes) -> None:
         await parse_single(request_of(body, "application/json"), SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (['["cat", "dog"]', "cup"], ("cat", "dog", "cup")),
+        (["cup", ' ["cat", "dog"]'], ("cup", "cat", "dog")),
+        (["cat", "", "dog"], ("cat", "dog")),
+        (['["salt, pepper"]', "cat"], ("salt, pepper", "cat")),
+    ],
+)
+async def test_a_list_means_the_same_however_often_the_field_is_there(
+    values: list[str], labels: tuple[str, ...]
+) -> None:
+    """A JSON list among repeated values is no label; an empty value counts as not given."""
+    form = as_form(FILE, *[("labels", value, None) for value in values])
+    raw = as_raw([("labels", value) for value in values])
+    for request in (form, raw):
+        assert labels == (await parse_single(request, SETTINGS)).query.labels
+
+
+async def test_a_repeated_value_that_is_no_list_is_refused() -> None:
+    """A label that begins so goes into a JSON list."""
+    with pytest.raises(FieldErrors, match="labels: begins with \\[ but is not a valid JSON list"):
+        await parse_single(as_raw([("labels", "[x"), ("labels", "cup")]), SETTINGS)
+
+
+async def test_empty_fields_of_a_form_are_not_given() -> None:
+    """A browser sends each field of its form, the empty ones too."""
+    empty: list[Part] = [
+        (name, "", None) for name in ("label_set", "templates", "scoring", "top_k", "min_score", "temperature", "model")
+    ]
+    given = await parse_single(as_form(FILE, ("labels", "red", None), ("labels", "blue", None), *empty), SETTINGS)
+    plain = await parse_single(as_form(FILE, ("labels", "red", None), ("labels", "blue", None)), SETTINGS)
+    assert plain == given
+    by_set = await parse_single(
+        as_form(FILE, ("label_set", "animals", None), ("labels", "", None), ("templates", "", None)), SETTINGS
+    )
+    assert LabelQuery((), "default", "animals") == by_set.query
+    with pytest.raises(FieldErrors, match="labels"):
+        await parse_single(as_form(FILE, ("labels", "", None), ("labels", "", None)), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("labels[]", "labels"), ("labels[0]", "labels"), ("label", "labels"), ("topk", "top_k"), ("csrf", None)],
+)
+async def test_an_unknown_field_is_named_as_such_though_repeated(name: str, meant: str | None) -> None:
+    """Otherwise the client removes one of the two and has learnt nothing."""
+    fields: list[Part] = [(name, "1", None), (name, "2", None)]
+    with pytest.raises(FieldErrors) as caught:
+        await parse_single(as_form(FILE, ("labels", "red", None), *fields), SETTINGS)
+    hint = f" (did you mean {meant}?)" if meant else ""
+    assert f"{name}: is not a field of this request{hint}; it has labels, label_set," in caught.value.detail
+
+
+def part_of(disposition: str, content: bytes = IMAGE) -> Request:
+    """Make a form of a picture, with a disposition of its own, and two labels."""
+    head = f"--b\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode()
+    labels = form_body([("labels", "red", None), ("labels", "blue", None)])
+    return request_of(head + content + b"\r\n" + labels, "multipart/form-data; boundary=b")
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        "name=image",
+        "name=\"image\"; filename*=UTF-8''na%C3%AFve.png",
+        "name=image; filename=",
+    ],
+)
+async def test_a_picture_is_a_file_however_its_part_is_marked(disposition: str) -> None:
+    """.NET sends no file name, some Java clients only the extended one."""
+    assert (IMAGE,) == (await parse_single(part_of(disposition), SETTINGS)).images
+    assert (IMAGE,) == (await parse_batch(part_of(disposition), SETTINGS)).images
+
+
+async def test_pictures_without_a_file_name_are_counted() -> None:
+    """The limit on files is the same."""
+    with pytest.raises(PayloadTooLarge, match="files"):
+        await parse_batch(as_form(*[("image", IMAGE, None)] * 4), SETTINGS)
+
+
+async def test_a_text_in_place_of_the_picture() -> None:
+    """The message is about the forgotten @ of curl."""
+    with pytest.raises(FieldErrors, match="image: must be sent as a file"):
+        await parse_single(part_of("name=image", b"photo.jpg"), SETTINGS)
+
+
+@pytest.mark.parametrize("content_type", ["application/x-xz", "image/png", None])
+async def test_an_archive_of_another_type_is_refused_by_its_type(content_type: str | None) -> None:
+    """Not by the query, which would be right beside an archive."""
+    with pytest.raises(UnsupportedMediaType, match="application/x-tar, application/gzip, application/zip"):
+        await parse_batch(request_of(b"", content_type, query="labels=red&labels=blue"), SETTINGS)
+
+
 async def test_a_repeated_json_name_is_refused() -> None:
     """Neither of two values with the same name is silently dropped."""
     with pytest.raises(FieldErrors, match="labels: is given more than once"):
