@@ -8,10 +8,11 @@ from typing import Any, Final
 from tests.bench import pictures, wire, words
 from tests.bench.environments import Unavailable
 from tests.bench.load import Plan
-from tests.bench.server import Server, free_port
+from tests.bench.server import Server
 from tests.bench.serving import Effort
 from tests.bench.subjects import Subject, load
 from tests.bench.summary import median
+from tests.support.ports import free_port
 
 MANY: Final = 1_000
 FEW: Final = 2

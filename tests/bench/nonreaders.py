@@ -26,7 +26,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.server import MemoryWatch, Server, free_port, group, running
+from tests.bench.server import MemoryWatch, Server, group, running
+from tests.support.ports import free_port
 
 _MIB: Final = 2**20
 _TEXTS: Final = 2_048

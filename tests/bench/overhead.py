@@ -15,10 +15,11 @@ from typing import Any, Final, TypeAlias
 import httpx
 
 from tests.bench import pictures, wire, words
-from tests.bench.server import Server, cpu_s, free_port, group, running
+from tests.bench.server import Server, cpu_s, group, running
 from tests.bench.serving import Effort
 from tests.bench.subjects import LABELS, READY
 from tests.bench.summary import median
+from tests.support.ports import free_port
 from tests.support.tiny_bundle import write_tiny_bundle
 
 _SIZE: Final = (64, 48)

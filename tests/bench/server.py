@@ -3,7 +3,6 @@
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -146,14 +145,6 @@ def running(
         yield server.wait_ready(ready)
     finally:
         server.stop()
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def group(leader: int) -> list[int]:

@@ -22,8 +22,9 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 from tests.bench.hostile import BODY_BYTES, REQUESTS
-from tests.bench.server import free_port, running
+from tests.bench.server import running
 from tests.bench.summary import percentiles
+from tests.support.ports import free_port
 
 WANTED_P99_S: Final = 0.05
 _EVERY_S: Final = 0.01

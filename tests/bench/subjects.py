@@ -14,8 +14,9 @@ from tests.bench.environments import Environment, Unavailable, installed
 from tests.bench.load import Plan
 from tests.bench.peers import PEERS, Models, Peer
 from tests.bench.places import WORK
-from tests.bench.server import Server, free_port, running
+from tests.bench.server import Server, running
 from tests.support.places import ROOT
+from tests.support.ports import free_port
 
 READY: Final = "/readyz"
 LABELS: Final = 10

@@ -17,9 +17,10 @@ from tests.bench.models import SIZES
 from tests.bench.peers import PEERS
 from tests.bench.places import PAGE
 from tests.bench.report import BEGIN, END, around_results, markdown, write_page
-from tests.bench.server import MemoryWatch, Server, free_port, group, running
+from tests.bench.server import MemoryWatch, Server, group, running
 from tests.bench.wanted import rows
 from tests.support.places import ROOT
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 NAME = "anyclass vit-b-32 fp32 auto"

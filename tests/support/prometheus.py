@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.support.redis_server import free_port
+from tests.support.ports import free_port
 
 _PATIENCE_S = 60.0
 _POLL_S = 0.1

@@ -12,7 +12,9 @@ from typing import Self
 
 import pytest
 
-_START_S = 10.0
+from tests.support.ports import free_port
+
+_PATIENCE_S = 60.0  # for a busy machine
 
 
 class RedisServer:
@@ -41,8 +43,9 @@ class RedisServer:
         if self.password is not None:
             command += ["--requirepass", self.password]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + _START_S
+        until = time.monotonic() + _PATIENCE_S
         while time.monotonic() < until:
+            assert self._process.poll() is None, f"redis-server has ended with {self._process.returncode}"
             with contextlib.suppress(OSError):
                 self.command("PING")
                 return self
@@ -51,7 +54,7 @@ class RedisServer:
 
     def command(self, *words: str) -> bytes:
         """Send one command on a connection of its own; return the beginning of the raw answer."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=_PATIENCE_S) as connection:
             if self.password is not None:
                 connection.sendall(_wire("AUTH", self.password))
                 connection.recv(64)
@@ -93,14 +96,6 @@ def running_redis(
         yield server.start()
     finally:
         server.close()
-
-
-def free_port() -> int:
-    """Return a free port of the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wire(*words: str) -> bytes:
