@@ -1,10 +1,10 @@
-"""CLIP's named sizes. A further size is a further entry, and nothing else.
+"""CLIP's named sizes. A further size is a further row, and nothing else.
 
 Sources: names and shapes as OpenAI and open_clip (``model_configs``) write them. ImageNet zero-shot top-1: of OpenAI's
 nine, Radford et al. 2021, table 11; of the others, open_clip's ``docs/openclip_results.csv`` (the LAION-2B weights, of
 ViT-g-14 those of 34 billion samples).
 
-An entry states the activation of those published weights. Other weights of the same shape may use another one:
+A row states the activation of those published weights. Other weights of the same shape may use another one:
 open_clip's own ViT-B-32 uses GELU where OpenAI's uses QuickGELU.
 """
 
@@ -23,27 +23,45 @@ from model_export.families.clip.config import (
 from model_export.families.family import NamedSize
 
 
-def _resnet(
-    embed_dim: int, layers: tuple[int, int, int, int], width: int, text: TextTransformerConfig, *, size: int = 224
-) -> ClipConfig:
-    return ClipConfig(
-        embed_dim=embed_dim, image=ModifiedResNetConfig(image_size=size, layers=layers, width=width), text=text
-    )
+def _size(  # noqa: PLR0917 - a row of a table
+    name: str,
+    embed_dim: int,
+    image: ImageTowerConfig,
+    text: TextTransformerConfig,
+    parameters: int,
+    imagenet_top1: float,
+    *aliases: str,
+) -> NamedSize:
+    return NamedSize(name, ClipConfig(embed_dim=embed_dim, image=image, text=text), parameters, imagenet_top1, aliases)
 
 
-def _clip(embed_dim: int, image: ImageTowerConfig, text: TextTransformerConfig) -> ClipConfig:
-    return ClipConfig(embed_dim=embed_dim, image=image, text=text)
+def _openai(  # noqa: PLR0917 - a row of a table
+    name: str,
+    embed_dim: int,
+    image: ImageTowerConfig,
+    text: TextTransformerConfig,
+    parameters: int,
+    imagenet_top1: float,
+    *hub_names: str,
+) -> NamedSize:
+    """Return a size of the paper. open_clip has it under two names, and OpenAI's account on the hub has some."""
+    aliases = (f"{name}-quickgelu", *(f"openai/{each}" for each in hub_names))
+    return _size(name, embed_dim, image, text, parameters, imagenet_top1, *aliases)
 
 
-def _vit(
+def _resnet(layers: tuple[int, int, int, int], width: int, size: int = 224) -> ModifiedResNetConfig:
+    return ModifiedResNetConfig(image_size=size, layers=layers, width=width)
+
+
+def _vit(  # noqa: PLR0917 - the order in which papers write a shape
     patch_size: int,
     width: int,
     layers: int,
     heads: int,
     activation: Activation = "quick_gelu",
+    mlp_width: int | None = None,
     *,
     size: int = 224,
-    mlp_width: int | None = None,
 ) -> VisionTransformerConfig:
     return VisionTransformerConfig(
         image_size=size,
@@ -60,94 +78,30 @@ def _text(width: int, layers: int, heads: int, activation: Activation = "quick_g
     return TextTransformerConfig(width=width, layers=layers, heads=heads, activation=activation)
 
 
-_TEXT_SMALL: Final = _text(512, 12, 8)
-_TEXT_MEDIUM: Final = _text(768, 12, 12)
-_TEXT_LARGE: Final = _text(1024, 24, 16, "gelu")
+_SMALL: Final = _text(512, 12, 8)
+_MEDIUM: Final = _text(768, 12, 12)
+_LARGE: Final = _text(1024, 24, 16, "gelu")
+_HUGE: Final = _text(1280, 32, 20, "gelu")
+_L_336: Final = _vit(14, 1024, 24, 16, size=336)
+_H: Final = _vit(14, 1280, 32, 16, "gelu")
+_G: Final = _vit(14, 1408, 40, 16, "gelu", 6144)
+_BIG_G: Final = _vit(14, 1664, 48, 16, "gelu", 8192)
 
 CLIP_SIZES: Final = (
-    NamedSize(
-        name="RN50",
-        config=_resnet(1024, (3, 4, 6, 3), 64, _TEXT_SMALL),
-        parameters=102_007_137,
-        imagenet_top1=59.6,
-        aliases=("RN50-quickgelu",),
-    ),
-    NamedSize(
-        name="RN101",
-        config=_resnet(512, (3, 4, 23, 3), 64, _TEXT_SMALL),
-        parameters=119_688_033,
-        imagenet_top1=62.3,
-        aliases=("RN101-quickgelu",),
-    ),
-    NamedSize(
-        name="RN50x4",
-        config=_resnet(640, (4, 6, 10, 6), 80, _text(640, 12, 10), size=288),
-        parameters=178_300_601,
-        imagenet_top1=66.3,
-        aliases=("RN50x4-quickgelu",),
-    ),
-    NamedSize(
-        name="RN50x16",
-        config=_resnet(768, (6, 8, 18, 8), 96, _TEXT_MEDIUM, size=384),
-        parameters=290_979_217,
-        imagenet_top1=70.7,
-        aliases=("RN50x16-quickgelu",),
-    ),
-    NamedSize(
-        name="RN50x64",
-        config=_resnet(1024, (3, 15, 36, 10), 128, _text(1024, 12, 16), size=448),
-        parameters=623_258_305,
-        imagenet_top1=73.9,
-        aliases=("RN50x64-quickgelu",),
-    ),
-    NamedSize(
-        name="ViT-B-32",
-        config=_clip(512, _vit(32, 768, 12, 12), _TEXT_SMALL),
-        parameters=151_277_313,
-        imagenet_top1=63.2,
-        aliases=("ViT-B-32-quickgelu", "openai/clip-vit-base-patch32"),
-    ),
-    NamedSize(
-        name="ViT-B-16",
-        config=_clip(512, _vit(16, 768, 12, 12), _TEXT_SMALL),
-        parameters=149_620_737,
-        imagenet_top1=68.6,
-        aliases=("ViT-B-16-quickgelu", "openai/clip-vit-base-patch16"),
-    ),
-    NamedSize(
-        name="ViT-L-14",
-        config=_clip(768, _vit(14, 1024, 24, 16), _TEXT_MEDIUM),
-        parameters=427_616_513,
-        imagenet_top1=75.3,
-        aliases=("ViT-L-14-quickgelu", "openai/clip-vit-large-patch14"),
-    ),
-    NamedSize(
-        name="ViT-L-14-336",
-        config=_clip(768, _vit(14, 1024, 24, 16, size=336), _TEXT_MEDIUM),
-        parameters=427_944_193,
-        imagenet_top1=76.2,
-        aliases=("ViT-L-14-336-quickgelu", "openai/clip-vit-large-patch14-336"),
-    ),
-    NamedSize(
-        name="ViT-H-14",
-        config=_clip(1024, _vit(14, 1280, 32, 16, "gelu"), _TEXT_LARGE),
-        parameters=986_109_441,
-        imagenet_top1=77.96,
-        aliases=("laion/CLIP-ViT-H-14-laion2B-s32B-b79K",),
-    ),
-    NamedSize(
-        name="ViT-g-14",
-        config=_clip(1024, _vit(14, 1408, 40, 16, "gelu", mlp_width=6144), _TEXT_LARGE),
-        parameters=1_366_678_273,
-        imagenet_top1=78.47,
-        aliases=("laion/CLIP-ViT-g-14-laion2B-s34B-b88K",),
-    ),
-    NamedSize(
-        name="ViT-bigG-14",
-        config=_clip(1280, _vit(14, 1664, 48, 16, "gelu", mlp_width=8192), _text(1280, 32, 20, "gelu")),
-        parameters=2_539_567_105,
-        imagenet_top1=80.09,
-        aliases=("ViT-G-14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"),
+    # Name, joint space, image tower, text tower, parameters, top-1, names on the hub or elsewhere.
+    _openai("RN50", 1024, _resnet((3, 4, 6, 3), 64), _SMALL, 102_007_137, 59.6),
+    _openai("RN101", 512, _resnet((3, 4, 23, 3), 64), _SMALL, 119_688_033, 62.3),
+    _openai("RN50x4", 640, _resnet((4, 6, 10, 6), 80, 288), _text(640, 12, 10), 178_300_601, 66.3),
+    _openai("RN50x16", 768, _resnet((6, 8, 18, 8), 96, 384), _MEDIUM, 290_979_217, 70.7),
+    _openai("RN50x64", 1024, _resnet((3, 15, 36, 10), 128, 448), _text(1024, 12, 16), 623_258_305, 73.9),
+    _openai("ViT-B-32", 512, _vit(32, 768, 12, 12), _SMALL, 151_277_313, 63.2, "clip-vit-base-patch32"),
+    _openai("ViT-B-16", 512, _vit(16, 768, 12, 12), _SMALL, 149_620_737, 68.6, "clip-vit-base-patch16"),
+    _openai("ViT-L-14", 768, _vit(14, 1024, 24, 16), _MEDIUM, 427_616_513, 75.3, "clip-vit-large-patch14"),
+    _openai("ViT-L-14-336", 768, _L_336, _MEDIUM, 427_944_193, 76.2, "clip-vit-large-patch14-336"),
+    _size("ViT-H-14", 1024, _H, _LARGE, 986_109_441, 77.96, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    _size("ViT-g-14", 1024, _G, _LARGE, 1_366_678_273, 78.47, "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"),
+    _size(
+        "ViT-bigG-14", 1280, _BIG_G, _HUGE, 2_539_567_105, 80.09, "ViT-G-14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
     ),
 )
 """The nine of the paper, and open_clip's."""

@@ -16,6 +16,7 @@ from model_export.families.key_tables import RESBLOCK, KeyTable, Rows, same, und
 from model_export.families.open_clip import Model, Section, Side, TextBase, square_side
 from model_export.families.siglip.config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.families.siglip.open_clip_tokenizer import read_canonical_tokenizer
+from model_export.families.siglip.sizes import SHAPES
 from model_export.families.tokenizers import TextTokens
 from model_export.files import blamed, checked
 
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
 
 _TIMM_NAME: Final = re.compile(r"vit_(?P<width>[a-z0-9]+)_patch(?P<patch>\d+)_siglip_(?P<size>\d+)")
 """timm's names of SigLIP's image towers; one with ``gap`` in its name is pooled by the mean, and is not read here."""
-
-_TIMM_WIDTHS: Final[Mapping[str, Mapping[str, int]]] = {
-    "base": {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072},
-    "large": {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096},
-    "so400m": {"width": 1152, "layers": 27, "heads": 16, "mlp_width": 4304},
-    "giantopt": {"width": 1536, "layers": 40, "heads": 16, "mlp_width": 6144},
-}
-"""The image towers of SigLIP, by the word in their timm name."""
 
 
 class _SiglipNorm(Section):
@@ -91,14 +84,14 @@ def _read(fields: Mapping[str, Any], activation: Activation | None, path: Path) 
 def _config(model: _OpenSiglip, path: Path) -> SiglipConfig:
     vision, text = model.vision_cfg, model.text_cfg
     found = _TIMM_NAME.fullmatch(vision.timm_model_name)
-    if found is None or found["width"] not in _TIMM_WIDTHS:
+    if found is None or found["width"] not in SHAPES:
         raise SourceError(f"{path}: its image tower is timm's {vision.timm_model_name}, whose shape is unknown")
     size = square_side(vision.image_size, path)
     if size != int(found["size"]):
         raise SourceError(f"{path}: image_size {size} is not that of timm's {vision.timm_model_name}")
     with blamed(path):
         return SiglipConfig(
-            image=SiglipImageConfig(image_size=size, patch_size=int(found["patch"]), **_TIMM_WIDTHS[found["width"]]),
+            image=SiglipImageConfig(image_size=size, patch_size=int(found["patch"]), **SHAPES[found["width"]]),
             text=SiglipTextConfig(
                 vocab_size=text.vocab_size,
                 context_length=text.context_length,
