@@ -1,16 +1,19 @@
 """Write a bundle completely or not at all, and never over anything but a bundle."""
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from model_export.errors import ExportError
 from service.model.manifest import (
     MANIFEST,
+    TEMPLATES,
+    TOKENIZER,
     Agreement,
     FileEntry,
     ImageSection,
@@ -40,44 +43,44 @@ def check_destination(out: Path, *, force: bool) -> None:
         raise ExportError(f"{out}: is not a bundle, so --force does not replace it")
 
 
-class Described(Protocol):
-    """The source of a manifest: a model, published graphs, or another bundle's manifest."""
+@dataclass(frozen=True)
+class BundleSource:
+    """A model that passed every check, with everything that its bundle states except measurements.
 
-    @property
-    def name(self) -> str:
-        """Return its name, a slug."""
+    Attributes:
+        name: the bundle's name, a slug.
+        aliases: other names the service answers to, such as a hub id.
+        architecture: for people, as ``clip/vit``.
+        dim: of the joint space.
+        image: how a picture is prepared; mean and std go into the graph.
+        text: how a text is prepared.
+        scoring: how cosines become scores, the scale already exponentiated.
+        templates: named prompt-template sets, one of them ``default``.
+        tokenizer: the bytes of a ``tokenizer.json`` that neither pads nor truncates and adds the special tokens.
+        provenance: source, digest of the weights, licence, recipe and card.
+    """
 
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        """Return its other names."""
+    name: str
+    aliases: tuple[str, ...]
+    architecture: str
+    dim: int
+    image: ImageSection
+    text: TextSection
+    scoring: SoftmaxScoring | SigmoidScoring
+    templates: dict[str, tuple[str, ...]]
+    tokenizer: bytes
+    provenance: Provenance
 
-    @property
-    def architecture(self) -> str:
-        """Return the architecture, for people."""
 
-    @property
-    def dim(self) -> int:
-        """Return the dimension of the joint space."""
-
-    @property
-    def image(self) -> ImageSection:
-        """Return the preprocessing of images."""
-
-    @property
-    def text(self) -> TextSection:
-        """Return the preprocessing of texts."""
-
-    @property
-    def scoring(self) -> SoftmaxScoring | SigmoidScoring:
-        """Return the conversion of cosines to scores."""
-
-    @property
-    def provenance(self) -> Provenance:
-        """Return the origin of the weights."""
+def write_tokenizer(source: BundleSource, stage: Path) -> None:
+    """Write the tokenizer and the templates."""
+    (stage / TOKENIZER).write_bytes(source.tokenizer)
+    templates = json.dumps(source.templates, indent=2, sort_keys=True, ensure_ascii=False)
+    (stage / TEMPLATES).write_text(f"{templates}\n", encoding="utf-8")
 
 
 def write_manifest(
-    source: Described,
+    source: BundleSource | Manifest,
     stage: Path,
     *,
     precision: Precision,
@@ -85,15 +88,10 @@ def write_manifest(
     parity: Parity | None = None,
     agreement: Agreement | None = None,
 ) -> Manifest:
-    """Write the manifest of the files in a folder.
+    """Write the manifest of all files in the folder `stage`.
 
-    Args:
-        source: provides everything that is not measured.
-        stage: the folder; all its files become part of the bundle.
-        precision: precision of the graphs.
-        text: preprocessing of texts; by default the source's.
-        parity: the measured parity.
-        agreement: the measured agreement.
+    The source, or the manifest of another bundle, provides everything that is not measured, and the preprocessing of
+    texts unless `text` is given.
     """
     manifest = Manifest.build(
         name=source.name,

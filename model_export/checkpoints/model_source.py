@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_export.bundles.writer import BundleSource
 from model_export.errors import SourceError
 from model_export.families.key_tables import shown
-from service.model.manifest import (
-    DEFAULT_TEMPLATES,
-    Cleaning,
-    ImageSection,
-    Provenance,
-    SigmoidScoring,
-    SoftmaxScoring,
-    TextSection,
-)
+from service.model.manifest import DEFAULT_TEMPLATES, Cleaning, TextSection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,35 +50,14 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """A model that passed every check.
+class ModelSource(BundleSource):
+    """A model with its weights.
 
     Attributes:
-        name: the bundle's name, a slug.
-        aliases: other names the service answers to, such as a hub id.
-        architecture: for people, as ``clip/vit``.
-        model: both towers with their weights, float32, in evaluation mode, without gradients: ``encode_image`` and
-            ``encode_text``.
-        dim: of the joint space.
-        image: how a picture is prepared; mean and std go into the graph.
-        text: how a text is prepared.
-        scoring: how cosines become scores, the scale already exponentiated.
-        templates: named prompt-template sets, one of them ``default``.
-        tokenizer: the bytes of a ``tokenizer.json`` that neither pads nor truncates and adds the special tokens.
-        provenance: source, digest of the weights, licence, recipe and card.
+        model: both towers, float32, in evaluation mode, without gradients: ``encode_image`` and ``encode_text``.
     """
 
-    name: str
-    aliases: tuple[str, ...]
-    architecture: str
     model: "TwoTowers"
-    dim: int
-    image: ImageSection
-    text: TextSection
-    scoring: SoftmaxScoring | SigmoidScoring
-    templates: dict[str, tuple[str, ...]]
-    tokenizer: bytes
-    provenance: Provenance
 
 
 def text_section(

@@ -1,9 +1,8 @@
 """Export a model to a bundle, and measure it on the serving code before it gets its name."""
 
 import copy
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from model_export.architectures.encoders import ImageEncoder, TextEncoder, unused_tower
 from model_export.bundles.probes import ReferenceProbes, probe_inputs, save_probes
 from model_export.bundles.verification import Report, compare
-from model_export.bundles.writer import staged, write_manifest
+from model_export.bundles.writer import staged, write_manifest, write_tokenizer
 from model_export.checkpoints.model_source import ModelSource
 from model_export.errors import ExportError, ParityError
 from model_export.graphs.folding import fold_batch_norm, round_to_fp16
@@ -26,7 +25,7 @@ from model_export.graphs.torch_export import export_image_encoder, export_text_e
 from service.model.arrays import Vectors
 from service.model.engine.providers import resolve
 from service.model.loading import Bundle, load_bundle
-from service.model.manifest import IMAGE_ENCODER, TEMPLATES, TEXT_ENCODER, TOKENIZER, Manifest, Precision
+from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER, Manifest, Precision
 from service.model.probes import IMAGES, PROBES
 
 REFERENCE = {
@@ -76,8 +75,7 @@ def export_model(
             )
         )
         del image, text
-        (stage / TOKENIZER).write_bytes(source.tokenizer)
-        (stage / TEMPLATES).write_text(_json(source.templates), encoding="utf-8")
+        write_tokenizer(source, stage)
 
         # The engine reads bundles, so measure a bundle whose manifest still lacks the measures.
         write_manifest(source, stage, precision=precision)
@@ -140,7 +138,3 @@ def _stored(graph: ModelProto, precision: Precision) -> ModelProto:
     if precision == "fp16-stored":
         store_fp16(graph)
     return graph
-
-
-def _json(content: Mapping[str, Sequence[str]]) -> str:
-    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, PositiveInt
 
+from model_export.bundles.writer import BundleSource
 from model_export.checkpoints.model_source import TEMPLATES, SourceOptions, text_section
 from model_export.checkpoints.naming import bundle_aliases, bundle_name
 from model_export.checkpoints.preprocessing import image_section
@@ -19,15 +20,7 @@ from model_export.published_onnx import layout
 from model_export.published_onnx.graph_files import data_files, read_graph
 from model_export.published_onnx.layout import IMAGE_GRAPH, TEXT_GRAPH, VARIANTS, Encoder
 from model_export.published_onnx.scoring import read_scoring
-from service.model.manifest import (
-    FileEntry,
-    ImageSection,
-    Precision,
-    Provenance,
-    SigmoidScoring,
-    SoftmaxScoring,
-    TextSection,
-)
+from service.model.manifest import FileEntry, Precision, Provenance, TextSection
 
 CONFIG: Final = "config.json"
 
@@ -48,38 +41,10 @@ class OnnxOptions:
 
 
 @dataclass(frozen=True)
-class OnnxSource:
-    """Published encoders that passed every check.
+class OnnxSource(BundleSource):
+    """Published encoders, one graph for images and one for texts; padding ``longest`` is still to be verified."""
 
-    Attributes:
-        name: the bundle's name, a slug.
-        aliases: other names the service answers to, such as a hub id.
-        architecture: for people, as ``clip/vit``.
-        precision: of the graphs.
-        dim: of the joint space.
-        image: how a picture is prepared; mean and std go into the graph.
-        text: how a text is prepared; padding ``longest`` is still to be verified.
-        scoring: how cosines become scores, the scale already exponentiated.
-        templates: named prompt-template sets, one of them ``default``.
-        tokenizer: the bytes of a ``tokenizer.json`` that neither pads nor truncates and adds the special tokens.
-        provenance: source, digest of the graphs, licence.
-        image_path: the image graph.
-        text_path: the text graph.
-        image_encoder: inputs and output of the image graph.
-        text_encoder: inputs and output of the text graph.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    architecture: str
     precision: Precision
-    dim: int
-    image: ImageSection
-    text: TextSection
-    scoring: SoftmaxScoring | SigmoidScoring
-    templates: dict[str, tuple[str, ...]]
-    tokenizer: bytes
-    provenance: Provenance
     image_path: Path
     text_path: Path
     image_encoder: Encoder

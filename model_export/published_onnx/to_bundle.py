@@ -1,6 +1,5 @@
 """Writes a bundle of published ONNX encoders, once it agrees with the published graphs."""
 
-import json
 import tempfile
 import time
 from functools import partial
@@ -13,7 +12,7 @@ from onnx.shape_inference import InferenceError
 
 from model_export.bundles.probes import Inputs, ReferenceProbes, probe_inputs, save_probes
 from model_export.bundles.verification import THRESHOLDS, Check, Comparison, Report, Thresholds, compare
-from model_export.bundles.writer import staged, write_manifest
+from model_export.bundles.writer import staged, write_manifest, write_tokenizer
 from model_export.errors import ExportError, ParityError
 from model_export.graphs.graph_files import Graph, Listener, write_graph
 from model_export.published_onnx.graph_files import data_files, one_line, plain_copy, read_graph, read_weights
@@ -23,7 +22,7 @@ from model_export.published_onnx.surgery import serve_images, serve_texts
 from service.model.engine.engine import OnnxEngine
 from service.model.engine.providers import resolve
 from service.model.loading import Bundle, load_bundle
-from service.model.manifest import IMAGE_ENCODER, TEMPLATES, TEXT_ENCODER, TOKENIZER, Manifest, Precision, TextSection
+from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER, Manifest, Precision, TextSection
 from service.model.probes import PROBES
 
 REFERENCE: Final = "source graphs in onnxruntime"
@@ -65,9 +64,7 @@ def write_bundle(source: OnnxSource, out: Path, *, listener: Listener, force: bo
         listener.wrote(_write(model, stage / IMAGE_ENCODER, source.image_path, started))
         del model  # the rest needs the memory
         listener.wrote(_write_texts(source, text, stage, source.text))
-        (stage / TOKENIZER).write_bytes(source.tokenizer)
-        templates = json.dumps(source.templates, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (stage / TEMPLATES).write_text(templates, encoding="utf-8")
+        write_tokenizer(source, stage)
 
         bundle = _bundle(source, stage, section := source.text)
         started = time.monotonic()
@@ -110,7 +107,7 @@ def _write(model: ModelProto, path: Path, source: Path, started: float) -> Graph
 
 def _bundle(source: OnnxSource, stage: Path, section: TextSection) -> Bundle:
     """Open the unfinished bundle, whose parity is still unknown: the engine reads bundles only."""
-    write_manifest(source, stage, precision=source.precision, text=section, parity=None)
+    write_manifest(source, stage, precision=source.precision, text=section)
     return load_bundle(stage)
 
 
