@@ -9,7 +9,8 @@ Each gauge states how the values of several processes (`--workers`) are merged, 
 Only the metrics of the operating system have one; see `service.monitoring.worker_metrics`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
@@ -38,10 +39,14 @@ Fetch: TypeAlias = Literal["ok", "failed", "too large", "cancelled"]
 StateEntry: TypeAlias = Literal["job", "file", "idempotency-key", "label-set"]
 Broken: TypeAlias = Literal["non-finite", "out-of-memory", "device-lost", "worker", "error"]
 
+_Merged: TypeAlias = Literal["livesum", "livemax", "livemin", "livemostrecent"]
+"""Rule by which a gauge's values of several processes become one."""
+
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 NO_STATE: Final = -1
 """Value of `state_up`: no store is configured, and the fallback cannot be used."""
 
+_NAMESPACE: Final = "anyclass"
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REDIS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -57,180 +62,101 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self._shared = shared
         self._process: ProcessCollector | None = None
-        own = self.registry
+        counter = partial(Counter, namespace=_NAMESPACE, registry=self.registry)
+        histogram = partial(Histogram, namespace=_NAMESPACE, registry=self.registry)
+
+        def gauge(name: str, documentation: str, merged: _Merged, labels: Sequence[str] = ()) -> Gauge:
+            return Gauge(
+                name, documentation, labels, namespace=_NAMESPACE, registry=self.registry, multiprocess_mode=merged
+            )
 
         # Models and readiness
-        self.build_info = Gauge(
-            "anyclass_build_info", "Always 1.", ["version"], registry=own, multiprocess_mode="livemax"
-        )
-        self.model_info = Gauge(
-            "anyclass_model_info",
+        self.build_info = gauge("build_info", "Always 1.", "livemax", ["version"])
+        self.model_info = gauge(
+            "model_info",
             "Always 1; provider and precision are those in use.",
+            "livemax",
             ["model", "revision", "provider", "precision"],
-            registry=own,
-            multiprocess_mode="livemax",
         )
-        self.ready = Gauge(
-            "anyclass_ready", "1 while /readyz reports ready.", registry=own, multiprocess_mode="livemax"
-        )
+        self.ready = gauge("ready", "1 while /readyz reports ready.", "livemax")
 
         # HTTP
-        self.http_requests = Counter(
-            "anyclass_http_requests", "Requests answered.", ["protocol", "route", "method", "status"], registry=own
+        self.http_requests = counter("http_requests", "Requests answered.", ["protocol", "route", "method", "status"])
+        self.http_seconds = histogram(
+            "http_request_seconds", "Time to answer.", ["protocol", "route"], buckets=_LATENCIES_S
         )
-        self.http_seconds = Histogram(
-            "anyclass_http_request_seconds",
-            "Time to answer.",
-            ["protocol", "route"],
-            buckets=_LATENCIES_S,
-            registry=own,
+        self.http_problems = counter(
+            "http_problems", "Requests answered with an error, or not answered, by problem.", ["protocol", "problem"]
         )
-        self.http_problems = Counter(
-            "anyclass_http_problems",
-            "Requests answered with an error, or not answered, by problem.",
-            ["protocol", "problem"],
-            registry=own,
+        self.http_in_flight = gauge("http_requests_in_flight", "Requests being answered.", "livesum")
+        self.body_bytes = gauge("body_bytes", "Bytes of request bodies in memory.", "livesum")
+        self.bodies_refused = counter("bodies_refused", "Bodies refused because other bodies filled the memory limit.")
+        self.unsent_bytes = gauge("unsent_bytes", "Bytes of unread answers in memory.", "livesum")
+        self.answers_unread = counter(
+            "answers_unread", "Connections closed because the client did not read its answer."
         )
-        self.http_in_flight = Gauge(
-            "anyclass_http_requests_in_flight", "Requests being answered.", registry=own, multiprocess_mode="livesum"
-        )
-        self.body_bytes = Gauge(
-            "anyclass_body_bytes", "Bytes of request bodies in memory.", registry=own, multiprocess_mode="livesum"
-        )
-        self.bodies_refused = Counter(
-            "anyclass_bodies_refused", "Bodies refused because other bodies filled the memory limit.", registry=own
-        )
-
-        self.unsent_bytes = Gauge(
-            "anyclass_unsent_bytes", "Bytes of unread answers in memory.", registry=own, multiprocess_mode="livesum"
-        )
-        self.answers_unread = Counter(
-            "anyclass_answers_unread", "Connections closed because the client did not read its answer.", registry=own
-        )
-
-        self.out_of_descriptors = Counter(
-            "anyclass_out_of_descriptors", "Seconds without a free descriptor for a connection.", registry=own
-        )
+        self.out_of_descriptors = counter("out_of_descriptors", "Seconds without a free descriptor for a connection.")
 
         # Stages of a classification
-        self.images = Counter(
-            "anyclass_images", "Images classified, embedded or failed.", ["model", "outcome"], registry=own
-        )
-        self.stage_seconds = Histogram(
-            "anyclass_stage_seconds", "Time in a stage.", ["model", "stage"], buckets=_LATENCIES_S, registry=own
-        )
-        self.decode_waiting = Gauge(
-            "anyclass_decode_waiting", "Images in or before decoding.", registry=own, multiprocess_mode="livesum"
-        )
+        self.images = counter("images", "Images classified, embedded or failed.", ["model", "outcome"])
+        self.stage_seconds = histogram("stage_seconds", "Time in a stage.", ["model", "stage"], buckets=_LATENCIES_S)
+        self.decode_waiting = gauge("decode_waiting", "Images in or before decoding.", "livesum")
 
         # Device
-        self.batch_size = Histogram(
-            "anyclass_batch_size", "Images or texts in a batch.", ["model", "kind"], buckets=_BATCH_SIZES, registry=own
+        self.batch_size = histogram(
+            "batch_size", "Images or texts in a batch.", ["model", "kind"], buckets=_BATCH_SIZES
         )
-        self.batch_limit = Gauge(
-            "anyclass_batch_limit",
-            "Maximum number of images or texts in a batch.",
-            ["model", "kind"],
-            registry=own,
-            multiprocess_mode="livemax",
+        self.batch_limit = gauge(
+            "batch_limit", "Maximum number of images or texts in a batch.", "livemax", ["model", "kind"]
         )
-        self.inference_seconds = Histogram(
-            "anyclass_inference_seconds",
-            "Device time of a batch.",
-            ["model", "kind"],
-            buckets=_LATENCIES_S,
-            registry=own,
+        self.inference_seconds = histogram(
+            "inference_seconds", "Device time of a batch.", ["model", "kind"], buckets=_LATENCIES_S
         )
-        self.inference_failures = Counter(
-            "anyclass_inference_failures", "Batches that failed.", ["model", "kind", "reason"], registry=own
-        )
-        self.waiting = Gauge(
-            "anyclass_waiting",
-            "Images or texts waiting for the device.",
-            ["model", "kind"],
-            registry=own,
-            multiprocess_mode="livesum",
-        )
-        self.overloaded = Counter(
-            "anyclass_overloaded", "Requests refused because too much was waiting.", ["model", "kind"], registry=own
-        )
-        self.dropped = Counter(
-            "anyclass_dropped", "Entries dropped before they reached the device.", ["kind", "reason"], registry=own
-        )
+        self.inference_failures = counter("inference_failures", "Batches that failed.", ["model", "kind", "reason"])
+        self.waiting = gauge("waiting", "Images or texts waiting for the device.", "livesum", ["model", "kind"])
+        self.overloaded = counter("overloaded", "Requests refused because too much was waiting.", ["model", "kind"])
+        self.dropped = counter("dropped", "Entries dropped before they reached the device.", ["kind", "reason"])
 
         # Access, and images fetched from URLs
-        self.access_refused = Counter(
-            "anyclass_access_refused", "Requests without a valid key or above the rate limit.", ["reason"], registry=own
+        self.access_refused = counter(
+            "access_refused", "Requests without a valid key or above the rate limit.", ["reason"]
         )
-        self.key_requests = Counter(
-            "anyclass_key_requests", "Requests with an API key, by its name.", ["key", "status"], registry=own
-        )
-        self.key_images = Counter("anyclass_key_images", "Images of these requests.", ["key"], registry=own)
-        self.key_labels = Counter("anyclass_key_labels", "Labels and texts of these requests.", ["key"], registry=own)
-        self.rate_limit_fallbacks = Counter(
-            "anyclass_rate_limit_fallbacks", "Requests counted here alone because Redis failed.", registry=own
-        )
-        self.image_fetches = Counter("anyclass_image_fetches", "Image URLs, by outcome.", ["outcome"], registry=own)
+        self.key_requests = counter("key_requests", "Requests with an API key, by its name.", ["key", "status"])
+        self.key_images = counter("key_images", "Images of these requests.", ["key"])
+        self.key_labels = counter("key_labels", "Labels and texts of these requests.", ["key"])
+        self.rate_limit_fallbacks = counter("rate_limit_fallbacks", "Requests counted here alone because Redis failed.")
+        self.image_fetches = counter("image_fetches", "Image URLs, by outcome.", ["outcome"])
 
         # Durable state: batch jobs and label sets
-        self.state_up = Gauge(
-            "anyclass_state_up",
+        self.state_up = gauge(
+            "state_up",
             "0 while the state store takes no reads or writes of the job runner, -1 without a store, else 1.",
-            registry=own,
-            multiprocess_mode="livemin",
+            "livemin",
         )
-        self.state_damaged = Counter(
-            "anyclass_state_damaged", "Damaged entries of the state store that were skipped.", ["kind"], registry=own
+        self.state_damaged = counter("state_damaged", "Damaged entries of the state store that were skipped.", ["kind"])
+        self.jobs_active = gauge(
+            "jobs_active", "Batch jobs in the state store that have not ended.", "livemostrecent", ["status"]
         )
-        self.jobs_active = Gauge(
-            "anyclass_jobs_active", "Batch jobs in the state store that have not ended.", ["status"],
-            registry=own, multiprocess_mode="livemostrecent",
-        )  # fmt: skip
-        self.jobs_ended = Counter("anyclass_jobs_ended", "Batch jobs that ended here.", ["status"], registry=own)
-        self.job_lines = Counter("anyclass_job_lines", "Lines of batch jobs answered here.", ["outcome"], registry=own)
-        self.label_set_lookups = Counter(
-            "anyclass_label_set_lookups",
-            "Requests for an existing label set, by whether it was in memory.",
-            ["result"],
-            registry=own,
+        self.jobs_ended = counter("jobs_ended", "Batch jobs that ended here.", ["status"])
+        self.job_lines = counter("job_lines", "Lines of batch jobs answered here.", ["outcome"])
+        self.label_set_lookups = counter(
+            "label_set_lookups", "Requests for an existing label set, by whether it was in memory.", ["result"]
         )
-        self.label_set_bytes = Gauge(
-            "anyclass_label_set_bytes", "Memory of label sets in use.", registry=own, multiprocess_mode="livesum"
+        self.label_set_bytes = gauge("label_set_bytes", "Memory of label sets in use.", "livesum")
+        self.label_sets_computing = gauge(
+            "label_sets_computing", "Label sets being computed here, including queued ones.", "livesum"
         )
-        self.label_sets_computing = Gauge(
-            "anyclass_label_sets_computing", "Label sets being computed here, including queued ones.",
-            registry=own, multiprocess_mode="livesum",
-        )  # fmt: skip
-        self.label_set_blocks = Counter(
-            "anyclass_label_set_blocks", "Blocks of label sets computed in the background.", registry=own
-        )
-        self.label_set_failures = Counter(
-            "anyclass_label_set_failures", "Label sets whose computation failed.", registry=own
-        )
+        self.label_set_blocks = counter("label_set_blocks", "Blocks of label sets computed in the background.")
+        self.label_set_failures = counter("label_set_failures", "Label sets whose computation failed.")
 
         # Text cache
-        self.cache_lookups = Counter(
-            "anyclass_text_cache_lookups", "Labels looked up, by layer.", ["layer", "result"], registry=own
+        self.cache_lookups = counter("text_cache_lookups", "Labels looked up, by layer.", ["layer", "result"])
+        self.cache_failures = counter("text_cache_failures", "Redis operations that failed.", ["operation", "reason"])
+        self.cache_seconds = histogram(
+            "text_cache_seconds", "Time of one Redis operation, failed ones included.", ["operation"], buckets=_REDIS_S
         )
-        self.cache_failures = Counter(
-            "anyclass_text_cache_failures", "Redis operations that failed.", ["operation", "reason"], registry=own
-        )
-        self.cache_seconds = Histogram(
-            "anyclass_text_cache_seconds",
-            "Time of one Redis operation, failed ones included.",
-            ["operation"],
-            buckets=_REDIS_S,
-            registry=own,
-        )
-        self.cache_up = Gauge(
-            "anyclass_text_cache_up",
-            "0 while Redis is not used because it fails, else 1.",
-            registry=own,
-            multiprocess_mode="livemin",
-        )
-        self.labels_computed = Counter(
-            "anyclass_labels_computed", "Class vectors computed by the text encoder.", ["model"], registry=own
-        )
+        self.cache_up = gauge("text_cache_up", "0 while Redis is not used because it fails, else 1.", "livemin")
+        self.labels_computed = counter("labels_computed", "Class vectors computed by the text encoder.", ["model"])
         self._create_series()
 
     def _create_series(self) -> None:
