@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt
 
 from model_export.errors import SourceError
-from model_export.families.key_tables import KeyTable, Rows, with_flat_scalars
+from model_export.families.key_tables import KeyTable, Rows, under, with_flat_scalars
+from model_export.files import checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 TOWERS: Final = ("text_config", "vision_config")
 
 _Known = TypeVar("_Known", bound=str)
+_Config = TypeVar("_Config", bound="Config")
 
 
 def _side(value: object) -> object:
@@ -34,42 +36,51 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class VisionSection(Section):
+class Tower(Section):
+    """Either tower's section."""
+
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt
+    hidden_act: str
+    layer_norm_eps: float
+
+
+class VisionSection(Tower):
     """``vision_config``, with the defaults that families share."""
 
     hidden_size: PositiveInt = 768
     intermediate_size: PositiveInt = 3072
-    num_hidden_layers: PositiveInt = 12
     num_attention_heads: PositiveInt = 12
     num_channels: Literal[3] = 3
     image_size: Side = 224
 
 
-class Tower(Protocol):
-    """Either tower's section."""
-
-    @property
-    def hidden_act(self) -> str:
-        """Name of the activation."""
-
-    @property
-    def layer_norm_eps(self) -> float:
-        """Epsilon of LayerNorm."""
-
-
-class TwoSections(Protocol):
+class Config(Section):
     """A ``config.json`` with a section for each tower."""
 
-    @property
-    def text_config(self) -> Tower:
-        """The text tower."""
-
-    @property
-    def vision_config(self) -> Tower:
-        """The image tower."""
+    text_config: Tower
+    vision_config: Tower
 
 
-def sections(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def read_config(kind: type[_Config], fields: Mapping[str, Any], path: Path, *, eps: float) -> _Config:
+    """Read a ``config.json`` whose towers have LayerNorms with this epsilon, as our modules do.
+
+    Raises:
+        SourceError: a value is invalid, or differs from what our modules fix; the message names it.
+    """
+    config = checked(kind, _sections(fields, path), path)
+    for name in TOWERS:
+        tower: Tower = getattr(config, name)
+        if not math.isclose(tower.layer_norm_eps, eps, rel_tol=1e-6):
+            raise SourceError(
+                f"{path}: {name}.layer_norm_eps is {tower.layer_norm_eps:g}; only {eps:g} can be exported"
+            )
+    return config
+
+
+def _sections(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the fields with each tower's section as transformers reads it; null counts as absent.
 
     Raises:
@@ -85,19 +96,6 @@ def sections(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return found
 
 
-def check_eps(config: TwoSections, wanted: float, path: Path) -> None:
-    """Refuse another epsilon of LayerNorm than our modules have.
-
-    Raises:
-        SourceError: a tower has another one.
-    """
-    for name, tower in _towers(config):
-        if not math.isclose(tower.layer_norm_eps, wanted, rel_tol=1e-6):
-            raise SourceError(
-                f"{path}: {name}.layer_norm_eps is {tower.layer_norm_eps:g}; only {wanted:g} can be exported"
-            )
-
-
 def activation(name: str, tower: Tower, known: Mapping[str, _Known], path: Path) -> _Known:
     """Return our name of a tower's activation; ``name`` is the section's.
 
@@ -109,43 +107,34 @@ def activation(name: str, tower: Tower, known: Mapping[str, _Known], path: Path)
     return known[tower.hidden_act]
 
 
-def _towers(config: TwoSections) -> tuple[tuple[str, Tower], ...]:
-    return ("text_config", config.text_config), ("vision_config", config.vision_config)
-
-
-_LAYER: Final = {
-    "layer_norm1.*": "ln_1.*",
-    "self_attn.q_proj.*": "attn.q_proj.*",
-    "self_attn.k_proj.*": "attn.k_proj.*",
-    "self_attn.v_proj.*": "attn.v_proj.*",
-    "self_attn.out_proj.*": "attn.out_proj.*",
-    "layer_norm2.*": "ln_2.*",
-    "mlp.fc1.*": "mlp.c_fc.*",
-    "mlp.fc2.*": "mlp.c_proj.*",
+_LAYER: Final[Rows] = {
+    "layer_norm1.*": ("ln_1.*",),
+    "self_attn.q_proj.*": ("attn.q_proj.*",),
+    "self_attn.k_proj.*": ("attn.k_proj.*",),
+    "self_attn.v_proj.*": ("attn.v_proj.*",),
+    "self_attn.out_proj.*": ("attn.out_proj.*",),
+    "layer_norm2.*": ("ln_2.*",),
+    "mlp.fc1.*": ("mlp.c_fc.*",),
+    "mlp.fc2.*": ("mlp.c_proj.*",),
 }
 """One block of any tower."""
 
-_TEXT: Final = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.*": "ln_final.*",
+_TEXT: Final[Rows] = {
+    "embeddings.token_embedding.weight": ("token_embedding.weight",),
+    "embeddings.position_embedding.weight": ("positional_embedding",),
+    "final_layer_norm.*": ("ln_final.*",),
 }
 
-_VISION: Final = {
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "post_layernorm.*": "ln_post.*",
+_VISION: Final[Rows] = {
+    "embeddings.position_embedding.weight": ("positional_embedding",),
+    "post_layernorm.*": ("ln_post.*",),
 }
-
-
-def _under(theirs: str, ours: str, rows: Mapping[str, str]) -> Rows:
-    return {theirs + name: (ours + renamed,) for name, renamed in rows.items()}
-
 
 TRANSFORMERS: Final[Rows] = {
-    **_under("text_model.", "text.", _TEXT),
-    **_under("text_model.encoder.layers.#.", "text.blocks.#.", _LAYER),
-    **_under("vision_model.", "visual.", _VISION),
-    **_under("vision_model.encoder.layers.#.", "visual.blocks.#.", _LAYER),
+    **under("text_model.", "text.", _TEXT),
+    **under("text_model.encoder.layers.#.", "text.blocks.#.", _LAYER),
+    **under("vision_model.", "visual.", _VISION),
+    **under("vision_model.encoder.layers.#.", "visual.blocks.#.", _LAYER),
     "logit_scale": ("logit_scale",),
 }
 """The rows of towers that are built as CLIP's are in transformers."""

@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from model_export.checkpoints.layouts import ONNX_FOLDER, ONNX_TOWERS
 from model_export.errors import SourceError
 from model_export.families.family import OnnxLayout
+from model_export.hub.file_choice import FULL_PRECISION
 from service.model.manifest import Precision
 
 IMAGE_GRAPH, TEXT_GRAPH = ONNX_TOWERS
@@ -27,30 +28,18 @@ MASKS: Final = INTEGERS | FLOATS | {TensorProto.BOOL}
 _Dims = list[int | str | None]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One precision in which the same graphs are published.
-
-    Attributes:
-        suffix: of the files' names, before ``.onnx``.
-        precision: the manifest's name of it.
-    """
-
-    suffix: str
-    precision: Precision
-
-
-VARIANTS: Final[Mapping[str, Variant]] = {
-    "fp32": Variant("", "fp32"),
-    "fp16": Variant("_fp16", "fp16"),
-    "quantized": Variant("_quantized", "int8"),
-    "int8": Variant("_int8", "int8"),
-    "uint8": Variant("_uint8", "int8"),
-    "q4": Variant("_q4", "int4"),
-    "q4f16": Variant("_q4f16", "int4"),
-    "bnb4": Variant("_bnb4", "int4"),
+VARIANTS: Final[Mapping[str, Precision]] = {
+    FULL_PRECISION: "fp32",
+    "fp16": "fp16",
+    "quantized": "int8",
+    "int8": "int8",
+    "uint8": "int8",
+    "q4": "int4",
+    "q4f16": "int4",
+    "bnb4": "int4",
 }
-"""By the names that optimum and transformers.js use, in the order in which a full graph is looked for."""
+"""Precision of each published variant, by the names that optimum and transformers.js use; a full graph is looked for in
+this order."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +63,13 @@ class Encoder:
 
 def variants(folder: Path) -> list[str]:
     """Name the variants of which a folder holds both encoders."""
-    return [name for name in VARIANTS if all(graph_path(folder, graph, name).exists() for graph in _SPLIT)]
+    return [name for name in VARIANTS if all(graph_path(folder, graph, name).exists() for graph in ONNX_TOWERS)]
 
 
 def graph_path(folder: Path, graph: str, variant: str) -> Path:
     """Return the path of a variant of a graph."""
-    return folder / ONNX_FOLDER / f"{graph}{VARIANTS[variant].suffix}.onnx"
+    suffix = "" if variant == FULL_PRECISION else f"_{variant}"
+    return folder / ONNX_FOLDER / f"{graph}{suffix}.onnx"
 
 
 def image_encoder(model: ModelProto, path: Path, family: OnnxLayout, *, height: int, width: int) -> Encoder:
@@ -167,6 +157,3 @@ def _dims(value: ValueInfoProto) -> _Dims | None:
 
 def _names(names: Mapping[str, object]) -> str:
     return ", ".join(names)
-
-
-_SPLIT: Final = (IMAGE_GRAPH, TEXT_GRAPH)

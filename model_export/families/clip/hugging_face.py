@@ -18,18 +18,10 @@ from model_export.families.clip.bpe import END_OF_TEXT
 from model_export.families.clip.config import PAD_ID, ClipConfig, TextTransformerConfig, VisionTransformerConfig
 from model_export.families.clip.tokenizer import open_tokenizer
 from model_export.families.family import HuggingFaceLayout
-from model_export.families.hugging_face import (
-    TRANSFORMERS,
-    Section,
-    Side,
-    VisionSection,
-    activation,
-    check_eps,
-    sections,
-)
+from model_export.families.hugging_face import TRANSFORMERS, Config, Side, Tower, VisionSection, activation, read_config
 from model_export.families.key_tables import KeyTable
 from model_export.families.tokenizers import OpenTokenizer, TextTokens, TokenizerSettings
-from model_export.files import blamed, checked
+from model_export.files import blamed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,25 +38,24 @@ def _one(value: object) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-class _Text(Section):
+class _Text(Tower):
     vocab_size: PositiveInt = 49408
     hidden_size: PositiveInt = 512
     intermediate_size: PositiveInt = 2048
-    num_hidden_layers: PositiveInt = 12
     num_attention_heads: PositiveInt = 8
     max_position_embeddings: PositiveInt = 77
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = LAYER_NORM_EPS
     eos_token_id: Annotated[int, Field(ge=0), BeforeValidator(_one)] = 49407
 
 
 class _Vision(VisionSection):
     patch_size: Side = 32
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = LAYER_NORM_EPS
 
 
-class HfClip(Section):
+class HfClip(Config):
     """The fields of a `CLIPModel`'s ``config.json`` that decide a vector."""
 
     projection_dim: PositiveInt = 512
@@ -73,14 +64,8 @@ class HfClip(Section):
 
 
 def read_clip(fields: Mapping[str, Any], path: Path) -> HfClip:
-    """Read a `CLIPModel`'s ``config.json``.
-
-    Raises:
-        SourceError: a value is invalid, or differs from what our modules fix; the message names it.
-    """
-    config = checked(HfClip, sections(fields, path), path)
-    check_eps(config, LAYER_NORM_EPS, path)
-    return config
+    """Read a `CLIPModel`'s ``config.json``; errors as of `read_config`."""
+    return read_config(HfClip, fields, path, eps=LAYER_NORM_EPS)
 
 
 def _configure(said: HfClip, config: Path, tokenizer: Path | None) -> tuple[ClipConfig, TextTokens]:
@@ -122,7 +107,7 @@ def _end_of_text_id(said: int, tokenizer: OpenTokenizer) -> int:
     return tokenizer.token_id(token, "end of text")
 
 
-def _mlp_width(tower: _Text | _Vision) -> int | None:
+def _mlp_width(tower: Tower) -> int | None:
     # Four times the width is not stated, so that every layout gives the same configuration.
     return None if tower.intermediate_size == 4 * tower.hidden_size else tower.intermediate_size
 

@@ -16,46 +16,37 @@ from pydantic import PositiveInt
 from model_export.errors import SourceError
 from model_export.families import hugging_face
 from model_export.families.family import HuggingFaceLayout
-from model_export.families.hugging_face import (
-    TRANSFORMERS,
-    Section,
-    Side,
-    VisionSection,
-    activation,
-    check_eps,
-    sections,
-)
+from model_export.families.hugging_face import TRANSFORMERS, Config, Side, Tower, VisionSection, activation, read_config
 from model_export.families.key_tables import KeyTable
 from model_export.families.siglip.config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.families.siglip.tokenizer import read_siglip_tokenizer
 from model_export.families.tokenizers import TextTokens
-from model_export.files import blamed, checked
+from model_export.files import blamed
 
 _LAYER_NORM_EPS: Final = 1e-6
 
 _ACTIVATIONS: Final[Mapping[str, Literal["gelu_tanh", "gelu"]]] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
-class _Text(Section):
+class _Text(Tower):
     vocab_size: PositiveInt = 32000
     hidden_size: PositiveInt = 768
     intermediate_size: PositiveInt = 3072
-    num_hidden_layers: PositiveInt = 12
     num_attention_heads: PositiveInt = 12
     max_position_embeddings: PositiveInt = 64
     hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float = _LAYER_NORM_EPS
     projection_size: PositiveInt | None = None
 
 
 class _Vision(VisionSection):
     patch_size: Side = 16
     hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float = _LAYER_NORM_EPS
     vision_use_head: Literal[True] = True
 
 
-class HfSiglip(Section):
+class HfSiglip(Config):
     """The fields of a `SiglipModel`'s ``config.json`` that decide a vector."""
 
     text_config: _Text = _Text()
@@ -63,14 +54,8 @@ class HfSiglip(Section):
 
 
 def read_siglip(fields: Mapping[str, Any], path: Path) -> HfSiglip:
-    """Read a `SiglipModel`'s ``config.json``.
-
-    Raises:
-        SourceError: a value is invalid, or differs from what our modules fix; the message names it.
-    """
-    config = checked(HfSiglip, sections(fields, path), path)
-    check_eps(config, _LAYER_NORM_EPS, path)
-    return config
+    """Read a `SiglipModel`'s ``config.json``; errors as of `read_config`."""
+    return read_config(HfSiglip, fields, path, eps=_LAYER_NORM_EPS)
 
 
 def _configure(said: HfSiglip, config: Path, tokenizer: Path | None) -> tuple[SiglipConfig, TextTokens]:
