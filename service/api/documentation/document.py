@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api.documentation.examples import ANSWERS
+from service.api.documentation.request_bodies import without_null
 from service.api.documentation.responses import HEADERS, REFERENCE, header
 from service.api.problems.schemas import OpenAIError, PlainError, Problem
 from service.api.services import Services
@@ -110,7 +111,7 @@ def _complete(document: dict[str, Any], models: Collection[type[BaseModel]], ser
     document["components"]["headers"] = dict(HEADERS)
     for _, _, operation in operations_of(document):
         for parameter in operation.get("parameters", ()):
-            parameter["schema"] = _without_null(parameter["schema"])
+            parameter["schema"] = without_null(parameter["schema"])
         if _NEVER_ANSWERED[0] in str(operation["responses"].get("422")):
             del operation["responses"]["422"]
         for status, response in operation["responses"].items():
@@ -142,11 +143,3 @@ def _description(response: dict[str, Any], schemas: dict[str, Any]) -> str:
     references = [content["schema"].get("$ref", "") for content in response.get("content", {}).values()]
     found = [schemas[reference.removeprefix(REFERENCE)]["description"] for reference in references if reference]
     return str(found[0]) if found else _DEFAULT_DESCRIPTION
-
-
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a parameter without null: a parameter is left out instead."""
-    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
-    if len(kinds) != 1:
-        return schema
-    return {**kinds[0], **{name: value for name, value in schema.items() if name != "anyOf"}}

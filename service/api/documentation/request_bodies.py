@@ -60,15 +60,32 @@ def json_content(model: type[BaseModel], examples: dict[str, dict[str, Any]]) ->
     return {"schema": {"$ref": REFERENCE + model.__name__}, "examples": examples}
 
 
-def _json_schema(image: dict[str, Any], name: str) -> dict[str, Any]:
-    schema = Options.model_json_schema()
+def parameter(name: str, description: str, schema: dict[str, Any], place: str = "query") -> dict[str, Any]:
+    """Return an optional parameter that a route reads by itself."""
+    return {"name": name, "in": place, "required": False, "description": description, "schema": schema}
+
+
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter or a field without null: it is left out instead."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**kinds[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
+
+
+def _labelled(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object with labels, or with the name of a label set."""
     return {
         "type": "object",
-        "required": [name],
+        "required": required,
         "anyOf": [{"required": ["labels"]}, {"required": ["label_set"]}],
         "additionalProperties": False,
-        "properties": {name: image, **schema["properties"]},
+        "properties": properties,
     }
+
+
+def _json_schema(image: dict[str, Any], name: str) -> dict[str, Any]:
+    return _labelled([name], {name: image, **Options.model_json_schema()["properties"]})
 
 
 def _text_fields() -> dict[str, Any]:
@@ -92,13 +109,7 @@ def _form(image: dict[str, Any]) -> dict[str, Any]:
             field["items"] = {**field["items"], "examples": [_EMPTY]}
     lists = [name for name, field in fields.items() if "items" in field]
     return {
-        "schema": {
-            "type": "object",
-            "required": ["image"],
-            "anyOf": [{"required": ["labels"]}, {"required": ["label_set"]}],
-            "additionalProperties": False,
-            "properties": {"image": image, **fields},
-        },
+        "schema": _labelled(["image"], {"image": image, **fields}),
         "encoding": dict.fromkeys(lists, _REPEATED),
         "examples": {"form": {"summary": "A file", "value": {"image": _BYTES, **FORM_FIELDS}}},
     }
@@ -123,16 +134,7 @@ def _batch_form() -> dict[str, Any]:
 
 
 def _query_parameters(when: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "description": when + schema.get("description", ""),
-            "schema": {key: value for key, value in schema.items() if key != "description"},
-        }
-        for name, schema in _text_fields().items()
-    ]
+    return [parameter(name, when + schema.pop("description", ""), schema) for name, schema in _text_fields().items()]
 
 
 _RAW: Final = {"schema": {"type": "string", "format": "binary"}}
@@ -177,21 +179,9 @@ BATCH: Final[dict[str, Any]] = {
 }
 
 ModelName = Annotated[
-    str,
-    Path(
-        description="Name or alias of a model (`GET /v1/models`); it may contain a slash.",
-        examples=["demo"],
-    ),
+    str, Path(description="Name or alias of a model (`GET /v1/models`); it may contain a slash.", examples=["demo"])
 ]
 
 MODEL_PARAMETER: Final[dict[str, Any]] = {
-    "parameters": [
-        {
-            "name": "model",
-            "in": "query",
-            "required": False,
-            "description": "Name or alias of a model; the default model if left out.",
-            "schema": {"type": "string"},
-        }
-    ]
+    "parameters": [parameter("model", "Name or alias of a model; the default model if left out.", {"type": "string"})]
 }

@@ -32,7 +32,6 @@ router = APIRouter(tags=["Classify"], route_class=DirectRoute)
 @router.post(
     "/v1/classify",
     response_model=ClassifyAnswer,
-    response_model_exclude_none=True,
     summary="Classify one image against any labels",
     openapi_extra=CLASSIFY,
     responses={

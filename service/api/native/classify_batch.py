@@ -59,7 +59,6 @@ router = APIRouter(tags=["Classify"], route_class=DirectRoute)
 @router.post(
     "/v1/classify/batch",
     response_model=BatchAnswer,
-    response_model_exclude_none=True,
     summary="Classify several images against the same labels",
     openapi_extra=BATCH,
     responses={

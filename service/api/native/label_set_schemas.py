@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Path
 from pydantic import Field
 
-from service.api.documentation.request_bodies import json_body
+from service.api.documentation.request_bodies import json_body, parameter
 from service.api.native.schemas import WarningOut
 from service.api.problems.schemas import AnswerModel
 from service.api.request.validation import RequestModel
@@ -89,15 +89,9 @@ Name = Annotated[
 
 _TAGS: Final = r'^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$'
 _CONDITIONS: Final = [
-    {
-        "name": header,
-        "in": "header",
-        "required": False,
-        "description": f"{text} Entity tags, or `*` for any.",
-        # No example here, nor for other parameters that change the effect of a request: Swagger UI would fill it in.
-        "schema": {"type": "string", "pattern": _TAGS},
-    }
-    for header, text in (
+    # No example here, nor for other parameters that change the effect of a request: Swagger UI would fill it in.
+    parameter(name, f"{text} Entity tags, or `*` for any.", {"type": "string", "pattern": _TAGS}, "header")
+    for name, text in (
         ("If-Match", "Change the set only in one of these versions."),
         ("If-None-Match", "Change it only in none of these versions; `*` creates and never replaces."),
     )
@@ -121,32 +115,22 @@ PUT: Final[dict[str, Any]] = {
 }
 GET: Final[dict[str, Any]] = {
     "parameters": [
-        {
-            "name": "include",
-            "in": "query",
-            "required": False,
-            "description": "`labels` adds the labels to the answer.",
-            "schema": {"type": "string", "enum": ["labels"]},
-        },
+        parameter("include", "`labels` adds the labels to the answer.", {"type": "string", "enum": ["labels"]}),
         {**_CONDITIONS[1], "description": "Answer 304 when the set is ready in one of these versions."},
     ]
 }
 LIST: Final[dict[str, Any]] = {
     "parameters": [
-        {
-            "name": "after",
-            "in": "query",
-            "required": False,
-            "description": "Only names after this one: `next` of the previous page.",
-            "schema": {"type": "string", "pattern": f"^({NAME.pattern})?$"},
-        },
-        {
-            "name": "limit",
-            "in": "query",
-            "required": False,
-            "description": "Sets on a page.",
-            "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
-        },
+        parameter(
+            "after",
+            "Only names after this one: `next` of the previous page.",
+            {"type": "string", "pattern": f"^({NAME.pattern})?$"},
+        ),
+        parameter(
+            "limit",
+            "Sets on a page.",
+            {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+        ),
     ]
 }
 

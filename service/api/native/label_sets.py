@@ -116,7 +116,6 @@ async def put_label_set(request: Request, name: Name) -> Response:
 @router.get(
     "/v1/label-sets/{name}",
     response_model=LabelSetOut,
-    response_model_exclude_none=True,
     summary="How a label set stands",
     openapi_extra=GET,
     responses={
@@ -165,7 +164,6 @@ async def delete_label_set(request: Request, name: Name) -> Response:
 @router.get(
     "/v1/label-sets",
     response_model=LabelSetsOut,
-    response_model_exclude_none=True,
     summary="The label sets of this server",
     openapi_extra=LIST,
     responses=error_responses("/v1/label-sets", FieldErrors, *STATE_ERRORS),

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from fastapi import Path
 
 from service.api.documentation.examples import RED_DOT, REVISION
-from service.api.documentation.request_bodies import json_content
+from service.api.documentation.request_bodies import json_content, parameter
 from service.api.documentation.responses import BODY_ERRORS, IMAGE_ERRORS, INFERENCE_ERRORS, error_responses, header
 from service.api.open_inference.schemas import InferAnswer, InferRequest, ModelMetadata, ModelReady
 from service.api.request.body import JSON, OCTETS
@@ -30,8 +30,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 }
 
 Version = Annotated[
-    str,
-    Path(description="The model's version, from `GET /v2/models/{model}`.", examples=[REVISION[:12]]),
+    str, Path(description="The model's version, from `GET /v2/models/{model}`.", examples=[REVISION[:12]])
 ]
 
 
@@ -46,16 +45,14 @@ READY: Final[dict[str, Any]] = {"response_model": ModelReady, "responses": _MODE
 METADATA: Final[dict[str, Any]] = {"response_model": ModelMetadata, "responses": _MODEL_ERRORS}
 INFER: Final[dict[str, Any]] = {
     "response_model": InferAnswer,
-    "response_model_exclude_none": True,
     "openapi_extra": {
         "parameters": [
-            {
-                "name": "Inference-Header-Content-Length",
-                "in": "header",
-                "required": False,
-                "description": "Bytes of the JSON, if binary tensors follow it.",
-                "schema": {"type": "integer", "minimum": 1},
-            }
+            parameter(
+                "Inference-Header-Content-Length",
+                "Bytes of the JSON, if binary tensors follow it.",
+                {"type": "integer", "minimum": 1},
+                "header",
+            )
         ],
         "requestBody": {
             "required": True,
