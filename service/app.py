@@ -28,6 +28,7 @@ from service.api.services import Services
 from service.classification.classifier import Classifier
 from service.classification.embedder import Embedder
 from service.classification.pipeline import Pipeline
+from service.concurrency import cancel
 from service.inference.registry import ModelRegistry
 from service.installation import VERSION
 from service.jobs.runner import JobRunner
@@ -88,8 +89,7 @@ def create_app(
                 yield
             finally:
                 services.lifecycle.stop()
-                starting.cancel()
-                await asyncio.gather(starting, return_exceptions=True)
+                await cancel([starting])
 
     app = FastAPI(
         title="anyclass",

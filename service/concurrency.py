@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 A = TypeVar("A")
@@ -34,9 +35,22 @@ async def together(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
                 task.result()
         return [task.result() for task in tasks]
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(tasks)
+
+
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks and wait for their end, whatever it is."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def pause(until: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, for so many seconds at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await until.wait()
 
 
 async def run_off_loop(items: int, work: Callable[[], A], executor: Executor | None = None, *, many: int = MANY) -> A:
@@ -97,7 +111,4 @@ async def in_order(
             yield result
         await starter
     finally:
-        starter.cancel()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(starter, *tasks, return_exceptions=True)
+        await cancel([starter, *tasks])

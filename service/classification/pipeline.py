@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from service.classification.types import ImageSource, Timings, load_image
+from service.concurrency import pause
 from service.errors import AnyclassError, DeadlineExceeded, NotReady
 from service.images.decode_pool import DecodePool
 from service.images.decoding import ImageLimits
@@ -170,9 +171,7 @@ class Pipeline:
     async def drain(self) -> None:
         """Refuse new requests, and wait for the active ones, `drain_timeout_s` at most."""
         self._closing = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_timeout_s):
-                await self._idle.wait()
+        await pause(self._idle, self._settings.drain_timeout_s)
 
     async def close(self) -> None:
         """Stop computing. Call `drain` first."""

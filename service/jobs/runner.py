@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from service.concurrency import pause
 from service.errors import AnyclassError, StateUnavailable
 from service.jobs import transitions
 from service.jobs.files import FileStore
@@ -103,7 +104,7 @@ class JobRunner:
             self._wakeup.clear()
             claim = None if self._stopping() else await self._claim()
             if claim is None:
-                await self._pause(self._wakeup, _POLL_S)
+                await pause(self._wakeup, _POLL_S)
                 continue
             structlog.contextvars.clear_contextvars()
             await self._under_lease(claim)
@@ -112,7 +113,7 @@ class JobRunner:
         try:
             return await self._jobs.claim(self._clock(), self._lease_s)
         except StateUnavailable:
-            await self._pause(self._closing, _STORE_PAUSE_S)
+            await pause(self._closing, _STORE_PAUSE_S)
         except AnyclassError as exc:
             _log.error("a batch cannot be read", reason=exc.detail)
         except Exception:  # noqa: BLE001 - a worker must survive any error
@@ -161,7 +162,7 @@ class JobRunner:
                 _log.warning("a part of a batch was put off", batch=claim.job.id, reason=type(error).__name__)
             await self._jobs.release(claim)
         # Pause, because the next attempt would probably fail in the same way.
-        await self._pause(self._closing, _POLL_S)
+        await pause(self._closing, _POLL_S)
 
     async def _do(self, claim: Claim, wait_limit: WaitLimit) -> None:
         match claim.unit:
@@ -247,9 +248,4 @@ class JobRunner:
                 _log.error("expired objects cannot be deleted", reason=exc.detail)
             except Exception:  # noqa: BLE001 - as for workers
                 _log.exception("expired objects could not be deleted")
-            await self._pause(self._closing, 5 * _POLL_S)
-
-    async def _pause(self, until: asyncio.Event, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await until.wait()
+            await pause(self._closing, 5 * _POLL_S)

@@ -5,13 +5,12 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from service.concurrency import together
+from service.concurrency import pause, together
 from service.errors import (
     AnyclassError,
     DeadlineExceeded,
@@ -85,9 +84,7 @@ class WaitLimit:
 
     async def pause(self, seconds: float) -> None:
         """Sleep, or until the job is cancelled."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._cancelled.wait()
+        await pause(self._cancelled, seconds)
 
 
 class JobWork:

@@ -6,10 +6,11 @@ missing, and deletes the content of killed processes.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from itertools import chain, repeat
 from typing import Any, Final
 
+from service.concurrency import cancel
 from service.errors import AnyclassError, StateUnavailable
 from service.label_sets.storage import Head, LabelSetStorage, age_s
 from service.state.damage import DamagedEntries
@@ -56,23 +57,15 @@ class BackgroundDeletion:
     def delete_unless_current(self, name: str, *versions: str) -> None:
         """Delete the content of each version that is not the current one once an aborted change has ended."""
 
-        async def once() -> None:
-            stored = await self._storage.head(name)
-            for version in versions:
-                if stored is None or stored.head.version != version:
-                    await self._storage.delete_content(name, version)
-
         async def work() -> None:
             await asyncio.sleep(self.settled_s)
-            await self._keep_trying(once)
+            await self._keep_trying(lambda: self._storage.delete_unless_current(name, *versions))
 
         self._begin(work())
 
     async def close(self) -> None:
         """Cancel pending deletions; `Recovery` makes up for them at a later start."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(self._tasks)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="label-set-deletion")
@@ -80,16 +73,8 @@ class BackgroundDeletion:
         task.add_done_callback(self._tasks.discard)
 
     async def _keep_trying(self, attempt: Callable[[], Awaitable[None]]) -> None:
-        for pause_s in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
-            try:
-                await attempt()
-            except StateUnavailable:
-                await asyncio.sleep(pause_s)
-            except AnyclassError as exc:
-                _LOG.warning("content of a label set is left to a later start: %s", exc.detail)
-                return
-            else:
-                return
+        pauses_s = chain(_PAUSES_S, repeat(_PAUSES_S[-1]))
+        await _keep_trying(attempt, pauses_s, "content of a label set is left to a later start: %s")
 
 
 class Recovery:
@@ -105,16 +90,7 @@ class Recovery:
 
     async def run(self) -> None:
         """Go through all sets once; retry while the store does not answer."""
-        while True:
-            try:
-                await self._once()
-            except StateUnavailable:
-                await asyncio.sleep(_PAUSE_S)
-            except AnyclassError as exc:
-                _LOG.warning("label sets could not be resumed: %s", exc.detail)
-                return
-            else:
-                return
+        await _keep_trying(self._once, repeat(_PAUSE_S), "label sets could not be resumed: %s")
 
     async def _once(self) -> None:
         current: set[tuple[str, str]] = set()
@@ -135,9 +111,17 @@ class Recovery:
         for name, version in await self._storage.contents() - current:
             if age_s(version) > _ABANDONED_S:
                 with self._damaged.skipped("label-set"):  # its content stays, since its head may be restored
-                    await self._delete_unless_current(name, version)
+                    await self._storage.delete_unless_current(name, version)
 
-    async def _delete_unless_current(self, name: str, version: str) -> None:
-        stored = await self._storage.head(name)
-        if stored is None or stored.head.version != version:
-            await self._storage.delete_content(name, version)
+
+async def _keep_trying(attempt: Callable[[], Awaitable[None]], pauses_s: Iterable[float], given_up: str) -> None:
+    """Attempt something until the store answers; log any other error as `given_up`."""
+    for pause_s in pauses_s:
+        try:
+            return await attempt()
+        except StateUnavailable:
+            await asyncio.sleep(pause_s)
+        except AnyclassError as exc:
+            _LOG.warning(given_up, exc.detail)
+            return None
+    return None

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from service.concurrency import cancel
 from service.errors import (
     AnyclassError,
     InferenceFailed,
@@ -177,10 +178,7 @@ class Computations:
 
     async def close(self) -> None:
         """Stop computing; the next start continues from the stored blocks."""
-        tasks = [running.task for running in self._running.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(running.task for running in self._running.values())
 
     def _ended(self, which: VectorsId) -> None:
         self._running.pop(which, None)

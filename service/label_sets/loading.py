@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 
+from service.concurrency import cancel
 from service.errors import LabelSetComputing, LabelSetFailed
 from service.inference.served_model import Model
 from service.label_sets.computing import Computations, compute_block, templates_of, token_warnings, vectors_id
@@ -58,10 +59,7 @@ class Loader:
 
     async def close(self) -> None:
         """Stop loading."""
-        tasks = list(self._loading.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(self._loading.values())
         await self.heads.close()
 
     async def resolve(self, name: str, model: Model, *, lane: Lane = Lane.INTERACTIVE) -> ReadySet:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from service.concurrency import cancel
 from service.errors import StateUnavailable
 from service.label_sets.storage import Head, LabelSetStorage, VectorsId
 from service.model.answer_warnings import AnswerWarning
@@ -143,10 +144,7 @@ class Heads:
 
     async def close(self) -> None:
         """Cancel reads under way."""
-        tasks = list(self._looking.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(self._looking.values())
 
     async def _look(self, name: str) -> Head | None:
         before = self._seen.get(name)

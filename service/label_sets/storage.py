@@ -183,6 +183,13 @@ class LabelSetStorage:
         """Delete all blobs of a version."""
         await self._store.delete_blobs(_content(name, version))
 
+    async def delete_unless_current(self, name: str, *versions: str) -> None:
+        """Delete all blobs of each version that is not the current one."""
+        stored = await self.head(name)
+        for version in versions:
+            if stored is None or stored.head.version != version:
+                await self.delete_content(name, version)
+
     async def contents(self) -> set[tuple[str, str]]:
         """Return name and version of all stored content, including content without a head."""
         keys = await self._store.blob_keys(_ROOT)

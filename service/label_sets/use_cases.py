@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Final
 
+from service.concurrency import cancel
 from service.errors import InvalidTemplates, StateFull, StateUnavailable, VersionMismatch
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
@@ -67,8 +68,7 @@ class LabelSets:
     async def close(self) -> None:
         """Stop computing; stored content stays."""
         if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.gather(self._recovery, return_exceptions=True)
+            await cancel([self._recovery])
         await self._loader.close()
         await self._computations.close()
         await self._deletion.close()

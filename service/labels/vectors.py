@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from service.concurrency import run_off_loop, together
+from service.concurrency import cancel, run_off_loop, together
 from service.errors import AnyclassError, InferenceFailed, NotReady
 from service.inference.admission import Reservation
 from service.inference.served_model import Model
@@ -131,9 +131,7 @@ class LabelVectors:
 
     async def close(self) -> None:
         """Stop computing and finish writing."""
-        for job in self._jobs:
-            job.cancel()
-        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await cancel(self._jobs)
         await asyncio.gather(*self._writes, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 

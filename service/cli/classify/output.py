@@ -82,11 +82,17 @@ class TextFile:
             self._file.close()
 
 
-class JsonLinesOutput:
-    """Writes a line of JSON for each image."""
-
+class _TextOutput:
     def __init__(self, text: TextFile) -> None:
         self._text = text
+
+    def close(self) -> None:
+        """See `Output`."""
+        self._text.close()
+
+
+class JsonLinesOutput(_TextOutput):
+    """Writes a line of JSON for each image."""
 
     def write(self, outcome: ImageOutcome) -> None:
         """See `Output`."""
@@ -94,16 +100,12 @@ class JsonLinesOutput:
         # ASCII: no terminal or pipe can garble it.
         self._text.write(json.dumps({"image": outcome.image, **content}) + "\n")
 
-    def close(self) -> None:
-        """See `Output`."""
-        self._text.close()
 
-
-class CsvOutput:
+class CsvOutput(_TextOutput):
     """Writes CSV (RFC 4180, but with LF line ends) with a header."""
 
     def __init__(self, text: TextFile) -> None:
-        self._text = text
+        super().__init__(text)
         self._header: Sequence[Sequence[Any]] = [COLUMNS]
 
     def write(self, outcome: ImageOutcome) -> None:
@@ -115,18 +117,14 @@ class CsvOutput:
         self._header = ()
         self._text.write(buffer.getvalue())
 
-    def close(self) -> None:
-        """See `Output`."""
-        self._text.close()
 
-
-class TableOutput:
+class TableOutput(_TextOutput):
     """Writes a table for each of a few images, a line for each of many."""
 
     def __init__(
         self, text: TextFile, images: Sequence[str], *, cosine: bool, show: Callable[..., None], console: Console
     ) -> None:
-        self._text = text
+        super().__init__(text)
         self._cosine = cosine
         self._show = show
         self._console = console
@@ -149,10 +147,6 @@ class TableOutput:
         self._shown += 1
         table = predictions_table(outcome.answer, cosine=self._cosine, console=self._console)
         self._show(heading(outcome.image, outcome.answer), table)
-
-    def close(self) -> None:
-        """See `Output`."""
-        self._text.close()
 
 
 def open_output(
