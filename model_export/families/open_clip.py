@@ -40,6 +40,16 @@ class Block(Section):
     output_tokens: bool = False
 
 
+class Timm(Section):
+    """Settings of an image tower of timm's that change no vector."""
+
+    timm_model_pretrained: bool = False
+    timm_proj_bias: bool = False
+    timm_drop: float = 0.0
+    timm_drop_path: float | None = None
+    patch_dropout: float = 0.0
+
+
 class TextBase(Block):
     """Settings of a text tower that every family has."""
 

@@ -4,12 +4,13 @@ They change a model in place. Each matches one pattern of the exporter and leave
 is optional for correctness.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 MIN_FP16_ELEMENTS: Final = 1024
 EXTERNAL_DATA_BYTES: Final = 1_800_000_000
@@ -20,6 +21,13 @@ EXTERNAL_SUFFIX: Final = ".data"
 ATTENTION_MASK: Final = "attention_mask"
 
 Dims = list[int | str | None]
+
+
+def replace_all(field: Any, items: Iterable[Any]) -> None:  # noqa: ANN401 - protobuf's repeated fields share no base
+    """Replace the content of a repeated field."""
+    kept = list(items)
+    del field[:]
+    field.extend(kept)
 
 
 def optimize(model: ModelProto) -> None:
@@ -38,7 +46,7 @@ def copy_dimensions(graph: GraphProto) -> None:
     computes shapes.
     """
     producers = _producers(graph)
-    dims = _dims(graph)
+    dims = {value.name: dims_of(value) for value in (*graph.input, *graph.value_info)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     shapes: dict[tuple[int, ...], str] = {}
     for node in graph.node:
@@ -59,9 +67,7 @@ def copy_dimensions(graph: GraphProto) -> None:
             shapes[fixed] = name
             graph.initializer.append(numpy_helper.from_array(np.array(fixed, dtype=np.int64), name))
         node.input[1] = shapes[fixed]
-        kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
-        del node.attribute[:]
-        node.attribute.extend(kept)
+        replace_all(node.attribute, [attribute for attribute in node.attribute if attribute.name != "allowzero"])
 
 
 def gather_by_batch(graph: GraphProto) -> None:
@@ -80,8 +86,7 @@ def gather_by_batch(graph: GraphProto) -> None:
         if numbers is None or numbers.op_type != "Range":
             continue
         node.input[1] = positions.output[0]
-        del node.attribute[:]
-        node.attribute.append(helper.make_attribute("batch_dims", 1))
+        replace_all(node.attribute, [helper.make_attribute("batch_dims", 1)])
 
 
 def name_mask(graph: GraphProto) -> None:
@@ -109,10 +114,8 @@ def drop_unused(graph: GraphProto) -> None:
         weights = [tensor for tensor in graph.initializer if tensor.name in used]
         if len(nodes) == len(graph.node) and len(weights) == len(graph.initializer):
             return
-        del graph.node[:]
-        graph.node.extend(nodes)
-        del graph.initializer[:]
-        graph.initializer.extend(weights)
+        replace_all(graph.node, nodes)
+        replace_all(graph.initializer, weights)
 
 
 def anonymize(model: ModelProto) -> None:
@@ -120,9 +123,7 @@ def anonymize(model: ModelProto) -> None:
     model.producer_name = model.producer_version = model.doc_string = model.domain = ""
     del model.metadata_props[:]
     used = {node.domain for node in model.graph.node}
-    opsets = [opset for opset in model.opset_import if opset.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(opsets)
+    replace_all(model.opset_import, [opset for opset in model.opset_import if opset.domain in used])
     graph = model.graph
     graph.name = "encoder"
     graph.doc_string = ""
@@ -156,9 +157,7 @@ def store_fp16(model: ModelProto) -> int:
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
         casts.append(helper.make_node("Cast", [f"{name}.fp16"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
         saved += values.nbytes - half.nbytes
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_all(graph.node, [*casts, *graph.node])
     return saved
 
 
@@ -193,21 +192,18 @@ def _producers(graph: GraphProto) -> dict[str, NodeProto]:
     return {name: node for node in graph.node for name in node.output}
 
 
-def _dims(graph: GraphProto) -> dict[str, Dims]:
-    return {
-        value.name: [
-            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-            for dim in value.type.tensor_type.shape.dim
-        ]
-        for value in (*graph.input, *graph.value_info)
-        if value.type.tensor_type.HasField("shape")
-    }
+def dims_of(value: ValueInfoProto) -> Dims | None:
+    """Return the length of each axis, a name or None if it varies; None if the graph states no shape."""
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in kind.shape.dim]
 
 
 def _computed_shape(
     node: NodeProto,
     producers: dict[str, NodeProto],
-    dims: dict[str, Dims],
+    dims: dict[str, Dims | None],
     constants: dict[str, TensorProto],
 ) -> list[int | str] | None:
     """Resolve a Concat of constants and single input dimensions; return None for anything else."""

@@ -21,7 +21,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from model_export.errors import ExportError
-from model_export.graphs.passes import EXTERNAL_SUFFIX, anonymize, drop_unused
+from model_export.graphs.passes import EXTERNAL_SUFFIX, anonymize, drop_unused, replace_all
 
 FP32_OPERATORS: Final = (
     "LayerNormalization",
@@ -84,8 +84,7 @@ def _infer_shapes(model: ModelProto) -> None:
             bare.graph.initializer.append(tensor)
         else:
             bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    del graph.value_info[:]
-    graph.value_info.extend(shape_inference.infer_shapes(bare).graph.value_info)
+    replace_all(graph.value_info, shape_inference.infer_shapes(bare).graph.value_info)
 
 
 def to_int8(path: Path, calibration: Iterable[np.ndarray] | None = None) -> ModelProto:

@@ -12,6 +12,7 @@ from onnx.external_data_helper import uses_external_data
 from onnx.inliner import inline_local_functions
 
 from model_export.errors import SourceError
+from model_export.graphs.passes import replace_all
 
 MIN_OPSET: Final = 11
 """Older graphs have other rules for axes, and none is published."""
@@ -135,8 +136,7 @@ def _sort(graph: GraphProto, path: Path) -> None:
         if len(waiting) == len(pending):
             raise SourceError(f"{path}: is not a sound ONNX graph: nothing computes what {waiting[0].op_type} reads")
         pending = waiting
-    del graph.node[:]
-    graph.node.extend(done)
+    replace_all(graph.node, done)
 
 
 def _reads(node: NodeProto) -> set[str]:

@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from model_export.checkpoints.layouts import ONNX_FOLDER, ONNX_TOWERS
 from model_export.errors import SourceError
 from model_export.families.family import OnnxLayout
+from model_export.graphs.passes import dims_of
 from model_export.hub.file_choice import FULL_PRECISION
 from service.model.manifest import Precision
 
@@ -24,8 +25,6 @@ POSITION_IDS: Final = "position_ids"
 INTEGERS: Final = frozenset({TensorProto.INT64, TensorProto.INT32})
 FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
 MASKS: Final = INTEGERS | FLOATS | {TensorProto.BOOL}
-
-_Dims = list[int | str | None]
 
 
 VARIANTS: Final[Mapping[str, Precision]] = {
@@ -81,7 +80,7 @@ def image_encoder(model: ModelProto, path: Path, family: OnnxLayout, *, height: 
     inputs = _inputs(model, path, {PIXEL_VALUES: FLOATS})
     if PIXEL_VALUES not in inputs:
         raise SourceError(f"{path}: has the inputs {_names(inputs)}, not {PIXEL_VALUES}")
-    dims = _dims(inputs[PIXEL_VALUES])
+    dims = dims_of(inputs[PIXEL_VALUES])
     wanted = (3, height, width)
     if dims is not None and (
         len(dims) != 4 or any(isinstance(dim, int) and dim != size for dim, size in zip(dims[1:], wanted, strict=True))
@@ -99,7 +98,7 @@ def text_encoder(model: ModelProto, path: Path, family: OnnxLayout) -> Encoder:
     inputs = _inputs(model, path, {INPUT_IDS: INTEGERS, ATTENTION_MASK: MASKS, POSITION_IDS: INTEGERS})
     if INPUT_IDS not in inputs:
         raise SourceError(f"{path}: has the inputs {_names(inputs)}, not {INPUT_IDS}")
-    dims = _dims(inputs[INPUT_IDS])
+    dims = dims_of(inputs[INPUT_IDS])
     if dims is not None and len(dims) != 2:
         raise SourceError(f"{path}: {INPUT_IDS} is {dims}, texts are [batch, length]")
     length = dims[1] if dims else None
@@ -128,7 +127,7 @@ def _encoder(
     length: int | None = None,
 ) -> Encoder:
     for name in (PIXEL_VALUES, INPUT_IDS):
-        dims = _dims(inputs[name]) if name in inputs else None
+        dims = dims_of(inputs[name]) if name in inputs else None
         if dims and isinstance(dims[0], int):
             raise SourceError(
                 f"{path}: takes batches of {dims[0]} only ({name} is {dims}); export it again with a dynamic batch"
@@ -140,19 +139,12 @@ def _encoder(
     kind = outputs[output].type.tensor_type.elem_type
     if kind not in FLOATS:
         raise SourceError(f"{path}: {output} is {TensorProto.DataType.Name(kind)}, not float")
-    dims = _dims(outputs[output])
+    dims = dims_of(outputs[output])
     if dims is not None and len(dims) != 2:
         raise SourceError(f"{path}: {output} is {dims}, vectors are [batch, dim]")
     dim = dims[1] if dims else None
     types = {name: value.type.tensor_type.elem_type for name, value in inputs.items()}
     return Encoder(types, output, kind, dim if isinstance(dim, int) else None, length)
-
-
-def _dims(value: ValueInfoProto) -> _Dims | None:
-    kind = value.type.tensor_type
-    if not kind.HasField("shape"):
-        return None
-    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in kind.shape.dim]
 
 
 def _names(names: Mapping[str, object]) -> str:

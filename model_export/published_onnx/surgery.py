@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from model_export.graphs.passes import anonymize, drop_unused
+from model_export.graphs.passes import anonymize, drop_unused, replace_all
 from model_export.published_onnx.graph_files import default_opset, nested, tensors
 from model_export.published_onnx.layout import ATTENTION_MASK, INPUT_IDS, PIXEL_VALUES, POSITION_IDS, Encoder
 from service.model.manifest import ImageSection, TextSection
@@ -115,13 +115,9 @@ def _positions(graph: GraphProto, shape: str, kind: int) -> list[NodeProto]:
 
 def _finish(model: ModelProto, encoder: Encoder, before: list[NodeProto], given: Any, dim: int) -> None:  # noqa: ANN401
     graph = model.graph
-    nodes = [*before, *graph.node, *_unit_length(model, encoder)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.input[:]
-    graph.input.append(given)
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(VECTORS, TensorProto.FLOAT, [BATCH, dim]))
+    replace_all(graph.node, [*before, *graph.node, *_unit_length(model, encoder)])
+    replace_all(graph.input, [given])
+    replace_all(graph.output, [helper.make_tensor_value_info(VECTORS, TensorProto.FLOAT, [BATCH, dim])])
     drop_unused(graph)
     _encode_alike(graph)
     model.ir_version = max(model.ir_version, _MIN_IR)

@@ -21,7 +21,7 @@ from model_export.families.clip.config import (
 from model_export.families.clip.keys import CUSTOM_TEXT, OPENAI
 from model_export.families.clip.tokenizer import installed_vocabulary, tokenizer_json
 from model_export.families.family import OpenClipLayout
-from model_export.families.open_clip import Block, Gelu, Model, Section, Side, TextBase, square_side
+from model_export.families.open_clip import Block, Gelu, Model, Section, Side, TextBase, Timm, square_side
 from model_export.families.tokenizers import REFERENCE, TextTokens
 from model_export.files import blamed, checked
 
@@ -33,7 +33,7 @@ class _ClipNorm(Section):
     eps: Annotated[float, Field(ge=1e-5, le=1e-5)] = 1e-5
 
 
-class _Vision(Block):
+class _Vision(Block, Timm):
     """An image tower of open_clip's own."""
 
     layers: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = 12
@@ -42,7 +42,6 @@ class _Vision(Block):
     mlp_ratio: PositiveFloat = 4.0
     patch_size: PositiveInt | None = 16
     image_size: Side = 224
-    patch_dropout: float = 0.0
     attentional_pool: Literal[False] = False
     attn_pooler_queries: int = 256
     attn_pooler_heads: int = 8
@@ -53,12 +52,8 @@ class _Vision(Block):
     act_kwargs: Gelu | None = None
     norm_kwargs: _ClipNorm | None = None
     timm_model_name: None = None
-    timm_model_pretrained: bool = False
     timm_pool: str = "avg"
     timm_proj: str | None = "linear"
-    timm_proj_bias: bool = False
-    timm_drop: float = 0.0
-    timm_drop_path: float | None = None
 
 
 class _Text(TextBase):

@@ -13,7 +13,7 @@ from model_export.architectures.activations import Activation
 from model_export.errors import SourceError
 from model_export.families.family import OpenClipLayout
 from model_export.families.key_tables import RESBLOCK, KeyTable, Rows, same, under
-from model_export.families.open_clip import Model, Section, Side, TextBase, square_side
+from model_export.families.open_clip import Model, Section, Side, TextBase, Timm, square_side
 from model_export.families.siglip.config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.families.siglip.open_clip_tokenizer import read_canonical_tokenizer
 from model_export.families.siglip.sizes import SHAPES
@@ -45,18 +45,13 @@ class _SiglipText(TextBase):
     norm_kwargs: _SiglipNorm
 
 
-class _TimmVision(Section):
+class _TimmVision(Timm):
     """An image tower of timm's that is a SigLIP's."""
 
     timm_model_name: str
     image_size: Side = 224
-    timm_model_pretrained: bool = False
     timm_pool: Literal["map"]
     timm_proj: Literal["none"]
-    timm_proj_bias: bool = False
-    timm_drop: float = 0.0
-    timm_drop_path: float | None = None
-    patch_dropout: float = 0.0
 
 
 class _OpenSiglip(Model):
