@@ -58,7 +58,6 @@ def problems(
     """Join pydantic's findings into one line: ``field.name: message; …``.
 
     Args:
-        exc: the findings.
         root: names the whole input.
         explain: returns a message for a finding in place of pydantic's, or None.
     """

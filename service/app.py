@@ -67,13 +67,8 @@ def create_app(
 
     `app.state.services` holds its parts. Their `lifecycle` reports readiness, and a start that failed.
     `app.state.memory_budget` counts the bytes of its requests and answers.
-
-    Args:
-        settings: the settings of the service.
-        models: used in place of the models that the settings name; closed with the application.
-        text_cache: likewise.
-        state: likewise.
-        metrics: new ones if None.
+    `models`, `text_cache` and `state` take the place of those that the settings name; `models` are closed with the
+    application.
     """
     services = Services(settings=settings, metrics=metrics or Metrics(), api_keys=ApiKeys.of(settings))
     services.metrics.build_info.labels(VERSION).set(1)

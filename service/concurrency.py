@@ -60,7 +60,6 @@ async def run_off_loop(items: int, work: Callable[[], A], executor: Executor | N
 
     Args:
         items: number of items, or of bytes; fewer than `many` run at once.
-        work: takes no arguments.
         executor: the event loop's default executor if None.
         many: number of items from which `work` runs in a thread.
     """

@@ -22,8 +22,6 @@ def next_turn(*, interactive: bool, background: bool, passed_over: int, backgrou
     """Choose the next lane: interactive first, but background once in `background_every` turns while both wait.
 
     Args:
-        interactive: whether interactive work waits.
-        background: whether background work waits.
         passed_over: of the previous turn.
         background_every: at least 2.
     """

@@ -91,8 +91,6 @@ def verify_bundle(
     """Check everything about the bundle at ``path``; a problem is a failed check, not an exception.
 
     Args:
-        path: the bundle.
-        provider: the execution provider that runs it.
         reference: returns inputs and their right vectors; by default the bundle's own probes.
 
     Raises:

@@ -53,7 +53,6 @@ class BundleSource:
         architecture: for people, as ``clip/vit``.
         dim: of the joint space.
         image: how a picture is prepared; mean and std go into the graph.
-        text: how a text is prepared.
         scoring: how cosines become scores, the scale already exponentiated.
         templates: named prompt-template sets, one of them ``default``.
         tokenizer: the bytes of a ``tokenizer.json`` that neither pads nor truncates and adds the special tokens.

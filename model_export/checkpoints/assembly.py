@@ -29,9 +29,7 @@ class Found:
         path: as the user named it; the bundle's name may follow from it.
         file: of the weights.
         weights: by the file's names.
-        convert: renames them.
         image: how a picture is prepared.
-        options: of the user.
         notes: on how the source was understood, for the manifest; the configuration is added.
     """
 

@@ -29,9 +29,7 @@ def model_config(fields: object, activation: Activation | None, path: Path) -> t
     """Read ``model_cfg`` as its family does; the tokenizer is still to come.
 
     Args:
-        fields: the JSON value.
         activation: the one that the user states, if any.
-        path: of the file, for messages.
 
     Raises:
         SourceError: a value is invalid, or our modules cannot compute it; the message names it.
@@ -57,7 +55,6 @@ def image_section(fields: object, *, default: ImageSection, path: Path) -> Image
     Args:
         fields: the JSON value; null counts as absent.
         default: for what the file does not state, and for the size.
-        path: of the file, for messages.
 
     Raises:
         SourceError: a value is invalid, or a bundle cannot express it.

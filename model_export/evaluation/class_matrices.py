@@ -50,10 +50,6 @@ def class_matrices(
     """Compute the vectors of all classes under each template set; encode a prompt of several sets once.
 
     Args:
-        engine: encodes texts.
-        tokenizer: the same bundle's.
-        names: the classes.
-        sets: template sets by name.
         batch_size: prompts encoded at a time.
         advance: called with the number of classes done.
 

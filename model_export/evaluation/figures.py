@@ -41,7 +41,6 @@ class Figures:
     """Quality of the answers; shares are 0 to 1.
 
     Attributes:
-        images: their number.
         top1: share of the images whose class ranked first.
         top5: share of the images whose class ranked in the first five.
         mean_per_class: the mean of ``class_top1`` over the classes that have images.

@@ -53,11 +53,8 @@ class Measurement:
         """Prepare a measurement.
 
         Args:
-            engine: encodes images.
-            image: their preprocessing.
             matrices: for each template set the vectors of all names, float32 ``[names, dim]``.
             columns: for each class the row of its name; classes of one name get identical scores.
-            batch_size: images encoded at a time.
         """
         self._engine = engine
         self._image = image

@@ -45,15 +45,10 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-        request: its options.
-        manifest: the bundle's.
-        provider: the execution provider that ran it.
-        classes: the classes to choose from.
         template_sets: in the requested order.
         figures: for each template set, over the readable images.
         broken: the first hundred unreadable images.
         broken_count: number of all unreadable images.
-        remarks: notes for people.
         seconds: time for decoding and encoding images.
     """
 

@@ -32,7 +32,6 @@ class Place:
         source: the source for ``anyclass-export``: a path, or ``OWNER/NAME@COMMIT``.
         path: the bundle's folder.
         ready: whether it holds a bundle of the schema that this version serves.
-        note: a note for the user.
     """
 
     source: str
@@ -78,11 +77,7 @@ def locate(model: str, cache: Path) -> Place:
 
 
 def contents(source: str) -> str:
-    """Return ``weights``, whose conversion needs torch, ``graphs``, or ``unknown`` if the hub does not say.
-
-    Args:
-        source: as `locate` returns it.
-    """
+    """Return ``weights``, whose conversion needs torch, ``graphs``, or ``unknown`` if the hub does not say."""
     path = Path(source)
     if path.exists():
         graphs_only = has_onnx_towers(path) and not holds_weights(each.name for each in path.iterdir())

@@ -33,7 +33,6 @@ class Conversion:
     Attributes:
         source: a hub id, or a path.
         options: facts that the source's files may lack.
-        precision: of the bundle.
         data: labelled images to compare a reduced precision on, and to calibrate with.
         calibrate: fix int8's ranges from ``data``.
         onnx: variant of the source's ONNX encoders to take instead of its weights.

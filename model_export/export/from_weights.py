@@ -38,17 +38,11 @@ REFERENCE = {
 def export_model(
     source: ModelSource, out: Path, *, listener: Listener, precision: Precision = "fp32", force: bool = False
 ) -> Manifest:
-    """Write the bundle of a model.
+    """Write the bundle of a model, and return its manifest.
 
     Args:
-        source: the model, read and checked.
         out: the bundle's folder, which must not exist unless ``force`` is set.
-        listener: receives each step.
         precision: ``fp32``, or ``fp16-stored``: large weights are fp16 in the files, and computed in fp32.
-        force: replace an existing bundle at ``out``.
-
-    Returns:
-        The written manifest.
 
     Raises:
         ExportError: ``out`` may not be replaced or cannot be written, or a weight is beyond fp16's range.

@@ -44,7 +44,6 @@ class PictureSample:
     Attributes:
         name: a description for the manifest.
         pixels: preprocessed for the bundle, uint8 ``[images, height, width, 3]``.
-        labels: the labels to choose from.
     """
 
     name: str
@@ -69,19 +68,13 @@ def reduce_bundle(
     calibrate: bool = False,
     force: bool = False,
 ) -> Manifest:
-    """Write a copy of the bundle at ``source`` in a lower precision.
+    """Write a copy of the fp32 bundle at ``source`` in a lower precision, and return its manifest.
 
     Args:
-        source: an fp32 bundle.
         out: the new bundle's folder, which must not exist unless ``force`` is set.
         precision: ``fp16`` for GPUs, ``int8`` for CPUs.
-        listener: receives each step.
         sample: the images to measure agreement on; by default the bundle's own probes.
         calibrate: fix the ranges of int8 activations from the sample; otherwise each run computes its own.
-        force: replace an existing bundle at ``out``.
-
-    Returns:
-        The written manifest.
 
     Raises:
         ExportError: the source is not fp32 or has no probes, ``calibrate`` comes without a sample, or ``out`` may not

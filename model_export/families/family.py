@@ -157,7 +157,6 @@ class HuggingFaceLayout(Generic[S, C]):
         read: validates the fields of ``config.json``, named by its path in errors.
         image_size: returns the side of the pictures, pixels.
         configure: reads the tokenizer, in the folder or at a given path, and completes the configuration with it.
-        convert: renames the weights.
     """
 
     read: Callable[[Mapping[str, Any], Path], S]
@@ -177,7 +176,6 @@ class OpenClipLayout(Generic[C]):
             the weights is for errors.
         complete: puts into the configuration what only the tokenizer knows.
         needs_preprocess_cfg: whether ``preprocess_cfg`` is required.
-        convert: renames the weights.
     """
 
     matches: Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
@@ -219,10 +217,6 @@ class Family(Generic[C]):
         named: completes a named size, given the ``--arch`` and ``--activation`` of the user, and a path for errors.
         padding: of texts in training, as far as vectors depend on it.
         has_bias: whether scores are sigmoids of scale · cosine + bias, rather than a softmax of scale · cosine.
-        images: how it prepares pictures.
-        hugging_face: its layout in transformers.
-        open_clip: its layout in open_clip.
-        onnx: its layout as ONNX graphs.
     """
 
     name: str

@@ -154,10 +154,6 @@ def convert(
     """Bring weights to our names and shapes; arguments, result and errors as of `KeyTable.convert`.
 
     Args:
-        table: of the family.
-        weights: by the file's names.
-        wanted: the model's state dict.
-        path: of the file, for messages.
         transposed: our names of matrices that are a linear layer's weight in the file.
     """
     given = {name: tensor for name, tensor in with_flat_scalars(weights).items() if not name.endswith(_POSITION_IDS)}

@@ -41,7 +41,6 @@ class KeyTable:
         Args:
             weights: by the file's names.
             wanted: the model's state dict; only its names and shapes are read.
-            path: of the file, for messages.
 
         Returns:
             The weights by our names, in their own dtype.

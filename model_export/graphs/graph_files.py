@@ -37,8 +37,6 @@ def write_graph(model: ModelProto, path: Path, *, started: float) -> Graph:
     """Write a graph, with large weights in a file beside it.
 
     Args:
-        model: the graph.
-        path: the file to write.
         started: `time.monotonic()` at the start of the work on it.
     """
     weights = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)

@@ -97,9 +97,6 @@ def to_int8(path: Path, calibration: Iterable[np.ndarray] | None = None) -> Mode
         path: the fp32 graph.
         calibration: batches of real inputs that fix the ranges of activations; without them, each run computes its
             own.
-
-    Returns:
-        The quantised graph.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
         out = Path(folder) / "int8.onnx"

@@ -40,7 +40,6 @@ def download(url: str, blob: Path, *, size: int, lock: Path) -> bool:
     Args:
         url: on the hub; redirects are followed, and the token is not sent beyond the hub's host.
         blob: destination; its name is the sha256.
-        size: of the whole file, in bytes.
         lock: held meanwhile, so that two processes do not write one file.
 
     Returns:

@@ -49,9 +49,6 @@ def explained(model: str, revision: str | None, endpoint: str, *, note: str = ""
     """Turn the exceptions of the hub's client in this block into a SourceError.
 
     Args:
-        model: ``OWNER/NAME``.
-        revision: as requested.
-        endpoint: the hub's address.
         note: appended to the message of a failed connection.
 
     Raises:

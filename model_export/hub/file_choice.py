@@ -61,7 +61,6 @@ def choose(names: Collection[str], where: str) -> tuple[str, ...]:
 
     Args:
         names: every file of the repository, relative to its root.
-        where: the repository, for messages.
 
     Raises:
         SourceError: the repository holds no weights, or several under unknown names.
@@ -91,7 +90,6 @@ def choose_onnx(names: Collection[str], variant: str, where: str) -> tuple[str, 
     Args:
         names: every file of the repository, relative to its root.
         variant: ``fp32``, or the suffix of the files' names, such as ``fp16`` or ``quantized``.
-        where: the repository, for messages.
 
     Returns:
         Companions, both towers, and the full graph if the repository has one (it knows the logit scale), each with

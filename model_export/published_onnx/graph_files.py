@@ -88,7 +88,6 @@ def plain_copy(path: Path, files: list[Path], folder: Path) -> Path:
     A hub's cache is a folder of symbolic links, and neither onnx nor ONNX Runtime follows one to weights.
 
     Args:
-        path: the graph.
         files: its data files; without any, the graph stays where it is.
         folder: an empty folder to copy to.
     """

@@ -58,7 +58,6 @@ def image_reference(source: OnnxSource, path: Path, pixels: npt.NDArray[np.uint8
     """Run the published image graph.
 
     Args:
-        source: describes the graph's inputs and output.
         path: of the graph beside its weights, readable by ONNX Runtime.
         pixels: uint8 ``[images, height, width, 3]``.
 
@@ -77,9 +76,7 @@ def text_reference(source: OnnxSource, path: Path, inputs: Inputs, limits: Thres
     """Run the published text graph, and measure whether padding changes its vectors.
 
     Args:
-        source: describes the graph's inputs and output.
         path: of the graph beside its weights, readable by ONNX Runtime.
-        inputs: the probes.
         limits: change of a vector up to which padding counts as harmless.
 
     Raises:

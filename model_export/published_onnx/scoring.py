@@ -22,8 +22,6 @@ def read_scoring(
     """Find the logit scale, and the bias if the scores have one.
 
     Args:
-        folder: the source.
-        family: of the model.
         logit_scale: stated by the user, already exponentiated; it counts only if no full graph can be read.
         logit_bias: likewise.
 

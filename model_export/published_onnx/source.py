@@ -79,7 +79,6 @@ def read_published(folder: Path, options: OnnxOptions | None = None, variant: st
 
     Args:
         folder: holds ``onnx/``, ``config.json``, ``preprocessor_config.json`` and a tokenizer.
-        options: of the user.
         variant: of the published graphs, one of `layout.VARIANTS`.
 
     Raises:

@@ -38,16 +38,10 @@ except for the last bit of a pixel; if activations are rounded to fp16 or int8, 
 
 
 def write_bundle(source: OnnxSource, out: Path, *, listener: Listener, force: bool = False) -> Manifest:
-    """Write the bundle of published encoders.
+    """Write the bundle of published encoders, and return its manifest.
 
     Args:
-        source: the encoders, already read and checked.
         out: the bundle's folder, which must not exist unless ``force`` is set.
-        listener: receives each step.
-        force: replace an existing bundle.
-
-    Returns:
-        The written manifest.
 
     Raises:
         SourceError: a graph cannot be read, or ONNX Runtime refuses it.

@@ -20,7 +20,6 @@ class Lifecycle:
     """Tracks the phase of one application; its lifespan and the server's signals change it.
 
     Attributes:
-        phase: the current phase.
         reason: why the service is not ready, for people; empty when it is ready.
     """
 

@@ -100,9 +100,6 @@ class Classifier:
         """Classify one image.
 
         Args:
-            image: an encoded image.
-            query: labels and templates.
-            options: how to score.
             model: name or alias; the default if None.
             timings: filled in as stages end.
 

@@ -53,9 +53,6 @@ class DecodePool:
 
         Args:
             threads: images decoded at the same time.
-            limits: on one image.
-            preprocessing: `exact` or `fast`.
-            profiles: `ignore`, or `convert` to sRGB.
             most_waiting: images that may wait, a limit for callers that do not count their own.
             background_every: while both lanes wait, background has one turn in so many, as on the device.
         """

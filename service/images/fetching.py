@@ -166,13 +166,10 @@ class ImageFetcher:
         """Read the certificate authorities from disk: call it off the event loop.
 
         Args:
-            metrics: counts outcomes.
             max_bytes: of one image.
             timeout_s: for one image, redirects and waiting included.
             per_host: concurrent fetches from one host.
             permit: returns whether an address may be dialled; deliberately not a setting.
-            ports: ports that may be dialled.
-            resolve: returns the addresses of a host name.
             tls: replaces the public certificate authorities.
         """
         self._metrics = metrics

@@ -80,9 +80,6 @@ def rgb_of(
     """Decode: upright, mode RGB, on white where transparent. Raises InvalidImage.
 
     Args:
-        name: the format.
-        image: the undecoded image.
-        data: the bytes it is read from.
         doubtful: a JPEG whose data may break off.
         profiles: `convert` converts it to sRGB.
     """

@@ -45,9 +45,6 @@ class Admission:
         """Start empty.
 
         Args:
-            model: name, for the metrics.
-            kind: of the things counted.
-            metrics: counts refusals.
             limit: images or texts that may wait at once.
             completion_s: seconds until so many images or texts, the waiting ones included, would be done; None before
                 the first batch.

@@ -52,8 +52,6 @@ def run_batch(work: Work, entries: Sequence[Rows], inputs: Inputs | None) -> Bat
     """Run the entries' rows together. Never raises.
 
     Args:
-        work: the kind of work.
-        entries: the rows of each entry.
         inputs: `work.collate(entries)` if it was computed already.
     """
     started = time.monotonic()

@@ -71,9 +71,7 @@ class Batcher:
         """Estimate the seconds until `rows` of `work` would be done; None before the first batch of this work.
 
         Args:
-            work: the kind of work.
             rows: the new rows, and those of the same work and lane that wait before them.
-            lane: of the rows.
         """
         return self._estimator.completion_s(work, rows, lane, self._at_work)
 
@@ -89,9 +87,7 @@ class Batcher:
         """Run `rows`, at most the work's limit of them, in some batch. Cancelling the caller drops them.
 
         Args:
-            work: the kind of work.
             rows: an argument of `work.collate`.
-            lane: interactive or background.
             deadline: on the clock of `time.monotonic`.
             on_dequeued: called when the rows leave the queue, and again at the end whatever the outcome.
 

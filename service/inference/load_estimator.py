@@ -60,9 +60,7 @@ class LoadEstimator:
         """Estimate the seconds until `rows` of `work` would be done; None before the first batch of this work.
 
         Args:
-            work: the kind of work.
             rows: the new rows, and those of the same work and lane before them, in the queue or not yet.
-            lane: of the rows.
             running: batches on the device.
         """
         own = self._seconds(work, rows)

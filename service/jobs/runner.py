@@ -50,16 +50,11 @@ class JobRunner:
         """Create a runner; `start` starts it.
 
         Args:
-            jobs: reads and changes jobs.
-            files: reads and writes their files.
-            work: does a unit of work.
             probe: tries whether the store takes writes.
-            metrics: counts jobs and lines.
             workers: number of units run at the same time in this process.
             lease_s: time after which a unit is taken from a process that does not renew its lease.
             keep_s: lifetime of outputs and of ended jobs.
             stopping: returns whether the process is about to end, so that no new unit may begin.
-            clock: returns seconds since 1970.
         """
         self._jobs = jobs
         self._files = files

@@ -82,7 +82,6 @@ def check_definition(
         labels: as the client spelled them.
         descriptions: position of a label → descriptions, for labels that have them.
         templates: the name of a template set, the templates themselves, or None for the default set.
-        settings: provide the limits.
 
     Raises:
         TooManyLabels: more labels, descriptions of a label, or prompts than allowed.

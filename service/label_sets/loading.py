@@ -26,11 +26,7 @@ class _ContentMissingError(Exception):
 
 
 class Loader:
-    """Loads the sets that requests name. Belongs to one event loop.
-
-    Attributes:
-        heads: the current versions.
-    """
+    """Loads the sets that requests name. Belongs to one event loop."""
 
     def __init__(
         self,

@@ -27,10 +27,8 @@ class ReadySet:
     """A label set with the class vectors of one model.
 
     Attributes:
-        version: of the set.
         labels: as the client spelled them.
         vectors: float32 `[labels, dim]`, unit length, read-only.
-        nbytes: memory in use.
         warnings: about its labels, for that model.
     """
 
@@ -51,11 +49,7 @@ def ready_set(
 
 
 class ReadySets:
-    """Keeps the most recently used sets, up to `max_bytes`.
-
-    Attributes:
-        nbytes: memory in use.
-    """
+    """Keeps the most recently used sets, up to `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self.nbytes = 0

@@ -15,7 +15,6 @@ def vector_identity(text_revision: str, numerics: str, templates: Sequence[str])
     """Join all inputs of a class vector except its label, each preceded by its length.
 
     Args:
-        text_revision: from the manifest.
         numerics: provider and precision; the same graph gives different numbers on another device.
         templates: in order.
     """

@@ -54,7 +54,6 @@ class RedisTextCache:
 
         Args:
             url: `redis://`, `rediss://` or `unix://`.
-            metrics: counts hits, misses and failures.
             password: used if the URL has none.
             timeout_s: for one read, connecting included.
             retry_s: interval between attempts after Redis has failed.

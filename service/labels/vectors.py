@@ -85,8 +85,6 @@ class LabelVectors:
         """Return the class vectors of normalised labels, in their order. Callers must not modify them.
 
         Args:
-            model: provides the text encoder.
-            labels: normalised.
             templates: in order.
             lane: for a small number of new texts; a large number goes to the background lane.
             deadline: on the clock of `time.monotonic`; new texts that would probably start later are refused at once.

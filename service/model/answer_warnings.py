@@ -73,7 +73,6 @@ def warn_of_tokens(tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> tupl
     Takes milliseconds for a thousand labels, so callers run it in a thread, and keep the outcome.
 
     Args:
-        tokenizer: of the model.
         texts: for each label its normalised descriptions, or the label alone.
     """
     flat = [text for each in texts for text in each]

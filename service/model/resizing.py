@@ -51,7 +51,6 @@ def preprocess_window(image: Image.Image, section: ImageSection, whole: tuple[in
 
     Args:
         image: mode RGB, perhaps decoded at a smaller scale.
-        section: the manifest's.
         whole: width and height of the picture at full scale, which decide the crop.
         box: the part of `image` that holds the picture.
     """

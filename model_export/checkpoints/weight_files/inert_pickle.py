@@ -67,9 +67,7 @@ def read_pickle(content: bytes, storage: Storage, path: Path) -> object:
     """Build the objects that a pickle describes.
 
     Args:
-        content: the pickle.
         storage: returns the elements of a storage that the pickle refers to.
-        path: of the file, for messages.
 
     Returns:
         Script modules as `ScriptObject`, tensors, and Python's numbers, strings, tuples, lists and dicts.

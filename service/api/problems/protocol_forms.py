@@ -68,13 +68,7 @@ def write_error(path: str, problem: Mapping[str, Any]) -> WrittenError:
 
 
 def render_error(path: str, problem: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response at `path` for `problem`.
-
-    Args:
-        path: the request's path, which decides the form.
-        problem: as `problem` or `problem_of` in `service.api.problems.table` returns it.
-        headers: the error's own headers, such as ``Retry-After``.
-    """
+    """Return the response for `problem`, in the form that `path` decides; `headers` are the error's own."""
     status, media_type, body = write_error(path, problem)
     content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     return Response(content, status_code=status, headers=dict(headers or {}), media_type=media_type)

@@ -119,7 +119,6 @@ class Service:
         """Send a request, retry while the service is busy, and return a successful answer.
 
         Args:
-            method: HTTP method.
             path: below the base URL.
             position: the lowest is sent first if several requests wait.
             make_body: called for each attempt.

@@ -35,22 +35,14 @@ class Cpu:
 
 
 def available_cpus(root: Path = _ROOT) -> int:
-    """Count the CPUs this process may use: its affinity, and the smallest quota of its cgroups, rounded up.
-
-    Args:
-        root: folder of ``sys`` and ``proc``; another one in tests.
-    """
+    """Count the CPUs this process may use: its affinity, and the smallest quota of its cgroups, rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroups(root) if (quota := _quota(folder)) is not None]
     return max(1, min([allowed, *map(math.ceil, quotas)]))
 
 
 def this_cpu(root: Path = _ROOT) -> Cpu:
-    """Return vendor and flags of the first CPU; empty if Linux does not list them.
-
-    Args:
-        root: folder of ``proc``; another one in tests.
-    """
+    """Return vendor and flags of the first CPU; empty if Linux does not list them."""
     try:
         lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

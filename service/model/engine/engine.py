@@ -107,10 +107,8 @@ class OnnxEngine:
         """Open both encoders of a bundle, and check that the provider computes them correctly.
 
         Args:
-            bundle: the model.
             provider: a name as in the settings, or a result of `resolve`.
             threads: CPU threads of one run; all that this process may use if None.
-            limits: of the deployment.
             force_precision: accept an fp16 bundle that would be computed in fp32, and skip the check with the bundle's
                 probes: for tools that measure both themselves.
 

@@ -44,10 +44,8 @@ class SessionPlan:
     """The facts that decide the options of one session.
 
     Attributes:
-        threads: CPU threads of one run.
         compute: precision in which a float32 graph is computed.
         half: whether the graph is fp16.
-        limits: of the deployment.
         key: identifies the graph's content, for files that a provider caches.
         shapes: of the input, if known.
     """

@@ -81,11 +81,8 @@ def open_session(
     The runtime's own exceptions pass through.
 
     Args:
-        model: the graph.
-        provider: a result of `resolve`.
         threads: of one run's CPU work; `available_cpus()` if None.
         half: whether the graph is fp16.
-        limits: of the deployment.
         key: identifies the graph's content, for files that a provider caches.
         shapes: of the graph's input, for a provider that builds engines for them.
 
