@@ -1,7 +1,7 @@
 """Files and batches as OpenAI's clients read them."""
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from fastapi import Header, Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
@@ -22,6 +22,8 @@ LONGEST_KEEP_S: Final = 30 * 24 * 3_600
 _WINDOW: Final = "([1-9]|[1-9][0-9]|1[0-5][0-9]|16[0-8])h"
 _MAX_PAIRS: Final = 16
 _MAX_KEY_CHARS: Final = 255
+
+Object = TypeVar("Object")
 
 _FILE_ID: Final = {"pattern": f"^{FILE_PREFIX}[0-9a-f]{{32}}$"}
 _BATCH_ID: Final = {"pattern": f"^{JOB_PREFIX}[0-9a-f]{{32}}$"}
@@ -49,6 +51,14 @@ IdempotencyKey = Annotated[
 ]
 
 
+class _Page(AnswerModel, Generic[Object]):
+    object: Literal["list"] = "list"
+    data: list[Object]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class FileOut(AnswerModel):
     """A file."""
 
@@ -62,14 +72,8 @@ class FileOut(AnswerModel):
     status: Literal["processed"] = "processed"
 
 
-class FilesOut(AnswerModel):
+class FilesOut(_Page[FileOut]):
     """A page of files."""
-
-    object: Literal["list"] = "list"
-    data: list[FileOut]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class FileDeletedOut(AnswerModel):
@@ -131,14 +135,8 @@ class BatchOut(AnswerModel):
     metadata: dict[str, str] | None
 
 
-class BatchesOut(AnswerModel):
+class BatchesOut(_Page[BatchOut]):
     """A page of batches, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[BatchOut]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class ExpiresAfter(BaseModel):
@@ -213,31 +211,15 @@ def file_json(record: FileRecord) -> dict[str, Any]:
 
 def batch_json(job: Job) -> dict[str, Any]:
     """Return a job as `BatchOut` describes it."""
-    faults = [
-        {"code": fault.code, "message": fault.message, "line": fault.line, "param": fault.param} for fault in job.errors
-    ]
-    return {
-        "id": job.id,
-        "object": "batch",
-        "endpoint": job.endpoint,
-        "errors": {"object": "list", "data": faults} if faults else None,
-        "input_file_id": job.input_file_id,
-        "completion_window": job.completion_window,
-        "status": job.status.value,
-        "output_file_id": job.output_id if job.has_output else None,
-        "error_file_id": job.error_id if job.has_errors else None,
-        "created_at": job.created_at,
-        "in_progress_at": job.in_progress_at,
-        "expires_at": job.expires_at,
-        "finalizing_at": job.finalizing_at,
-        "completed_at": job.completed_at,
-        "failed_at": job.failed_at,
-        "expired_at": job.expired_at,
-        "cancelling_at": job.cancelling_at,
-        "cancelled_at": job.cancelled_at,
-        "request_counts": {"total": job.total, "completed": job.completed, "failed": job.failed},
-        "metadata": job.metadata,
-    }
+    faults = [BatchErrorOut(**fault.model_dump()) for fault in job.errors]
+    same = job.model_dump(mode="json", include=set(BatchOut.model_fields) - {"errors"})
+    return BatchOut(
+        **same,
+        errors=BatchErrorsOut(data=faults) if faults else None,
+        output_file_id=job.output_id if job.has_output else None,
+        error_file_id=job.error_id if job.has_errors else None,
+        request_counts=RequestCountsOut(total=job.total, completed=job.completed, failed=job.failed),
+    ).model_dump()
 
 
 def page_json(objects: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
