@@ -5,6 +5,7 @@ It runs on the same pipeline as classification and shares its cache of text vect
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,8 @@ class Embedder:
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
         self._pipeline = pipeline
         self._settings = settings
+        # One thread: several would keep the interpreter's lock among them, and the event loop waiting.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="anyclass-embed")
 
     async def embed(self, query: EmbedQuery, *, model: str | None = None, background: bool = False) -> Embedded:
         """Embed images and texts at the same time.
@@ -160,7 +163,9 @@ class Embedder:
     ) -> tuple[Vectors, int, tuple[AnswerWarning, ...]]:
         if not texts:
             return np.empty((0, model.engine.dim), np.float32), 0, ()
-        rows, distinct, tokens = await asyncio.to_thread(self._prepare, model, texts, templates)
+        rows, distinct, tokens = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._prepare, model, texts, templates
+        )
         lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
         matrix = await self._pipeline.label_matrix(model, distinct, templates, Timings(), lane=lane)
         add_work(model.name, labels=len(texts))

@@ -1,17 +1,20 @@
 """The definition of a label set: labels, descriptions of each label, and templates."""
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from typing import Any, Final
 
 from service.errors import InvalidLabels, TooManyLabels
 from service.model.manifest import DEFAULT_TEMPLATES
 from service.model.prompts import check_set_name, normalise_label, normalise_labels, validate_templates
+from service.patient_json import PatientParser
 from service.settings import Settings
 
+# A comprehension lets other threads run, `dict` would not.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=lambda pairs: {name: value for name, value in pairs})  # noqa: C416
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 
@@ -42,24 +45,22 @@ class Definition:
         ]
 
     def to_json(self) -> bytes:
-        """Serialise the definition; equal definitions give equal bytes."""
-        templates = self.templates if isinstance(self.templates, str) else list(self.templates)
-        content = {
-            "schema": 1,
-            "templates": templates,
-            "labels": list(self.labels),
-            "descriptions": {str(index): list(texts) for index, texts in sorted(self.descriptions.items())},
-        }
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        """Serialise the definition; equal definitions give equal bytes.
 
-    def digest(self) -> str:
-        """Return the sha256 of the content, in hexadecimal."""
-        return hashlib.sha256(self.to_json()).hexdigest()
+        Written text by text: `json.dumps` would hold the interpreter's lock to its end.
+        """
+        templates = encode_basestring(self.templates) if isinstance(self.templates, str) else _listed(self.templates)
+        described = [f'"{index}":{_listed(self.descriptions[index])}' for index in sorted(self.descriptions)]
+        content = f'"templates":{templates},"labels":{_listed(self.labels)},"descriptions":{{{",".join(described)}}}'
+        return f'{{"schema":1,{content}}}'.encode()
 
 
 def definition_from_json(content: bytes) -> Definition:
-    """Parse the bytes of `Definition.to_json`. Raises ValueError, KeyError or TypeError for anything else."""
-    fields: dict[str, Any] = json.loads(content)
+    """Parse the bytes of `Definition.to_json`.
+
+    Raises ValueError, KeyError, TypeError or RecursionError for anything else.
+    """
+    fields: dict[str, Any] = PatientParser(_DECODER).parse(content.decode())
     labels, templates = fields["labels"], fields["templates"]
     descriptions = {int(index): tuple(texts) for index, texts in fields["descriptions"].items()}
     texts = [text for each in descriptions.values() for text in each]
@@ -68,6 +69,11 @@ def definition_from_json(content: bytes) -> Definition:
     if any(not 0 <= index < len(labels) or not each for index, each in descriptions.items()):
         raise ValueError("descriptions without a label, or none for one")
     return Definition(tuple(labels), descriptions, templates if isinstance(templates, str) else tuple(templates))
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """Return texts as a JSON list without white space."""
+    return f"[{','.join([encode_basestring(text) for text in texts])}]"
 
 
 def check_definition(

@@ -142,7 +142,7 @@ class LabelSetStorage:
             return None
         try:
             return await asyncio.to_thread(definition_from_json, content)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise _corrupt(key) from None
 
     async def blocks(self, which: VectorsId) -> set[int]:

@@ -1,6 +1,7 @@
 """The use cases of label sets: write, read, delete, and use in a classification."""
 
 import asyncio
+import hashlib
 import time
 from typing import Final
 
@@ -90,7 +91,8 @@ class LabelSets:
             StateUnavailable: nothing was written; if the store failed meanwhile, that is unknown.
             Overloaded, InferenceFailed, NotReady: a small set could not be computed.
         """
-        content, digest = await asyncio.to_thread(lambda: (definition.to_json(), definition.digest()))
+        content = await asyncio.to_thread(definition.to_json)
+        digest = hashlib.sha256(content).hexdigest()
         stored = await self._storage.head(name)
         condition.check(stored.head.version if stored else None)
         if stored is not None and stored.head.digest == digest:

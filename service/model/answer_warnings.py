@@ -4,9 +4,10 @@ A warning never changes an answer. Messages name positions, never contents, beca
 codes are part of the interface: `docs/api.md` lists them, and none changes its meaning.
 """
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Final, Literal, TypeAlias, get_args
 
 from service.model.choices import ScoringKind, ScoringMethod
@@ -22,8 +23,6 @@ MAX_OF_A_CODE: Final = 10
 MAX_POSITIONS: Final = 20
 """Most labels that a warning lists."""
 
-_AT_ONCE: Final = 1_000
-"""Texts tokenised at once, so that other threads get their turn."""
 _SHORT: Final = 2
 """Characters of a text of which nothing can be concluded if each is a token of its own."""
 
@@ -75,24 +74,29 @@ def warn_of_tokens(tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> tupl
     Args:
         texts: for each label its normalised descriptions, or the label alone.
     """
-    flat = [text for each in texts for text in each]
-    rows = []
-    for start in range(0, len(flat), _AT_ONCE):
-        rows += tokenizer.pieces(flat[start : start + _AT_ONCE])
-    ends = [0, *accumulate(map(len, texts))]
-    parts = list(pairwise(ends))
-    return _equal(rows, parts) + _unknown(tokenizer, texts, rows, parts)
+    tokens = tokenizer.pieces(text for each in texts for text in each)
+    first_with: dict[bytes, int] = {}
+    equal: dict[int, list[int]] = {}
+    unknown: list[int] = []
+    for index, each in enumerate(texts):
+        rows = [next(tokens) for _ in each]
+        first = first_with.setdefault(_key(rows), index)
+        if first != index:
+            equal.setdefault(first, [first]).append(index)
+        if any(_is_unknown(tokenizer, text, row) for text, row in zip(each, rows, strict=True)):
+            unknown.append(index)
+    return _equal(list(equal.values())) + _unknown(unknown)
 
 
-def _equal(rows: Sequence[Sequence[int]], parts: Sequence[tuple[int, int]]) -> tuple[AnswerWarning, ...]:
-    # The order of descriptions does not matter: their vectors are averaged.
-    keys = [tuple(sorted(map(tuple, rows[start:stop]))) for start, stop in parts]
-    if len(set(keys)) == len(keys):
-        return ()
-    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
-    equal = [indices for indices in groups.values() if len(indices) > 1]
+def _key(rows: Sequence[Sequence[int]]) -> bytes:
+    """Return the same for the same rows in any order: the vectors of descriptions are averaged.
+
+    Digests are kept in place of the rows, because the garbage collector would visit each of millions of numbers.
+    """
+    return b"".join(sorted(hashlib.sha256(array("q", row)).digest() for row in rows))
+
+
+def _equal(groups: Sequence[Sequence[int]]) -> tuple[AnswerWarning, ...]:
     return tuple(
         AnswerWarning(
             "labels_equal_to_model",
@@ -100,21 +104,11 @@ def _equal(rows: Sequence[Sequence[int]], parts: Sequence[tuple[int, int]]) -> t
             "share one score. Send one of them.",
             tuple(indices[:MAX_POSITIONS]),
         )
-        for indices in equal[:MAX_OF_A_CODE]
+        for indices in groups[:MAX_OF_A_CODE]
     )
 
 
-def _unknown(
-    tokenizer: Tokenizer,
-    texts: Sequence[Sequence[str]],
-    rows: Sequence[Sequence[int]],
-    parts: Sequence[tuple[int, int]],
-) -> tuple[AnswerWarning, ...]:
-    unknown = [
-        index
-        for index, (start, stop) in enumerate(parts)
-        if any(_is_unknown(tokenizer, text, row) for text, row in zip(texts[index], rows[start:stop], strict=True))
-    ]
+def _unknown(unknown: Sequence[int]) -> tuple[AnswerWarning, ...]:
     if not unknown:
         return ()
     verb, pronoun = ("has", "it") if len(unknown) == 1 else ("have", "them")

@@ -4,7 +4,7 @@ A causal text encoder reads its feature at the end-of-text token and ignores eve
 is padded to its own longest text only, which is exact and several times faster than padding to the context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Self
 
 import numpy as np
@@ -19,6 +19,9 @@ from service.model.text_cleaning import CLEANERS
 _IN_NO_VOCABULARY: Final = "\U000f1234"
 _MOST_FOR_UNKNOWN: Final = 2
 """Tokens of that character with an unknown token: that, after the one for the start of a word. Bytes are four."""
+_CHARS_AT_ONCE: Final = 2**16
+_CHARS_OF_A_TEXT: Final = 2**6
+"""Counted for each text, so that short ones are limited too."""
 
 
 class Tokenizer:
@@ -79,19 +82,20 @@ class Tokenizer:
         Raises:
             PromptTooLong: a text has more tokens than the encoder's context; `index` is its position.
         """
-        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(self._cleaned(texts))]
+        rows = []
         limit = self._section.max_length
-        for index, row in enumerate(rows):
+        for index, row in enumerate(self._rows(texts, special=True)):
             if len(row) > limit:
                 raise PromptTooLong(
                     f"Text {index} has {len(row)} tokens with its template; this model reads {limit}. Shorten it.",
                     index=index,
                 )
+            rows.append(row)
         return rows
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, however many, without start and end tokens."""
-        return [each.ids for each in self._backend.encode_batch_fast(self._cleaned(texts), add_special_tokens=False)]
+    def pieces(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the ids of each text, however many, without start and end tokens."""
+        return self._rows(texts, special=False)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Ids:
         """Pad rows from `tokenize` to one array: int64 `[texts, length]`.
@@ -107,5 +111,16 @@ class Tokenizer:
             ids[index, : len(row)] = row
         return ids
 
-    def _cleaned(self, texts: Sequence[str]) -> list[str]:
-        return list(texts if self._clean is None else map(self._clean, texts))
+    def _rows(self, texts: Iterable[str], *, special: bool) -> Iterator[list[int]]:
+        """Yield the ids of each text. One call for all would hold the interpreter's lock while it frees its results."""
+        batch, size = list[str](), 0
+        for text in texts:
+            batch.append(text if self._clean is None else self._clean(text))
+            size += len(text) + _CHARS_OF_A_TEXT
+            if size >= _CHARS_AT_ONCE:
+                yield from self._ids(batch, special=special)
+                batch, size = [], 0
+        yield from self._ids(batch, special=special)
+
+    def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        return [each.ids for each in self._backend.encode_batch_fast(texts, add_special_tokens=special)]

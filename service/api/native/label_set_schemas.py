@@ -7,6 +7,7 @@ from fastapi import Path
 from pydantic import Field
 
 from service.api.documentation.request_bodies import json_body, parameter
+from service.api.json_writer import json_text
 from service.api.native.schemas import WarningOut
 from service.api.problems.schemas import AnswerModel
 from service.api.request.validation import RequestModel
@@ -135,10 +136,10 @@ LIST: Final[dict[str, Any]] = {
 }
 
 
-def label_set_json(status: LabelSetStatus, definition: Definition | None = None) -> dict[str, Any]:
-    """Return a set as `LabelSetOut` describes it; with its labels if `definition` is given."""
+def label_set_json(status: LabelSetStatus) -> dict[str, Any]:
+    """Return a set as `LabelSetOut` describes it, without its labels."""
     head = status.head
-    content: dict[str, Any] = {
+    return {
         "name": status.name,
         "version": head.version,
         "status": status.state,
@@ -160,9 +161,12 @@ def label_set_json(status: LabelSetStatus, definition: Definition | None = None)
             for model in status.models
         ],
     }
-    if definition is not None:
-        content["labels"] = [
-            {"label": label, "descriptions": list(texts)} if (texts := definition.descriptions.get(index)) else label
-            for index, label in enumerate(definition.labels)
-        ]
-    return content
+
+
+def labels_text(definition: Definition) -> str:
+    """Return the labels as a JSON list, written one by one: `json.dumps` would block every other thread meanwhile."""
+    rows = []
+    for index, label in enumerate(definition.labels):
+        texts = definition.descriptions.get(index)
+        rows.append(json_text(label if texts is None else {"label": label, "descriptions": texts}))
+    return f"[{','.join(rows)}]"

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api.documentation.responses import BODY_ERRORS, INFERENCE_ERRORS, STATE_ERRORS, error_responses, header
-from service.api.json_writer import warnings_json
+from service.api.json_writer import json_text, warnings_text
 from service.api.native.label_set_schemas import (
     DEFAULT_PAGE,
     DELETE,
@@ -22,6 +22,7 @@ from service.api.native.label_set_schemas import (
     LabelSetsOut,
     Name,
     label_set_json,
+    labels_text,
 )
 from service.api.problems.table import FieldErrors
 from service.api.request.body import JSON, read_body, require_media_type
@@ -212,7 +213,7 @@ def _answer(
     headers = {"etag": etag(status.head.version), **warning_headers(warnings)}
     if status.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(status.retry_after_s)))
-    content = label_set_json(status, definition)
-    if warnings:
-        content["warnings"] = warnings_json(warnings)
-    return JSONResponse(content, status_code=code, headers=headers)
+    head = json_text(label_set_json(status))
+    labels = "" if definition is None else f',"labels":{labels_text(definition)}'
+    text = f"{head[:-1]}{labels}{warnings_text(warnings)}}}"
+    return Response(text, code, headers, media_type="application/json")

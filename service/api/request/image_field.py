@@ -14,6 +14,7 @@ _WEB: Final = re.compile(r"https?://", re.IGNORECASE)
 _URL_SAFE_TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _PIECE_CHARS: Final = 2**18
 _LINE_BREAKS: Final = b"\r\n"
+_MAX_HEAD_CHARS: Final = 1_024
 
 URLS_OFF: Final = (
     "Image URLs are switched off on this server. Send the image itself: as a file, as base64 or as a data URI."
@@ -51,14 +52,14 @@ def decode_image_text(text: str) -> bytes:
         raise InvalidImage(
             URLS_OFF if scheme in ("http", "https") else f"An image cannot be given as a {scheme}:// URL."
         )
-    what = "base64"
+    what, start = "base64", 0
     if text[:5].lower() == "data:":
-        what = "data URI"
-        head, comma, text = text.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+        what, comma = "data URI", text.find(",", 0, _MAX_HEAD_CHARS)
+        start = comma + 1
+        if comma < 0 or not text[:comma].lower().endswith(";base64"):
             raise InvalidImage("The data URI must have the form data:image/jpeg;base64,… with base64 after the comma.")
     try:
-        data = _decode_base64(text.rstrip("=\r\n"))
+        data = _decode_base64(text, start)
     except (UnicodeEncodeError, binascii.Error) as exc:
         raise InvalidImage(f"The image is not valid {what}. Send the image's bytes in base64.") from exc
     if not data:
@@ -66,20 +67,24 @@ def decode_image_text(text: str) -> bytes:
     return data
 
 
-def _decode_base64(text: str) -> bytes:
-    """Decode base64 without padding, piece by piece: each step holds the interpreter's lock for a millisecond.
+def _decode_base64(text: str, start: int) -> bytes:
+    """Decode base64 from `start` on, piece by piece: each step holds the interpreter's lock for a millisecond.
 
     Raises UnicodeEncodeError and binascii.Error.
     """
     pieces, rest = [], b""
-    for at in range(0, len(text), _PIECE_CHARS):
-        piece = rest + text[at : at + _PIECE_CHARS].encode("ascii").translate(_URL_SAFE_TO_STANDARD, _LINE_BREAKS)
-        whole = len(piece) - len(piece) % 4
+    padded = False
+    for at in range(start, len(text), _PIECE_CHARS):
+        piece = text[at : at + _PIECE_CHARS].encode("ascii").translate(_URL_SAFE_TO_STANDARD, _LINE_BREAKS)
+        data = piece.rstrip(b"=")
         # At the end of a piece padding would be accepted.
-        if b"=" in piece:
+        if b"=" in data or (padded and data):
             raise binascii.Error("padding within the data")
-        pieces.append(binascii.a2b_base64(piece[:whole], strict_mode=True))
-        rest = piece[whole:]
+        padded = padded or len(data) < len(piece)
+        rest += data
+        whole = len(rest) - len(rest) % 4
+        pieces.append(binascii.a2b_base64(rest[:whole], strict_mode=True))
+        rest = rest[whole:]
     if rest:
         pieces.append(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True))
     return b"".join(pieces)

@@ -5,8 +5,8 @@ import json
 from typing import Any, Final, NoReturn, cast
 
 from service.api.problems.table import FieldErrors, quoted
-from service.api.request.patient_json import PatientParser
 from service.errors import AnyclassError, MalformedRequest, PayloadTooLarge
+from service.patient_json import PatientParser
 
 MAX_VALUES: Final = 2**21
 """Most values in one document; a route that has no use for so many has a lower limit."""

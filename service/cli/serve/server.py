@@ -48,8 +48,11 @@ _LAST_ROUND_S: Final = 0.05
 _IDLE_S: Final = 2.0
 """Time for which a connection stays open after its last answer, as a busy client's next request may be on its way."""
 
-_GC_THRESHOLDS: Final = (5_000, 10, 100)
-"""New objects before a collection of the young ones, and collections of one generation before the next one's."""
+_GC_THRESHOLDS: Final = (2_000, 2, 1_000)
+"""New objects before a collection of the young ones, and collections of one generation before the next one's.
+
+Short lists of a label set may have a hundred texts each, and the collector visits each text.
+"""
 _SWITCH_S: Final = 0.001
 _BACKLOG: Final = 2048
 _TICKS_PER_S: Final = 10

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from service.errors import (
     InvalidTemplates,
     TooManyLabels,
 )
-from service.label_sets.definition import check_definition, definition_from_json
+from service.label_sets.definition import Definition, check_definition, definition_from_json
 from service.settings import Settings
+from tests.support.longest_step import longest_step
 
 
 @pytest.mark.parametrize(
@@ -54,8 +56,25 @@ def test_a_definition_is_read_as_it_was_written(labels: Any, described: Any, tem
         return
     read = definition_from_json(definition.to_json())
     assert definition == read
-    assert definition.digest() == read.digest()
+    assert definition.to_json() == read.to_json()
     assert definition.text_count == sum(len(each) for each in read.texts(0, len(labels)))
+
+
+def test_a_definition_is_the_json_of_its_parts() -> None:
+    """As `json` writes it, so that the digest of a stored set stays the same."""
+    definition = Definition(('a"b', "é\\"), {1: ("\u2028", "x")}, ("a {}",))
+    content = {"schema": 1, "templates": ["a {}"], "labels": ['a"b', "é\\"], "descriptions": {"1": ["\u2028", "x"]}}
+    assert json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() == definition.to_json()
+
+
+def test_a_large_definition_lets_other_threads_run() -> None:
+    """No single call writes or reads it."""
+    descriptions = {index: tuple(f"{number}{'x' * 20}" for number in range(100)) for index in range(2_000)}
+    definition = Definition(tuple(map(str, range(20_000))), descriptions)
+    with longest_step() as step:
+        read = definition_from_json(definition.to_json())
+    assert definition == read
+    assert step.seconds < 0.02
 
 
 def test_invisible_characters_stay_in_the_spelling_only() -> None:

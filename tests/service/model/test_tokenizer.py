@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,8 @@ def test_a_tokenizer_that_contradicts_the_manifest_is_refused(bundle: Bundle, wr
     manifest = bundle.manifest.model_copy(update={"text": section})
     with pytest.raises(BundleError, match=next(iter(wrong))):
         Tokenizer.from_bundle(Bundle(bundle.path, manifest, bundle.templates))
+
+
+def test_texts_are_tokenised_a_few_at_a_time(tokenizer: Tokenizer) -> None:
+    """One call for all would keep other threads waiting; the first rows come before the last text is known."""
+    assert [tokenizer.tokenize(["red"])[0][1:-1]] * 9_000 == list(islice(tokenizer.pieces(repeat("red")), 9_000))

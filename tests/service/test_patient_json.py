@@ -1,20 +1,19 @@
 """Parsing of large JSON: the values of `json`, in steps that are short for the other threads."""
 
 import json
-import sys
-import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.request import patient_json, strict_json
-from service.api.request.patient_json import PatientParser
+from service import patient_json
+from service.api.request import strict_json
 from service.api.request.strict_json import MAX_NAMES, parse_json_object
 from service.errors import AnyclassError, MalformedRequest, PayloadTooLarge
+from service.patient_json import PatientParser
+from tests.support.longest_step import longest_step
 
 SIZE = 2**20
 LONGEST_S = 0.01
@@ -95,23 +94,13 @@ LARGE = {
 @pytest.mark.parametrize("name", LARGE)
 def test_no_step_holds_the_lock_for_long(name: str) -> None:
     """Between two calls other threads can run: no call to C takes long, though the whole may."""
-    body, longest, begun = LARGE[name], 0.0, time.thread_time()
-
-    def event(_: FrameType, kind: str, __: object) -> None:
-        nonlocal longest, begun
-        if kind != "call":
-            longest = max(longest, time.thread_time() - begun)
-        begun = time.thread_time()
-
-    parsed: dict[str, Any] = {}
-    sys.setprofile(event)
-    try:
-        parsed = parse_json_object(body, numbers=True)
-    except AnyclassError:
-        assert name in ("one number", "nesting", "no end")
-    finally:
-        sys.setprofile(None)
-    assert longest < LONGEST_S
+    body, parsed = LARGE[name], dict[str, Any]()
+    with longest_step() as step:
+        try:
+            parsed = parse_json_object(body, numbers=True)
+        except AnyclassError:
+            assert name in ("one number", "nesting", "no end")
+    assert step.seconds < LONGEST_S
     assert not parsed or json.loads(body) == parsed
 
 
