@@ -1,32 +1,15 @@
 """The commands about bundles: ``export``, ``verify``, and ``list`` for the sizes that can be exported by name."""
 
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from model_export.architectures.activations import Activation
 from model_export.cli.output import FAILED, say, stop
-
-
-class Numbers(StrEnum):
-    """The precision of a bundle."""
-
-    FP32 = "fp32"
-    FP16_STORED = "fp16-stored"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-
-class Activation(StrEnum):
-    """The activation of both towers' MLPs."""
-
-    QUICK_GELU = "quick_gelu"
-    GELU = "gelu"
-    GELU_TANH = "gelu_tanh"
 
 
 def export(
@@ -40,11 +23,11 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle to write.")],
     *,
     precision: Annotated[
-        Numbers,
+        Literal["fp32", "fp16-stored", "fp16", "int8"],
         typer.Option(
             help="fp16-stored: half the size, computed in fp32. fp16: for GPUs. int8: 8-bit MatMuls, for CPUs."
         ),
-    ] = Numbers.FP32,
+    ] = "fp32",
     arch: Annotated[str | None, typer.Option(help="A name from 'list', for weights without a configuration.")] = None,
     activation: Annotated[
         Activation | None, typer.Option(help="For weights whose configuration does not name it.")
@@ -79,18 +62,12 @@ def export(
 
     started = time.monotonic()
     narrator = Narrator(Console())
-    options = SourceOptions(
-        arch=arch,
-        activation=activation.value if activation else None,
-        tokenizer=tokenizer,
-        name=name,
-        licence=licence,
-    )
+    options = SourceOptions(arch=arch, activation=activation, tokenizer=tokenizer, name=name, licence=licence)
     manifest = convert(
         Conversion(
             source,
             options,
-            precision.value,
+            precision,
             data=tuple(data or ()),
             calibrate=calibrate,
             onnx=onnx,

@@ -1,7 +1,6 @@
 """Options, help texts and settings that the commands share."""
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -11,14 +10,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 
-class Format(StrEnum):
-    """Format of the results."""
-
-    table = "table"
-    csv = "csv"
-    jsonl = "jsonl"
-    parquet = "parquet"
-
+Format = Literal["table", "csv", "jsonl", "parquet"]
 
 LOCAL_URL: Final = "http://127.0.0.1:8000"
 RETRY_FOR_S: Final = 60.0

@@ -169,10 +169,10 @@ def classify(
     from service.cli.classify.run import ClassifyArguments, run_local, run_remote
     from service.cli.inputs import InputError, find_images, parse_templates, read_labels
 
-    if as_json and results_format not in (None, Format.jsonl):
-        fail(f"--json and --format {results_format.value} contradict each other")
+    if as_json and results_format not in (None, "jsonl"):
+        fail(f"--json and --format {results_format} contradict each other")
     try:
-        chosen = Format.jsonl if as_json else results_format or format_for(output)
+        chosen = "jsonl" if as_json else results_format or format_for(output)
         _check_output(chosen, output)
         given = read_labels(labels or [], labels_file)
         found = find_images(images)
@@ -208,7 +208,7 @@ def classify(
 def _check_output(chosen: Format, output: Path | None) -> None:
     """End the command before classification if its results could not be written."""
     if output is None:
-        if chosen is Format.parquet and sys.stdout.isatty():
+        if chosen == "parquet" and sys.stdout.isatty():
             fail("Parquet cannot be shown on a terminal; give --output FILE")
     elif output.is_dir():
         fail(f"cannot write {output}: it is a folder")

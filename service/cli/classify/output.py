@@ -3,9 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final, Protocol, get_args
 
 from rich.console import Console, RenderableType
 
@@ -21,15 +21,15 @@ FEW_IMAGES: Final = 20
 """Up to this number, each image has a table; beyond it, a line."""
 _FILE_WIDTH: Final = 100
 
-_BY_SUFFIX: Final = {
-    "": Format.table,
-    ".txt": Format.table,
-    ".csv": Format.csv,
-    ".jsonl": Format.jsonl,
-    ".ndjson": Format.jsonl,
-    ".json": Format.jsonl,
-    ".parquet": Format.parquet,
-    ".pq": Format.parquet,
+_BY_SUFFIX: Final[Mapping[str, Format]] = {
+    "": "table",
+    ".txt": "table",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
 }
 
 
@@ -54,7 +54,7 @@ def format_for(output: Path | None) -> Format:
     if suffix not in _BY_SUFFIX:
         raise InputError(
             f"{output}: the end of the name says no format; use {', '.join(filter(None, _BY_SUFFIX))}, "
-            f"or give --format {'|'.join(Format)}"
+            f"or give --format {'|'.join(get_args(Format))}"
         )
     return _BY_SUFFIX[suffix]
 
@@ -153,14 +153,14 @@ def open_output(
     chosen: Format, output: Path | None, display: ProgressDisplay, images: Sequence[str], *, cosine: bool
 ) -> Output:
     """Return the output for a format. Raises `InputError` if a package that it needs is not installed."""
-    if chosen is Format.parquet:
+    if chosen == "parquet":
         from service.cli.classify.parquet import ParquetOutput
 
         return ParquetOutput(output)
     text = TextFile(display, output)
-    if chosen is Format.jsonl:
+    if chosen == "jsonl":
         return JsonLinesOutput(text)
-    if chosen is Format.csv:
+    if chosen == "csv":
         return CsvOutput(text)
     if output is None:
         return TableOutput(text, images, cosine=cosine, show=display.render, console=display.out)

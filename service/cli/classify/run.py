@@ -76,7 +76,7 @@ def _run(arguments: ClassifyArguments, outcomes: Callable[[Callable[[], None]], 
     started = time.monotonic()
     display = ProgressDisplay(
         bar=arguments.progress and len(arguments.images) > 1,
-        results=arguments.output is None and arguments.format is not Format.parquet,
+        results=arguments.output is None and arguments.format != "parquet",
         noun="images",
     )
     try:
@@ -103,7 +103,7 @@ def _run(arguments: ClassifyArguments, outcomes: Callable[[Callable[[], None]], 
     if stopped:
         display.error(f"Error: {stopped}")
     # Tables are for people: off a terminal too, their end has the totals.
-    totals_table = arguments.format is Format.table and tally.done > 1 and arguments.progress
+    totals_table = arguments.format == "table" and tally.done > 1 and arguments.progress
     if display.has_bar or arguments.output is not None or totals_table:
         seconds = time.monotonic() - started
         display.error(summary(arguments, tally, seconds))
