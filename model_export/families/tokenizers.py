@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from model_export.errors import SourceError, first_line
 from model_export.files import decoded, read, read_object
@@ -62,6 +62,11 @@ class OpenTokenizer:
         if found is None:
             raise SourceError(f"{self.path}: has no token {token!r}, the {name}")
         return found
+
+    def normalise_first(self, *steps: normalizers.Normalizer) -> None:
+        """Have texts go through these steps before the tokenizer's own."""
+        own = self.backend.normalizer
+        self.backend.normalizer = normalizers.Sequence([*steps, *([] if own is None else [own])])
 
     def to_json(self, *, vocab_size: int, end_of_text_id: int) -> bytes:
         """Return the bytes of a ``tokenizer.json``; the same tokenizer gives the same bytes.

@@ -5,8 +5,6 @@ and joins white space. Here the tokenizer does that. open_clip's first step, ftf
 ``cleaning``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,18 +20,9 @@ _WHITE_SPACE: Final = r"[\s\x1c-\x1f]+"
 """The separators of Python's ``str.split``."""
 
 
-@dataclass(frozen=True)
-class _Specials:
-    end: str
-    pad: str
-
-
-_SPECIALS: Final[Mapping[int, _Specials]] = {
-    32_000: _Specials("</s>", "</s>"),
-    250_000: _Specials("</s>", "</s>"),
-    256_000: _Specials("<eos>", "<pad>"),
-}
-"""By vocabulary: C4's and mC4's of SigLIP, Gemma's of SigLIP 2. A tokenizer's own settings take precedence."""
+_SPECIALS: Final = {32_000: ("</s>", "</s>"), 250_000: ("</s>", "</s>"), 256_000: ("<eos>", "<pad>")}
+"""End of text and padding by vocabulary: C4's and mC4's of SigLIP, Gemma's of SigLIP 2. A tokenizer's own settings take
+precedence."""
 
 
 def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> TextTokens:
@@ -55,19 +44,15 @@ def read_canonical_tokenizer(place: Path, *, vocab_size: int) -> TextTokens:
             f"{settings.path}: lacks eos_token and pad_token, and {vocab_size} tokens are none of SigLIP's "
             "vocabularies; add both tokens to it"
         )
-    known = known or _Specials("", "")
-    end_of_text_id = opened.token_id(settings.token("eos_token", known.end), "end of text")
-    pad_id = opened.token_id(settings.token("pad_token", known.pad), "padding")
-    backend = opened.backend
-    steps: list[normalizers.Normalizer] = [
+    end, pad = known or ("", "")
+    end_of_text_id = opened.token_id(settings.token("eos_token", end), "end of text")
+    pad_id = opened.token_id(settings.token("pad_token", pad), "padding")
+    opened.normalise_first(
         normalizers.Replace("_", " "),
         normalizers.Replace(Regex(_PUNCTUATION), ""),
         normalizers.Lowercase(),
         normalizers.Replace(Regex(_WHITE_SPACE), " "),
         normalizers.Strip(),
-    ]
-    if backend.normalizer is not None:
-        steps.append(backend.normalizer)
-    backend.normalizer = normalizers.Sequence(steps)
+    )
     content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
     return TextTokens(content, end_of_text_id, pad_id, cleaning="clip")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tokenizers import Regex, Tokenizer, normalizers, processors
+from tokenizers import Regex, normalizers, processors
 
 from model_export.errors import SourceError
 from model_export.families.tokenizers import (
@@ -79,7 +79,7 @@ def read_siglip_tokenizer(folder: Path, *, tokenizer: Path | None, vocab_size: i
     pad_id = opened.token_id(settings.token("pad_token", generation.pad), "padding")
     _place_special_tokens(opened, settings, end)
     lower = generation is _SECOND or settings.flag("do_lower_case", default=True)
-    _canonicalise(opened.backend, lower=lower, keep_punctuation=generation.keeps_punctuation)
+    _canonicalise(opened, lower=lower, keep_punctuation=generation.keeps_punctuation)
     content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
     return TextTokens(content, end_of_text_id, pad_id)
 
@@ -126,7 +126,7 @@ def _place_special_tokens(opened: OpenTokenizer, settings: TokenizerSettings, en
     )
 
 
-def _canonicalise(backend: Tokenizer, *, lower: bool, keep_punctuation: bool) -> None:
+def _canonicalise(opened: OpenTokenizer, *, lower: bool, keep_punctuation: bool) -> None:
     steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lower else []
     if not keep_punctuation:
         steps += [
@@ -134,6 +134,4 @@ def _canonicalise(backend: Tokenizer, *, lower: bool, keep_punctuation: bool) ->
             normalizers.Replace(Regex(_WHITE_SPACE), " "),
             normalizers.Strip(),
         ]
-    if backend.normalizer is not None:
-        steps.append(backend.normalizer)
-    backend.normalizer = normalizers.Sequence(steps)
+    opened.normalise_first(*steps)
