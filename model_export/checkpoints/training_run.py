@@ -12,12 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model_export.checkpoints.layouts import RECIPE
-from model_export.checkpoints.model_source import (
-    ModelSource,
-    SourceOptions,
-    load_weights,
-    text_section,
-)
+from model_export.checkpoints.model_source import ModelSource, SourceOptions, load_weights, text_section
 from model_export.errors import SourceError
 from model_export.families.clip.config import ClipConfig
 from model_export.families.clip.model import ClipModel

@@ -88,8 +88,7 @@ def export(
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
     run: Annotated[
-        Path | None,
-        typer.Option(help="Compare with torch, from this source, instead of the bundle's probes."),
+        Path | None, typer.Option(help="Compare with torch, from this source, instead of the bundle's probes.")
     ] = None,
     provider: Annotated[str, typer.Option(help="The execution provider that runs the graphs.")] = "cpu",
 ) -> None:

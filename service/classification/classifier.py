@@ -8,14 +8,7 @@ from dataclasses import dataclass
 
 from service.classification.batch_places import BatchPlaces
 from service.classification.pipeline import Pipeline
-from service.classification.types import (
-    Classification,
-    ImageSource,
-    LabelQuery,
-    Ranking,
-    ScoringOptions,
-    Timings,
-)
+from service.classification.types import Classification, ImageSource, LabelQuery, Ranking, ScoringOptions, Timings
 from service.concurrency import both, in_order, run_off_loop
 from service.errors import AnyclassError, Overloaded, StateUnavailable
 from service.inference.admission import Reservation
@@ -214,13 +207,7 @@ class Classifier:
             return LabelMatrix(source.vectors, len(job.labels), source.warnings)
         labels = source.labels
         matrix = await self._pipeline.label_matrix(
-            job.model,
-            labels.labels,
-            source.templates,
-            timings,
-            lane=job.lane,
-            deadline=deadline,
-            digest=labels.digest,
+            job.model, labels.labels, source.templates, timings, lane=job.lane, deadline=deadline, digest=labels.digest
         )
         add_work(job.model.name, labels=len(job.labels))
         return matrix

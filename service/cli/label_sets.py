@@ -29,11 +29,7 @@ app = typer.Typer(
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the set.", show_default=False)]
 IfMatchOption = Annotated[
     str | None,
-    typer.Option(
-        "--if-match",
-        metavar="VERSION",
-        help="Only if the set is in this version (see show); * is any.",
-    ),
+    typer.Option("--if-match", metavar="VERSION", help="Only if the set is in this version (see show); * is any."),
 ]
 
 

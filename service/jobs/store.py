@@ -13,17 +13,7 @@ from typing import Final
 
 from service.errors import Conflict, StateCorrupt, StateUnavailable
 from service.jobs import transitions
-from service.jobs.records import (
-    ALL,
-    JOB_PREFIX,
-    IdempotencyRecord,
-    Job,
-    dump,
-    is_id,
-    made_at,
-    newest_first,
-    parse,
-)
+from service.jobs.records import ALL, JOB_PREFIX, IdempotencyRecord, Job, dump, is_id, made_at, newest_first, parse
 from service.jobs.transitions import Claim
 from service.state.damage import DamagedEntries
 from service.state.protocol import StateStore

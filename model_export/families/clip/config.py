@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, assert_never
 
-from pydantic import (
-    Field,
-    PositiveInt,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from model_export.architectures.activations import Activation
 from model_export.files import Section

@@ -122,13 +122,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
     responses={
         200: _described("The set's status; with `Retry-After` while it is computed."),
         304: {"description": "The set is ready and has not changed.", "headers": header("ETag", always=True)},
-        **error_responses(
-            "/v1/label-sets/{name}",
-            MalformedRequest,
-            UnknownLabelSet,
-            FieldErrors,
-            *STATE_ERRORS,
-        ),
+        **error_responses("/v1/label-sets/{name}", MalformedRequest, UnknownLabelSet, FieldErrors, *STATE_ERRORS),
     },
 )
 async def get_label_set(request: Request, name: Name) -> Response:
@@ -205,10 +199,7 @@ def _definition(content: bytes, settings: Settings) -> Definition:
 
 
 def _answer(
-    status: LabelSetStatus,
-    code: int,
-    definition: Definition | None = None,
-    warnings: tuple[AnswerWarning, ...] = (),
+    status: LabelSetStatus, code: int, definition: Definition | None = None, warnings: tuple[AnswerWarning, ...] = ()
 ) -> Response:
     headers = {"etag": etag(status.head.version), **warning_headers(warnings)}
     if status.retry_after_s is not None:

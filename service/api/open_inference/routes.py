@@ -43,12 +43,7 @@ HEADER_LENGTH: Final = "inference-header-content-length"
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 
-@router.get(
-    "",
-    response_model=ServerInfo,
-    summary="The server",
-    responses=error_responses("/v2"),
-)
+@router.get("", response_model=ServerInfo, summary="The server", responses=error_responses("/v2"))
 async def server() -> Response:
     """Answers without a model too."""
     return JSONResponse({"name": "anyclass", "version": VERSION, "extensions": ["binary_tensor_data"]})
@@ -80,9 +75,7 @@ async def ready(request: Request) -> Response:
 
 # A model's alias may contain a slash, which clients do not encode; therefore the longer paths come first.
 @router.get(
-    "/models/{model:path}/versions/{version}/ready",
-    summary="Whether a version of a model takes requests",
-    **READY,
+    "/models/{model:path}/versions/{version}/ready", summary="Whether a version of a model takes requests", **READY
 )
 async def version_ready(request: Request, model: ModelName, version: Version) -> Response:
     """A model has one version: the beginning of its revision."""
@@ -108,9 +101,7 @@ async def model_metadata(request: Request, model: ModelName) -> Response:
 
 
 @router.post(
-    "/models/{model:path}/versions/{version}/infer",
-    summary="Vectors and scores by a version of a model",
-    **INFER,
+    "/models/{model:path}/versions/{version}/infer", summary="Vectors and scores by a version of a model", **INFER
 )
 async def infer_by_version(request: Request, model: ModelName, version: Version) -> Response:
     """Like `POST /v2/models/{model}/infer`."""

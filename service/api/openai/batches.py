@@ -32,11 +32,7 @@ from service.jobs.records import JOB_PREFIX, is_id
 _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "batch": {
         "summary": "Classify the requests in a file",
-        "value": {
-            "input_file_id": FILE_ID,
-            "endpoint": "/v1/classify",
-            "completion_window": "24h",
-        },
+        "value": {"input_file_id": FILE_ID, "endpoint": "/v1/classify", "completion_window": "24h"},
     },
     "every field": {
         "summary": "Every field",
@@ -67,13 +63,7 @@ router = APIRouter(tags=["Batch jobs"])
     openapi_extra=json_body(BatchRequest, _EXAMPLES),
     responses={
         200: {"description": "The batch, which has started.", "links": _LINKS},
-        **error_responses(
-            "/v1/batches",
-            *BODY_ERRORS,
-            Conflict,
-            Overloaded,
-            *STATE_ERRORS,
-        ),
+        **error_responses("/v1/batches", *BODY_ERRORS, Conflict, Overloaded, *STATE_ERRORS),
     },
 )
 async def create_batch(request: Request, idempotency_key: IdempotencyKey = None) -> Response:

@@ -67,18 +67,10 @@ _UPLOAD: Final[dict[str, Any]] = {
                     },
                 },
                 "examples": {
-                    "file": {
-                        "summary": "Two requests",
-                        "value": {"file": FILE_LINES, "purpose": "batch"},
-                    },
+                    "file": {"summary": "Two requests", "value": {"file": FILE_LINES, "purpose": "batch"}},
                     "kept": {
                         "summary": "A file that is kept for a day",
-                        "value": {
-                            "file": FILE_LINES,
-                            "purpose": "batch",
-                            _ANCHOR: "created_at",
-                            _SECONDS: 86_400,
-                        },
+                        "value": {"file": FILE_LINES, "purpose": "batch", _ANCHOR: "created_at", _SECONDS: 86_400},
                     },
                 },
             }
@@ -162,12 +154,7 @@ async def list_files(
     return JSONResponse(page_json([file_json(record) for record in found], has_more=more))
 
 
-@router.get(
-    "/v1/files/{file_id}",
-    response_model=FileOut,
-    summary="A file",
-    responses=_ONE_FILE_ERRORS,
-)
+@router.get("/v1/files/{file_id}", response_model=FileOut, summary="A file", responses=_ONE_FILE_ERRORS)
 async def retrieve_file(request: Request, file_id: FileId) -> Response:
     """The file's metadata; `/content` has its bytes."""
     return JSONResponse(file_json(await services_of(request).jobs.file(file_id)))
@@ -178,10 +165,7 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
     response_class=Response,
     summary="The content of a file",
     responses={
-        200: {
-            "description": "The bytes.",
-            "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
-        },
+        200: {"description": "The bytes.", "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}},
         **error_responses("/v1/files/{file_id}", FieldErrors, UnknownObject, BodiesFull, *STATE_ERRORS),
     },
 )

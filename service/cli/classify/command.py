@@ -6,14 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from service.cli.options import (
-    RETRY_FOR_S,
-    WHERE,
-    ApiKeyOption,
-    Format,
-    RetryOption,
-    load_settings,
-)
+from service.cli.options import RETRY_FOR_S, WHERE, ApiKeyOption, Format, RetryOption, load_settings
 from service.cli.remote.command import connect
 from service.cli.reporting import fail
 from service.model.choices import ScoringMethod
@@ -90,8 +83,7 @@ def classify(
         int | None, typer.Option("--top-k", min=1, help="Only the best labels.", rich_help_panel=_SCORES)
     ] = None,
     min_score: Annotated[
-        float | None,
-        typer.Option("--min-score", help="Only labels of at least this score.", rich_help_panel=_SCORES),
+        float | None, typer.Option("--min-score", help="Only labels of at least this score.", rich_help_panel=_SCORES)
     ] = None,
     temperature: Annotated[
         float,
@@ -156,11 +148,7 @@ def classify(
     ] = False,
     progress: Annotated[
         bool,
-        typer.Option(
-            "--progress/--no-progress",
-            help="Show a progress bar on a terminal.",
-            rich_help_panel=_OUTPUT,
-        ),
+        typer.Option("--progress/--no-progress", help="Show a progress bar on a terminal.", rich_help_panel=_OUTPUT),
     ] = True,
 ) -> None:
     """See `HELP`. It is not in this docstring because typer would keep the line breaks."""
