@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -61,18 +61,13 @@ def describe(app: FastAPI, request_models: Collection[type[BaseModel]]) -> None:
     Args:
         request_models: models to which routes refer by name (see `json_body`), and which FastAPI therefore misses.
     """
+    app.openapi_tags = [dict(tag) for tag in TAGS]
     building = threading.Lock()
+    of_routes = app.openapi
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                summary=app.summary,
-                description=app.description,
-                tags=[dict(tag) for tag in TAGS],
-                routes=app.routes,
-            )
+            schema = of_routes()
             _complete(schema, (*_ERRORS, *request_models), app.state.services)
             app.openapi_schema = schema
         return app.openapi_schema
@@ -99,10 +94,8 @@ def operations_of(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str
 
 def _complete(document: dict[str, Any], models: Collection[type[BaseModel]], services: Services) -> None:
     schemas = document["components"]["schemas"]
-    for model in models:
-        part = model.model_json_schema(ref_template=REFERENCE + "{model}")
-        schemas.update(part.pop("$defs", {}))
-        schemas[model.__name__] = part
+    _, ours = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE + "{model}")
+    schemas.update(ours["$defs"])
     for name in _NEVER_ANSWERED:
         schemas.pop(name, None)
     # Not in the models themselves: FastAPI drops every null from an example.
