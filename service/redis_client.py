@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final
 
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
@@ -19,15 +19,15 @@ redis_timed_out: Final[ContextVar[bool]] = ContextVar("redis_timed_out", default
 _FAILURES_TO_OPEN: Final = 3
 
 
-def connection_pool(url: str, *, password: str | None, max_connections: int) -> BlockingConnectionPool:
-    """Return a lazy connection pool without retries; callers set their own timeouts.
+def redis_client(url: str, *, password: str | None, max_connections: int) -> Redis:
+    """Return a client that connects on first use, without retries; callers set their own timeouts.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
         password: used if the URL has none.
         max_connections: further callers wait for a free connection.
     """
-    return BlockingConnectionPool.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
         timeout=None,  # callers' timeouts include the wait for a connection
@@ -37,6 +37,7 @@ def connection_pool(url: str, *, password: str | None, max_connections: int) -> 
         retry=Retry(NoBackoff(), 0),
         **({} if password is None else {"password": password}),
     )
+    return Redis.from_pool(pool)
 
 
 def diagnose(error: Exception) -> tuple[Failure, str]:

@@ -14,12 +14,11 @@ from functools import partial
 from typing import Final, TypeVar, cast
 
 import numpy as np
-from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from service.model.arrays import STORED_FLOAT32, Vectors, of_unit_length
 from service.monitoring.metrics import Metrics, Operation
-from service.redis_client import Breaker, connection_pool, diagnose, redis_timed_out
+from service.redis_client import Breaker, diagnose, redis_client, redis_timed_out
 
 T = TypeVar("T")
 
@@ -65,8 +64,7 @@ class RedisTextCache:
         self._ttl_s = ttl_s
         self._link = Breaker(retry_s)
         self._writes = Breaker(retry_s)  # a full or read-only Redis still answers reads
-        self._pool = connection_pool(url, password=password, max_connections=max_connections)
-        self._client: Redis = Redis(connection_pool=self._pool)
+        self._client = redis_client(url, password=password, max_connections=max_connections)
         metrics.cache_up.set(1)
 
     async def check(self) -> None:
@@ -108,7 +106,6 @@ class RedisTextCache:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
-        await self._pool.disconnect()
 
     async def _read(self, keys: Sequence[str]) -> list[bytes | None] | None:
         if redis_timed_out.get() or not self._link.allows():

@@ -8,12 +8,11 @@ import logging
 from collections.abc import Awaitable
 from typing import Final, TypeVar, cast
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from service.concurrency import run_off_loop
 from service.errors import ConfigurationError, StateUnavailable
-from service.redis_client import connection_pool
+from service.redis_client import redis_client
 from service.state.framing import SEAL_BYTES, corrupt, new_version, seal, unseal
 from service.state.protocol import VersionedValue, check_key, check_prefix
 
@@ -66,8 +65,7 @@ class RedisStateStore:
         """
         self._timeout_s = timeout_s
         self._trusted = False
-        self._pool = connection_pool(url, password=password, max_connections=_CONNECTIONS)
-        self._client: Redis = Redis(connection_pool=self._pool)
+        self._client = redis_client(url, password=password, max_connections=_CONNECTIONS)
         self._put_script = self._client.register_script(_PUT)
         self._delete_script = self._client.register_script(_DELETE)
 
@@ -166,7 +164,6 @@ class RedisStateStore:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
-        await self._pool.disconnect()
 
     async def _range(self, index: str, prefix: str, *, after: str, limit: int) -> list[str]:
         low = f"({after}" if after > prefix else f"[{prefix}"

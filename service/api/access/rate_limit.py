@@ -17,10 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
-from redis.asyncio import Redis
-
 from service.monitoring.metrics import Metrics
-from service.redis_client import Breaker, connection_pool, diagnose, redis_timed_out
+from service.redis_client import Breaker, diagnose, redis_client, redis_timed_out
 from service.settings import Settings
 
 _LOG: Final = logging.getLogger(__name__)
@@ -149,8 +147,7 @@ class RedisLimiter:
         self._timeout_s = timeout_s
         self._link = Breaker(retry_s)
         self._local = LocalLimiter(limit)
-        self._pool = connection_pool(url, password=password, max_connections=max_connections)
-        self._client: Redis = Redis(connection_pool=self._pool)
+        self._client = redis_client(url, password=password, max_connections=max_connections)
         self._script = self._client.register_script(_SCRIPT)
 
     async def ask(self, client: str) -> Verdict:
@@ -185,7 +182,6 @@ class RedisLimiter:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
-        await self._pool.disconnect()
 
 
 def open_limiter(settings: Settings, metrics: Metrics) -> Limiter | None:
