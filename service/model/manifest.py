@@ -7,9 +7,8 @@ that does not match, and names the file.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -209,42 +208,12 @@ class Manifest(_Section):
         return self
 
     @classmethod
-    def build(
-        cls,
-        *,
-        name: str,
-        architecture: str,
-        dim: int,
-        image: ImageSection,
-        text: TextSection,
-        scoring: SoftmaxScoring | SigmoidScoring,
-        precision: Precision,
-        files: Mapping[str, FileEntry],
-        provenance: Provenance,
-        parity: Parity | None = None,
-        agreement: Agreement | None = None,
-        aliases: tuple[str, ...] = (),
-    ) -> Self:
-        """Create a manifest with both revisions filled in.
+    def build(cls, **fields: Any) -> Self:  # noqa: ANN401 - validated
+        """Create a manifest with both revisions filled in, from all other fields.
 
         Raises pydantic's ValidationError for an invalid value.
         """
-        draft = cls(
-            name=name,
-            aliases=aliases,
-            architecture=architecture,
-            dim=dim,
-            image=image,
-            text=text,
-            scoring=scoring,
-            precision=precision,
-            files=dict(files),
-            parity=parity,
-            agreement=agreement,
-            provenance=provenance,
-            revision="0" * 64,
-            text_revision="0" * 64,
-        )
+        draft = cls(**fields, revision="0" * 64, text_revision="0" * 64)
         with_text = draft.model_copy(update={"text_revision": draft.compute_text_revision()})
         return with_text.model_copy(update={"revision": with_text.compute_revision()})
 
