@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from model_export.errors import DataError
@@ -102,10 +102,7 @@ def write_json(path: Path, evaluation: Evaluation) -> None:
 
 
 def _comparison(evaluation: Evaluation) -> Table:
-    table = Table()
-    table.add_column("set")
-    for heading in ("templates", "top-1", "top-5", "mean per class"):
-        table.add_column(heading, justify="right")
+    table = Table("set", *_numbers("templates", "top-1", "top-5", "mean per class"))
     best = max(found.top1 for found in evaluation.figures.values())
     for title, found in evaluation.figures.items():
         style = "bold green" if found.top1 == best and len(evaluation.figures) > 1 else ""
@@ -122,10 +119,7 @@ def _comparison(evaluation: Evaluation) -> Table:
 
 def _weakest(found: Figures, classes: tuple[str, ...], rows: int) -> Table:
     order = [index for index in np.argsort(found.class_top1, kind="stable").tolist() if found.class_images[index]]
-    table = Table()
-    table.add_column("class", overflow="fold")
-    for heading in ("images", "top-1", "top-5"):
-        table.add_column(heading, justify="right")
+    table = Table(Column("class", overflow="fold"), *_numbers("images", "top-1", "top-5"))
     for index in order[:rows]:
         table.add_row(
             Text(classes[index]),
@@ -137,14 +131,15 @@ def _weakest(found: Figures, classes: tuple[str, ...], rows: int) -> Table:
 
 
 def _confused(found: Figures, classes: tuple[str, ...], rows: int) -> Table:
-    table = Table()
-    table.add_column("true", overflow="fold")
-    table.add_column("taken for", overflow="fold")
-    table.add_column("images", justify="right")
-    table.add_column("share of the class", justify="right")
+    names = (Column(heading, overflow="fold") for heading in ("true", "taken for"))
+    table = Table(*names, *_numbers("images", "share of the class"))
     for true, taken_for, images, share in found.confusions[:rows]:
         table.add_row(Text(classes[true]), Text(classes[taken_for]), f"{images:,}", f"{share:.1%}")
     return table
+
+
+def _numbers(*headings: str) -> list[Column]:
+    return [Column(heading, justify="right") for heading in headings]
 
 
 def _heading(what: str, rows: int, total: int) -> Text:
