@@ -85,7 +85,7 @@ def picture(colour: str = "red", size: int = 8) -> bytes:
     return stream.getvalue()
 
 
-async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], *, within_s: float = 30.0) -> None:
+async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], *, within_s: float = 60.0) -> None:
     """Wait until a condition holds."""
     async with asyncio.timeout(within_s):
         while True:
