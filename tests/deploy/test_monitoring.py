@@ -97,7 +97,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         env = {
             "ANYCLASS_REDIS_URL": stack.enter_context(running_redis(cache_folder)).url,
             "ANYCLASS_STATE_URL": state.url,
-            "ANYCLASS_STATE_TIMEOUT_S": "0.3",
+            "ANYCLASS_STATE_TIMEOUT_S": "1",
             "ANYCLASS_API_KEYS": f"web:{KEY},greedy:{GREEDY}",
             "ANYCLASS_RATE_LIMIT_PER_S": "2",
             "ANYCLASS_RATE_LIMIT_BURST": "150",
@@ -130,9 +130,14 @@ def counted(text: str) -> float:
 
 def wait_until_seen(prometheus: Prometheus, client: httpx.Client) -> None:
     """Wait until Prometheus has scraped all that the service has counted."""
-    total = counted(client.get("/metrics").text)
     question = 'sum(anyclass_http_requests_total{protocol!="operations"})'
-    prometheus.wait(lambda: [total] == [series.value for series in prometheus.query(question)])
+
+    def all_seen() -> bool:
+        # Read each time: a request may be counted after its answer.
+        total = counted(client.get("/metrics").text)
+        return [total] == [series.value for series in prometheus.query(question)]
+
+    prometheus.wait(all_seen)
 
 
 @needs_prometheus

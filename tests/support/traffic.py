@@ -13,7 +13,7 @@ from tests.support.redis_server import RedisServer
 
 KEY, GREEDY = "a-key-of-twenty-chars", "another-key-of-twenty"
 """API keys that the service must know."""
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 RED = base64.b64encode(picture("red")).decode()
 

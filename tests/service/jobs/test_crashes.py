@@ -17,14 +17,17 @@ from openai import OpenAI
 from openai.types import Batch
 from PIL import Image
 
+from service.jobs.validation import CHUNK_LINES
 from tests.support.http_server import HttpServer, http_server
 from tests.support.redis_server import running_redis
 from tests.support.tiny_bundle import write_tiny_bundle
 from tests.support.waiting import wait_until
 
 KILLS = 20
-LINES = 3_000
-"""Enough for a job to be under way when both replicas have answered lines of it."""
+LINES = 2_000
+"""Enough for a job to be under way when a replica has answered some of it."""
+SOME_LINES = 2 * CHUNK_LINES + 1
+"""A replica with two workers that has answered as many has finished a chunk: its lines are answered for good."""
 LINES_UNDER_KILLS = 1_000
 PATIENCE_S = 120.0
 CLASSIFY: Any = "/v1/classify"
@@ -138,7 +141,7 @@ def test_twenty_kills_lose_nothing_and_double_nothing(bundle: Path, tmp_path: Pa
 
 def lines_answered(server: HttpServer) -> float:
     """Return the number of job lines that this process has answered."""
-    rows = httpx.get(f"{server.url}/metrics").text.splitlines()
+    rows = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text.splitlines()
     return sum(float(row.split()[-1]) for row in rows if row.startswith("anyclass_job_lines_total{"))
 
 
@@ -148,7 +151,10 @@ def ids_of(lines: Sequence[Any]) -> list[str]:
 
 
 def test_replicas_share_a_job_and_take_over_from_one_that_is_killed(bundle: Path, tmp_path: Path) -> None:
-    """Two replicas on one Redis answer lines of one job; when one is killed, the other takes over its lines."""
+    """Two replicas on one Redis answer lines of one job; when one is killed, the other takes over its lines.
+
+    Each is suspended while the other answers, so that neither finishes the job alone, however slow the machine is.
+    """
     with running_redis(tmp_path) as redis:
         env = {"ANYCLASS_STATE_URL": redis.url, "ANYCLASS_JOB_LEASE_S": "1"}
         with (
@@ -157,7 +163,11 @@ def test_replicas_share_a_job_and_take_over_from_one_that_is_killed(bundle: Path
             client_of(second) as client,
         ):
             batch_id = begin(client, LINES)
-            wait_until(lambda: lines_answered(first) > 0 and lines_answered(second) > 0)
+            wait_until(lambda: lines_answered(second) >= SOME_LINES)
+            second.process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: lines_answered(first) >= SOME_LINES)
+            first.process.send_signal(signal.SIGSTOP)
+            second.process.send_signal(signal.SIGCONT)
             assert "in_progress" == client.batches.retrieve(batch_id).status
             first.process.send_signal(signal.SIGKILL)
             first.wait()
