@@ -90,11 +90,11 @@ def test_export_then_verify(tmp_path: Path) -> None:
     for shown in ("tiny-residual-conv", "image_encoder.onnx", "text_encoder.onnx", "images, batch 7", "wrote"):
         assert shown in done.stdout
 
-    done = anyclass_export("verify", out, "--run", run)
+    done = in_this_process("verify", out, "--run", run)
     assert 0 == done.returncode, done.stderr
     assert "every check passed" in done.stdout
 
-    assert "exists already" in error_of(anyclass_export("export", run, out))
+    assert "exists already" in error_of(in_this_process("export", run, out))
 
 
 def test_a_bundle_that_fails_is_named_with_what_failed(exported_fp16: Exported, tmp_path: Path) -> None:
