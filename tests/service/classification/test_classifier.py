@@ -275,7 +275,8 @@ async def test_too_much_waiting_is_refused_at_once(rig: Rig) -> None:
     rig.engine.gate.clear()
     images = rig.registry.get().images
     accepted = [asyncio.create_task(rig.classify("a")) for _ in range(8)]
-    await until(lambda: len(run_on(rig, "image")) == 2)  # some are on the device, and their places are free
+    # The batch on the device and the one that follows it free their places; after them the device takes no more.
+    await until(lambda: at_device(rig, "image") == 8 and len(rig.registry.get()._batcher._at_work) == 2)
     accepted += [asyncio.create_task(rig.classify("a")) for _ in range(8 - images.occupied)]
     await until(lambda: images.occupied == 8)
     with pytest.raises(Overloaded) as caught:  # at once: the gate is closed, so no place becomes free
