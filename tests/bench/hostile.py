@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from service.api.documentation.examples import RED_DOT
+
 BODY_BYTES: Final = 20 * 2**20 - 1_024
 """A body just below the default limit."""
 AT_ONCE_BYTES: Final = 250_000
@@ -14,7 +16,24 @@ _FORM: Final = "multipart/form-data; boundary=B"
 _URL_BYTES: Final = 60_000
 _HEAD_BYTES: Final = 120_000
 _INFER: Final = "/v2/models/demo/infer"
+_VERSION: Final = "/v2/models/demo/versions/1"
 _SIDE: Final = 64
+_MANY: Final = 10_000
+"""The default limit of labels."""
+_LONG: Final = "a" * _URL_BYTES
+_NAMED: Final = (
+    ("GET", "/v1/models/{}"),
+    ("GET", "/v1/files/{}"),
+    ("GET", "/v1/files/{}/content"),
+    ("DELETE", "/v1/files/{}"),
+    ("GET", "/v1/batches/{}"),
+    ("POST", "/v1/batches/{}/cancel"),
+    ("GET", "/v2/models/{}"),
+    ("GET", "/v2/models/{}/ready"),
+    ("GET", "/v2/models/{}/versions/1"),
+    ("GET", "/v2/models/{}/versions/1/ready"),
+)
+_UNNAMED: Final = ("/readyz", "/metrics", "/v1/templates", "/v1/files", "/v2", "/v2/health/live", "/v2/health/ready")
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,11 @@ class Hostile:
     target: str
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+
+    @property
+    def path(self) -> str:
+        """Return the target without its query."""
+        return self.target.partition("?")[0]
 
     def wire(self) -> bytes:
         """Return the request as it goes over the wire."""
@@ -88,6 +112,11 @@ def _pixels(size: int, each: object, chars: int) -> dict[str, object]:
     return {"inputs": [{"name": "image", "datatype": "UINT8", "shape": shape, "data": [each] * count}]}
 
 
+def _described(size: int) -> dict[str, object]:
+    count = min(100_000, size // 80)
+    return {"labels": [{"label": str(number), "descriptions": [f"{number} b"]} for number in range(count)]}
+
+
 def _binary_texts(size: int) -> Hostile:
     text = "é".encode() * (size // 4_200)
     tail = (len(text).to_bytes(4, "little") + text) * 2_048
@@ -127,6 +156,7 @@ REQUESTS: Final[dict[str, Callable[[int], Hostile]]] = {
         "/v1/classify",
         lambda _: {"image": "QUJD", "labels": _numbered(100, ""), "templates": ["{}" + "a" * 990] * 100},
     ),
+    "classify: many labels": _json("/v1/classify", lambda _: {"image": RED_DOT, "labels": _numbered(_MANY, "")}),
     "classify: many parts": _many_parts("/v1/classify", "labels"),
     "classify: a list in a form": _form("/v1/classify", "labels", lambda size: f"[{'[],' * (size // 4)}[]]"),
     "classify: a query": _head("POST", f"/v1/classify?{'a&' * (_URL_BYTES // 2)}", ("Content-Type", "image/png")),
@@ -140,6 +170,10 @@ REQUESTS: Final[dict[str, Callable[[int], Hostile]]] = {
     ),
     "batch: Accept": _head("POST", "/v1/classify/batch", ("Accept", "a," * (_HEAD_BYTES // 2))),
     "batch: an archive": lambda size: _of("application/x-tar", bytes(size), "/v1/classify/batch?labels=a"),
+    "batch: many labels": _json(
+        "/v1/classify/batch", lambda _: {"images": [RED_DOT] * 8, "labels": _numbered(_MANY, "")}
+    ),
+    "embeddings: good texts": _json("/v1/embeddings", lambda _: {"input": _numbered(2_048, "")}),
     "embeddings: texts": _listed("/v1/embeddings", '{"input":[', '"a"', "]}"),
     "embeddings: lists": _listed("/v1/embeddings", '{"input":[', "[]", "]}"),
     "embeddings: images": _json(
@@ -151,8 +185,10 @@ REQUESTS: Final[dict[str, Callable[[int], Hostile]]] = {
         "/", '{"inputs":"aa","parameters":{"candidate_labels":[', "1", "]}}"
     )(8_000),
     "hugging face: commas": _filled("/", '{"inputs":"aa","parameters":{"candidate_labels":"', ",", '"}}'),
+    "hugging face: a model": _json("/models/demo", _names),
     "hugging face: options": _listed("/", '{"inputs":"aa","options":{"a":[', "{}", "]}}"),
     "open inference: numbers": _json(_INFER, lambda size: _pixels(size, 7, 3)),
+    "open inference: an unknown version": _json(f"{_VERSION}/infer", lambda size: _pixels(size, 7, 3)),
     "open inference: pixels": _json(_INFER, lambda size: _pixels(size, [1, 2, 3], 11)),
     "open inference: shape": _listed(
         _INFER, '{"inputs":[{"name":"image","datatype":"UINT8","data":[],"shape":[', "1", "]}]}"
@@ -170,6 +206,9 @@ REQUESTS: Final[dict[str, Callable[[int], Hostile]]] = {
         lambda size: {"labels": [{"label": str(n), "descriptions": [""]} for n in range(size // 200)]},
         "PUT",
     ),
+    "label sets: described": _json("/v1/label-sets/large", _described, "PUT"),
+    "label sets: with labels": _head("GET", "/v1/label-sets/large?include=labels"),
+    "label sets: If-Match": _head("DELETE", "/v1/label-sets/a", ("If-Match", "," * _HEAD_BYTES)),
     "label sets: If-None-Match": _head("GET", "/v1/label-sets/a", ("If-None-Match", "," * _HEAD_BYTES)),
     "label sets: a query": _head("GET", f"/v1/label-sets?{'a&' * (_URL_BYTES // 2)}"),
     "batches: names": _json("/v1/batches", lambda size: {"metadata": _names(size)}),
@@ -184,5 +223,7 @@ REQUESTS: Final[dict[str, Callable[[int], Hostile]]] = {
     "headers: Origin": _head("OPTIONS", "/v1/models", ("Origin", "a" * _HEAD_BYTES)),
     "a query at a probe": _head("GET", f"/livez?{'a&' * (_URL_BYTES // 2)}"),
     "a path": _head("GET", f"/{'a/' * (_URL_BYTES // 2)}"),
+    **{f"a long name: {method} {target}": _head(method, target.format(_LONG)) for method, target in _NAMED},
+    **{f"a query at {target}": _head("GET", f"{target}?{'a&' * (_URL_BYTES // 2)}") for target in _UNNAMED},
 }
 """By a name for the table; called with the size of the body, if it has one."""
