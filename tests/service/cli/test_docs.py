@@ -29,7 +29,7 @@ def test_the_page_works_as_written(tmp_path: Path) -> None:
             here = block.replace("http://127.0.0.1:8000", server.url)
             script = ["bash", "-euo", "pipefail", "-c", here]
             done = subprocess.run(
-                script, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=110, check=False
+                script, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250, check=False
             )
             assert 0 == done.returncode, done.stderr
             assert "Error" not in done.stderr

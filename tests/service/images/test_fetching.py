@@ -186,7 +186,8 @@ async def test_a_refused_address_looks_like_one_that_is_not_there() -> None:
                 f"https://127.0.0.1:{there.port}/",
             ):
                 assert UNREACHABLE == await refusal(fetcher, url), url
-            # Of several addresses only those that may be dialled are.
+        # Of several addresses only those that may be dialled are.
+        async with fetching(there.port, resolve=hosts) as fetcher:
             assert b"picture" == await fetcher.fetch(f"http://half.test:{there.port}/ok")
 
 

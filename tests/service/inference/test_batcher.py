@@ -288,7 +288,7 @@ async def batcher() -> AsyncIterator[Batcher]:
 
 async def until_started(device: Device) -> None:
     """Wait until a batch is on the device."""
-    await asyncio.to_thread(device.started.wait, 5)
+    assert await asyncio.to_thread(device.started.wait, 60)
 
 
 async def settle() -> None:
