@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, Final
 
 from service.classification.types import Classification
 from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import Vectors
+
+WRITER: Final = ThreadPoolExecutor(1, thread_name_prefix="anyclass-answers")
+"""Writes large answers, one at a time: several writers would take turns before the event loop has its own."""
 
 
 def predictions_text(classification: Classification) -> str:

@@ -15,7 +15,7 @@ from service.api.documentation.responses import (
     header,
 )
 from service.api.huggingface.schemas import InputObject, LabelScore, ZeroShotRequest
-from service.api.json_writer import predictions_text
+from service.api.json_writer import WRITER, predictions_text
 from service.api.problems.table import FieldErrors
 from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.fields import max_values
@@ -104,7 +104,9 @@ async def _classify(request: Request, model: str | None) -> Response:
     classification = await cancel_on_disconnect(request, classified())
     headers = {"server-timing": server_timing(request.state.started, timings)}
     headers |= warning_headers(classification.warnings)
-    content = await run_off_loop(len(classification.predictions), lambda: predictions_text(classification).encode())
+    content = await run_off_loop(
+        len(classification.predictions), lambda: predictions_text(classification).encode(), WRITER
+    )
     return Response(content, media_type="application/json", headers=headers)
 
 

@@ -21,7 +21,7 @@ from service.api.documentation.responses import (
     error_responses,
     header,
 )
-from service.api.json_writer import json_text, one_line, predictions_text, warnings_text
+from service.api.json_writer import WRITER, json_text, one_line, predictions_text, warnings_text
 from service.api.native.schemas import BatchAnswer
 from service.api.problems.handlers import log_failure
 from service.api.problems.table import NotAcceptable, problem_of
@@ -241,7 +241,7 @@ async def _row(
     row: dict[str, Any] = {"index": index} if name is None else {"index": index, "name": name}
     if isinstance(result, AnyclassError):
         return json_text({**row, **_error(request, result)})
-    predictions = await run_off_loop(len(result.predictions), lambda: predictions_text(result))
+    predictions = await run_off_loop(len(result.predictions), lambda: predictions_text(result), WRITER)
     return f'{json_text(row)[:-1]},"predictions":{predictions}{warnings_text(warnings)}}}'
 
 

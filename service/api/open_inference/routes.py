@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from service.api.documentation.request_bodies import ModelName
 from service.api.documentation.responses import error_responses
+from service.api.json_writer import WRITER
 from service.api.open_inference.docs import INFER, METADATA, READY, Version
 from service.api.open_inference.schemas import (
     IMAGE_EMBEDDINGS,
@@ -134,7 +135,9 @@ async def _infer(request: Request, chosen: Model) -> Response:
         temperature=parameters.temperature,
     )
     embedded = await cancel_on_disconnect(request, services.embedder.embed(query, model=chosen.name))
-    content, json_length = await asyncio.to_thread(_answer, sent.request, embedded, wanted)
+    content, json_length = await asyncio.get_running_loop().run_in_executor(
+        WRITER, _answer, sent.request, embedded, wanted
+    )
     lone = (
         warn_of_lone_label(sent.texts, parameters.scoring or chosen.manifest.scoring.kind) if SCORES in wanted else ()
     )

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from service.api.json_writer import answer_text, json_text, one_line
+from service.api.json_writer import WRITER, answer_text, json_text, one_line
 from service.api.openai.embeddings import EmbeddingsRequest, answer_embeddings
 from service.api.problems.protocol_forms import write_error
 from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, FieldErrors, kind_of, problem, problem_of, quoted
@@ -64,7 +64,7 @@ class RouteLineHandler:
         classification = await services.classifier.classify_in_background(
             source, options.query(), options.scoring_options(), model=options.model
         )
-        text = await run_off_loop(len(classification.predictions), lambda: answer_text(classification))
+        text = await run_off_loop(len(classification.predictions), lambda: answer_text(classification), WRITER)
         return LineAnswer(_OK, one_line(text))
 
     def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> LineAnswer:
