@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers pytest fuzz format train-demo export-demo export-sizes verify-demo wheel \
+.PHONY: help run dev test check lint types layers pytest coverage fuzz format train-demo export-demo export-sizes verify-demo wheel \
         bench bench-gpu bench-engines bench-export bench-nonreaders bench-stalls constraints licences k8s-render k8s-secret alert-rules \
         docker-lint clean
 
@@ -57,7 +57,7 @@ run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or
 
 # --- check ---
 
-test: dev redis prometheus clients ## Lint, types, layers, then every test with coverage
+test: dev redis prometheus clients ## Lint, types, layers, then every test
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory pytest
 
@@ -73,8 +73,11 @@ types: dev ## Static types (mypy, strict)
 layers: dev ## Import order of the modules (import-linter)
 	@$(DEV)lint-imports --no-cache
 
-pytest: dev redis prometheus clients ## Every test with branch coverage, on up to four cores (ARGS= goes to pytest)
-	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 --cov --cov-report=term $(ARGS)
+pytest: dev redis prometheus clients ## Every test, on up to four cores (ARGS= goes to pytest)
+	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+coverage: ## make pytest with branch coverage; the tests then take a third more time
+	@$(MAKE) --no-print-directory pytest ARGS="--cov --cov-report=term $(ARGS)"
 
 fuzz: dev ## Send generated requests to the service, far more than the tests do (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")
 	@$(DEV)python -m tests.fuzz --cases $(CASES) $(FUZZ_ARGS)
