@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from model_export.data.augment import Augmentation, is_odd
 from model_export.data.captions import Captioner
-from model_export.data.parquet import PairReader
-from model_export.data.plan import BatchPlan, TrainingPlan
+from model_export.data.plan import TrainingPlan
+from model_export.data.reader import PairReader
 from model_export.errors import DataError
 from service.errors import AnyclassError
 from service.images.decoding import ImageLimits, open_rgb
@@ -46,25 +46,40 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLoader(Dataset[Batch]):
-    """Loads the batch of a plan. All randomness comes from the plan's seed."""
+    """Loads the batch of a step, or a rank's part of it.
+
+    All randomness comes from the plan, with a stream for each row: a part equals the same rows of the whole batch.
+
+    Attributes:
+        start: position of the part's first row within the batch.
+        stop: position after its last row; None for the batch's end.
+    """
 
     reader: PairReader
+    plan: TrainingPlan
     augmentation: Augmentation
     captioner: Captioner
     encode: Encode
     label_ids: Mapping[str, int]
     noun_ids: Mapping[str, int]
+    start: int = 0
+    stop: int | None = None
 
-    def __getitem__(self, plan: BatchPlan) -> Batch:
-        rng = np.random.default_rng([*plan.seed, 1])
+    def part(self, start: int, stop: int) -> BatchLoader:
+        """Return a loader of the rows at the positions from ``start`` to ``stop`` of each batch."""
+        return replace(self, start=start, stop=stop)
+
+    def __getitem__(self, step: int) -> Batch:
+        plan = self.plan.batch(step, start=self.start, stop=self.stop)
         captions: dict[str, int] = {}
         pixels = np.empty((len(plan.rows), plan.image_size, plan.image_size, 3), dtype=np.uint8)
         index = np.empty((3, len(plan.rows)), dtype=np.int64)
-        for i, row in enumerate(plan.rows):
-            pair = self.reader[int(row)]
-            image = open_image(self.reader, int(row), pair.image)
+        for i, row in enumerate(plan.rows.tolist()):
+            rng = self.plan.stream(step, plan.start + i)
+            pair = self.reader[row]
+            image = open_image(self.reader, row, pair.image)
             pixels[i] = self.augmentation.apply(
-                image, plan.image_size, rng, odd=is_odd(int(row), plan.epoch), zoom_share=plan.zoom_share
+                image, plan.image_size, rng, odd=is_odd(row, plan.epoch), zoom_share=plan.zoom_share
             )
             caption = self.captioner.caption(pair.text, pair.label, rng)
             index[:, i] = (
@@ -73,7 +88,7 @@ class BatchLoader(Dataset[Batch]):
                 self.noun_ids[pair.text],
             )
         return Batch(
-            plan.step,
+            step,
             torch.from_numpy(pixels),
             torch.from_numpy(self.encode(list(captions))),
             *map(torch.from_numpy, index),
@@ -93,21 +108,7 @@ def open_image(reader: PairReader, row: int, data: bytes) -> Image.Image:
         raise DataError(msg) from error
 
 
-class _Plans(Sampler[BatchPlan]):
-    def __init__(self, plan: TrainingPlan, first_step: int) -> None:
-        self._plan = plan
-        self._first_step = first_step
-
-    def __iter__(self) -> Iterator[BatchPlan]:
-        return self._plan.batches(self._first_step)
-
-    def __len__(self) -> int:
-        return self._plan.total_steps - self._first_step
-
-
-def batches(
-    loader: BatchLoader, plan: TrainingPlan, *, first_step: int, workers: int, pin_memory: bool
-) -> Iterator[Batch]:
+def batches(loader: BatchLoader, *, first_step: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
     """Yield the run's batches in order from ``first_step``, prepared by ``workers`` processes (0: this process).
 
     Raises:
@@ -120,7 +121,7 @@ def batches(
             DataLoader(
                 loader,
                 batch_size=None,
-                sampler=cast("Sampler[int]", _Plans(plan, first_step)),
+                sampler=range(first_step, loader.plan.total_steps),
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
                 pin_memory=pin_memory,

@@ -1,18 +1,16 @@
-"""Read image-text pairs from Parquet files, a row group at a time."""
+"""Read image-text pairs from a Parquet file, a row group at a time."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model_export.data.pairs import Pair, Rows
 from model_export.errors import DataError
 
 
@@ -23,23 +21,6 @@ class PairColumns:
     image: str = "image"
     text: str = "text"
     label: str = "label"
-
-
-class Pair(NamedTuple):
-    """One row: encoded image bytes, its noun or caption, and its class."""
-
-    image: bytes
-    text: str
-    label: str
-
-
-class RowGroup(NamedTuple):
-    """A row group of a file, and the global number of its first row."""
-
-    path: Path
-    number: int
-    first_row: int
-    rows: int
 
 
 def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
@@ -73,64 +54,34 @@ def has_column(path: Path, column: str) -> bool:
     return column in open_parquet(path).schema_arrow.names
 
 
-def _open(path: Path, columns: PairColumns) -> pq.ParquetFile:
-    file = open_parquet(path)
-    for column, kind, fits in (
-        (columns.image, "binary", is_binary),
-        (columns.text, "string", is_string),
-        (columns.label, "string", is_string),
-    ):
-        if column not in file.schema_arrow.names:
-            found = ", ".join(file.schema_arrow.names)
-            captions = (
-                "; captions without classes need captions.class_name_share = 0" if column == columns.label else ""
-            )
-            msg = f"{path}: no column {column!r} (it has: {found}); name yours under [data.columns]{captions}"
-            raise DataError(msg)
-        if not fits(file.schema_arrow.field(column).type):
-            msg = f"{path}: column {column!r} is {file.schema_arrow.field(column).type}, not {kind}"
-            raise DataError(msg)
-    return file
+class ParquetPairs:
+    """The pairs of one file.
 
-
-class PairReader:
-    """Reads rows of several files by global number, and keeps the last used row groups in memory.
-
-    Rows are numbered through the files in the given order. The reader can be pickled; each process opens its own
-    files. Images stay encoded.
+    Attributes:
+        path: the file.
+        group_rows: rows of each row group.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: PairColumns, *, groups_in_memory: int) -> None:
-        """Check the columns of every file, and list its row groups.
+    def __init__(self, path: Path, columns: PairColumns) -> None:
+        """Check the columns, and list the row groups.
 
         Raises:
-            DataError: a file cannot be read, lacks a column, or holds one of another type.
+            DataError: the file cannot be read, lacks a column, or holds one of another type.
         """
-        self.paths = tuple(paths)
-        self.columns = columns
-        self.groups: list[RowGroup] = []
-        self._capacity = groups_in_memory
-        self._files: dict[Path, pq.ParquetFile] = {}
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
-        row = 0
-        for path in self.paths:
-            file = _open(path, columns)
-            for index in range(file.num_row_groups):
-                count = file.metadata.row_group(index).num_rows
-                self.groups.append(RowGroup(path, index, row, count))
-                row += count
-        if row == 0:
-            msg = f"no rows in {', '.join(map(str, self.paths)) or 'the data: name a file'}"
-            raise DataError(msg)
-        self._first_rows = np.array([group.first_row for group in self.groups], dtype=np.int64)
+        self.path = path
+        self._columns = columns
+        metadata = self._open().metadata
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self.group_rows: Rows = np.array(counts, dtype=np.int64)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}, "_cache": OrderedDict()}
+    @property
+    def name(self) -> str:
+        """Return its path."""
+        return str(self.path)
 
-    def rows(self, path: Path) -> npt.NDArray[np.int64]:
-        """Return the global row numbers of one file, int64 ``[rows]``, ascending."""
-        groups = [group for group in self.groups if group.path == path]
-        return np.arange(groups[0].first_row, groups[-1].first_row + groups[-1].rows, dtype=np.int64)
+    def where(self, row: int) -> str:
+        """Return the file and the row."""
+        return f"{self.path}, row {row}"
 
     def text_columns(self) -> tuple[list[str], list[str]]:
         """Read the nouns and the classes of all rows, without the images.
@@ -138,54 +89,62 @@ class PairReader:
         Raises:
             DataError: a row has no text or no class.
         """
-        texts: list[str] = []
-        labels: list[str] = []
-        for path in self.paths:
-            table = _open(path, self.columns).read([self.columns.text, self.columns.label])
-            for name in (self.columns.text, self.columns.label):
-                if table[name].null_count:
-                    msg = f"{path}: column {name!r} has {table[name].null_count} empty rows; give each row a value"
-                    raise DataError(msg)
-            texts += table[self.columns.text].to_pylist()
-            labels += table[self.columns.label].to_pylist()
-        return texts, labels
+        columns = self._columns
+        table = self._open().read([columns.text, columns.label])
+        for name in (columns.text, columns.label):
+            if table[name].null_count:
+                msg = f"{self.path}: column {name!r} has {table[name].null_count} empty rows; give each row a value"
+                raise DataError(msg)
+        return table[columns.text].to_pylist(), table[columns.label].to_pylist()
 
-    def where(self, row: int) -> str:
-        """Return a row's file, and its number within that file, for an error message."""
-        group = self.groups[self._group_of(row)]
-        first = next(other.first_row for other in self.groups if other.path == group.path)
-        return f"{group.path}, row {row - first}"
+    def load(self, group: int) -> _Table:
+        """Read a row group.
 
-    def __getitem__(self, row: int) -> Pair:
-        number = self._group_of(row)
-        table = self._table(number)
-        at = row - self.groups[number].first_row
+        Raises:
+            DataError: it is damaged.
+        """
+        columns = self._columns
+        try:
+            table = self._open().read_row_group(group, columns=[columns.image, columns.text, columns.label])
+        except (OSError, pa.ArrowException) as error:
+            msg = f"{self.path}: row group {group} cannot be read ({str(error).splitlines()[0]})"
+            raise DataError(msg) from error
+        return _Table(self, table, columns, int(self.group_rows[:group].sum()))
+
+    def _open(self) -> pq.ParquetFile:
+        columns = self._columns
+        file = open_parquet(self.path)
+        for column, kind, fits in (
+            (columns.image, "binary", is_binary),
+            (columns.text, "string", is_string),
+            (columns.label, "string", is_string),
+        ):
+            if column not in file.schema_arrow.names:
+                found = ", ".join(file.schema_arrow.names)
+                captions = (
+                    "; captions without classes need captions.class_name_share = 0" if column == columns.label else ""
+                )
+                msg = f"{self.path}: no column {column!r} (it has: {found}); name yours under [data.columns]{captions}"
+                raise DataError(msg)
+            if not fits(file.schema_arrow.field(column).type):
+                msg = f"{self.path}: column {column!r} is {file.schema_arrow.field(column).type}, not {kind}"
+                raise DataError(msg)
+        return file
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A row group in memory."""
+
+    file: ParquetPairs
+    table: Any
+    columns: PairColumns
+    first_row: int
+
+    def __getitem__(self, index: int) -> Pair:
         columns = self.columns
-        image, text, label = (table[name][at].as_py() for name in (columns.image, columns.text, columns.label))
+        image, text, label = (self.table[name][index].as_py() for name in (columns.image, columns.text, columns.label))
         if image is None or text is None or label is None:
-            msg = f"{self.where(row)}: has an empty field"
+            msg = f"{self.file.where(self.first_row + index)}: has an empty field"
             raise DataError(msg)
         return Pair(image, text, label)
-
-    def _group_of(self, row: int) -> int:
-        return int(np.searchsorted(self._first_rows, row, side="right")) - 1
-
-    def _table(self, number: int) -> pa.Table:
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        group = self.groups[number]
-        columns = self.columns
-        try:
-            if group.path not in self._files:
-                self._files[group.path] = _open(group.path, columns)
-            table = self._files[group.path].read_row_group(
-                group.number, columns=[columns.image, columns.text, columns.label]
-            )
-        except (OSError, pa.ArrowException) as error:
-            msg = f"{group.path}: row group {group.number} cannot be read ({str(error).splitlines()[0]})"
-            raise DataError(msg) from error
-        self._cache[number] = table
-        if len(self._cache) > self._capacity:
-            self._cache.popitem(last=False)
-        return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from model_export.data.augment import Augmentation
 from model_export.data.captions import Captioner, all_captions
 from model_export.data.held_out import is_held_out
 from model_export.data.loading import BatchLoader, open_image
-from model_export.data.parquet import PairColumns, PairReader, has_column
+from model_export.data.parquet import PairColumns, ParquetPairs, has_column
 from model_export.data.plan import Phase, TrainingPlan
+from model_export.data.reader import PairReader
 from model_export.errors import DataError, RecipeError
 from model_export.families.clip.bpe import END_OF_TEXT
 from model_export.families.clip.config import ClipConfig, TextTransformerConfig
@@ -72,18 +74,15 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
         RecipeError: the batch is larger than the data.
     """
     columns, notes = _columns(recipe)
+    files = [ParquetPairs(file, columns) for file in recipe.data.files]
     reader = PairReader(
-        recipe.data.files,
-        columns,
+        files,
         # The next window starts while the last batches of the current one are being prepared.
         groups_in_memory=2 * recipe.data.shuffle_window,
     )
-    nouns, labels = reader.text_columns()
+    nouns, labels = (list(chain(*column)) for column in zip(*(file.text_columns() for file in files), strict=True))
     words = sorted({*nouns, *labels})
     held_out = _validation_rows(recipe, reader)
-    excluded = np.zeros(len(nouns), dtype=np.bool_)
-    for _, rows in held_out:
-        excluded[rows] = True
 
     path = run / TOKENIZER
     if own_tokenizer:
@@ -101,25 +100,22 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     measured = [] if columns.label == columns.text else sorted(set(labels))
     _check_lengths(tokenizer, all_captions(recipe.captions.template_sets["default"], measured))
 
-    groups = []
-    for group in reader.groups:
-        rows = np.arange(group.first_row, group.first_row + group.rows, dtype=np.int64)
-        groups.append(rows[~excluded[rows]])
     phases = [Phase(phase.start, phase.size, phase.zoom_share) for phase in recipe.optim.phases]
     plan = TrainingPlan(
-        groups,
+        reader.groups,
+        held_out_every=recipe.data.validation_every,
         seed=recipe.seed,
         batch_size=recipe.optim.batch_size,
         epochs=recipe.optim.epochs,
         window=recipe.data.shuffle_window,
         phases=phases or [Phase(0.0, model_config.image.image_size)],
     )
-    train_rows = sum(map(len, groups))
     if plan.steps_per_epoch == 0:
-        msg = f"optim.batch_size {recipe.optim.batch_size} is larger than the {train_rows} pairs to train on"
+        msg = f"optim.batch_size {recipe.optim.batch_size} is larger than the {plan.train_rows} pairs to train on"
         raise RecipeError(msg)
     loader = BatchLoader(
         reader,
+        plan,
         Augmentation(recipe.augment.crop_area, recipe.augment.shift, recipe.augment.flip, recipe.augment.zoom_area),
         Captioner(recipe.captions.templates, recipe.captions.class_name_share),
         tokenizer.encode,
@@ -129,7 +125,14 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     notes += _size_note(recipe, reader)
     held_out_of_classes = [] if columns.label == columns.text else held_out
     return Prepared(
-        recipe, model_config, loader, plan, train_rows, int(excluded.sum()), tuple(notes), held_out_of_classes
+        recipe,
+        model_config,
+        loader,
+        plan,
+        plan.train_rows,
+        sum(len(rows) for _, rows in held_out),
+        tuple(notes),
+        held_out_of_classes,
     )
 
 
@@ -165,11 +168,11 @@ def _size_note(recipe: Recipe, reader: PairReader) -> list[str]:
 
 def _validation_rows(recipe: Recipe, reader: PairReader) -> list[tuple[str, npt.NDArray[np.int64]]]:
     held_out = []
-    for path in reader.paths:
-        rows = reader.rows(path)
-        chosen = rows[is_held_out(rows - rows[0], recipe.data.validation_every)]
+    for file, first in zip(reader.files, reader.groups.files.tolist(), strict=True):
+        rows = np.arange(file.group_rows.sum())
+        chosen = first + rows[is_held_out(rows, recipe.data.validation_every)]
         if len(chosen):
-            held_out.append((path.stem, chosen))
+            held_out.append((Path(file.name).stem, chosen))
     return held_out
 
 

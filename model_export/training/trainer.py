@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -83,8 +82,8 @@ class Trainer:
         tower = self.model.visual
         if not isinstance(tower, ResidualConv) or not isinstance(tower.stem, WhiteningStem):
             return
-        plans = itertools.islice(self.prepared.plan.batches(), _WHITENING_BATCHES)
-        pixels = torch.cat([self.prepared.loader[plan].pixels for plan in plans])
+        steps = range(min(_WHITENING_BATCHES, self.prepared.plan.total_steps))
+        pixels = torch.cat([self.prepared.loader[step].pixels for step in steps])
         tower.stem.whiten(self.image_encoder.normalise(pixels.to(self.device)))
 
     def loop(self, reporter: Reporter, first_step: int) -> None:
@@ -103,7 +102,6 @@ class Trainer:
         since_log = 0
         stream = batches(
             self.prepared.loader,
-            plan,
             first_step=first_step,
             workers=recipe.data.workers,
             pin_memory=self.device.type == "cuda",

@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 import pickle
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from model_export.data.augment import Augmentation, is_odd
 from model_export.data.captions import Captioner, all_captions
-from model_export.data.parquet import PairColumns, PairReader
+from model_export.data.loading import BatchLoader
+from model_export.data.parquet import PairColumns, ParquetPairs
+from model_export.data.plan import Phase, TrainingPlan
+from model_export.data.reader import PairReader
 from model_export.errors import DataError
-from tests.support.pairs import write_pairs
+from tests.support.pairs import COLOURS, NOUNS, write_pairs
 
 
 def reader(*paths: Path, groups_in_memory: int = 2) -> PairReader:
     """Open files whose columns have the usual names."""
-    return PairReader(paths, PairColumns(), groups_in_memory=groups_in_memory)
+    return PairReader([ParquetPairs(path, PairColumns()) for path in paths], groups_in_memory=groups_in_memory)
 
 
 def test_rows_are_numbered_through_all_files(tmp_path: Path) -> None:
@@ -30,7 +34,8 @@ def test_rows_are_numbered_through_all_files(tmp_path: Path) -> None:
 
     for row in np.random.default_rng(0).permutation(74):
         assert expected[row] == pairs[int(row)]._asdict()
-    assert list(range(37, 74)) == pairs.rows(paths[1]).tolist()
+    assert [0, 37] == pairs.groups.files.tolist()
+    assert f"{paths[1]}, row 3" == pairs.where(40)
 
 
 def test_only_the_row_groups_in_use_are_kept(tmp_path: Path) -> None:
@@ -39,7 +44,7 @@ def test_only_the_row_groups_in_use_are_kept(tmp_path: Path) -> None:
     for row in range(96):
         pairs[row]
 
-    assert 6 == len(pairs.groups)
+    assert 6 == len(pairs.groups.rows)
     assert 2 == len(pairs._cache)
 
 
@@ -94,7 +99,7 @@ def test_an_empty_text_is_refused_before_training(tmp_path: Path) -> None:
     pq.write_table(table, path)
 
     with pytest.raises(DataError, match="column 'text' has 1 empty"):
-        reader(path).text_columns()
+        ParquetPairs(path, PairColumns()).text_columns()
 
 
 def test_captions_are_drawn_from_nouns_class_names_and_templates() -> None:
@@ -105,6 +110,37 @@ def test_captions_are_drawn_from_nouns_class_names_and_templates() -> None:
 
     assert set(all_captions(["{}", "a {}."], ["navy", "blue"])) == set(drawn)
     assert sum("blue" in caption for caption in drawn) / 2000 == pytest.approx(0.25, abs=0.03)
+
+
+def loader_of(path: Path) -> BatchLoader:
+    """Load batches of 12 augmented pictures; a caption's id is its length."""
+    pairs = reader(path)
+    plan = TrainingPlan(
+        pairs.groups, held_out_every=0, seed=3, batch_size=12, epochs=1, window=2, phases=[Phase(0.0, 16)]
+    )
+    return BatchLoader(
+        pairs,
+        plan,
+        Augmentation((0.5, 1.0), shift=0.1),
+        Captioner(("{}", "a {}."), 0.5),
+        lambda texts: np.array([[len(text)] for text in texts]),
+        {colour: at for at, colour in enumerate(COLOURS)},
+        {noun: at for at, noun in enumerate(chain(*NOUNS.values()))},
+    )
+
+
+@pytest.mark.parametrize("cuts", [[6], [4, 8], [3, 6, 9], [5]])
+def test_parts_of_a_batch_have_the_pictures_and_captions_of_the_whole(tmp_path: Path, cuts: list[int]) -> None:
+    """However many ranks share a batch, each row is drawn the same."""
+    loader = loader_of(write_pairs(tmp_path / "pairs.parquet", 40))
+    bounds = [0, *cuts, 12]
+
+    whole = loader[1]
+    parts = [loader.part(a, b)[1] for a, b in pairwise(bounds)]
+
+    for name in ("pixels", "label", "noun"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+    assert torch.equal(whole.ids[whole.caption], torch.cat([part.ids[part.caption] for part in parts]))
 
 
 def gradient(width: int, height: int) -> Image.Image:

@@ -1,0 +1,78 @@
+"""Image-text pairs of several files, numbered as one sequence of rows: the numbers, and the interface of a file."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Rows: TypeAlias = npt.NDArray[np.int64]
+
+
+class Pair(NamedTuple):
+    """One row: encoded image bytes, its noun or caption, and its class."""
+
+    image: bytes
+    text: str
+    label: str
+
+
+class PairGroup(Protocol):
+    """Rows of a file that were read together."""
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return a row by its number within the group. Raises `DataError` if a field is missing."""
+
+
+class PairFile(Protocol):
+    """A file of pairs. It can be pickled, and holds no open handle."""
+
+    @property
+    def name(self) -> str:
+        """Return its path, for people."""
+
+    @property
+    def group_rows(self) -> Rows:
+        """Return the number of rows of each of its groups."""
+
+    def load(self, group: int) -> PairGroup:
+        """Read a group. Raises `DataError` if the file is damaged."""
+
+    def where(self, row: int) -> str:
+        """Return the file and the row within it, for an error message."""
+
+
+class RowGroups(NamedTuple):
+    """The bounds of row groups: neighbouring rows of one file that are cheap to read together.
+
+    Attributes:
+        bounds: global number of each group's first row, and the number of all rows, int64 ``[groups + 1]``.
+        files: global number of each file's first row, int64 ``[files]``.
+    """
+
+    bounds: Rows
+    files: Rows
+
+    @property
+    def first(self) -> Rows:
+        """Return the global number of each group's first row."""
+        return self.bounds[:-1]
+
+    @property
+    def rows(self) -> Rows:
+        """Return the number of rows of each group."""
+        return np.diff(self.bounds)
+
+    def group_of(self, row: int) -> int:
+        """Return the group of a row."""
+        return int(np.searchsorted(self.bounds, row, side="right")) - 1
+
+    def file_of(self, row: int) -> int:
+        """Return the file of a row."""
+        return int(np.searchsorted(self.files, row, side="right")) - 1
+
+    def first_of_file(self, rows: Rows) -> Rows:
+        """Return the number of the first row of each row's file."""
+        first: Rows = self.files[np.searchsorted(self.files, rows, side="right") - 1]
+        return first
