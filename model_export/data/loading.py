@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,14 +14,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model_export.data.augment import Augmentation, is_odd
-from model_export.data.captions import Captioner
+from model_export.data.captions import CaptionEncoder, Captioner, is_usable, meaning
 from model_export.data.plan import TrainingPlan
 from model_export.data.reader import PairReader
+from model_export.data.tally import Tally
 from model_export.errors import DataError
 from service.errors import AnyclassError
 from service.images.decoding import ImageLimits, open_rgb
 
 Encode = Callable[[list[str]], np.ndarray]
+
+_MOST_ATTEMPTS = 100
+"""Unusable rows at one place, one after another, from which on the data are taken for wrong altogether."""
 
 
 class Batch(NamedTuple):
@@ -32,8 +36,9 @@ class Batch(NamedTuple):
         pixels: uint8 ``[batch, size, size, 3]``.
         ids: int64 ``[distinct captions, length]``; a caption shared by several pairs is encoded once.
         caption: int64 ``[batch]``, each pair's row of ``ids``.
-        label: int64 ``[batch]``, the class.
-        noun: int64 ``[batch]``, the noun.
+        label: int64 ``[batch]``, a hash of the class; of the text if the pair has no class.
+        noun: int64 ``[batch]``, a hash of the text.
+        tally: of these pairs.
     """
 
     step: int
@@ -42,6 +47,12 @@ class Batch(NamedTuple):
     caption: Tensor
     label: Tensor
     noun: Tensor
+    tally: Tally
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy the tensors to a device."""
+        tensors = {name: getattr(self, name) for name in ("pixels", "ids", "caption", "label", "noun")}
+        return self._replace(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -59,9 +70,7 @@ class BatchLoader(Dataset[Batch]):
     plan: TrainingPlan
     augmentation: Augmentation
     captioner: Captioner
-    encode: Encode
-    label_ids: Mapping[str, int]
-    noun_ids: Mapping[str, int]
+    encode: CaptionEncoder
     start: int = 0
     stop: int | None = None
 
@@ -74,25 +83,49 @@ class BatchLoader(Dataset[Batch]):
         captions: dict[str, int] = {}
         pixels = np.empty((len(plan.rows), plan.image_size, plan.image_size, 3), dtype=np.uint8)
         index = np.empty((3, len(plan.rows)), dtype=np.int64)
-        for i, row in enumerate(plan.rows.tolist()):
-            rng = self.plan.stream(step, plan.start + i)
-            pair = self.reader[row]
-            image = open_image(self.reader, row, pair.image)
+        tally = Tally(pairs=len(plan.rows))
+        for i, planned in enumerate(plan.rows.tolist()):
+            position = plan.start + i
+            rng = self.plan.stream(step, position)
+            row = self._usable(step, position, planned)
+            tally += row.tally
             pixels[i] = self.augmentation.apply(
-                image, plan.image_size, rng, odd=is_odd(row, plan.epoch), zoom_share=plan.zoom_share
+                row.image, plan.image_size, rng, odd=is_odd(row.number, plan.epoch), zoom_share=plan.zoom_share
             )
-            caption = self.captioner.caption(pair.text, pair.label, rng)
+            caption = self.captioner.caption(row.text, row.label, rng)
             index[:, i] = (
                 captions.setdefault(caption, len(captions)),
-                self.label_ids[pair.label],
-                self.noun_ids[pair.text],
+                meaning(row.text if row.label is None else row.label),
+                meaning(row.text),
             )
-        return Batch(
-            step,
-            torch.from_numpy(pixels),
-            torch.from_numpy(self.encode(list(captions))),
-            *map(torch.from_numpy, index),
+        ids, truncated = self.encode.encode(list(captions))
+        tally += Tally(truncated=int(truncated[index[0]].sum()))
+        caption_index, label, noun = map(torch.from_numpy, index)
+        return Batch(step, torch.from_numpy(pixels), torch.from_numpy(ids), caption_index, label, noun, tally)
+
+    def _usable(self, step: int, position: int, number: int) -> _Row:
+        """Read the row of a place, or the first usable one of its replacements."""
+        for attempt in range(_MOST_ATTEMPTS):
+            pair = self.reader[number]
+            if pair.text is not None and is_usable(pair.text):
+                label = pair.label if is_usable(pair.label) else None
+                image = open_image(self.reader, number, pair.image)
+                return _Row(number, image, pair.text, label, Tally(skipped=attempt))
+            number = self.plan.replacement(step, position, attempt)
+        raise DataError(
+            f"{self.reader.where(number)}: this row and {_MOST_ATTEMPTS - 1} others have no text to train on; name the "
+            "right column or key as text under [data.columns]"
         )
+
+
+class _Row(NamedTuple):
+    """A usable row, and the tally of those before it at the same place."""
+
+    number: int
+    image: Image.Image
+    text: str
+    label: str | None
+    tally: Tally
 
 
 def open_image(reader: PairReader, row: int, data: bytes) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -10,12 +11,24 @@ import numpy.typing as npt
 Rows: TypeAlias = npt.NDArray[np.int64]
 
 
+class Texts(NamedTuple):
+    """The texts of a row.
+
+    Attributes:
+        text: its noun or caption; None if the row has none that is UTF-8.
+        label: its class; None if the row has none.
+    """
+
+    text: str | None
+    label: str | None
+
+
 class Pair(NamedTuple):
-    """One row: encoded image bytes, its noun or caption, and its class."""
+    """One row: encoded image bytes, and its texts as in `Texts`."""
 
     image: bytes
-    text: str
-    label: str
+    text: str | None
+    label: str | None
 
 
 class PairGroup(Protocol):
@@ -33,11 +46,18 @@ class PairFile(Protocol):
         """Return its path, for people."""
 
     @property
+    def has_labels(self) -> bool:
+        """Return whether its rows may have a class."""
+
+    @property
     def group_rows(self) -> Rows:
         """Return the number of rows of each of its groups."""
 
     def load(self, group: int) -> PairGroup:
         """Read a group. Raises `DataError` if the file is damaged."""
+
+    def texts(self, group: int) -> Sequence[Texts]:
+        """Read the texts of a group without its images. Raises `DataError` if the file is damaged."""
 
     def where(self, row: int) -> str:
         """Return the file and the row within it, for an error message."""

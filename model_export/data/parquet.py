@@ -10,17 +10,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model_export.data.pairs import Pair, Rows
+from model_export.data.pairs import Pair, Rows, Texts
 from model_export.errors import DataError
 
 
 @dataclass(frozen=True)
 class PairColumns:
-    """Names of the columns: encoded image (binary), caption or noun (string), class (string)."""
+    """Names of the columns: encoded image (binary), caption or noun (string), class (string).
+
+    Attributes:
+        label_required: refuse a file without the column of classes; otherwise its rows have none.
+    """
 
     image: str = "image"
     text: str = "text"
     label: str = "label"
+    label_required: bool = False
 
 
 def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
@@ -49,16 +54,12 @@ def is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def has_column(path: Path, column: str) -> bool:
-    """Return whether a file has a column. Raises `DataError` if it cannot be read."""
-    return column in open_parquet(path).schema_arrow.names
-
-
 class ParquetPairs:
     """The pairs of one file.
 
     Attributes:
         path: the file.
+        has_labels: whether it has the column of classes.
         group_rows: rows of each row group.
     """
 
@@ -70,7 +71,9 @@ class ParquetPairs:
         """
         self.path = path
         self._columns = columns
-        metadata = self._open().metadata
+        file = self._open()
+        metadata = file.metadata
+        self.has_labels = columns.label in file.schema_arrow.names
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.group_rows: Rows = np.array(counts, dtype=np.int64)
 
@@ -83,19 +86,14 @@ class ParquetPairs:
         """Return the file and the row."""
         return f"{self.path}, row {row}"
 
-    def text_columns(self) -> tuple[list[str], list[str]]:
-        """Read the nouns and the classes of all rows, without the images.
+    def texts(self, group: int) -> list[Texts]:
+        """Read the texts of a row group, without the images.
 
         Raises:
-            DataError: a row has no text or no class.
+            DataError: it is damaged.
         """
-        columns = self._columns
-        table = self._open().read([columns.text, columns.label])
-        for name in (columns.text, columns.label):
-            if table[name].null_count:
-                msg = f"{self.path}: column {name!r} has {table[name].null_count} empty rows; give each row a value"
-                raise DataError(msg)
-        return table[columns.text].to_pylist(), table[columns.label].to_pylist()
+        table = self._read(group, [])
+        return [table.texts(index) for index in range(table.table.num_rows)]
 
     def load(self, group: int) -> _Table:
         """Read a row group.
@@ -103,9 +101,13 @@ class ParquetPairs:
         Raises:
             DataError: it is damaged.
         """
+        return self._read(group, [self._columns.image])
+
+    def _read(self, group: int, images: list[str]) -> _Table:
         columns = self._columns
+        labels = [columns.label] if self.has_labels else []
         try:
-            table = self._open().read_row_group(group, columns=[columns.image, columns.text, columns.label])
+            table = self._open().read_row_group(group, columns=[*images, columns.text, *labels])
         except (OSError, pa.ArrowException) as error:
             msg = f"{self.path}: row group {group} cannot be read ({str(error).splitlines()[0]})"
             raise DataError(msg) from error
@@ -120,6 +122,8 @@ class ParquetPairs:
             (columns.label, "string", is_string),
         ):
             if column not in file.schema_arrow.names:
+                if column == columns.label and not columns.label_required:
+                    continue
                 found = ", ".join(file.schema_arrow.names)
                 captions = (
                     "; captions without classes need captions.class_name_share = 0" if column == columns.label else ""
@@ -142,9 +146,21 @@ class _Table:
     first_row: int
 
     def __getitem__(self, index: int) -> Pair:
+        image = self.table[self.columns.image][index].as_py()
+        if image is None:
+            raise DataError(f"{self.file.where(self.first_row + index)}: has an empty field")
+        return Pair(image, *self.texts(index))
+
+    def texts(self, index: int) -> Texts:
+        """Return the texts of a row by its number within the group."""
         columns = self.columns
-        image, text, label = (self.table[name][index].as_py() for name in (columns.image, columns.text, columns.label))
-        if image is None or text is None or label is None:
-            msg = f"{self.file.where(self.first_row + index)}: has an empty field"
-            raise DataError(msg)
-        return Pair(image, text, label)
+        return Texts(self._text(columns.text, index), self._text(columns.label, index))
+
+    def _text(self, column: str, index: int) -> str | None:
+        if column not in self.table.column_names:
+            return None
+        try:
+            text: str | None = self.table[column][index].as_py()
+        except UnicodeDecodeError:
+            return None
+        return text

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from model_export.data.pairs import Pair, PairFile, PairGroup, RowGroups
+from model_export.data.pairs import Pair, PairFile, PairGroup, RowGroups, Rows, Texts
 from model_export.errors import DataError
 
 
@@ -59,12 +59,45 @@ class PairReader:
         file = self.groups.file_of(row)
         return self.files[file].where(row - int(self.groups.files[file]))
 
+    def texts(self, *, most: int) -> Iterator[Texts]:
+        """Yield the texts of all rows, without reading images; of evenly spaced groups if the rows are more than most.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        stride = -(-len(self) // most)
+        for number in range(0, len(self.groups.rows), stride):
+            yield from self._texts_of(number)
+
+    def labels(self, rows: Rows) -> list[str | None]:
+        """Read the class of each of these rows, ascending, without reading images.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        labels = []
+        number, texts = -1, list[Texts]()
+        for row in rows.tolist():
+            if self.groups.group_of(row) != number:
+                number = self.groups.group_of(row)
+                texts = list(self._texts_of(number))
+            labels.append(texts[row - int(self.groups.bounds[number])].label)
+        return labels
+
+    def _texts_of(self, number: int) -> Sequence[Texts]:
+        file, group = self._file_and_group(number)
+        return file.texts(group)
+
+    def _file_and_group(self, number: int) -> tuple[PairFile, int]:
+        file = int(np.searchsorted(self._first_groups, number, side="right")) - 1
+        return self.files[file], number - int(self._first_groups[file])
+
     def _group(self, number: int) -> PairGroup:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        file = int(np.searchsorted(self._first_groups, number, side="right")) - 1
-        group = self.files[file].load(number - int(self._first_groups[file]))
+        file, at = self._file_and_group(number)
+        group = file.load(at)
         self._cache[number] = group
         if len(self._cache) > self._capacity:
             self._cache.popitem(last=False)

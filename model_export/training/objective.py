@@ -7,12 +7,16 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def same_meaning(label: Tensor, noun: Tensor) -> Tensor:
+def same_meaning(label: Tensor, noun: Tensor, *, ignore: bool = True) -> Tensor:
     """Compare the meaning of all pairs of a batch: bool ``[batch, batch]``, true on the diagonal.
+
+    Without ``ignore`` nothing else is true: every other pair is a negative, as in the paper.
 
     Otherwise, two images of one class or noun would be pushed away from each other's caption, although it describes
     both. Comparing captions as strings would miss most such pairs: the template or the noun differs.
     """
+    if not ignore:
+        return torch.eye(len(label), dtype=torch.bool, device=label.device)
     return (label[:, None] == label[None, :]) | (noun[:, None] == noun[None, :])
 
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from model_export.checkpoints.model_source import text_section
 from model_export.data.augment import Augmentation
-from model_export.data.captions import Captioner, all_captions
-from model_export.data.held_out import is_held_out
+from model_export.data.captions import CaptionEncoder, Captioner
 from model_export.data.loading import BatchLoader, open_image
-from model_export.data.parquet import PairColumns, ParquetPairs, has_column
+from model_export.data.parquet import PairColumns, ParquetPairs
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.data.reader import PairReader
 from model_export.errors import DataError, RecipeError
@@ -24,12 +20,14 @@ from model_export.families.clip.bpe import END_OF_TEXT
 from model_export.families.clip.config import ClipConfig, TextTransformerConfig
 from model_export.families.tokenizers import TOKENIZER
 from model_export.files import replacing
+from model_export.training.corpus import corpus
+from model_export.training.held_out_sets import HeldOutSet, held_out_rows, held_out_sets
 from model_export.training.recipe import Recipe
 from model_export.training.tokenizer import train_tokenizer
 from model_export.training.validation import LabelledImages
 from service.errors import PromptTooLong
 from service.model.manifest import ImageSection
-from service.model.resizing import preprocess
+from service.model.prompts import prompts_for
 from service.model.tokenizer import Tokenizer
 
 
@@ -45,49 +43,34 @@ class Prepared:
     validation_rows: int
     notes: tuple[str, ...]
     """For people, before the first step."""
-    _validation: list[tuple[str, npt.NDArray[np.int64]]]
+    _held_out: tuple[HeldOutSet, ...]
 
     def validation(self) -> Iterator[LabelledImages]:
-        """Decode the held-out images of each file as the service does, and yield them file by file."""
+        """Decode the held-out images as the service does, and yield them set by set."""
         size = self.model_config.image.image_size
         section = ImageSection(height=size, width=size, **self.recipe.input.model_dump())
-        reader = self.loader.reader
-        for name, rows in self._validation:
-            pixels = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-            labels: list[str] = []
-            for i, row in enumerate(rows):
-                pair = reader[int(row)]
-                pixels[i] = preprocess(open_image(reader, int(row), pair.image), section)
-                labels.append(pair.label)
-            class_names = tuple(sorted(set(labels)))
-            index = {label: i for i, label in enumerate(class_names)}
-            yield LabelledImages(
-                name, pixels, np.array([index[label] for label in labels], dtype=np.int64), class_names
-            )
+        return (held_out.images(self.loader.reader, section) for held_out in self._held_out)
 
 
 def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
-    """Read the text columns, train the run's tokenizer or load the existing one, and plan the batches.
+    """Open the data, train the run's tokenizer or load the existing one, and plan the batches.
 
     Raises:
-        DataError: a file cannot be read, or a caption is longer than the context.
+        DataError: a file cannot be read, or a prompt that held-out pictures are measured with is too long.
         RecipeError: the batch is larger than the data.
     """
-    columns, notes = _columns(recipe)
-    files = [ParquetPairs(file, columns) for file in recipe.data.files]
+    columns = _columns(recipe)
     reader = PairReader(
-        files,
+        [ParquetPairs(file, columns) for file in recipe.data.files],
         # The next window starts while the last batches of the current one are being prepared.
         groups_in_memory=2 * recipe.data.shuffle_window,
     )
-    nouns, labels = (list(chain(*column)) for column in zip(*(file.text_columns() for file in files), strict=True))
-    words = sorted({*nouns, *labels})
-    held_out = _validation_rows(recipe, reader)
+    held_out = held_out_sets(reader, recipe.data.validation_every)
 
     path = run / TOKENIZER
     if own_tokenizer:
-        captions = all_captions(sorted({*recipe.captions.templates, *_served_templates(recipe)}), words)
-        trained = train_tokenizer(captions, recipe.model.text.vocab_size)
+        templates = sorted({*recipe.captions.templates, *_served_templates(recipe)})
+        trained = train_tokenizer(corpus(reader, templates), recipe.model.text.vocab_size)
         with replacing(path) as partial:
             trained.save(str(partial))
     backend = tokenizers.Tokenizer.from_file(str(path))
@@ -95,10 +78,9 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     text = model_config.text
     section = text_section(context_length=text.context_length, pad_id=text.pad_id, end_of_text_id=text.end_of_text_id)
     tokenizer = Tokenizer(backend, section)
-    _check_lengths(tokenizer, all_captions(recipe.captions.templates, words))
-    # Held-out pictures are measured with these at the end of a run: a caption too long for them is refused now.
-    measured = [] if columns.label == columns.text else sorted(set(labels))
-    _check_lengths(tokenizer, all_captions(recipe.captions.template_sets["default"], measured))
+    # Held-out pictures are measured with these at the end of a run: a prompt too long for them is refused now.
+    for each in held_out:
+        _check_lengths(tokenizer, prompts_for(each.class_names, recipe.captions.template_sets["default"]))
 
     phases = [Phase(phase.start, phase.size, phase.zoom_share) for phase in recipe.optim.phases]
     plan = TrainingPlan(
@@ -118,38 +100,33 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
         plan,
         Augmentation(recipe.augment.crop_area, recipe.augment.shift, recipe.augment.flip, recipe.augment.zoom_area),
         Captioner(recipe.captions.templates, recipe.captions.class_name_share),
-        tokenizer.encode,
-        {label: i for i, label in enumerate(sorted(set(labels)))},
-        {noun: i for i, noun in enumerate(sorted(set(nouns)))},
+        CaptionEncoder(tokenizer, text.context_length),
     )
-    notes += _size_note(recipe, reader)
-    held_out_of_classes = [] if columns.label == columns.text else held_out
     return Prepared(
         recipe,
         model_config,
         loader,
         plan,
         plan.train_rows,
-        sum(len(rows) for _, rows in held_out),
-        tuple(notes),
-        held_out_of_classes,
+        held_out_rows(reader, recipe.data.validation_every),
+        tuple(_class_note(recipe, reader) + _size_note(recipe, reader)),
+        tuple(held_out),
     )
 
 
-def _columns(recipe: Recipe) -> tuple[PairColumns, list[str]]:
-    """Return the columns to read; without class names in captions, the text stands in for a missing class."""
-    columns = recipe.data.columns.columns()
+def _columns(recipe: Recipe) -> PairColumns:
+    """Return the columns to read; the class is required if the recipe names its column or wants it in captions."""
+    captions = recipe.captions
     named = "label" in recipe.data.columns.model_fields_set
-    if (
-        named
-        or recipe.captions.class_name_share > 0
-        or any(has_column(file, columns.label) for file in recipe.data.files)
-    ):
-        return columns, []
-    note = (
-        f"no column {columns.label!r}: pairs with the same text mean the same, and zero-shot accuracy is not measured"
-    )
-    return replace(columns, label=columns.text), [note]
+    in_captions = "class_name_share" in captions.model_fields_set and captions.class_name_share > 0
+    return replace(recipe.data.columns.columns(), label_required=named or in_captions)
+
+
+def _class_note(recipe: Recipe, reader: PairReader) -> list[str]:
+    if any(file.has_labels for file in reader.files):
+        return []
+    label = recipe.data.columns.label
+    return [f"no column {label!r}: pairs with the same text mean the same, and zero-shot accuracy is not measured"]
 
 
 def _size_note(recipe: Recipe, reader: PairReader) -> list[str]:
@@ -164,16 +141,6 @@ def _size_note(recipe: Recipe, reader: PairReader) -> list[str]:
         "(and the patch_size of a vit), see docs/training.md"
     )
     return [note]
-
-
-def _validation_rows(recipe: Recipe, reader: PairReader) -> list[tuple[str, npt.NDArray[np.int64]]]:
-    held_out = []
-    for file, first in zip(reader.files, reader.groups.files.tolist(), strict=True):
-        rows = np.arange(file.group_rows.sum())
-        chosen = first + rows[is_held_out(rows, recipe.data.validation_every)]
-        if len(chosen):
-            held_out.append((Path(file.name).stem, chosen))
-    return held_out
 
 
 def _served_templates(recipe: Recipe) -> set[str]:

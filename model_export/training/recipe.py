@@ -111,6 +111,13 @@ class ModelSection(Section):
     text: TextSection = TextSection()
 
 
+class ObjectiveSection(Section):
+    """See :mod:`model_export.training.objective`."""
+
+    same_meaning: Literal["ignore", "off"] = "ignore"
+    """``ignore``: pairs of one class or one text are not each other's negatives; ``off``: the paper's loss."""
+
+
 class PhaseSection(Section):
     """From the share ``start`` of the run on, train at ``size`` pixels with ``zoom_share`` of the images zoomed."""
 
@@ -148,6 +155,7 @@ class Recipe(Section):
     captions: CaptionsSection
     input: ImageInputSection = ImageInputSection()
     model: ModelSection
+    objective: ObjectiveSection = ObjectiveSection()
     optim: OptimSection = OptimSection()
     log_every: PositiveInt = 20
     evaluate_every: NonNegativeInt = 0

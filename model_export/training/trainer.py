@@ -16,6 +16,7 @@ from torch import nn
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
 from model_export.checkpoints.training_run import WEIGHTS
 from model_export.data.loading import Batch, batches
+from model_export.data.tally import Tally
 from model_export.errors import TrainingError
 from model_export.families.clip.config import VisionTransformerConfig
 from model_export.families.clip.model import ClipModel
@@ -99,7 +100,7 @@ class Trainer:
         plan, recipe = self.prepared.plan, self.recipe
         started = logged = time.monotonic()
         before = self.seconds
-        since_log = 0
+        since_log = Tally()
         stream = batches(
             self.prepared.loader,
             first_step=first_step,
@@ -110,14 +111,15 @@ class Trainer:
             step_started = time.monotonic()
             values = self._step(batch)
             step, done = batch.step, batch.step + 1
-            since_log += len(batch.pixels)
+            since_log += batch.tally
             self.seconds = before + time.monotonic() - started
             reporter.advance(step)
             last = done == plan.total_steps
             first = step == first_step
             if first or done % recipe.log_every == 0 or last:
-                rate = since_log / (time.monotonic() - logged)
-                reporter.metrics(step, {**values, "pairs_per_s": rate, "seconds": self.seconds})
+                rate = since_log.pairs / (time.monotonic() - logged)
+                shares = since_log.shares()
+                reporter.metrics(step, {**values, **shares, "pairs_per_s": rate, "seconds": self.seconds})
             if first and not last:
                 reporter.estimate(plan.total_steps - done, time.monotonic() - step_started)
             if last or (recipe.evaluate_every and done % recipe.evaluate_every == 0):
@@ -125,7 +127,7 @@ class Trainer:
             if done % recipe.checkpoint_every == 0 and not last:
                 self._checkpoint(done)
             if first or done % recipe.log_every == 0:
-                logged, since_log = time.monotonic(), 0
+                logged, since_log = time.monotonic(), Tally()
 
     def _step(self, batch: Batch) -> dict[str, float]:
         optim = self.recipe.optim
@@ -134,7 +136,7 @@ class Trainer:
             total_steps=self.prepared.plan.total_steps,
             warmup_steps=optim.warmup_steps,
         )
-        batch = Batch(batch.step, *(tensor.to(self.device, non_blocking=True) for tensor in batch[1:]))
+        batch = batch.to(self.device)
         with self._autocast():
             images = self.model.encode_image(self.image_encoder.normalise(batch.pixels))
             texts = self.model.encode_text(batch.ids)[batch.caption]
@@ -142,7 +144,7 @@ class Trainer:
             images,
             texts,
             self.model.logit_scale,
-            same_meaning(batch.label, batch.noun),
+            same_meaning(batch.label, batch.noun, ignore=self.recipe.objective.same_meaning == "ignore"),
             label_smoothing=optim.label_smoothing,
         )
         value = loss.item()

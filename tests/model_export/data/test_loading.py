@@ -11,14 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from model_export.checkpoints.model_source import text_section
 from model_export.data.augment import Augmentation, is_odd
-from model_export.data.captions import Captioner, all_captions
-from model_export.data.loading import BatchLoader
+from model_export.data.captions import CaptionEncoder, Captioner, meaning
+from model_export.data.loading import Batch, BatchLoader
+from model_export.data.pairs import Pair
 from model_export.data.parquet import PairColumns, ParquetPairs
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.data.reader import PairReader
 from model_export.errors import DataError
-from tests.support.pairs import COLOURS, NOUNS, write_pairs
+from service.model.tokenizer import Tokenizer
+from tests.support.pairs import write_pairs
+from tests.support.tiny_run import END, tiny_tokenizer
 
 
 def reader(*paths: Path, groups_in_memory: int = 2) -> PairReader:
@@ -92,40 +96,55 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
         reader(path)
 
 
-def test_an_empty_text_is_refused_before_training(tmp_path: Path) -> None:
-    """A missing caption is found while the text columns are read."""
-    path = tmp_path / "pairs.parquet"
-    table = pa.table({"image": [b"x", b"y"], "text": ["a", None], "label": ["b", "b"]})
-    pq.write_table(table, path)
-
-    with pytest.raises(DataError, match="column 'text' has 1 empty"):
-        ParquetPairs(path, PairColumns()).text_columns()
-
-
-def test_captions_are_drawn_from_nouns_class_names_and_templates() -> None:
-    """Over many draws every combination appears, the class name in its share."""
-    captioner = Captioner(("{}", "a {}."), class_name_share=0.25)
-    rng = np.random.default_rng(0)
-    drawn = [captioner.caption("navy", "blue", rng) for _ in range(2000)]
-
-    assert set(all_captions(["{}", "a {}."], ["navy", "blue"])) == set(drawn)
-    assert sum("blue" in caption for caption in drawn) / 2000 == pytest.approx(0.25, abs=0.03)
-
-
-def loader_of(path: Path) -> BatchLoader:
-    """Load batches of 12 augmented pictures; a caption's id is its length."""
+def test_texts_are_read_without_pictures(tmp_path: Path) -> None:
+    """All rows, or those of evenly spaced groups; the classes of any rows."""
+    path = write_pairs(tmp_path / "pairs.parquet", 80)
+    rows = pq.read_table(path, columns=["text", "label"]).to_pylist()
+    expected = [(row["text"], row["label"]) for row in rows]
     pairs = reader(path)
+
+    assert expected == list(pairs.texts(most=80))
+    assert [*expected[:16], *expected[32:48], *expected[64:]] == list(pairs.texts(most=40))
+    assert [expected[row][1] for row in (0, 15, 16, 79)] == pairs.labels(np.array([0, 15, 16, 79]))
+
+
+def test_the_class_is_optional(tmp_path: Path) -> None:
+    """A file may lack the column, and a row the value."""
+    bare, some = tmp_path / "bare.parquet", tmp_path / "some.parquet"
+    pq.write_table(pa.table({"image": [b"x"], "text": ["a"]}), bare)
+    pq.write_table(pa.table({"image": [b"x", b"y"], "text": ["a", None], "label": [None, "b"]}), some)
+    pairs = reader(bare, some)
+
+    assert [Pair(b"x", "a", None), Pair(b"x", "a", None), Pair(b"y", None, "b")] == [pairs[row] for row in range(3)]
+    assert [False, True] == [file.has_labels for file in pairs.files]
+    with pytest.raises(DataError, match=r"bare\.parquet: no column 'label' \(it has: image, text\)"):
+        ParquetPairs(bare, PairColumns(label_required=True))
+
+
+def test_a_text_that_is_not_utf8_is_none(tmp_path: Path) -> None:
+    """Files of other programs may hold any bytes in a column of strings."""
+    path = tmp_path / "pairs.parquet"
+    text = pa.array([b"caf\xe9", b"tea"]).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"image": [b"x", b"y"], "text": text}), path)
+
+    assert [None, "tea"] == [row.text for row in reader(path).texts(most=9)]
+
+
+def loader_of(path: Path, *, context: int = 24, rows: int = 12) -> BatchLoader:
+    """Load batches of augmented pictures of 16x16 pixels."""
+    pairs = reader(path)
+    backend = tiny_tokenizer()
+    end = backend.token_to_id(END)
+    tokenizer = Tokenizer(backend, text_section(context_length=context, pad_id=end, end_of_text_id=end))
     plan = TrainingPlan(
-        pairs.groups, held_out_every=0, seed=3, batch_size=12, epochs=1, window=2, phases=[Phase(0.0, 16)]
+        pairs.groups, held_out_every=0, seed=3, batch_size=rows, epochs=1, window=2, phases=[Phase(0.0, 16)]
     )
     return BatchLoader(
         pairs,
         plan,
         Augmentation((0.5, 1.0), shift=0.1),
         Captioner(("{}", "a {}."), 0.5),
-        lambda texts: np.array([[len(text)] for text in texts]),
-        {colour: at for at, colour in enumerate(COLOURS)},
-        {noun: at for at, noun in enumerate(chain(*NOUNS.values()))},
+        CaptionEncoder(tokenizer, context),
     )
 
 
@@ -140,7 +159,66 @@ def test_parts_of_a_batch_have_the_pictures_and_captions_of_the_whole(tmp_path: 
 
     for name in ("pixels", "label", "noun"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
-    assert torch.equal(whole.ids[whole.caption], torch.cat([part.ids[part.caption] for part in parts]))
+    drawn = [batch_ids(batch) for batch in (whole, *parts)]
+    assert drawn[0] == list(chain(*drawn[1:]))
+
+
+def batch_ids(batch: Batch) -> list[list[int]]:
+    """Return the ids of each pair's caption, up to the end of text."""
+    end = tiny_tokenizer().token_to_id(END)
+    return [row[: row.index(end) + 1] for row in batch.ids[batch.caption].tolist()]
+
+
+def test_the_share_of_captions_that_were_cut_is_counted(tmp_path: Path) -> None:
+    """Each pair counts whose caption is longer than the context; its ids end with the end of text."""
+    path = write_pairs(tmp_path / "pairs.parquet", 40)
+    short, long = (loader_of(path, context=context)[0] for context in (24, 5))
+
+    lengths = [len(ids) for ids in batch_ids(short)]
+    assert 0 == short.tally.truncated
+    assert 0 < long.tally.truncated == sum(length > 5 for length in lengths) < 12
+    assert [min(5, length) for length in lengths] == [len(ids) for ids in batch_ids(long)]
+
+
+def test_rows_without_a_text_are_replaced_and_counted(tmp_path: Path) -> None:
+    """The batch stays full, its other rows are the same, and it is the same each time."""
+    path = write_pairs(tmp_path / "pairs.parquet", 48, row_group_size=48)
+    table = pq.read_table(path)
+    before = loader_of(path)[2]
+    texts = [None if i % 4 == 0 else " " if i % 4 == 1 else text for i, text in enumerate(table["text"].to_pylist())]
+    pq.write_table(table.set_column(1, "text", pa.array(texts)), path, row_group_size=48)
+    loader = loader_of(path)
+
+    batch, again = loader[2], loader_of(path)[2]
+
+    planned = loader.plan.batch(2).rows
+    assert 12 == len(batch.pixels) == batch.tally.pairs
+    assert 0 < np.sum(planned % 4 < 2) <= batch.tally.skipped
+    assert torch.equal(batch.pixels, again.pixels)
+    kept = torch.from_numpy(planned % 4 >= 2)
+    assert torch.equal(before.pixels[kept], batch.pixels[kept])
+    assert meaning(" ") not in batch.noun.tolist()
+
+
+def test_data_without_any_text_are_refused(tmp_path: Path) -> None:
+    """The message names the last row that was tried."""
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({"image": [b"x"] * 12, "text": [""] * 12}), path)
+    with pytest.raises(DataError, match=r"pairs\.parquet, row \d+: this row and 99 others have no text"):
+        loader_of(path)[0]
+
+
+def test_pairs_mean_the_same_by_class_and_by_text(tmp_path: Path) -> None:
+    """Equal classes and equal texts have equal numbers; without a class the text is the class."""
+    path = write_pairs(tmp_path / "pairs.parquet", 12)
+    loader = loader_of(path)
+    rows = [loader.reader[row] for row in loader.plan.batch(0).rows.tolist()]
+    assert [meaning(row.label or "") for row in rows] == loader[0].label.tolist()
+    assert [meaning(row.text or "") for row in rows] == loader[0].noun.tolist()
+
+    pq.write_table(pq.read_table(path).drop(["label"]), path)
+    bare = loader_of(path)[0]
+    assert [meaning(row.text or "") for row in rows] == bare.noun.tolist() == bare.label.tolist()
 
 
 def gradient(width: int, height: int) -> Image.Image:

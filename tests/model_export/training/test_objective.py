@@ -32,6 +32,19 @@ def test_without_repeats_it_is_the_papers_figure_3() -> None:
     torch.testing.assert_close(actual, expected)
 
 
+def test_with_same_meaning_off_repeats_are_negatives() -> None:
+    """The loss equals cross-entropy both ways, whatever the pairs mean."""
+    images, texts = features(6)
+    logits = 10.0 * functional.normalize(images, dim=1) @ functional.normalize(texts, dim=1).T
+    target = torch.arange(6)
+    same = same_meaning(torch.tensor([4, 4, 5, 6, 5, 4]), torch.tensor([0, 1, 2, 3, 2, 0]), ignore=False)
+
+    actual = contrastive_loss(images, texts, LOG_SCALE, same)
+
+    expected = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+    torch.testing.assert_close(actual, expected, atol=0, rtol=1e-6)
+
+
 def test_pairs_that_mean_the_same_are_not_each_others_negatives() -> None:
     """Each picture chooses among its own caption and those of other meanings only, and each caption likewise."""
     images, texts = features(6)

@@ -182,19 +182,23 @@ def test_a_default_size_far_above_the_pictures_draws_a_line(tmp_path: Path) -> N
 
 
 def test_captions_need_no_classes(tmp_path: Path) -> None:
-    """Without class names in captions the column `label` may be missing; otherwise the message names the way out."""
+    """The column `label` may be missing, unless the recipe wants it in captions or names it."""
     path = recipe(tmp_path, rows=80, epochs="1")
     pairs = tmp_path / "pairs.parquet"
     pq.write_table(pq.read_table(pairs).drop(["label"]), pairs, row_group_size=16)
-    with pytest.raises(DataError, match=r"no column 'label' .*captions\.class_name_share = 0"):
-        train(path, out=tmp_path / "run", device="cpu", console=quiet())
-    text = path.read_text("utf-8").replace("[captions]\n", "[captions]\nclass_name_share = 0\n")
-    path.write_text(text, "utf-8")
     console = quiet()
     run = train(path, out=tmp_path / "run", device="cpu", console=console)
     assert (run / "model.safetensors").is_file()
     assert "note: no column 'label': pairs with the same text mean the same" in console.file.getvalue()  # type: ignore[attr-defined]
     assert not [line for line in metrics(run) if "pairs/top1" in line]
+
+    text = path.read_text("utf-8")
+    path.write_text(text.replace("[captions]\n", "[captions]\nclass_name_share = 0.1\n"), "utf-8")
+    with pytest.raises(DataError, match=r"no column 'label' .*captions\.class_name_share = 0"):
+        train(path, out=tmp_path / "other", device="cpu", console=quiet())
+    path.write_text(text.replace("[captions]\n", '[data.columns]\nlabel = "label"\n[captions]\n'), "utf-8")
+    with pytest.raises(DataError, match="no column 'label' "):
+        train(path, out=tmp_path / "other", device="cpu", console=quiet())
 
 
 class InterruptedText(io.StringIO):
@@ -325,15 +329,45 @@ def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
         train(recipe(tmp_path, epochs="1", lr="1e-3"), out=run, resume=True, device="cpu", console=quiet())
 
 
-def test_a_caption_longer_than_the_context_is_refused(tmp_path: Path) -> None:
-    """A long caption is refused and named before the first step."""
-    path = recipe(tmp_path)
+def test_a_caption_longer_than_the_context_is_cut_and_counted(tmp_path: Path) -> None:
+    """One of two templates is too long: about half of the captions are cut; each line of metrics has their share."""
+    path = recipe(tmp_path, rows=160, epochs="1")
     long = "one two three four five six seven eight nine ten eleven {}"
     text = path.read_text(encoding="utf-8").replace('"{}"]', f'"{long}"]', 1)
     path.write_text(text, encoding="utf-8")
+    console = quiet()
+    run = train(path, out=tmp_path / "run", device="cpu", console=console)
 
-    with pytest.raises(DataError, match=r"caption 'one two three .* has more tokens than model\.text"):
-        train(path, out=tmp_path / "run", device="cpu", console=quiet())
+    shares = [line["truncated"] for line in metrics(run) if "loss" in line]
+    assert 9 == len(shares)
+    assert 0.25 < sum(shares) / len(shares) < 0.75
+    assert "  truncated 0." in console.file.getvalue()  # type: ignore[attr-defined]
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert 12 == config["model"]["text"]["context_length"]
+
+
+def test_rows_without_a_text_are_skipped_and_counted(tmp_path: Path) -> None:
+    """They do not end a run; the metrics have their share."""
+    pairs = write_pairs(tmp_path / "pairs.parquet", 160)
+    table = pq.read_table(pairs)
+    texts = ["" if i % 5 == 0 else text for i, text in enumerate(table["text"].to_pylist())]
+    pq.write_table(table.set_column(1, "text", pa.array(texts)), pairs, row_group_size=16)
+    run = train(recipe(tmp_path, epochs="1"), out=tmp_path / "run", device="cpu", console=quiet())
+
+    shares = [line["skipped"] for line in metrics(run) if "loss" in line]
+    assert 0.1 < sum(shares) / len(shares) < 0.3
+
+
+def test_without_same_meaning_the_loss_is_the_papers(tmp_path: Path) -> None:
+    """`off` counts every other pair as a negative: among 16 pairs of four colours the first loss is larger."""
+    first = []
+    for value in ("ignore", "off"):
+        path = recipe(tmp_path, rows=80, epochs="1")
+        text = path.read_text("utf-8").replace("[optim]\n", f'[objective]\nsame_meaning = "{value}"\n[optim]\n')
+        path.write_text(text, "utf-8")
+        first.append(metrics(train(path, out=tmp_path / value, device="cpu", console=quiet()))[0]["loss"])
+
+    assert first[0] < first[1]
 
 
 def test_a_class_too_long_for_the_measured_templates_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Counts of rows that were not used as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts over one or more batches; they add up.
+
+    Attributes:
+        pairs: pairs that were loaded.
+        truncated: pairs among them whose caption was cut to the context.
+        skipped: rows without a usable text, each replaced by another row.
+    """
+
+    pairs: int = 0
+    truncated: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of pairs that were truncated, and of rows read that were skipped."""
+        return {
+            "truncated": self.truncated / max(1, self.pairs),
+            "skipped": self.skipped / max(1, self.pairs + self.skipped),
+        }
