@@ -3,6 +3,7 @@
 * ModelExportError
   * RecipeError
   * DataError
+    · BrokenRowError, in data/pairs.py
   * TrainingError
   * SourceError
     · HubUnreachableError, in hub/errors.py

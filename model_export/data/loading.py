@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,14 +16,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from model_export.data.augment import Augmentation, is_odd
 from model_export.data.captions import CaptionEncoder, Captioner, is_usable, meaning
+from model_export.data.pairs import BrokenRowError
 from model_export.data.plan import TrainingPlan
 from model_export.data.reader import PairReader
-from model_export.data.tally import Tally
+from model_export.data.tally import BrokenRow, Tally
 from model_export.errors import DataError
 from service.errors import AnyclassError
 from service.images.decoding import ImageLimits, open_rgb
 
 Encode = Callable[[list[str]], np.ndarray]
+
+_RAISED = re.compile(r"^[\w.]+Error: ")
+"""Stands before the message in the last line of a traceback."""
 
 _MOST_ATTEMPTS = 100
 """Unusable rows at one place, one after another, from which on the data are taken for wrong altogether."""
@@ -39,6 +44,7 @@ class Batch(NamedTuple):
         label: int64 ``[batch]``, a hash of the class; of the text if the pair has no class.
         noun: int64 ``[batch]``, a hash of the text.
         tally: of these pairs.
+        broken: the broken rows in their places.
     """
 
     step: int
@@ -48,6 +54,7 @@ class Batch(NamedTuple):
     label: Tensor
     noun: Tensor
     tally: Tally
+    broken: Sequence[BrokenRow]
 
     def to(self, device: torch.device) -> Batch:
         """Copy the tensors to a device."""
@@ -64,6 +71,7 @@ class BatchLoader(Dataset[Batch]):
     Attributes:
         start: position of the part's first row within the batch.
         stop: position after its last row; None for the batch's end.
+        pass_over_broken: replace broken rows too, and report them in the batch.
     """
 
     reader: PairReader
@@ -73,6 +81,7 @@ class BatchLoader(Dataset[Batch]):
     encode: CaptionEncoder
     start: int = 0
     stop: int | None = None
+    pass_over_broken: bool = False
 
     def part(self, start: int, stop: int) -> BatchLoader:
         """Return a loader of the rows at the positions from ``start`` to ``stop`` of each batch."""
@@ -84,11 +93,12 @@ class BatchLoader(Dataset[Batch]):
         pixels = np.empty((len(plan.rows), plan.image_size, plan.image_size, 3), dtype=np.uint8)
         index = np.empty((3, len(plan.rows)), dtype=np.int64)
         tally = Tally(pairs=len(plan.rows))
+        broken: list[BrokenRow] = []
         for i, planned in enumerate(plan.rows.tolist()):
             position = plan.start + i
             rng = self.plan.stream(step, position)
-            row = self._usable(step, position, planned)
-            tally += row.tally
+            row = self._usable(step, position, planned, broken)
+            tally += Tally(skipped=row.skipped)
             pixels[i] = self.augmentation.apply(
                 row.image, plan.image_size, rng, odd=is_odd(row.number, plan.epoch), zoom_share=plan.zoom_share
             )
@@ -99,46 +109,56 @@ class BatchLoader(Dataset[Batch]):
                 meaning(row.text),
             )
         ids, truncated = self.encode.encode(list(captions))
-        tally += Tally(truncated=int(truncated[index[0]].sum()))
+        tally += Tally(truncated=int(truncated[index[0]].sum()), broken=len(broken))
         caption_index, label, noun = map(torch.from_numpy, index)
-        return Batch(step, torch.from_numpy(pixels), torch.from_numpy(ids), caption_index, label, noun, tally)
+        return Batch(step, torch.from_numpy(pixels), torch.from_numpy(ids), caption_index, label, noun, tally, broken)
 
-    def _usable(self, step: int, position: int, number: int) -> _Row:
-        """Read the row of a place, or the first usable one of its replacements."""
+    def _usable(self, step: int, position: int, number: int, broken: list[BrokenRow]) -> _Row:
+        """Read the row of a place, or the first usable one of its replacements; note the broken ones."""
+        skipped = 0
+        problem = ""
         for attempt in range(_MOST_ATTEMPTS):
-            pair = self.reader[number]
-            if pair.text is not None and is_usable(pair.text):
-                label = pair.label if is_usable(pair.label) else None
-                image = open_image(self.reader, number, pair.image)
-                return _Row(number, image, pair.text, label, Tally(skipped=attempt))
+            try:
+                pair = self.reader[number]
+                if pair.text is not None and is_usable(pair.text):
+                    image = open_image(self.reader, number, pair.image)
+                    return _Row(number, image, pair.text, pair.label if is_usable(pair.label) else None, skipped)
+            except BrokenRowError as error:
+                if not self.pass_over_broken:
+                    raise
+                problem = str(error)
+                broken.append(BrokenRow(number, problem))
+            else:
+                problem = f"{self.reader.where(number)}: has no text to train on"
+                skipped += 1
             number = self.plan.replacement(step, position, attempt)
         raise DataError(
-            f"{self.reader.where(number)}: this row and {_MOST_ATTEMPTS - 1} others have no text to train on; name the "
-            "right column or key as text under [data.columns]"
+            f"{problem}; nor can {_MOST_ATTEMPTS - 1} other rows be used in its place. Name the right columns or keys "
+            "under [data.columns]"
         )
 
 
 class _Row(NamedTuple):
-    """A usable row, and the tally of those before it at the same place."""
+    """A usable row, and the number of rows without a text that it stands in for."""
 
     number: int
     image: Image.Image
     text: str
     label: str | None
-    tally: Tally
+    skipped: int
 
 
 def open_image(reader: PairReader, row: int, data: bytes) -> Image.Image:
     """Decode a row's image with the service's checks.
 
     Raises:
-        DataError: the image cannot be read; the message names file and row.
+        BrokenRowError: the image cannot be read; the message names file and row.
     """
     try:
         return open_rgb(data, ImageLimits())
     except AnyclassError as error:
         msg = f"{reader.where(row)}: {error}"
-        raise DataError(msg) from error
+        raise BrokenRowError(msg) from error
 
 
 def batches(loader: BatchLoader, *, first_step: int, workers: int, pin_memory: bool) -> Iterator[Batch]:
@@ -166,4 +186,4 @@ def batches(loader: BatchLoader, *, first_step: int, workers: int, pin_memory: b
         yield from stream
     except DataError as error:
         # A worker's traceback does not help to repair a broken file; its last line names the row.
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix("model_export.errors.DataError: ")) from None
+        raise DataError(_RAISED.sub("", str(error).strip().splitlines()[-1])) from None

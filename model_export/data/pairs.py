@@ -8,7 +8,13 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from model_export.errors import DataError
+
 Rows: TypeAlias = npt.NDArray[np.int64]
+
+
+class BrokenRowError(DataError):
+    """One row cannot be read, of a file that can; the message names both."""
 
 
 class Texts(NamedTuple):
@@ -35,7 +41,7 @@ class PairGroup(Protocol):
     """Rows of a file that were read together."""
 
     def __getitem__(self, index: int) -> Pair:
-        """Return a row by its number within the group. Raises `DataError` if a field is missing."""
+        """Return a row by its number within the group. Raises `BrokenRowError` if it has no image."""
 
 
 class PairFile(Protocol):

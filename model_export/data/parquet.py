@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model_export.data.pairs import Pair, Rows, Texts
+from model_export.data.pairs import BrokenRowError, Pair, Rows, Texts
 from model_export.errors import DataError
 
 
@@ -148,7 +148,7 @@ class _Table:
     def __getitem__(self, index: int) -> Pair:
         image = self.table[self.columns.image][index].as_py()
         if image is None:
-            raise DataError(f"{self.file.where(self.first_row + index)}: has an empty field")
+            raise BrokenRowError(f"{self.file.where(self.first_row + index)}: has no image")
         return Pair(image, *self.texts(index))
 
     def texts(self, index: int) -> Texts:

@@ -49,7 +49,8 @@ class PairReader:
         """Read a row.
 
         Raises:
-            DataError: the file is damaged, or the row lacks a field.
+            DataError: the file is damaged.
+            BrokenRowError: only this row is.
         """
         number = self.groups.group_of(row)
         return self._group(number)[row - int(self.groups.bounds[number])]

@@ -25,6 +25,7 @@ class Checkpoint(TypedDict):
     model: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     seconds: float
+    tally: Mapping[str, int]
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 
 from model_export.data.captions import is_usable
 from model_export.data.loading import open_image
-from model_export.data.pairs import PairFile, Rows
+from model_export.data.pairs import BrokenRowError, PairFile, Rows
 from model_export.data.reader import PairReader
 from model_export.training.validation import LabelledImages
 from service.model.manifest import ImageSection
@@ -40,19 +40,24 @@ class HeldOutSet:
         """Return the classes, sorted."""
         return tuple(sorted(set(self.labels)))
 
-    def images(self, reader: PairReader, section: ImageSection) -> LabelledImages:
+    def images(self, reader: PairReader, section: ImageSection, *, pass_over_broken: bool) -> LabelledImages:
         """Decode the pictures.
 
         Raises:
-            DataError: a picture cannot be read.
+            BrokenRowError: a picture cannot be read, and broken ones are not passed over.
         """
         pixels = np.empty((len(self.rows), section.height, section.width, 3), dtype=np.uint8)
-        for i, row in enumerate(self.rows.tolist()):
-            pixels[i] = preprocess(open_image(reader, row, reader[row].image), section)
-        class_names = self.class_names
-        index = {label: i for i, label in enumerate(class_names)}
-        labels = np.array([index[label] for label in self.labels], dtype=np.int64)
-        return LabelledImages(self.name, pixels, labels, class_names)
+        index = {label: i for i, label in enumerate(self.class_names)}
+        labels: list[int] = []
+        for row, label in zip(self.rows.tolist(), self.labels, strict=True):
+            try:
+                pixels[len(labels)] = preprocess(open_image(reader, row, reader[row].image), section)
+            except BrokenRowError:
+                if not pass_over_broken:
+                    raise
+            else:
+                labels.append(index[label])
+        return LabelledImages(self.name, pixels[: len(labels)], np.array(labels, dtype=np.int64), self.class_names)
 
 
 def held_out_sets(reader: PairReader, every: int) -> list[HeldOutSet]:

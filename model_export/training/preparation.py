@@ -12,6 +12,7 @@ from model_export.checkpoints.model_source import text_section
 from model_export.data.augment import Augmentation
 from model_export.data.captions import CaptionEncoder, Captioner
 from model_export.data.loading import BatchLoader, open_image
+from model_export.data.pairs import BrokenRowError
 from model_export.data.parquet import PairColumns, ParquetPairs
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.data.reader import PairReader
@@ -49,7 +50,10 @@ class Prepared:
         """Decode the held-out images as the service does, and yield them set by set."""
         size = self.model_config.image.image_size
         section = ImageSection(height=size, width=size, **self.recipe.input.model_dump())
-        return (held_out.images(self.loader.reader, section) for held_out in self._held_out)
+        for held_out in self._held_out:
+            images = held_out.images(self.loader.reader, section, pass_over_broken=self.loader.pass_over_broken)
+            if len(images.labels):
+                yield images
 
 
 def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
@@ -101,6 +105,7 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
         Augmentation(recipe.augment.crop_area, recipe.augment.shift, recipe.augment.flip, recipe.augment.zoom_area),
         Captioner(recipe.captions.templates, recipe.captions.class_name_share),
         CaptionEncoder(tokenizer, text.context_length),
+        pass_over_broken=recipe.data.max_broken > 0,
     )
     return Prepared(
         recipe,
@@ -132,8 +137,15 @@ def _class_note(recipe: Recipe, reader: PairReader) -> list[str]:
 def _size_note(recipe: Recipe, reader: PairReader) -> list[str]:
     """Return a note if a tower's default image size is far above the size of the first picture."""
     image = recipe.model.image
-    size = open_image(reader, 0, reader[0].image).size
-    if "image_size" in image.model_fields_set or 2 * max(size) > image.image_size:
+    if "image_size" in image.model_fields_set:
+        return []
+    try:
+        size = open_image(reader, 0, reader[0].image).size
+    except BrokenRowError:
+        if recipe.data.max_broken == 0:
+            raise
+        return []
+    if 2 * max(size) > image.image_size:
         return []
     note = (
         f"model.image.image_size is {image.image_size}, the default of {image.kind}, and the first picture has "

@@ -44,6 +44,7 @@ class DataSection(Section):
     validation_every: NonNegativeInt = 25
     shuffle_window: PositiveInt = 64
     workers: NonNegativeInt = 2
+    max_broken: float = Field(default=0.0, ge=0, lt=1)
 
 
 class AugmentSection(Section):
@@ -202,10 +203,14 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
 
 
 def digest(recipe: Recipe) -> str:
-    """Hash the part of a recipe that decides the weights: everything but folders, logging and worker count."""
+    """Hash the part of a recipe that decides the weights.
+
+    That is everything but folders, logging, the number of workers, and the share of broken rows that ends the run.
+    """
     content: dict[str, Any] = recipe.model_dump(mode="json")
     content["data"]["files"] = [Path(file).name for file in content["data"]["files"]]
     for key in ("log_every", "checkpoint_every", "evaluate_every", "licence"):
         del content[key]
-    del content["data"]["workers"]
+    for key in ("workers", "max_broken"):
+        del content["data"][key]
     return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -16,6 +16,7 @@ from torch import nn
 
 from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.training_run import CONFIG, WEIGHTS
+from model_export.data.tally import Tally
 from model_export.errors import TrainingError
 from model_export.families.clip.config import ClipConfig
 from model_export.families.clip.model import ClipModel
@@ -88,6 +89,7 @@ def train(
         trainer.model.load_state_dict(checkpoint["model"])
         trainer.optimizer.load_state_dict(dict(checkpoint["optimizer"]))
         trainer.seconds = checkpoint["seconds"]
+        trainer.tally = Tally(**checkpoint["tally"])
     elif start_from:
         _take_weights(start_from, trainer.model)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from model_export.families.clip.model import ClipModel
 from model_export.families.clip.residual_conv import ResidualConv, WhiteningStem
 from model_export.files import replacing
 from model_export.training import checkpoints
+from model_export.training.broken_rows import BrokenRows
 from model_export.training.objective import contrastive_loss, same_meaning
 from model_export.training.optimizer import Optimizer, learning_rate
 from model_export.training.preparation import Prepared
@@ -46,6 +47,8 @@ class Trainer:
     text_encoder: TextEncoder
     optimizer: Optimizer
     seconds: float = 0.0
+    tally: Tally = field(default_factory=Tally)
+    """Of all batches of the run."""
 
     @classmethod
     def start(cls, recipe: Recipe, prepared: Prepared, run: Path, device: torch.device) -> Trainer:
@@ -94,7 +97,7 @@ class Trainer:
         the loading workers to start.
 
         Raises:
-            DataError: a row cannot be read.
+            DataError: a row cannot be read, or too many cannot.
             TrainingError: the loss became non-finite.
         """
         plan, recipe = self.prepared.plan, self.recipe
@@ -107,8 +110,11 @@ class Trainer:
             workers=recipe.data.workers,
             pin_memory=self.device.type == "cuda",
         )
+        broken_rows = BrokenRows(self.run, share=recipe.data.max_broken, train_rows=plan.train_rows, say=reporter.say)
         for batch in stream:
             step_started = time.monotonic()
+            self.tally += batch.tally
+            broken_rows.note(batch.broken, self.tally)
             values = self._step(batch)
             step, done = batch.step, batch.step + 1
             since_log += batch.tally
@@ -192,6 +198,7 @@ class Trainer:
                 model=self.model.state_dict(),
                 optimizer=self.optimizer.state_dict(),
                 seconds=self.seconds,
+                tally=asdict(self.tally),
             ),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,15 @@ def write_pairs(path: Path, rows: int, *, row_group_size: int = 16, seed: int = 
     return path
 
 
+def break_pictures(path: Path, rows: Iterable[int], *, row_group_size: int = 16) -> None:
+    """Replace the pictures of these rows by bytes that are none."""
+    table = pq.read_table(path)
+    images = table["image"].to_pylist()
+    for row in rows:
+        images[row] = b"no picture"
+    pq.write_table(table.set_column(0, "image", pa.array(images, pa.binary())), path, row_group_size=row_group_size)
+
+
 def recipe_text(files: list[Path], **overrides: str) -> str:
     """Return a recipe for a tiny model; an override replaces a key's value in any section."""
     values = {
@@ -51,6 +61,7 @@ def recipe_text(files: list[Path], **overrides: str) -> str:
         "batch_size": "16",
         "lr": "3e-3",
         "workers": "0",
+        "max_broken": "0.0",
         "checkpoint_every": "4",
         "evaluate_every": "0",
         "precision": '"fp32"',
@@ -72,6 +83,7 @@ files = [{", ".join(f'"{file}"' for file in files)}]
 validation_every = {values["validation_every"]}
 shuffle_window = 2
 workers = {values["workers"]}
+max_broken = {values["max_broken"]}
 
 [augment]
 crop_area = [0.8, 1.0]

@@ -204,7 +204,7 @@ def test_data_without_any_text_are_refused(tmp_path: Path) -> None:
     """The message names the last row that was tried."""
     path = tmp_path / "pairs.parquet"
     pq.write_table(pa.table({"image": [b"x"] * 12, "text": [""] * 12}), path)
-    with pytest.raises(DataError, match=r"pairs\.parquet, row \d+: this row and 99 others have no text"):
+    with pytest.raises(DataError, match=r"pairs\.parquet, row \d+: has no text to train on; nor can 99 other"):
         loader_of(path)[0]
 
 

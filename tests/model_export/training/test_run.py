@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from model_export.errors import DataError, RecipeError, TrainingError
 from model_export.training.progress import duration
 from model_export.training.run import train
-from tests.support.pairs import recipe_text, write_pairs
+from tests.support.pairs import break_pictures, recipe_text, write_pairs
 from tests.support.places import ROOT
 
 WHITENING = {"tower": 'stem = "whitening"\nstem_width = 24\nwidths = [16, 24]', "lr": "5e-3\nmuon_lr = 0.02"}
@@ -266,17 +266,71 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_do(tmp_path: Pa
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_broken_picture_is_named_by_file_and_row(tmp_path: Path, workers: str) -> None:
     """A broken row is one line with file and row, also from a worker process."""
-    pairs = write_pairs(tmp_path / "pairs.parquet", 40)
-    table = pq.read_table(pairs)
-    images = table["image"].to_pylist()
-    images[5] = b"no picture"
-    broken = table.set_column(0, "image", pa.array(images, pa.binary()))
-    pq.write_table(broken, pairs, row_group_size=16)
+    break_pictures(write_pairs(tmp_path / "pairs.parquet", 40), [5])
 
     with pytest.raises(DataError, match=r"pairs\.parquet, row 5: ") as caught:
         train(recipe(tmp_path, workers=workers), out=tmp_path / "run", device="cpu", console=quiet())
 
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_share_of_broken_rows_is_passed_over_and_each_is_listed_once(tmp_path: Path, workers: str) -> None:
+    """A run goes on over several epochs; file and row of each broken row, also of a worker's, stand in the folder."""
+    broken = [3, 9, 24, 100]  # rows 9 and 29, … are held out
+    break_pictures(write_pairs(tmp_path / "pairs.parquet", 160), broken)
+    console = quiet()
+    path = recipe(tmp_path, workers=workers, max_broken="0.05")
+    run = train(path, out=tmp_path / "run", device="cpu", console=console)
+
+    listed = [json.loads(line) for line in (run / "broken.jsonl").read_text("utf-8").split("\n") if line]
+    assert [3, 24, 100] == sorted(line["row"] for line in listed)
+    assert all(line["problem"].startswith(f"{tmp_path}/pairs.parquet, row {line['row']}: ") for line in listed)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert 3 == output.count("passed over: ")
+    assert any(line["broken"] > 0 for line in metrics(run) if "loss" in line)
+    # 16 rows of the file are held out, and one of them is broken.
+    assert "zero-shot on pairs, 15 held-out pictures" in output
+
+
+def test_more_broken_rows_than_the_share_end_the_run(tmp_path: Path) -> None:
+    """In one line that names a row, the share and the list; before that, the first rows are listed."""
+    break_pictures(write_pairs(tmp_path / "pairs.parquet", 160), range(0, 160, 4))
+    path = recipe(tmp_path, max_broken="0.05", epochs="1")
+
+    with pytest.raises(DataError) as caught:
+        train(path, out=tmp_path / "run", device="cpu", console=quiet())
+
+    # 5% of the 144 rows to train on are 7.
+    pattern = r".*pairs\.parquet, row \d+: .*; (\d+) of \d+ rows are broken, more than data\.max_broken = 0\.05\. .*"
+    found = re.fullmatch(pattern, str(caught.value))
+    assert found
+    assert 8 <= int(found[1]) == (tmp_path / "run" / "broken.jsonl").read_text("utf-8").count("problem")
+
+
+def test_a_run_with_broken_rows_resumes_exactly(tmp_path: Path) -> None:
+    """Replacements follow from the step; the counts go on, and no row is listed twice."""
+    break_pictures(write_pairs(tmp_path / "pairs.parquet", 160), range(3, 160, 20))
+    path = recipe(tmp_path, max_broken="0.2", epochs="2", checkpoint_every="5")
+    whole = train(path, out=tmp_path / "whole", device="cpu", console=quiet())
+
+    cut = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        train(path, out=cut, device="cpu", console=Console(file=InterruptedText("step 8/"), width=200))
+    # The share that ends a run is no part of what decides its weights.
+    path = recipe(tmp_path, max_broken="0.3", epochs="2", checkpoint_every="5")
+    train(path, out=cut, resume=True, device="cpu", console=quiet())
+
+    weights = [load_file(run / "model.safetensors") for run in (whole, cut)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    shares = [[line["broken"] for line in metrics(run) if "loss" in line] for run in (whole, cut)]
+    assert shares[0] == shares[1]
+    tallies = [torch.load(run / "checkpoints" / "step-00000015.pt")["tally"] for run in (whole, cut)]
+    assert tallies[0] == tallies[1]
+    assert 15 * 16 == tallies[0]["pairs"]
+    lists = [sorted(set((run / "broken.jsonl").read_text("utf-8").split("\n"))) for run in (whole, cut)]
+    assert lists[0] == lists[1]
+    assert len(lists[1]) - 1 == (cut / "broken.jsonl").read_text("utf-8").count("problem")
 
 
 def test_a_second_stage_begins_with_the_weights_and_the_tokenizer_of_the_first(tmp_path: Path) -> None:
