@@ -52,6 +52,10 @@ class PairFile(Protocol):
         """Return its path, for people."""
 
     @property
+    def digest(self) -> str:
+        """Return a hash that changes with its content as far as can be seen without reading all of it."""
+
+    @property
     def has_labels(self) -> bool:
         """Return whether its rows may have a class."""
 

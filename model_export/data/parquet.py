@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model_export.data.locations import footer_digest, open_file
 from model_export.data.pairs import BrokenRowError, Pair, Rows, Texts
 from model_export.errors import DataError
 
@@ -34,11 +35,12 @@ def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
     Raises:
         DataError: the file does not exist, or is not a Parquet file.
     """
+    return _parquet(open_file(path), path, buffer_size=buffer_size)
+
+
+def _parquet(file: pa.NativeFile, path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, buffer_size=buffer_size, pre_buffer=buffer_size == 0)
-    except FileNotFoundError as error:
-        msg = f"{path}: no such file; name the Parquet files of the recipe relative to the recipe's folder"
-        raise DataError(msg) from error
+        return pq.ParquetFile(file, buffer_size=buffer_size, pre_buffer=buffer_size == 0)
     except (OSError, pa.ArrowException) as error:
         msg = f"{path}: is not a readable Parquet file ({str(error).splitlines()[0]})"
         raise DataError(msg) from error
@@ -61,6 +63,7 @@ class ParquetPairs:
         path: the file.
         has_labels: whether it has the column of classes.
         group_rows: rows of each row group.
+        digest: of its size and footer.
     """
 
     def __init__(self, path: Path, columns: PairColumns) -> None:
@@ -71,8 +74,10 @@ class ParquetPairs:
         """
         self.path = path
         self._columns = columns
-        file = self._open()
+        source = open_file(path)
+        file = self._checked(_parquet(source, path))
         metadata = file.metadata
+        self.digest = footer_digest(source)
         self.has_labels = columns.label in file.schema_arrow.names
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.group_rows: Rows = np.array(counts, dtype=np.int64)
@@ -107,15 +112,16 @@ class ParquetPairs:
         columns = self._columns
         labels = [columns.label] if self.has_labels else []
         try:
-            table = self._open().read_row_group(group, columns=[*images, columns.text, *labels])
+            table = self._checked(open_parquet(self.path)).read_row_group(
+                group, columns=[*images, columns.text, *labels]
+            )
         except (OSError, pa.ArrowException) as error:
             msg = f"{self.path}: row group {group} cannot be read ({str(error).splitlines()[0]})"
             raise DataError(msg) from error
         return _Table(self, table, columns, int(self.group_rows[:group].sum()))
 
-    def _open(self) -> pq.ParquetFile:
+    def _checked(self, file: pq.ParquetFile) -> pq.ParquetFile:
         columns = self._columns
-        file = open_parquet(self.path)
         for column, kind, fits in (
             (columns.image, "binary", is_binary),
             (columns.text, "string", is_string),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -22,6 +22,7 @@ class Checkpoint(TypedDict):
 
     step: int
     recipe_digest: str
+    data_digests: Sequence[str]
     model: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     seconds: float

@@ -16,6 +16,7 @@ from torch import nn
 
 from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.training_run import CONFIG, WEIGHTS
+from model_export.data.reader import PairReader
 from model_export.data.tally import Tally
 from model_export.errors import TrainingError
 from model_export.families.clip.config import ClipConfig
@@ -81,6 +82,8 @@ def train(
     if start_from and not checkpoint:
         _take_tokenizer(start_from, run)
     prepared = prepare(recipe, run, own_tokenizer=first_step == 0 and start_from is None)
+    if checkpoint:
+        _check_data(checkpoint, prepared.loader.reader)
     if first_step == 0:
         shutil.copyfile(recipe_path, run / RECIPE)
         write_json(run / CONFIG, _config(recipe, prepared.model_config, start_from))
@@ -154,6 +157,21 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
         raise TrainingError(msg)
     run.mkdir(parents=True, exist_ok=True)
     return checkpoint
+
+
+def _check_data(checkpoint: checkpoints.Checkpoint, reader: PairReader) -> None:
+    """Refuse to go on with other data than the checkpoint's: its batches would be other ones."""
+    before = checkpoint["data_digests"]
+    if len(before) != len(reader.files):
+        msg = f"the run was started on {len(before)} data files, not {len(reader.files)}; resume with the same --data"
+        raise TrainingError(msg)
+    for file, digest_before in zip(reader.files, before, strict=True):
+        if file.digest != digest_before:
+            msg = (
+                f"{file.name}: is not the file that the run was started on, under the same name; put that file back, "
+                "or begin a new run in another folder with --out"
+            )
+            raise TrainingError(msg)
 
 
 def _take_tokenizer(source: Path, run: Path) -> None:

@@ -195,6 +195,7 @@ class Trainer:
             checkpoints.Checkpoint(
                 step=step,
                 recipe_digest=digest(self.recipe),
+                data_digests=[file.digest for file in self.prepared.loader.reader.files],
                 model=self.model.state_dict(),
                 optimizer=self.optimizer.state_dict(),
                 seconds=self.seconds,

@@ -383,6 +383,26 @@ def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
         train(recipe(tmp_path, epochs="1", lr="1e-3"), out=run, resume=True, device="cpu", console=quiet())
 
 
+def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
+    """One row changed under the same name: the file is named, and the unfinished run stays as it is."""
+    path = recipe(tmp_path, rows=160, epochs="1", checkpoint_every="4")
+    out, pairs = tmp_path / "run", tmp_path / "pairs.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        train(path, out=out, device="cpu", console=Console(file=InterruptedText("step 6/"), width=200))
+    original = pairs.read_bytes()
+    table = pq.read_table(pairs)
+    texts = table["text"].to_pylist()
+    texts[70] = "violet"
+    pq.write_table(table.set_column(1, "text", pa.array(texts)), pairs, row_group_size=16)
+
+    with pytest.raises(TrainingError, match=r"pairs\.parquet: is not the file that the run was started on"):
+        train(path, out=out, resume=True, device="cpu", console=quiet())
+
+    pairs.write_bytes(original)
+    train(path, out=out, resume=True, device="cpu", console=quiet())
+    assert (out / "model.safetensors").is_file()
+
+
 def test_a_caption_longer_than_the_context_is_cut_and_counted(tmp_path: Path) -> None:
     """One of two templates is too long: about half of the captions are cut; each line of metrics has their share."""
     path = recipe(tmp_path, rows=160, epochs="1")
