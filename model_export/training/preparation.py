@@ -12,8 +12,9 @@ from model_export.checkpoints.model_source import text_section
 from model_export.data.augment import Augmentation
 from model_export.data.captions import CaptionEncoder, Captioner
 from model_export.data.loading import BatchLoader, open_image
+from model_export.data.opening import open_pairs
 from model_export.data.pairs import BrokenRowError
-from model_export.data.parquet import PairColumns, ParquetPairs
+from model_export.data.parquet import PairColumns
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.data.reader import PairReader
 from model_export.errors import DataError, RecipeError
@@ -65,7 +66,7 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     """
     columns = _columns(recipe)
     reader = PairReader(
-        [ParquetPairs(file, columns) for file in recipe.data.files],
+        open_pairs(recipe.data.files, columns),
         # The next window starts while the last batches of the current one are being prepared.
         groups_in_memory=2 * recipe.data.shuffle_window,
     )

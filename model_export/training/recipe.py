@@ -39,7 +39,7 @@ class ColumnsSection(Section):
 class DataSection(Section):
     """Files of the pairs, and how to read them."""
 
-    files: tuple[Path, ...] = Field(min_length=1)
+    files: tuple[str, ...] = Field(min_length=1)
     columns: ColumnsSection = ColumnsSection()
     validation_every: NonNegativeInt = 25
     shuffle_window: PositiveInt = 64
@@ -198,7 +198,7 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
     except ValidationError as error:
         msg = f"{path}: {recipe_problems(error, Recipe)}"
         raise RecipeError(msg) from error
-    files = tuple(((data or path.parent) / file).resolve() for file in recipe.data.files)
+    files = tuple(str(((data or path.parent) / file).resolve()) for file in recipe.data.files)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})
 
 

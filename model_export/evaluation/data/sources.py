@@ -1,18 +1,16 @@
 """Open paths as sources, by their names and folders."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from model_export.data.patterns import expand_ranges
 from model_export.errors import DataError
 from model_export.evaluation.data.folder import FolderSource
 from model_export.evaluation.data.samples import Source
 from model_export.evaluation.data.webdataset import TarSource
 
-_RANGE: Final = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
-_MOST_SHARDS: Final = 100_000
 _PARQUET: Final = (".parquet",)
 _TAR: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -48,15 +46,7 @@ def expand(pattern: str) -> list[Path]:
     Raises:
         DataError: the range is empty or too long.
     """
-    found = _RANGE.search(pattern)
-    if found is None or Path(pattern).exists():
-        return [Path(pattern)]
-    first, last = (int(bound) for bound in found.groups())
-    if not 0 <= last - first < _MOST_SHARDS:
-        raise DataError(f"{pattern}: {found[0]} must count upwards, to {_MOST_SHARDS:,} files at most")
-    width = len(found[1])
-    names = (f"{pattern[: found.start()]}{i:0{width}d}{pattern[found.end() :]}" for i in range(first, last + 1))
-    return [path for name in names for path in expand(name)]
+    return [Path(name) for name in ([pattern] if Path(pattern).exists() else expand_ranges(pattern))]
 
 
 def _shards(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -134,7 +135,7 @@ def loader_of(path: Path, *, context: int = 24, rows: int = 12) -> BatchLoader:
     """Load batches of augmented pictures of 16x16 pixels."""
     pairs = reader(path)
     backend = tiny_tokenizer()
-    end = backend.token_to_id(END)
+    end: Any = backend.token_to_id(END)
     tokenizer = Tokenizer(backend, text_section(context_length=context, pad_id=end, end_of_text_id=end))
     plan = TrainingPlan(
         pairs.groups, held_out_every=0, seed=3, batch_size=rows, epochs=1, window=2, phases=[Phase(0.0, 16)]

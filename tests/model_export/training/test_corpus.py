@@ -70,7 +70,9 @@ def test_many_files_are_measured_together_and_many_rows_thinned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pictures of a set are in memory decoded, so a set has a largest size."""
-    files = [[("x", f"{file} {row}") for row in range(10)] for file in range(3)]
+    files: list[list[tuple[str | None, str | None]]] = [
+        [("x", f"{file} {row}") for row in range(10)] for file in range(3)
+    ]
     pairs = reader(tmp_path, *files)
     monkeypatch.setattr(sets_module, "MOST_ROWS", 2)
     assert [[1, 9], [11, 19], [21, 29]] == [each.rows.tolist() for each in held_out_sets(pairs, 2)]

@@ -25,7 +25,7 @@ def test_every_committed_recipe_is_valid(path: Path) -> None:
     """A recipe that ships can be read, and its data files are found relative to its own folder."""
     recipe = read_recipe(path)
 
-    assert all(file.is_absolute() for file in recipe.data.files)
+    assert all(Path(file).is_absolute() for file in recipe.data.files)
 
 
 @pytest.mark.parametrize(

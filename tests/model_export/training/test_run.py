@@ -23,6 +23,7 @@ from model_export.training.progress import duration
 from model_export.training.run import train
 from tests.support.pairs import break_pictures, recipe_text, write_pairs
 from tests.support.places import ROOT
+from tests.support.tars import write_tars
 
 WHITENING = {"tower": 'stem = "whitening"\nstem_width = 24\nwidths = [16, 24]', "lr": "5e-3\nmuon_lr = 0.02"}
 VIT = {"kind": '"vit"', "tower": "patch_size = 8\nwidth = 32\nlayers = 1\nheads = 2"}
@@ -99,7 +100,8 @@ def steps_logged(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_killed_run_resumes_exactly(tmp_path: Path, kind: str) -> None:
     """Killed with -9 in the middle of an epoch, with two loading workers: the resumed weights are the same bits."""
     recipe_path = recipe(
         tmp_path,
@@ -111,6 +113,10 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path) -> None:
         phases="[{start = 0.0, size = 12}, {start = 0.6, size = 16}]",
         **WHITENING,
     )
+    if kind == "tar":
+        write_tars(tmp_path / "tars", [300, 200, 300])
+        text = recipe_path.read_text("utf-8").replace(str(tmp_path / "pairs.parquet"), "tars/{00000..00002}.tar")
+        recipe_path.write_text(text, "utf-8")
     script = tmp_path / "run_training.py"
     script.write_text(SCRIPT, encoding="utf-8")
     steps_per_epoch = 720 // 16
