@@ -110,6 +110,7 @@ def _export(options: argparse.Namespace) -> None:
         name=size.name.lower(),
         aliases=(),
         architecture=config.architecture,
+        config=config,
         model=model,
         dim=size.embed_dim,
         image=ImageSection(

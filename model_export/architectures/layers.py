@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from model_export.architectures.activations import LAYER_NORM_EPS, Activation
 
@@ -101,7 +102,13 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Pre-norm transformer block: attention, then an MLP."""
+    """Pre-norm transformer block: attention, then an MLP.
+
+    Attributes:
+        recomputes: in training, keep the input only, and compute the block again in the backward pass.
+    """
+
+    recomputes = False
 
     def __init__(
         self,
@@ -130,6 +137,12 @@ class ResidualAttentionBlock(nn.Module):
         Returns:
             Float of the shape of ``wanted`` if given, else of ``x``.
         """
+        if self.recomputes and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._transform, x, mask, wanted, use_reentrant=False)
+            return again
+        return self._transform(x, mask, wanted)
+
+    def _transform(self, x: Tensor, mask: Tensor | None, wanted: Tensor | None) -> Tensor:
         if wanted is None:
             x = x + self.attn(self.ln_1(x), mask)
         else:

@@ -130,6 +130,7 @@ def model_source(
         name=bundle_name(path, options),
         aliases=bundle_aliases(options),
         architecture=config.architecture,
+        config=config,
         model=model,
         dim=config.embed_dim,
         image=image,

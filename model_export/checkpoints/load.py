@@ -37,6 +37,8 @@ def load_model(path: Path, options: SourceOptions) -> ModelSource:
     """
     if not path.exists():
         raise SourceError(f"{path}: {NOTHING_THERE}")
+    if options.weights != "last" and not is_training_run(path):
+        raise SourceError(f"{path}: is no training run, so it has no moving average; leave --weights out")
     for reader in READERS:
         if reader.recognises(path):
             return reader.load(path, options)

@@ -5,18 +5,22 @@ Importing this needs no torch: published ONNX graphs are read without it.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from model_export.bundles.writer import BundleSource
 from model_export.errors import SourceError
+from model_export.families.family import ModelConfig
 from model_export.families.key_tables import shown
-from service.model.manifest import DEFAULT_TEMPLATES, Cleaning, TextSection
+from service.model.manifest import DEFAULT_TEMPLATES, Cleaning, SigmoidScoring, TextSection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from model_export.architectures.activations import Activation
     from model_export.architectures.towers import TwoTowers
+
+LOGIT_BIAS = "logit_bias"
+"""Name of the weight that only models trained with a sigmoid loss have."""
 
 MIN_TEXT_LENGTH = 2
 """Tokens of the shortest text: start and end."""
@@ -39,6 +43,7 @@ class SourceOptions:
         name: of the bundle; by default it follows from the source's.
         source_id: origin of the files, such as ``openai/clip-vit-base-patch32@REVISION``; an alias of the bundle.
         licence: of the weights.
+        weights: of a training run: the last ones, or their moving average.
     """
 
     arch: str | None = None
@@ -47,6 +52,7 @@ class SourceOptions:
     name: str | None = None
     source_id: str | None = None
     licence: str | None = None
+    weights: Literal["last", "ema"] = "last"
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,21 @@ class ModelSource(BundleSource):
     """A model with its weights.
 
     Attributes:
+        config: both towers as data.
         model: both towers, float32, in evaluation mode, without gradients: ``encode_image`` and ``encode_text``.
     """
 
+    config: ModelConfig
     model: "TwoTowers"
+
+    def weights(self) -> "dict[str, Tensor]":
+        """Return the weights by our names, with ``logit_bias`` if scores are sigmoids, whatever the family."""
+        import torch
+
+        weights = dict(self.model.state_dict())
+        if isinstance(self.scoring, SigmoidScoring):
+            weights.setdefault(LOGIT_BIAS, torch.tensor(self.scoring.logit_bias))
+        return weights
 
 
 def text_section(

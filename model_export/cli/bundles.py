@@ -35,6 +35,10 @@ def export(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json or a BPE vocabulary, for weights without one.")
     ] = None,
+    weights: Annotated[
+        Literal["last", "ema"],
+        typer.Option(help="Of a training run: the last weights, or their moving average (optim.ema)."),
+    ] = "last",
     name: Annotated[str | None, typer.Option(help="The bundle's name. \\[default: follows from the source]")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the manifest.")] = None,
     data: Annotated[
@@ -62,7 +66,9 @@ def export(
 
     started = time.monotonic()
     narrator = Narrator(Console())
-    options = SourceOptions(arch=arch, activation=activation, tokenizer=tokenizer, name=name, licence=licence)
+    options = SourceOptions(
+        arch=arch, activation=activation, tokenizer=tokenizer, name=name, licence=licence, weights=weights
+    )
     manifest = convert(
         Conversion(
             source,
@@ -90,6 +96,7 @@ def verify(
     run: Annotated[
         Path | None, typer.Option(help="Compare with torch, from this source, instead of the bundle's probes.")
     ] = None,
+    weights: Annotated[Literal["last", "ema"], typer.Option(help="Of --run, as for 'export'.")] = "last",
     provider: Annotated[str, typer.Option(help="The execution provider that runs the graphs.")] = "cpu",
 ) -> None:
     """Check a bundle: digests, batch sizes, text lengths, unit lengths, parity with torch."""
@@ -106,7 +113,7 @@ def verify(
         from model_export.checkpoints.model_source import SourceOptions
         from model_export.export.from_weights import reference_probes
 
-        source = load_model(run, SourceOptions())
+        source = load_model(run, SourceOptions(weights=weights))
         report = verify_bundle(bundle, provider=provider, reference=lambda opened: reference_probes(source, opened))
     show(console, report)
     if report.passed:

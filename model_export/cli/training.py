@@ -1,13 +1,22 @@
 """The commands that train: ``train`` and ``average``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from model_export.architectures.activations import Activation
 from model_export.cli.output import say, stop
+
+if TYPE_CHECKING:
+    from model_export.checkpoints.model_source import SourceOptions
+
+
+_Arch = Annotated[str | None, typer.Option(help="A name from 'list', for a SOURCE without a configuration.")]
+_Activation = Annotated[Activation | None, typer.Option(help="For a SOURCE whose configuration does not name it.")]
+_Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json or a BPE vocabulary, for a SOURCE without one.")]
 
 
 def train(
@@ -16,8 +25,17 @@ def train(
     *,
     data: Annotated[Path | None, typer.Option(help="Folder of the data files. \\[default: the recipe's]")] = None,
     start_from: Annotated[
-        Path | None, typer.Option("--from", help="Start with the weights and the tokenizer of this finished run.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="Start with the weights, the tokenizer and the preprocessing of this run, or of any checkpoint or hub "
+            "id that 'export' reads.",
+        ),
     ] = None,
+    arch: _Arch = None,
+    activation: _Activation = None,
+    tokenizer: _Tokenizer = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     threads: Annotated[
@@ -35,6 +53,7 @@ def train(
         out=out,
         data=data,
         start_from=start_from,
+        start_options=_options(arch, activation, tokenizer),
         resume=resume,
         device=device,
         threads=threads,
@@ -44,21 +63,57 @@ def train(
 
 def average(
     runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN", help="Two or more finished training runs that started from the same weights."),
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Two or more finished training runs that started from the same weights; before them also those "
+            "weights, as --from takes them.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new run.")],
     *,
     shares: Annotated[
         str | None, typer.Option(metavar="N,N", help="Weight of each run in the mean. \\[default: equal]")
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Labelled images, each a set of its own: compare the means of two RUNs by share on them."),
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Take the last of each N rows of --data only.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Draw at most this many images of each --data.")] = None,
+    arch: _Arch = None,
+    activation: _Activation = None,
+    tokenizer: _Tokenizer = None,
 ) -> None:
     """Write a run whose weights are the mean of several runs' weights."""
     from model_export.training.averaging import average as write_mean
+    from model_export.training.averaging import read_model
 
     try:
         numbers = [float(share) for share in shares.split(",")] if shares else []
     except ValueError:
         stop(f"--shares {shares}: is not a list of numbers such as 1,1,2")
-    write_mean(runs, out, shares=numbers)
-    say(Console(), f"[green]wrote[/] {escape(str(out))}: the mean of {len(runs)} runs")
+    if data and len(runs) != 2:
+        stop(f"--data compares a model before and after fine-tuning; name two RUNs, not {len(runs)}")
+    if data:
+        from model_export.evaluation.data.sources import open_data
+
+        for path in data:
+            open_data([path])  # refused before anything is written
+    console, options = Console(), _options(arch, activation, tokenizer)
+    write_mean(runs, out, shares=numbers, options=options, console=console)
+    say(console, f"[green]wrote[/] {escape(str(out))}: the mean of {len(runs)} runs")
+    if data:
+        from model_export.training.forgetting import GRID, measure_shares, shares_table
+
+        own = numbers[1] / sum(numbers) if numbers else 0.5
+        grid = sorted({*GRID, own})
+        models = [read_model(run, options) for run in runs]
+        measured = measure_shares(models, data, shares=grid, every=every, limit=limit)
+        console.print(shares_table(measured, data, (runs[0], runs[1])))
+
+
+def _options(arch: str | None, activation: Activation | None, tokenizer: Path | None) -> "SourceOptions":
+    from model_export.checkpoints.model_source import SourceOptions
+
+    return SourceOptions(arch=arch, activation=activation, tokenizer=tokenizer)

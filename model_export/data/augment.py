@@ -1,13 +1,21 @@
-"""Augment images: a random square crop (the paper's only one), optionally a flip and a shift past the border."""
+"""Augment images: a random crop (the paper's only one; square there), optionally a flip and a shift past the border."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+_RESAMPLING: Final[Mapping[Interpolation, Image.Resampling]] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 _MAGNIFIERS = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
 
 
@@ -21,12 +29,16 @@ class Augmentation:
         flip: mirror every image left to right in every other epoch. Two epochs then show each image both ways; chance
             would show half of them twice the same way (Jordan 2024, section 3.6).
         zoom_area: as ``crop_area``, for zoomed images; the caller sets their share at each step.
+        squash: crop in the image's own proportions, for a model whose pictures are resized on both sides.
+        interpolation: of the resizing, that of the model's preprocessing.
     """
 
     crop_area: tuple[float, float] = (1.0, 1.0)
     shift: float = 0.0
     flip: bool = False
     zoom_area: tuple[float, float] = (0.2, 0.9)
+    squash: bool = False
+    interpolation: Interpolation = "bicubic"
 
     def apply(
         self, image: Image.Image, size: int, rng: np.random.Generator, *, odd: bool = False, zoom_share: float = 0.0
@@ -45,18 +57,20 @@ class Augmentation:
         zoomed = zoom_share > 0 and rng.random() < zoom_share
         area = self.zoom_area if zoomed else self.crop_area
         short = min(image.size)
-        side = min(short, max(1, round(short * float(np.sqrt(rng.uniform(*area))))))
+        share = float(np.sqrt(rng.uniform(*area)))
+        whole = image.size if self.squash else (short, short)
+        width, height = (min(side, max(1, round(side * share))) for side in whole)
         pad = 0 if zoomed else round(self.shift * short)
         if pad:
             image = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), "reflect"))
         # With whole-pixel offsets, a crop of the target's size is a copy and needs no resampling.
-        left = int(rng.integers(image.width - side + 1))
-        top = int(rng.integers(image.height - side + 1))
-        box = (left, top, left + side, top + side)
-        if side == size:
+        left = int(rng.integers(image.width - width + 1))
+        top = int(rng.integers(image.height - height + 1))
+        box = (left, top, left + width, top + height)
+        if width == height == size:
             return np.asarray(image.crop(box))
         # Magnifying a small image blurs it with one filter and makes blocks with another; a real close-up has neither.
-        resampling = _MAGNIFIERS[int(rng.integers(len(_MAGNIFIERS)))] if zoomed else Image.Resampling.BICUBIC
+        resampling = _MAGNIFIERS[int(rng.integers(len(_MAGNIFIERS)))] if zoomed else _RESAMPLING[self.interpolation]
         return np.asarray(image.resize((size, size), resampling, box=box))
 
 

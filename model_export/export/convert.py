@@ -3,19 +3,17 @@
 Only weights need torch; published ONNX graphs do not import it.
 """
 
-import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from model_export.bundles.writer import check_destination
-from model_export.checkpoints.layouts import NOTHING_THERE, has_onnx_towers, holds_weights
+from model_export.checkpoints.at_hand import at_hand
+from model_export.checkpoints.layouts import has_onnx_towers, holds_weights
 from model_export.checkpoints.model_source import SourceOptions
-from model_export.errors import ExportError, SourceError
+from model_export.errors import ExportError
 from model_export.export.console import Narrator
-from model_export.families.sizes import published_hint
-from model_export.hub.fetch import fetch, hub_id
 from model_export.hub.file_choice import FULL_PRECISION
 from model_export.published_onnx.source import OnnxOptions, read_published
 from model_export.published_onnx.to_bundle import write_bundle
@@ -80,7 +78,13 @@ def convert(wanted: Conversion, out: Path, *, narrator: Narrator, force: bool = 
         from model_export.export.sampling import check_data
 
         check_data(wanted.data)  # before the long work
-    path, options = _at_hand(wanted, narrator)
+    path, options = at_hand(
+        wanted.source,
+        wanted.options,
+        console=narrator.console,
+        onnx=wanted.onnx is not None,
+        variant=wanted.onnx or FULL_PRECISION,
+    )
     if wanted.precision not in REDUCED:
         return _export(wanted, path, options, out, precision=wanted.precision, narrator=narrator, force=force)
     from model_export.export.reduce import reduce_bundle  # the converters are slow to import
@@ -99,25 +103,6 @@ def convert(wanted: Conversion, out: Path, *, narrator: Narrator, force: bool = 
             calibrate=wanted.calibrate,
             force=force,
         )
-
-
-def _at_hand(wanted: Conversion, narrator: Narrator) -> tuple[Path, SourceOptions]:
-    """Return the folder of the source's files, downloaded for a hub id, and its options."""
-    hub = hub_id(wanted.source)
-    if hub is None:
-        path = Path(wanted.source).expanduser()
-        if not path.exists():  # reported before torch is needed
-            raise SourceError(f"{path}: {NOTHING_THERE}{published_hint(wanted.source)}")
-        return path, wanted.options
-    fetched = fetch(
-        hub.model_id,
-        revision=hub.revision,
-        console=narrator.console,
-        onnx=wanted.onnx is not None,
-        variant=wanted.onnx or FULL_PRECISION,
-    )
-    licence = wanted.options.licence or fetched.licence
-    return fetched.folder, dataclasses.replace(wanted.options, source_id=fetched.source_id, licence=licence)
 
 
 def _export(

@@ -1,11 +1,9 @@
 """Save and load the checkpoints from which a run continues exactly."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
@@ -27,6 +25,8 @@ class Checkpoint(TypedDict):
     optimizer: Mapping[str, Any]
     seconds: float
     tally: Mapping[str, int]
+    ema: NotRequired[Mapping[str, Any]]
+    scaler: NotRequired[Mapping[str, Any]]
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -59,7 +59,9 @@ def latest(folder: Path) -> Checkpoint | None:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         msg = f"{paths[-1]}: is not a readable checkpoint; delete it to resume from the one before"
         raise TrainingError(msg) from error
-    if not isinstance(loaded, dict) or set(loaded) != set(Checkpoint.__annotations__):
+    if not isinstance(loaded, dict) or not Checkpoint.__required_keys__ <= set(loaded) <= set(
+        Checkpoint.__annotations__
+    ):
         msg = f"{paths[-1]}: is not a checkpoint of anyclass-export; delete it, or name another folder with --out"
         raise TrainingError(msg)
     return cast("Checkpoint", loaded)

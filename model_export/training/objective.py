@@ -1,10 +1,11 @@
-"""The symmetric contrastive objective (paper, Figure 3)."""
+"""The objectives: symmetric contrastive (paper, Figure 3), and pairwise sigmoid (Zhai et al. 2023)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 
 def same_meaning(label: Tensor, noun: Tensor, *, ignore: bool = True) -> Tensor:
@@ -31,18 +32,17 @@ def contrastive_loss(
     """Return the mean of image-to-text and text-to-image cross-entropy over the batch's similarities.
 
     Args:
-        images: float ``[batch, dim]`` of any length; normalised here, in fp32.
+        images: float ``[batch, dim]`` of any length; normalised here, in fp32, or fp64 if it is given.
         texts: float ``[batch, dim]``, row i the caption of row i of ``images``.
         log_scale: scalar, the logarithm of the logit scale.
         same: bool ``[batch, batch]``; true entries off the diagonal count neither as positive nor as negative.
         label_smoothing: share of the target spread over all entries that count.
 
     Returns:
-        Scalar, fp32.
+        Scalar, fp32 or fp64.
     """
-    images = functional.normalize(images.float(), dim=1)
-    texts = functional.normalize(texts.float(), dim=1)
-    logits = log_scale.float().exp() * images @ texts.T  # [batch of images, batch of texts]
+    images, texts = _unit_length(images), _unit_length(texts)
+    logits = _exact(log_scale).exp() * images @ texts.T  # [batch of images, batch of texts]
     ignored = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     return (_cross_entropy(logits, ignored, label_smoothing) + _cross_entropy(logits.T, ignored.T, label_smoothing)) / 2
 
@@ -55,3 +55,67 @@ def _cross_entropy(logits: Tensor, ignored: Tensor, label_smoothing: float) -> T
         uniform = -log_p.masked_fill(ignored, 0.0).sum(dim=1) / counted
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     return loss.mean()
+
+
+def sigmoid_loss(
+    images: Tensor,
+    texts: Tensor,
+    log_scale: Tensor,
+    bias: Tensor,
+    same: Tensor,
+    *,
+    chunk: int | None = None,
+) -> Tensor:
+    """Return the mean over pictures of the summed binary cross-entropy with each text of the batch.
+
+    Args:
+        images: float ``[batch, dim]`` of any length; normalised here, in fp32, or fp64 if it is given.
+        texts: float ``[batch, dim]``, row i the caption of row i of ``images``.
+        log_scale: scalar, the logarithm of the logit scale.
+        bias: scalar, added to the scaled cosines.
+        same: bool ``[batch, batch]``; true entries off the diagonal count neither as positive nor as negative.
+        chunk: pictures whose logits are in memory at a time, forwards and backwards; by default all.
+
+    Returns:
+        Scalar, fp32 or fp64.
+    """
+    images, texts = _unit_length(images), _unit_length(texts)
+    scale, bias = _exact(log_scale).exp(), _exact(bias)
+    size = chunk or len(images)
+    if size >= len(images):
+        return _sigmoid_rows(images, texts, scale, bias, same, 0) / len(images)
+    parts = [
+        # Recomputed in the backward pass: kept, the logits of all chunks would be the whole matrix again.
+        checkpoint(
+            _sigmoid_rows,
+            images[start : start + size],
+            texts,
+            scale,
+            bias,
+            same[start : start + size],
+            start,
+            use_reentrant=False,
+        )
+        for start in range(0, len(images), size)
+    ]
+    return torch.stack(parts).sum() / len(images)
+
+
+def _sigmoid_rows(  # noqa: PLR0917 - checkpointed, so by position
+    images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, same: Tensor, first: int
+) -> Tensor:
+    """Sum over the pairs of some pictures, the first of which is number ``first`` of the batch, with all texts."""
+    logits = scale * images @ texts.T + bias  # [rows, batch]
+    positive = torch.zeros_like(same)
+    positive.diagonal(first).fill_(value=True)
+    losses = -functional.logsigmoid(torch.where(positive, logits, -logits))
+    return losses.masked_fill(same & ~positive, 0.0).sum()
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Return values in fp32, or as they are if they are fp64."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _unit_length(vectors: Tensor) -> Tensor:
+    return functional.normalize(_exact(vectors), dim=1)

@@ -28,7 +28,7 @@ class Optimizer:
         muon_lr: float | None = None,
     ) -> None:
         """Assign the parameters; ``model`` must already be on its device and in its memory format."""
-        hidden = _hidden_matrices(model) if muon_lr is not None else []
+        hidden = [p for p in _hidden_matrices(model) if p.requires_grad] if muon_lr is not None else []
         others = [p for p in model.parameters() if p.requires_grad and all(p is not kernel for kernel in hidden)]
         self._adamw = torch.optim.AdamW(
             [
@@ -38,7 +38,10 @@ class Optimizer:
             lr=lr,
             betas=betas,
             eps=eps,
+            fused=True,  # one kernel for all parameters; on a CPU and a GPU
         )
+        self.param_groups = [{"params": [*others, *hidden]}]
+        """All parameters that are updated, as `torch.amp.GradScaler` looks for them."""
         self._peaks: list[tuple[torch.optim.Optimizer, float]] = [(self._adamw, lr)]
         # Muon accepts matrices only, so these views share the memory of their kernels.
         self._matrices = [(p, nn.Parameter(_as_matrix(p.detach(), p))) for p in hidden]

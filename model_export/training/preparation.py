@@ -1,14 +1,12 @@
-"""Prepare a run: split the rows, train the tokenizer, plan the batches, choose the held-out images."""
+"""Prepare a run: split the rows, train a tokenizer if it needs one, plan the batches, choose the held-out images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import tokenizers
 
-from model_export.checkpoints.model_source import text_section
 from model_export.data.augment import Augmentation
 from model_export.data.captions import CaptionEncoder, Captioner
 from model_export.data.loading import BatchLoader, open_image
@@ -18,17 +16,13 @@ from model_export.data.parquet import PairColumns
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.data.reader import PairReader
 from model_export.errors import DataError, RecipeError
-from model_export.families.clip.bpe import END_OF_TEXT
-from model_export.families.clip.config import ClipConfig, TextTransformerConfig
-from model_export.families.tokenizers import TOKENIZER
-from model_export.files import replacing
+from model_export.training.blueprint import Blueprint, blueprint_of_recipe, tokenizer_size
 from model_export.training.corpus import corpus
 from model_export.training.held_out_sets import HeldOutSet, held_out_rows, held_out_sets
 from model_export.training.recipe import Recipe
 from model_export.training.tokenizer import train_tokenizer
 from model_export.training.validation import LabelledImages
 from service.errors import PromptTooLong
-from service.model.manifest import ImageSection
 from service.model.prompts import prompts_for
 from service.model.tokenizer import Tokenizer
 
@@ -38,7 +32,7 @@ class Prepared:
     """Data and plan of a run."""
 
     recipe: Recipe
-    model_config: ClipConfig
+    blueprint: Blueprint
     loader: BatchLoader
     plan: TrainingPlan
     train_rows: int
@@ -49,16 +43,15 @@ class Prepared:
 
     def validation(self) -> Iterator[LabelledImages]:
         """Decode the held-out images as the service does, and yield them set by set."""
-        size = self.model_config.image.image_size
-        section = ImageSection(height=size, width=size, **self.recipe.input.model_dump())
+        section = self.blueprint.image
         for held_out in self._held_out:
             images = held_out.images(self.loader.reader, section, pass_over_broken=self.loader.pass_over_broken)
             if len(images.labels):
                 yield images
 
 
-def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
-    """Open the data, train the run's tokenizer or load the existing one, and plan the batches.
+def prepare(recipe: Recipe, blueprint: Blueprint | None = None) -> Prepared:
+    """Open the data, and plan the batches; without a blueprint, train the tokenizer of a new model.
 
     Raises:
         DataError: a file cannot be read, or a prompt that held-out pictures are measured with is too long.
@@ -72,17 +65,10 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     )
     held_out = held_out_sets(reader, recipe.data.validation_every)
 
-    path = run / TOKENIZER
-    if own_tokenizer:
+    if blueprint is None:
         templates = sorted({*recipe.captions.templates, *_served_templates(recipe)})
-        trained = train_tokenizer(corpus(reader, templates), recipe.model.text.vocab_size)
-        with replacing(path) as partial:
-            trained.save(str(partial))
-    backend = tokenizers.Tokenizer.from_file(str(path))
-    model_config = _model_config(recipe, backend)
-    text = model_config.text
-    section = text_section(context_length=text.context_length, pad_id=text.pad_id, end_of_text_id=text.end_of_text_id)
-    tokenizer = Tokenizer(backend, section)
+        blueprint = blueprint_of_recipe(recipe, train_tokenizer(corpus(reader, templates), tokenizer_size(recipe)))
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(blueprint.tokenizer.decode()), blueprint.text)
     # Held-out pictures are measured with these at the end of a run: a prompt too long for them is refused now.
     for each in held_out:
         _check_lengths(tokenizer, prompts_for(each.class_names, recipe.captions.template_sets["default"]))
@@ -95,7 +81,7 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
         batch_size=recipe.optim.batch_size,
         epochs=recipe.optim.epochs,
         window=recipe.data.shuffle_window,
-        phases=phases or [Phase(0.0, model_config.image.image_size)],
+        phases=phases or [Phase(0.0, blueprint.config.image.image_size)],
     )
     if plan.steps_per_epoch == 0:
         msg = f"optim.batch_size {recipe.optim.batch_size} is larger than the {plan.train_rows} pairs to train on"
@@ -103,14 +89,21 @@ def prepare(recipe: Recipe, run: Path, *, own_tokenizer: bool) -> Prepared:
     loader = BatchLoader(
         reader,
         plan,
-        Augmentation(recipe.augment.crop_area, recipe.augment.shift, recipe.augment.flip, recipe.augment.zoom_area),
+        Augmentation(
+            recipe.augment.crop_area,
+            recipe.augment.shift,
+            recipe.augment.flip,
+            recipe.augment.zoom_area,
+            squash=blueprint.image.resize == "squash",
+            interpolation=blueprint.image.interpolation,
+        ),
         Captioner(recipe.captions.templates, recipe.captions.class_name_share),
-        CaptionEncoder(tokenizer, text.context_length),
+        CaptionEncoder(tokenizer, blueprint.text.max_length),
         pass_over_broken=recipe.data.max_broken > 0,
     )
     return Prepared(
         recipe,
-        model_config,
+        blueprint,
         loader,
         plan,
         plan.train_rows,
@@ -138,7 +131,7 @@ def _class_note(recipe: Recipe, reader: PairReader) -> list[str]:
 def _size_note(recipe: Recipe, reader: PairReader) -> list[str]:
     """Return a note if a tower's default image size is far above the size of the first picture."""
     image = recipe.model.image
-    if "image_size" in image.model_fields_set:
+    if image is None or "image_size" in image.model_fields_set:
         return []
     try:
         size = open_image(reader, 0, reader[0].image).size
@@ -158,20 +151,6 @@ def _size_note(recipe: Recipe, reader: PairReader) -> list[str]:
 
 def _served_templates(recipe: Recipe) -> set[str]:
     return {template for templates in recipe.captions.template_sets.values() for template in templates}
-
-
-def _model_config(recipe: Recipe, tokenizer: tokenizers.Tokenizer) -> ClipConfig:
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-    text = recipe.model.text.model_dump() | {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "end_of_text_id": end_of_text,
-        "pad_id": end_of_text,
-    }
-    return ClipConfig(
-        embed_dim=recipe.model.embed_dim,
-        image=recipe.model.image,
-        text=TextTransformerConfig.model_validate(text),
-    )
 
 
 def _check_lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> None:

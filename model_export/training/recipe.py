@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import (
     Field,
@@ -18,10 +18,14 @@ from pydantic import (
 
 from model_export.architectures.activations import Activation
 from model_export.data.parquet import PairColumns
-from model_export.errors import RecipeError
+from model_export.errors import RecipeError, SourceError
 from model_export.families.clip.config import ImageTowerConfig, ResidualConvConfig
+from model_export.families.family import ImageTowerShape
+from model_export.families.sizes import named_size
 from model_export.files import Section
 from model_export.training.recipe_errors import recipe_problems
+
+Tower: TypeAlias = Literal["image", "text"]
 
 
 class ColumnsSection(Section):
@@ -105,16 +109,44 @@ class TextSection(Section):
 
 
 class ModelSection(Section):
-    """Both towers and the joint space."""
+    """Both towers and the joint space: a size by its name, or the towers; neither, if the run starts from a model."""
 
+    size: str | None = None
     embed_dim: PositiveInt = 512
-    image: ImageTowerConfig
+    image: ImageTowerConfig | None = None
     text: TextSection = TextSection()
+    checkpoint_blocks: bool = False
+    """Compute the blocks of transformers again in the backward pass."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ModelSection:
+        towers = self.model_fields_set & {"embed_dim", "image", "text"}
+        if self.size is not None:
+            if towers:
+                msg = f"size {self.size!r} states the towers; leave {', '.join(sorted(towers))} out"
+                raise ValueError(msg)
+            try:
+                named_size(self.size)
+            except SourceError as exc:
+                raise ValueError(str(exc)) from exc
+        elif towers and self.image is None:
+            msg = f"{', '.join(sorted(towers))} without [model.image]; add it, or name a size"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def is_stated(self) -> bool:
+        """Whether the recipe states the towers."""
+        return self.size is not None or self.image is not None
 
 
 class ObjectiveSection(Section):
     """See :mod:`model_export.training.objective`."""
 
+    loss: Literal["softmax", "sigmoid"] | None = None
+    """Unset, it is the model's own: ``sigmoid`` for a SigLIP, ``softmax`` for a new CLIP."""
+    chunk: PositiveInt | None = None
+    """Pictures whose pairs the sigmoid loss compares at a time."""
     same_meaning: Literal["ignore", "off"] = "ignore"
     """``ignore``: pairs of one class or one text are not each other's negatives; ``off``: the paper's loss."""
 
@@ -141,8 +173,24 @@ class OptimSection(Section):
     warmup_steps: NonNegativeInt = 2000
     clip_grad_norm: PositiveFloat | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    micro_batch: PositiveInt | None = None
+    """Pairs whose activations are in memory at a time; loss and gradients stay those of the batch."""
+    accept_batch_norm: bool = False
+    """Allow micro-batches for towers whose batch norms then see fewer pairs."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the weights."""
+    compile: bool = False
+    freeze: tuple[Tower, ...] = ()
+    """Towers that keep the weights of the start."""
     phases: tuple[PhaseSection, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_trained(self) -> OptimSection:
+        if len(set(self.freeze)) > 1:
+            msg = "freeze names both towers, so nothing would be trained; freeze one"
+            raise ValueError(msg)
+        return self
 
 
 class Recipe(Section):
@@ -155,7 +203,7 @@ class Recipe(Section):
     augment: AugmentSection = AugmentSection()
     captions: CaptionsSection
     input: ImageInputSection = ImageInputSection()
-    model: ModelSection
+    model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()
     optim: OptimSection = OptimSection()
     log_every: PositiveInt = 20
@@ -165,14 +213,23 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sizes_fit(self) -> Recipe:
         phases = self.optim.phases
-        own_size = self.model.image.image_size
-        if any(phase.size != own_size for phase in phases) and not isinstance(self.model.image, ResidualConvConfig):
-            msg = "only a residual_conv tower can train at another size; set each size in optim.phases to image_size"
-            raise ValueError(msg)
+        if self.model.image is not None:
+            self.check_phases(self.model.image)
         if phases and phases[0].start != 0:
             msg = "the first of optim.phases must start at 0"
             raise ValueError(msg)
         return self
+
+    def check_phases(self, image: ImageTowerShape) -> None:
+        """Check that an image tower can be trained at the sizes of ``optim.phases``. Raises ValueError."""
+        if isinstance(image, ResidualConvConfig):
+            return
+        if any(phase.size != image.image_size for phase in self.optim.phases):
+            msg = (
+                "only a residual_conv tower can train at another size; "
+                f"set each size in optim.phases to image_size, {image.image_size}"
+            )
+            raise ValueError(msg)
 
 
 def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
@@ -213,4 +270,5 @@ def digest(recipe: Recipe) -> str:
         del content[key]
     for key in ("workers", "max_broken"):
         del content["data"][key]
+    del content["model"]["checkpoint_blocks"]
     return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -10,27 +10,24 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from model_export.checkpoints.at_hand import at_hand
 from model_export.checkpoints.layouts import RECIPE
+from model_export.checkpoints.load import load_model
+from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.training_run import CONFIG, WEIGHTS
 from model_export.data.reader import PairReader
-from model_export.data.tally import Tally
-from model_export.errors import TrainingError
-from model_export.families.clip.config import ClipConfig
-from model_export.families.clip.model import ClipModel
+from model_export.errors import RecipeError, TrainingError
 from model_export.families.tokenizers import TOKENIZER
 from model_export.files import write_json
 from model_export.training import checkpoints
+from model_export.training.blueprint import Blueprint, blueprint_of_run, blueprint_of_source, check_fits
+from model_export.training.precision import check_device
 from model_export.training.preparation import prepare
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest, read_recipe
 from model_export.training.trainer import Trainer
-from service.model.manifest import FileEntry
-
-_ONLY_RUNS = "A published CLIP cannot be trained further here, only a run of anyclass-export train"
 
 
 def train(
@@ -38,7 +35,8 @@ def train(
     *,
     out: Path | None = None,
     data: Path | None = None,
-    start_from: Path | None = None,
+    start_from: str | Path | None = None,
+    start_options: SourceOptions | None = None,
     resume: bool = False,
     device: str = "auto",
     threads: int | None = None,
@@ -53,8 +51,9 @@ def train(
         recipe_path: a TOML file.
         out: the run's folder; by default ``runs/NAME`` in the current folder.
         data: the folder of the recipe's data files; the recipe's own by default.
-        start_from: a finished run of the same model, whose weights and tokenizer this run starts with; by default
-            both are new.
+        start_from: a finished run, or any checkpoint that `export` reads, or a hub id. The run starts with its weights,
+            and keeps its tokenizer and preprocessing; by default all are new.
+        start_options: facts that the files of ``start_from`` lack.
         resume: continue a stopped run from its newest checkpoint. On the CPU, the final weights are bit for bit
             those of an uninterrupted run.
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA if available.
@@ -65,9 +64,10 @@ def train(
         The run's folder.
 
     Raises:
-        RecipeError: the recipe is wrong.
+        RecipeError: the recipe is wrong, or does not fit ``start_from``.
+        SourceError: ``start_from`` cannot be fetched or read.
         DataError: a file, column or row cannot be read.
-        TrainingError: the folder is in use, no run exists to resume or to start from, or the loss became non-finite.
+        TrainingError: the folder is in use, no run exists to resume, or the loss became non-finite.
     """
     console = console or Console()
     recipe = read_recipe(recipe_path, data=data)
@@ -75,28 +75,30 @@ def train(
         torch.set_num_threads(threads)
     run = out or Path("runs") / recipe.name
     place = _device(device)
+    check_device(recipe, place)
     checkpoint = _open_run(run, recipe, resume=resume)
     first_step = checkpoint["step"] if checkpoint else 0
+    start = _start(start_from, start_options, recipe, console) if start_from is not None and not checkpoint else None
+    if not start and not checkpoint:
+        _check_new(recipe)
 
     console.print(f"[bold]{recipe.name}[/]: reading {len(recipe.data.files)} files of pairs", highlight=False)
-    if start_from and not checkpoint:
-        _take_tokenizer(start_from, run)
-    prepared = prepare(recipe, run, own_tokenizer=first_step == 0 and start_from is None)
+    blueprint = blueprint_of_run(run) if checkpoint else blueprint_of_source(start) if start else None
+    prepared = prepare(recipe, blueprint)
     if checkpoint:
         _check_data(checkpoint, prepared.loader.reader)
-    if first_step == 0:
+    weights = checkpoint["model"] if checkpoint else start.weights() if start else None
+    trainer = Trainer.start(recipe, prepared, run, place, weights)
+    if not checkpoint:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / TOKENIZER).write_bytes(prepared.blueprint.tokenizer)
         shutil.copyfile(recipe_path, run / RECIPE)
-        write_json(run / CONFIG, _config(recipe, prepared.model_config, start_from))
-    trainer = Trainer.start(recipe, prepared, run, place)
+        write_json(run / CONFIG, _config(recipe, prepared.blueprint, start))
     if checkpoint:
-        trainer.model.load_state_dict(checkpoint["model"])
-        trainer.optimizer.load_state_dict(dict(checkpoint["optimizer"]))
-        trainer.seconds = checkpoint["seconds"]
-        trainer.tally = Tally(**checkpoint["tally"])
-    elif start_from:
-        _take_weights(start_from, trainer.model)
-    else:
+        trainer.restore(checkpoint)
+    elif start is None:
         trainer.whiten()
+    del start, weights
     image, text = (_millions(tower) for tower in (trainer.model.visual, trainer.model.text))
     console.print(
         f"{prepared.train_rows:,} pairs to train, {prepared.validation_rows:,} held out · image tower {image}, "
@@ -155,7 +157,6 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
     if checkpoint and checkpoint["recipe_digest"] != digest(recipe):
         msg = f"{run}: was started from another recipe; resume with {run / RECIPE}"
         raise TrainingError(msg)
-    run.mkdir(parents=True, exist_ok=True)
     return checkpoint
 
 
@@ -174,33 +175,41 @@ def _check_data(checkpoint: checkpoints.Checkpoint, reader: PairReader) -> None:
             raise TrainingError(msg)
 
 
-def _take_tokenizer(source: Path, run: Path) -> None:
-    if not (source / WEIGHTS).is_file() or not (source / TOKENIZER).is_file():
-        msg = f"{source}: is not a finished run to start from; it must hold {WEIGHTS} and {TOKENIZER}. {_ONLY_RUNS}"
-        raise TrainingError(msg)
-    shutil.copyfile(source / TOKENIZER, run / TOKENIZER)
+def _start(source: str | Path, options: SourceOptions | None, recipe: Recipe, console: Console) -> ModelSource:
+    """Read the model to start from, and check that the recipe says nothing else."""
+    path, options = at_hand(str(source), options or SourceOptions(), console=console)
+    start = load_model(path, options)
+    check_fits(recipe, blueprint_of_source(start), str(source))
+    return start
 
 
-def _take_weights(source: Path, model: ClipModel) -> None:
-    try:
-        model.load_state_dict(load_file(source / WEIGHTS))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        remedy = f"use the [model] of {source / RECIPE}" if (source / RECIPE).is_file() else _ONLY_RUNS
-        msg = f"{source / WEIGHTS}: does not fit the recipe's model; {remedy}"
-        raise TrainingError(msg) from error
+def _check_new(recipe: Recipe) -> None:
+    """Check that a recipe describes a model without a start."""
+    if not recipe.model.is_stated:
+        msg = "the recipe states no model: add [model.image], or [model] with a size; or start from a model with --from"
+        raise RecipeError(msg)
+    if recipe.optim.freeze:
+        tower = recipe.optim.freeze[0]
+        msg = f"optim.freeze keeps the {tower} tower as it is, which is random: add --from, or leave it out"
+        raise RecipeError(msg)
 
 
-def _config(recipe: Recipe, model: ClipConfig, start_from: Path | None) -> dict[str, Any]:
-    size = model.image.image_size
-    source = f"trained from {recipe.name}"
-    if start_from:
-        source += f", beginning with the weights sha256:{FileEntry.of(start_from / WEIGHTS).sha256}"
+def _config(recipe: Recipe, blueprint: Blueprint, start: ModelSource | None) -> dict[str, Any]:
+    source, licence = f"trained from {recipe.name}", recipe.licence
+    if start is not None:
+        known = start.provenance
+        source += f", beginning with the weights sha256:{known.source_sha256}"
+        if start.aliases:
+            source += f" of {known.source}"
+        licence = licence or known.licence
     return {
         "name": recipe.name,
-        "model": model.model_dump(mode="json"),
-        "image": {"height": size, "width": size, **recipe.input.model_dump(mode="json")},
+        "family": blueprint.family.name,
+        "model": blueprint.config.model_dump(mode="json"),
+        "image": blueprint.image.model_dump(mode="json"),
+        "text": blueprint.text.model_dump(mode="json"),
         "templates": {name: list(templates) for name, templates in recipe.captions.template_sets.items()},
-        "provenance": {"source": source, "licence": recipe.licence},
+        "provenance": {"source": source, "licence": licence},
     }
 
 

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
-from model_export.checkpoints.training_run import WEIGHTS
+from model_export.architectures.towers import TwoTowers
+from model_export.checkpoints.training_run import EMA_WEIGHTS, WEIGHTS
 from model_export.data.loading import Batch, batches
 from model_export.data.tally import Tally
-from model_export.errors import TrainingError
-from model_export.families.clip.config import VisionTransformerConfig
-from model_export.families.clip.model import ClipModel
+from model_export.errors import RecipeError
+from model_export.families.clip.modified_resnet import ModifiedResNet
 from model_export.families.clip.residual_conv import ResidualConv, WhiteningStem
 from model_export.files import replacing
 from model_export.training import checkpoints
 from model_export.training.broken_rows import BrokenRows
-from model_export.training.objective import contrastive_loss, same_meaning
+from model_export.training.ema import MovingAverage
+from model_export.training.finite import FiniteWatch
+from model_export.training.gradients import Gradients, batch_norms
+from model_export.training.model import Loss, build_model, loss_of, train_mode
 from model_export.training.optimizer import Optimizer, learning_rate
+from model_export.training.precision import autocast, compile_towers
 from model_export.training.preparation import Prepared
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest
@@ -42,35 +46,77 @@ class Trainer:
     prepared: Prepared
     run: Path
     device: torch.device
-    model: ClipModel
+    loss: Loss
+    model: TwoTowers
     image_encoder: ImageEncoder
     text_encoder: TextEncoder
+    gradients: Gradients
+    scaler: torch.amp.GradScaler
     optimizer: Optimizer
+    ema: MovingAverage | None
     seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     """Of all batches of the run."""
 
+    def __post_init__(self) -> None:
+        """Watch the loss."""
+        self._watch = FiniteWatch(self.device)
+
     @classmethod
-    def start(cls, recipe: Recipe, prepared: Prepared, run: Path, device: torch.device) -> Trainer:
-        """Build a new model on ``device``, its encoders and its optimiser, all from the recipe's seed."""
+    def start(
+        cls,
+        recipe: Recipe,
+        prepared: Prepared,
+        run: Path,
+        device: torch.device,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Trainer:
+        """Build a model on ``device``, its encoders and its optimiser; what ``weights`` lack is from the recipe's seed.
+
+        Raises:
+            RecipeError: the recipe's loss does not fit the model, or micro-batches its batch norms.
+        """
         torch.manual_seed(recipe.seed)
         # Exact resumption needs kernels that always add in the same order.
         torch.use_deterministic_algorithms(device.type == "cpu")
         # Filling memory only helps to debug kernels that leave some of it unwritten, and costs 7% of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        model = ClipModel(prepared.model_config).to(device)
-        if not isinstance(prepared.model_config.image, VisionTransformerConfig):
+        blueprint, optim = prepared.blueprint, recipe.optim
+        loss = loss_of(recipe, blueprint, weights)
+        model = build_model(
+            blueprint, loss, weights, frozen=optim.freeze, checkpoint_blocks=recipe.model.checkpoint_blocks
+        ).to(device)
+        check_micro_batch(recipe, model)
+        if isinstance(model.visual, ModifiedResNet | ResidualConv):
             # Convolutions run about twice as fast if a pixel's channels are adjacent.
             model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optim = recipe.optim
+        image_encoder = ImageEncoder(model, blueprint.image.mean, blueprint.image.std).to(device)
+        scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
+        ema = MovingAverage(model, optim.ema) if optim.ema is not None else None
+        if optim.compile:
+            compile_towers(model)
         return cls(
             recipe,
             prepared,
             run,
             device,
+            loss,
             model,
-            ImageEncoder(model, recipe.input.mean, recipe.input.std).to(device),
+            image_encoder,
             TextEncoder(model).to(device),
+            Gradients(
+                model,
+                image_encoder,
+                loss,
+                label_smoothing=optim.label_smoothing,
+                chunk=recipe.objective.chunk,
+                ignore_same_meaning=recipe.objective.same_meaning == "ignore",
+                frozen=optim.freeze,
+                micro_batch=optim.micro_batch,
+                autocast=partial(autocast, optim.precision, device),
+                scale=scaler.scale,
+            ),
+            scaler,
             Optimizer(
                 model,
                 lr=optim.lr,
@@ -79,7 +125,18 @@ class Trainer:
                 eps=optim.eps,
                 muon_lr=optim.muon_lr,
             ),
+            ema,
         )
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Go on from a checkpoint, whose weights the model has already."""
+        self.optimizer.load_state_dict(dict(checkpoint["optimizer"]))
+        self.seconds = checkpoint["seconds"]
+        self.tally = Tally(**checkpoint["tally"])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint["ema"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(dict(checkpoint["scaler"]))
 
     def whiten(self) -> None:
         """Compute the kernel of a whitening stem from the images of the first batches."""
@@ -89,6 +146,8 @@ class Trainer:
         steps = range(min(_WHITENING_BATCHES, self.prepared.plan.total_steps))
         pixels = torch.cat([self.prepared.loader[step].pixels for step in steps])
         tower.stem.whiten(self.image_encoder.normalise(pixels.to(self.device)))
+        if self.ema is not None:
+            self.ema.restart()
 
     def loop(self, reporter: Reporter, first_step: int) -> None:
         """Run every step from ``first_step``, with its metrics, evaluations and checkpoints.
@@ -122,94 +181,120 @@ class Trainer:
             reporter.advance(step)
             last = done == plan.total_steps
             first = step == first_step
-            if first or done % recipe.log_every == 0 or last:
+            logs = first or done % recipe.log_every == 0 or last
+            evaluates = last or (recipe.evaluate_every and done % recipe.evaluate_every == 0)
+            saves = done % recipe.checkpoint_every == 0 and not last
+            if logs or evaluates or saves:
+                self._watch.check()
+            if logs:
+                read = {name: float(value) for name, value in values.items()}
                 rate = since_log.pairs / (time.monotonic() - logged)
                 shares = since_log.shares()
-                reporter.metrics(step, {**values, **shares, "pairs_per_s": rate, "seconds": self.seconds})
+                reporter.metrics(step, {**read, **shares, "pairs_per_s": rate, "seconds": self.seconds})
             if first and not last:
                 reporter.estimate(plan.total_steps - done, time.monotonic() - step_started)
-            if last or (recipe.evaluate_every and done % recipe.evaluate_every == 0):
+            if evaluates:
                 self._evaluate(reporter, step)
-            if done % recipe.checkpoint_every == 0 and not last:
+            if saves:
                 self._checkpoint(done)
             if first or done % recipe.log_every == 0:
                 logged, since_log = time.monotonic(), Tally()
 
-    def _step(self, batch: Batch) -> dict[str, float]:
-        optim = self.recipe.optim
+    def _step(self, batch: Batch) -> dict[str, Tensor | float]:
+        """Take a step; return values that are still on the device."""
+        optim, model = self.recipe.optim, self.model
         rate = learning_rate(
             batch.step,
             total_steps=self.prepared.plan.total_steps,
             warmup_steps=optim.warmup_steps,
         )
         batch = batch.to(self.device)
-        with self._autocast():
-            images = self.model.encode_image(self.image_encoder.normalise(batch.pixels))
-            texts = self.model.encode_text(batch.ids)[batch.caption]
-        loss = contrastive_loss(
-            images,
-            texts,
-            self.model.logit_scale,
-            same_meaning(batch.label, batch.noun, ignore=self.recipe.objective.same_meaning == "ignore"),
-            label_smoothing=optim.label_smoothing,
-        )
-        value = loss.item()
-        if not math.isfinite(value):
-            msg = (
-                f"the loss became {value} at step {batch.step + 1}; the last checkpoint is kept. "
-                "Lower optim.lr, lengthen optim.warmup_steps, set optim.clip_grad_norm, or try precision = 'fp32'"
-            )
-            raise TrainingError(msg)
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        values = {"loss": value, "lr": rate * optim.lr, "logit_scale": self.model.logit_scale.exp().item()}
+        model.zero_grad(set_to_none=True)
+        loss = self.gradients(batch)
+        self._watch.note(batch.step, loss)
+        values: dict[str, Tensor | float] = {
+            "loss": loss,
+            "lr": rate * optim.lr,
+            "logit_scale": model.logit_scale.detach().exp(),
+        }
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         if optim.clip_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_grad_norm)
-            values["grad_norm"] = norm.item()
-        self.optimizer.step(rate)
-        self.model.clip_logit_scale()
+            values["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
+        self.scaler.step(self.optimizer, rate)  # type: ignore[arg-type]
+        self.scaler.update()
+        if self.loss == "softmax":
+            model.clip_logit_scale()
+        if self.ema is not None:
+            self.ema.update(batch.step)
         return values
 
     def _evaluate(self, reporter: Reporter, step: int) -> None:
         templates = self.recipe.captions.template_sets["default"]
+        encoders = {"": (self.image_encoder, self.text_encoder)}
+        if self.ema is not None:
+            image, average = self.prepared.blueprint.image, self.ema.model
+            averaged = ImageEncoder(average, image.mean, image.std).to(self.device)
+            encoders["ema_"] = (averaged.eval(), TextEncoder(average).eval())
         for data in self.prepared.validation():
-            with self._autocast():
-                accuracy = zero_shot(
-                    self.image_encoder,
-                    self.text_encoder,
-                    data,
-                    templates,
-                    self.prepared.loader.encode,
-                    device=self.device,
-                )
-            reporter.metrics(step, {f"{data.name}/top1": accuracy.top1, f"{data.name}/top5": accuracy.top5})
-            if math.isfinite(accuracy.top1):
+            values: dict[str, float] = {}
+            shown = []
+            for name, (image_encoder, text_encoder) in encoders.items():
+                with autocast(self.recipe.optim.precision, self.device):
+                    accuracy = zero_shot(
+                        image_encoder, text_encoder, data, templates, self.prepared.loader.encode, device=self.device
+                    )
+                values |= {f"{data.name}/{name}top1": accuracy.top1, f"{data.name}/{name}top5": accuracy.top5}
+                if math.isfinite(accuracy.top1):
+                    of_average = " of the averaged weights" if name else ""
+                    shown.append(f"top-1{of_average} {accuracy.top1:.1%}, top-5 {accuracy.top5:.1%}")
+            train_mode(self.model, self.recipe.optim.freeze)
+            reporter.metrics(step, values)
+            if shown:
                 reporter.say(
                     f"step {step + 1}: zero-shot on {data.name}, {len(data.pixels):,} held-out pictures of "
-                    f"{len(data.class_names)} classes: top-1 {accuracy.top1:.1%}, top-5 {accuracy.top5:.1%}"
+                    f"{len(data.class_names)} classes: {'; '.join(shown)}"
                 )
 
     def _checkpoint(self, step: int) -> None:
-        checkpoints.save(
-            self.run / checkpoints.FOLDER,
-            checkpoints.Checkpoint(
-                step=step,
-                recipe_digest=digest(self.recipe),
-                data_digests=[file.digest for file in self.prepared.loader.reader.files],
-                model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                seconds=self.seconds,
-                tally=asdict(self.tally),
-            ),
+        checkpoint = checkpoints.Checkpoint(
+            step=step,
+            recipe_digest=digest(self.recipe),
+            data_digests=[file.digest for file in self.prepared.loader.reader.files],
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            seconds=self.seconds,
+            tally=asdict(self.tally),
         )
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state_dict()
+        if self.scaler.is_enabled():
+            checkpoint["scaler"] = self.scaler.state_dict()
+        checkpoints.save(self.run / checkpoints.FOLDER, checkpoint)
 
     def save_weights(self) -> None:
-        """Write the run's final weights."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        with replacing(self.run / WEIGHTS) as partial:
-            save_file(tensors, partial)
+        """Write the run's final weights, the averaged ones first."""
+        if self.ema is not None:
+            _save(self.ema.state_dict(), self.run / EMA_WEIGHTS)
+        _save(self.model.state_dict(), self.run / WEIGHTS)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.recipe.optim.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+
+def check_micro_batch(recipe: Recipe, model: TwoTowers) -> None:
+    """Check that micro-batches are exact for a model, or accepted.
+
+    Raises:
+        RecipeError: the model has batch norms, and the recipe does not accept that.
+    """
+    optim = recipe.optim
+    if optim.micro_batch is None or optim.accept_batch_norm or not batch_norms(model):
+        return
+    msg = (
+        f"optim.micro_batch: the image tower has batch norms, which would see {optim.micro_batch} pairs in place of "
+        f"{optim.batch_size}; set accept_batch_norm = true, or leave micro_batch out"
+    )
+    raise RecipeError(msg)
+
+
+def _save(weights: Mapping[str, Tensor], path: Path) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    with replacing(path) as partial_file:
+        save_file(tensors, partial_file)

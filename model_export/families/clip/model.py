@@ -20,15 +20,14 @@ from model_export.families.clip.residual_conv import ResidualConv
 from model_export.families.clip.text import TextTransformer
 from model_export.families.clip.vit import VisionTransformer
 
-MAX_LOGIT_SCALE = 100.0
 INITIAL_LOGIT_SCALE = 1 / 0.07
 
 
 class ClipModel(TwoTowers):
     """Two encoders and the learned logit scale.
 
-    ``logit_scale`` is the scale's logarithm (paper, section 2.3). It starts at ln(1 / 0.07), and is clipped so that the
-    scale never exceeds 100.
+    ``logit_scale`` is the scale's logarithm (paper, section 2.3). It starts at ln(1 / 0.07); training clips it
+    so that the scale never exceeds 100.
     """
 
     def __init__(self, config: ClipConfig) -> None:
@@ -37,11 +36,6 @@ class ClipModel(TwoTowers):
         self.visual = _image_tower(config)
         self.text = TextTransformer(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(INITIAL_LOGIT_SCALE)))
-
-    @torch.no_grad()
-    def clip_logit_scale(self) -> None:
-        """Clip the scale to 100; called after each optimiser step."""
-        self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 
 def _image_tower(config: ClipConfig) -> nn.Module:

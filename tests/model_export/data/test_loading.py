@@ -21,6 +21,8 @@ from model_export.data.parquet import PairColumns, ParquetPairs
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.data.reader import PairReader
 from model_export.errors import DataError
+from service.model.manifest import ImageSection
+from service.model.resizing import preprocess
 from service.model.tokenizer import Tokenizer
 from tests.support.pairs import write_pairs
 from tests.support.tiny_run import END, tiny_tokenizer
@@ -248,6 +250,26 @@ def test_a_crop_is_a_square_of_the_picture() -> None:
 
     assert len(lefts) > 10
     assert max(lefts) <= 32
+
+
+@pytest.mark.parametrize(("resize", "size"), [("squash", (70, 40)), ("shortest", (40, 40))])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+def test_a_whole_view_is_prepared_as_the_service_prepares_it(
+    resize: Any, size: tuple[int, int], interpolation: Any
+) -> None:
+    """A model that squashes pictures is trained on squashed ones; the filter is its own."""
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size[::-1], 3), np.uint8))
+    augmentation = Augmentation(squash=resize == "squash", interpolation=interpolation)
+    section = ImageSection(
+        height=32,
+        width=32,
+        resize=resize,
+        interpolation=interpolation,
+        crop="none" if resize == "squash" else "center",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    np.testing.assert_array_equal(preprocess(image, section), augmentation.apply(image, 32, np.random.default_rng(0)))
 
 
 def test_a_shift_fills_the_border_with_mirrored_pixels_and_a_flip_mirrors_the_odd() -> None:

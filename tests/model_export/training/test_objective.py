@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from model_export.training.objective import contrastive_loss, same_meaning
+from model_export.training.objective import contrastive_loss, same_meaning, sigmoid_loss
 from model_export.training.optimizer import Optimizer, learning_rate
 
 LOG_SCALE = torch.tensor(math.log(10.0))
@@ -90,6 +91,33 @@ def test_label_smoothing_equals_torchs_where_nothing_is_ignored() -> None:
     actual = contrastive_loss(images, texts, LOG_SCALE, torch.eye(5, dtype=torch.bool), label_smoothing=0.2)
 
     torch.testing.assert_close(actual, expected)
+
+
+def papers_sigmoid(
+    images: torch.Tensor, texts: torch.Tensor, log_scale: torch.Tensor, bias: torch.Tensor, same: torch.Tensor
+) -> torch.Tensor:
+    """Return SigLIP's loss as its paper writes it (Algorithm 1), without the pairs that are ignored."""
+    cosines = functional.normalize(images, dim=1) @ functional.normalize(texts, dim=1).T
+    diagonal = torch.eye(len(images))
+    losses = -functional.logsigmoid((2 * diagonal - 1) * (log_scale.exp() * cosines + bias))
+    return (losses * (~same | diagonal.bool())).sum() / len(images)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3, 7, 64])
+def test_the_sigmoid_loss_in_chunks_is_the_papers(chunk: int | None) -> None:
+    """Loss and all gradients are those of SigLIP's paper, whatever the chunk; pairs of one meaning are left out."""
+    same = same_meaning(torch.tensor([4, 4, 5, 6, 5, 4, 8]), torch.tensor([0, 1, 2, 3, 2, 0, 9]))
+    found = []
+    for loss in (papers_sigmoid, partial(sigmoid_loss, chunk=chunk)):
+        images, texts, scale, bias = leaves = [
+            each.clone().requires_grad_() for each in (*features(7), LOG_SCALE, torch.tensor(-4.0))
+        ]
+        value = loss(images, texts, scale, bias, same)
+        found.append((value.detach(), *torch.autograd.grad(value, leaves)))
+
+    for wanted, actual in zip(*found, strict=True):
+        assert wanted.abs().max() > 1e-3
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-6)
 
 
 @given(total=st.integers(2, 500), share=st.floats(0, 0.9))

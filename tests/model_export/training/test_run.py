@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from model_export.errors import DataError, RecipeError, TrainingError
+from model_export.errors import DataError, RecipeError, SourceError, TrainingError
 from model_export.training.progress import duration
 from model_export.training.run import train
 from tests.support.pairs import break_pictures, recipe_text, write_pairs
@@ -354,15 +354,18 @@ def test_a_second_stage_begins_with_the_weights_and_the_tokenizer_of_the_first(t
 
 
 def test_starting_from_no_run_or_another_model_is_refused(tmp_path: Path) -> None:
-    """Weights are loaded completely or not at all."""
+    """Weights are loaded completely or not at all; nothing is written."""
     path = recipe(tmp_path, rows=80, epochs="1")
-    with pytest.raises(TrainingError, match=r"not a finished run.*A published CLIP cannot be trained further here"):
+    with pytest.raises(SourceError, match="is neither a file or folder nor a hub id"):
         train(path, out=tmp_path / "run", start_from=tmp_path / "absent", device="cpu", console=quiet())
 
     first = train(path, out=tmp_path / "first", device="cpu", console=quiet())
     other = recipe(tmp_path, epochs="1", tower="stem_width = 8\nwidths = [16, 32]")
-    with pytest.raises(TrainingError, match="does not fit the recipe's model"):
+    with pytest.raises(
+        RecipeError, match=r"does not fit the recipe's model: image\.widths is \[16, 32\] in the recipe"
+    ):
         train(other, out=tmp_path / "second", start_from=first, device="cpu", console=quiet())
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_finished_or_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -1,0 +1,270 @@
+"""Tests of runs that start from published weights: what is kept of them, and what is refused."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch.nn import functional
+from transformers import CLIPModel, CLIPTokenizer, SiglipModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from model_export.checkpoints.load import load_model
+from model_export.checkpoints.model_source import SourceOptions
+from model_export.errors import ModelExportError, RecipeError
+from model_export.export.from_weights import export_model
+from model_export.training.run import train
+from service.model.loading import load_bundle
+from tests.model_export.conftest import Heard
+from tests.model_export.families.test_tokenizers import canonical
+from tests.support.layouts import write_layouts
+from tests.support.tiny_hugging_face import SIGLIP_CONTEXT, siglip_tokenizer, write_tiny_clip, write_tiny_siglip
+
+TEXTS = ["a photo of a cat.", "A rocket!", "a cup of tea", "Zürich, 1848", "tea &amp; a tree", "an old oak", "犬", "b"]
+WORDS = ["red", "green", "blue", "tea", "oak", "a &amp; b", "jam", "bad"]
+
+
+def write_captions(
+    path: Path, texts: list[str], size: tuple[int, int] = (40, 40), *, labels: bool = False
+) -> list[Image.Image]:
+    """Write one pair for each text, with noise as its picture; return the pictures."""
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)) for _ in texts]
+    encoded = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    classes = {"label": [str(i % 2) for i in range(len(texts))]} if labels else {}
+    pq.write_table(pa.table({"image": encoded, "text": texts, **classes}), path)
+    return pictures
+
+
+def recipe(folder: Path, texts: list[str], *, optim: str = "", rest: str = "") -> Path:
+    """Write a recipe without a model: one step of all pairs, whole pictures."""
+    path = folder / "fine.toml"
+    path.write_text(
+        f"""
+name = "fine"
+log_every = 1
+[data]
+files = ["captions.parquet"]
+validation_every = 0
+workers = 0
+[augment]
+crop_area = [1.0, 1.0]
+[captions]
+templates = ["{{}}"]
+class_name_share = 0
+[optim]
+epochs = 1
+batch_size = {len(texts)}
+warmup_steps = 1
+lr = 1e-4
+precision = "fp32"
+{optim}
+{rest}
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def quiet() -> Console:
+    """Make a console that records its output."""
+    return Console(file=io.StringIO(), width=200)
+
+
+def first_loss(run: Path) -> float:
+    """Return the loss of a run's first step."""
+    line = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    return float(json.loads(line)["loss"])
+
+
+def clip_loss(folder: Path, pictures: list[Image.Image], texts: list[str]) -> float:
+    """Return the loss of transformers' CLIP."""
+    model: Any = CLIPModel.from_pretrained(folder)
+    tokens = CLIPTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)(pictures, return_tensors="pt")
+    with torch.no_grad():
+        return float(model(**tokens, **pixels, return_loss=True).loss)
+
+
+def siglip_loss(folder: Path, pictures: list[Image.Image], texts: list[str]) -> float:
+    """Return the loss of transformers' SigLIP."""
+    model: Any = SiglipModel.from_pretrained(folder)
+    rows = [each.ids for each in siglip_tokenizer().encode_batch([canonical(text) for text in texts])]
+    ids = torch.tensor([row + [1] * (SIGLIP_CONTEXT - len(row)) for row in rows])
+    pixels = SiglipImageProcessorPil.from_pretrained(folder)(pictures, return_tensors="pt")
+    with torch.no_grad():
+        return float(model(input_ids=ids, **pixels, return_loss=True).loss)
+
+
+@pytest.mark.parametrize(
+    ("write", "reference"), [(write_tiny_clip, clip_loss), (write_tiny_siglip, siglip_loss)], ids=["clip", "siglip"]
+)
+@pytest.mark.timeout(600)
+def test_the_first_loss_is_transformers_and_the_run_is_exported(tmp_path: Path, write: Any, reference: Any) -> None:
+    """Weights, tokenizer, preprocessing and loss of a Hugging Face folder are kept; the tuned model makes a bundle."""
+    source = write(tmp_path / "source")
+    pictures = write_captions(tmp_path / "captions.parquet", TEXTS)
+    path = recipe(tmp_path, TEXTS, rest="[objective]\nchunk = 3\n" if write is write_tiny_siglip else "")
+
+    run = train(path, out=tmp_path / "run", start_from=str(source), device="cpu", console=quiet())
+
+    assert reference(source, pictures, TEXTS) == pytest.approx(first_loss(run), abs=1e-5)
+    before, after = load_model(source, SourceOptions()), load_model(run, SourceOptions())
+    assert (before.image, before.text, before.tokenizer) == (after.image, after.text, after.tokenizer)
+    assert before.scoring.kind == after.scoring.kind
+    changed = [name for name, tensor in before.weights().items() if not torch.equal(tensor, after.weights()[name])]
+    assert "visual.conv1.weight" in changed
+    assert "text.token_embedding.weight" in changed
+    heard = Heard()
+    manifest = export_model(after, tmp_path / "bundle", listener=heard)
+    assert heard.reports[-1].passed
+    assert manifest == load_bundle(tmp_path / "bundle").manifest
+
+
+@pytest.mark.parametrize("layout", ["OpenAI archive", "open_clip .pt", "Hugging Face, in shards", "own run"])
+def test_a_run_starts_from_every_layout(tmp_path: Path, layout: str) -> None:
+    """Texts are cleaned as the layout's program does; the first loss is that of an independent CLIP."""
+    written = write_layouts(tmp_path, "vit")
+    source, options = written.sources[layout]
+    pictures = write_captions(tmp_path / "captions.parquet", WORDS, size=(32, 32))
+
+    run = train(
+        recipe(tmp_path, WORDS),
+        out=tmp_path / "tuned",
+        start_from=source,
+        start_options=options,
+        device="cpu",
+        console=quiet(),
+    )
+
+    cleans = layout.startswith(("OpenAI", "open_clip"))
+    tokenizer = Tokenizer.from_str((run / "tokenizer.json").read_text("utf-8"))
+    rows = [each.ids for each in tokenizer.encode_batch([html.unescape(word) if cleans else word for word in WORDS])]
+    ids = torch.tensor([row + [0] * (32 - len(row)) for row in rows])
+    section = load_model(run, SourceOptions()).image
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])) / 255
+    normalised = (pixels - torch.tensor(section.mean)) / torch.tensor(section.std)
+    with torch.no_grad():
+        images, texts = written.model(normalised.permute(0, 3, 1, 2), ids)
+    logits = np.exp(2.75) * functional.normalize(images) @ functional.normalize(texts).T
+    target = torch.arange(len(WORDS))
+    wanted = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+    assert wanted.item() == pytest.approx(first_loss(run), abs=1e-5)
+    said = json.loads((run / "config.json").read_text("utf-8"))
+    assert ("clip" if cleans else "none") == said["text"].get("cleaning", "none")
+    assert "trained from fine, beginning with the weights sha256:" in said["provenance"]["source"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ('[model]\nsize = "ViT-B-32"', r"does not fit the recipe's model: embed_dim is 512 in the recipe and 24 there"),
+        ('[model]\nsize = "ViT-B-16-SigLIP"', r"\[model\] is ViT-B-16-SigLIP, siglip/vit, this is clip/vit"),
+        ('[model.image]\nkind = "vit"\npatch_size = 16', r"image.patch_size is 16 in the recipe and 8 there"),
+        ('[model.image]\nkind = "residual_conv"', r"\[model\] is clip/residual_conv, this is clip/vit"),
+        (
+            '[model.image]\nkind = "vit"\n[model.text]\nvocab_size = 514',
+            r"its tokenizer has up to \d+ tokens, model.text.vocab_size is 514",
+        ),
+        ("[input]\nmean = [0.5, 0.5, 0.5]", r"prepares pictures in another way: \[input\] mean is"),
+        ('[objective]\nloss = "sigmoid"', None),
+    ],
+)
+def test_a_recipe_that_contradicts_the_start_is_refused_before_anything_is_written(
+    tmp_path: Path, rest: str, message: str | None
+) -> None:
+    """The message names the key and both values; a loss is the recipe's to choose."""
+    source = write_tiny_clip(tmp_path / "source")
+    write_captions(tmp_path / "captions.parquet", TEXTS)
+    out = tmp_path / "run"
+    path = recipe(tmp_path, TEXTS, rest=rest)
+    if message is None:
+        train(path, out=out, start_from=source, device="cpu", console=quiet())
+        assert load_model(out, SourceOptions()).scoring.kind == "sigmoid"
+        return
+    with pytest.raises(RecipeError, match=message) as caught:
+        train(path, out=out, start_from=source, device="cpu", console=quiet())
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("rest", "optim", "message"),
+    [
+        ("", "", r"states no model: add \[model.image\], or \[model\] with a size; or start from a model with --from"),
+        ('[model]\nsize = "ViT-B-33"', "", "ViT-B-33' names no size; did you mean ViT-B-32"),
+        ('[model]\nsize = "ViT-B-32"\nembed_dim = 512', "", "states the towers; leave embed_dim out"),
+        ("[model.text]\nwidth = 64", "", r"text without \[model.image\]; add it, or name a size"),
+        ('[model]\nsize = "RN50"', 'freeze = ["image"]', "which is random: add --from"),
+        ('[model]\nsize = "RN50"', 'freeze = ["image", "text"]', "nothing would be trained; freeze one"),
+    ],
+)
+def test_a_recipe_without_a_model_or_a_start_is_refused(tmp_path: Path, rest: str, optim: str, message: str) -> None:
+    """One line names the key and the remedy; nothing is written."""
+    write_captions(tmp_path / "captions.parquet", TEXTS)
+    path = recipe(tmp_path, TEXTS, rest=rest, optim=optim)
+    with pytest.raises(ModelExportError, match=message) as caught:
+        train(path, out=tmp_path / "run", device="cpu", console=quiet())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("layout", ["vit", "modified_resnet"])
+def test_a_frozen_tower_keeps_its_bits_and_costs_no_state(tmp_path: Path, tower: str, layout: str) -> None:
+    """LiT: weights and batch norms' statistics stay, in evaluations too, and no optimiser state is kept for them."""
+    written = write_layouts(tmp_path, layout)
+    source, options = written.sources["OpenAI archive"]
+    write_captions(tmp_path / "captions.parquet", WORDS * 3, labels=True)
+    path = recipe(tmp_path, WORDS, optim=f'freeze = ["{tower}"]\nmuon_lr = 0.01', rest="")
+    text = path.read_text("utf-8").replace("validation_every = 0", "validation_every = 4")
+    path.write_text("evaluate_every = 1\ncheckpoint_every = 1\n" + text, "utf-8")
+
+    run = train(path, out=tmp_path / "tuned", start_from=source, start_options=options, device="cpu", console=quiet())
+
+    assert "captions/top1" in (run / "metrics.jsonl").read_text("utf-8")
+    before, after = load_model(source, options).weights(), load_file(run / "model.safetensors")
+    prefix = {"image": "visual.", "text": "text."}
+    for name, tensor in after.items():
+        kept = torch.equal(tensor, before[name])
+        if name.startswith(prefix[tower]):
+            assert kept, name
+    trained = prefix["text" if tower == "image" else "image"]
+    assert not any(torch.equal(after[name], before[name]) for name in after if name == f"{trained}blocks.0.ln_1.weight")
+    checkpoint = torch.load(run / "checkpoints" / "step-00000001.pt", weights_only=True)
+    parameters = {name for name, _ in load_model(source, options).model.named_parameters()}
+    states = sum(len(optimizer["state"]) for optimizer in checkpoint["optimizer"].values())
+    assert sum(not name.startswith(prefix[tower]) for name in parameters) == states
+
+
+def test_a_resumed_run_needs_no_start(tmp_path: Path) -> None:
+    """Towers, tokenizer and preprocessing are in the run's folder; its weights are those of an undisturbed run."""
+    source = write_tiny_clip(tmp_path / "source")
+    write_captions(tmp_path / "captions.parquet", TEXTS * 3)
+    path = recipe(tmp_path, TEXTS)
+    path.write_text("checkpoint_every = 2\n" + path.read_text("utf-8"), "utf-8")
+    run = train(path, out=tmp_path / "run", start_from=source, device="cpu", console=quiet())
+    whole = load_file(run / "model.safetensors")
+    (run / "model.safetensors").unlink()
+
+    train(path, out=run, resume=True, device="cpu", console=quiet())
+
+    again = load_file(run / "model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
