@@ -64,36 +64,43 @@ def blueprint_of_run(run: Path) -> Blueprint:
 
 
 def blueprint_of_recipe(recipe: Recipe, tokenizer: tokenizers.Tokenizer) -> Blueprint:
-    """Return the blueprint of a new model, with a tokenizer that was trained for it.
+    """Return the blueprint of a new model, with a tokenizer that was trained for it."""
+    config = _new(recipe)
+    end = tokenizer.get_vocab()[END_OF_TEXT]
+    fixed = family_of(config).padding == "fixed"
+    text = text_section(context_length=config.text.context_length, pad_id=end, end_of_text_id=end, fixed=fixed)
+    return blueprint_with(recipe, tokenizer.to_str(pretty=True).encode(), text)
+
+
+def blueprint_with(recipe: Recipe, tokenizer: bytes, text: TextSection) -> Blueprint:
+    """Return the blueprint of a new model that reads texts in a given way.
 
     Args:
         recipe: states the towers.
-        tokenizer: decides the text tower's vocabulary.
+        tokenizer: the bytes of a ``tokenizer.json``, which decides the text tower's vocabulary.
+        text: how a text is prepared.
+
+    Raises:
+        RecipeError: the recipe's text tower has another context, or pads in another way.
     """
-    config = _stated(recipe)
-    if config is None:
-        msg = "the recipe states no model"
+    config = _new(recipe)
+    family = family_of(config)
+    context = config.text.context_length
+    if (text.max_length, text.padding) != (context, family.padding):
+        msg = (
+            f"model.text.context_length is {context}, padded to the {family.padding}; the tokenizer is of a model with "
+            f"{text.max_length}, padded to the {text.padding}: set the same context_length"
+        )
         raise RecipeError(msg)
-    end = tokenizer.get_vocab()[END_OF_TEXT]
-    ids = {"vocab_size": tokenizer.get_vocab_size(), "pad_id": end}
+    vocab_size = tokenizers.Tokenizer.from_str(tokenizer.decode()).get_vocab_size()
+    ids = {"vocab_size": vocab_size, "pad_id": text.pad_id}
     if isinstance(config, ClipConfig):
-        ids["end_of_text_id"] = end
+        ids["end_of_text_id"] = text.end_of_text_id
     if isinstance(config, ClipConfig | SiglipConfig):
         config = config.model_copy(update={"text": config.text.model_copy(update=ids)})
-    family = family_of(config)
     size = config.image.image_size
-    return Blueprint(
-        family,
-        config,
-        ImageSection(height=size, width=size, **recipe.input.model_dump()),
-        text_section(
-            context_length=config.text.context_length,
-            pad_id=end,
-            end_of_text_id=end,
-            fixed=family.padding == "fixed",
-        ),
-        tokenizer.to_str(pretty=True).encode(),
-    )
+    image = ImageSection(height=size, width=size, **recipe.input.model_dump())
+    return Blueprint(family, config, image, text, tokenizer)
 
 
 def tokenizer_size(recipe: Recipe) -> int:
@@ -134,6 +141,14 @@ def check_fits(recipe: Recipe, start: Blueprint, name: str) -> None:
     except ValueError as exc:
         msg = f"{name}: does not fit the recipe: {exc}"
         raise RecipeError(msg) from exc
+
+
+def _new(recipe: Recipe) -> ModelConfig:
+    config = _stated(recipe)
+    if config is None:
+        msg = "the recipe states no model: add [model.image], or [model] with a size; or start from a model with --from"
+        raise RecipeError(msg)
+    return config
 
 
 def _stated(recipe: Recipe) -> ModelConfig | None:

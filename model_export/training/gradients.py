@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,14 @@ from model_export.architectures.encoders import ImageEncoder
 from model_export.architectures.towers import TwoTowers
 from model_export.checkpoints.model_source import LOGIT_BIAS
 from model_export.data.loading import Batch
+from model_export.errors import RecipeError
 from model_export.training.model import Loss
-from model_export.training.objective import contrastive_loss, same_meaning, sigmoid_loss
-from model_export.training.recipe import Tower
+from model_export.training.objective import contrastive_loss, distillation_loss, same_meaning, sigmoid_loss
+from model_export.training.recipe import Recipe, Tower
+from model_export.training.teacher import Teacher
+
+Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""The loss of a batch by the vectors of its pictures and of their captions, float ``[batch, dim]``."""
 
 
 def _as_it_is(loss: Tensor) -> Tensor:
@@ -38,6 +45,8 @@ class Gradients:
             the whole batch (GradCache, Gao et al. 2021): vectors are computed first, without a graph; the loss gives
             their gradients; then each micro-batch is computed again, from the same random state, and its vectors'
             gradients go back through it.
+        teacher: whose similarities are learned too.
+        distillation: the share of that in the loss, 0 to 1.
         autocast: makes the context of lower precision.
         scale: applied to the loss before the backward pass.
     """
@@ -50,21 +59,23 @@ class Gradients:
     ignore_same_meaning: bool = True
     frozen: tuple[Tower, ...] = ()
     micro_batch: int | None = None
+    teacher: Teacher | None = None
+    distillation: float = 0.0
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     scale: Callable[[Tensor], Tensor] = _as_it_is
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the loss of a batch on the model's device, without its graph."""
-        same = same_meaning(batch.label, batch.noun, ignore=self.ignore_same_meaning)
+        objective = self._objective(batch)
         if self.micro_batch is not None and self.micro_batch < len(batch.pixels):
-            return self._in_micro_batches(batch, same, self.micro_batch)
+            return self._in_micro_batches(batch, objective, self.micro_batch)
         with torch.set_grad_enabled("image" not in self.frozen):
             images = self._images(batch.pixels)
         with torch.set_grad_enabled("text" not in self.frozen):
             texts = self._texts(batch.ids)
-        return self._backward(images, texts[batch.caption], same)
+        return self._backward(objective(images, texts[batch.caption]))
 
-    def _in_micro_batches(self, batch: Batch, same: Tensor, size: int) -> Tensor:
+    def _in_micro_batches(self, batch: Batch, objective: Objective, size: int) -> Tensor:
         parts = torch.split(batch.pixels, size), torch.split(batch.ids, size)
         encoders = self._images, self._texts
         vectors, states = zip(
@@ -73,7 +84,7 @@ class Gradients:
         names: tuple[Tower, ...] = ("image", "text")
         trained = [name not in self.frozen for name in names]
         images, texts = (each.requires_grad_(grad) for each, grad in zip(vectors, trained, strict=True))
-        loss = self._backward(images, texts[batch.caption], same)
+        loss = self._backward(objective(images, texts[batch.caption]))
         with _statistics_kept(self.model):
             for encode, own, leaf, before in zip(encoders, parts, (images, texts), states, strict=True):
                 if leaf.grad is None:
@@ -91,13 +102,27 @@ class Gradients:
         with self.autocast():
             return self.model.encode_text(ids)
 
-    def _backward(self, images: Tensor, texts: Tensor, same: Tensor) -> Tensor:
+    def _objective(self, batch: Batch) -> Objective:
         scale = self.model.logit_scale
+        same = same_meaning(batch.label, batch.noun, ignore=self.ignore_same_meaning)
         if self.loss == "sigmoid":
             bias = self.model.get_parameter(LOGIT_BIAS)
-            loss = sigmoid_loss(images, texts, scale, bias, same, chunk=self.chunk)
-        else:
-            loss = contrastive_loss(images, texts, scale, same, label_smoothing=self.label_smoothing)
+            return partial(sigmoid_loss, log_scale=scale, bias=bias, same=same, chunk=self.chunk)
+        own = partial(contrastive_loss, log_scale=scale, same=same, label_smoothing=self.label_smoothing)
+        if self.teacher is None:
+            return own
+        images, texts = self.teacher.vectors(batch.pixels, batch.ids)
+        taught = partial(
+            distillation_loss,
+            log_scale=scale,
+            taught_images=images,
+            taught_texts=texts[batch.caption],
+            taught_scale=self.teacher.scale,
+        )
+        share = self.distillation
+        return lambda images, texts: (1 - share) * own(images, texts) + share * taught(images, texts)
+
+    def _backward(self, loss: Tensor) -> Tensor:
         torch.autograd.backward(self.scale(loss))
         return loss.detach()
 
@@ -105,6 +130,22 @@ class Gradients:
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Return the batch norms that compute statistics of their batch."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+
+
+def check_micro_batch(recipe: Recipe, model: TwoTowers) -> None:
+    """Check that micro-batches are exact for a model, or accepted.
+
+    Raises:
+        RecipeError: the model has batch norms, and the recipe does not accept that.
+    """
+    optim = recipe.optim
+    if optim.micro_batch is None or optim.accept_batch_norm or not batch_norms(model):
+        return
+    msg = (
+        f"optim.micro_batch: the image tower has batch norms, which would see {optim.micro_batch} pairs in place of "
+        f"{optim.batch_size}; set accept_batch_norm = true, or leave micro_batch out"
+    )
+    raise RecipeError(msg)
 
 
 @torch.no_grad()

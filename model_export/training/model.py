@@ -34,6 +34,9 @@ def loss_of(recipe: Recipe, blueprint: Blueprint, weights: Mapping[str, Tensor] 
             'use "sigmoid", or leave the key out'
         )
         raise RecipeError(msg)
+    if loss == "sigmoid" and recipe.distillation is not None:
+        msg = "distillation learns a softmax over the batch; leave it out with the sigmoid loss"
+        raise RecipeError(msg)
     if loss == "sigmoid" and recipe.optim.label_smoothing:
         msg = "optim.label_smoothing is of the softmax loss; leave it out with the sigmoid loss"
         raise RecipeError(msg)

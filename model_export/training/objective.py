@@ -119,3 +119,36 @@ def _exact(values: Tensor) -> Tensor:
 
 def _unit_length(vectors: Tensor) -> Tensor:
     return functional.normalize(_exact(vectors), dim=1)
+
+
+def distillation_loss(
+    images: Tensor,
+    texts: Tensor,
+    log_scale: Tensor,
+    *,
+    taught_images: Tensor,
+    taught_texts: Tensor,
+    taught_scale: float,
+) -> Tensor:
+    """Return the mean of image-to-text and text-to-image cross-entropy with a teacher's similarities as targets.
+
+    As open_clip distils (``DistillClipLoss``). Teacher and student may have joint spaces of different dimensions.
+
+    Args:
+        images: float ``[batch, dim]`` of any length.
+        texts: float ``[batch, dim]``, row i the caption of row i of ``images``.
+        log_scale: scalar, the logarithm of the student's logit scale.
+        taught_images: the teacher's vectors, float ``[batch, its dim]``.
+        taught_texts: likewise.
+        taught_scale: the teacher's logit scale, exponentiated.
+
+    Returns:
+        Scalar, fp32 or fp64.
+    """
+    logits = _exact(log_scale).exp() * _unit_length(images) @ _unit_length(texts).T
+    targets = taught_scale * _unit_length(taught_images) @ _unit_length(taught_texts).T
+    return (_soft_cross_entropy(logits, targets) + _soft_cross_entropy(logits.T, targets.T)) / 2
+
+
+def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return -(targets.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()

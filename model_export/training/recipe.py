@@ -151,6 +151,14 @@ class ObjectiveSection(Section):
     """``ignore``: pairs of one class or one text are not each other's negatives; ``off``: the paper's loss."""
 
 
+class DistillationSection(Section):
+    """A teacher, whose similarities over the batch are learned beside the pairs."""
+
+    teacher: str
+    """A bundle, any checkpoint that can be exported, or a hub id; a path is relative to the recipe's folder."""
+    weight: float = Field(default=0.5, gt=0, le=1)
+
+
 class PhaseSection(Section):
     """From the share ``start`` of the run on, train at ``size`` pixels with ``zoom_share`` of the images zoomed."""
 
@@ -205,6 +213,7 @@ class Recipe(Section):
     input: ImageInputSection = ImageInputSection()
     model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()
+    distillation: DistillationSection | None = None
     optim: OptimSection = OptimSection()
     log_every: PositiveInt = 20
     evaluate_every: NonNegativeInt = 0
@@ -256,7 +265,11 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
         msg = f"{path}: {recipe_problems(error, Recipe)}"
         raise RecipeError(msg) from error
     files = tuple(str(((data or path.parent) / file).resolve()) for file in recipe.data.files)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})
+    taught = recipe.distillation
+    if taught is not None and (place := path.parent / taught.teacher).exists():
+        recipe = recipe.model_copy(update={"distillation": taught.model_copy(update={"teacher": str(place.resolve())})})
+    return recipe
 
 
 def digest(recipe: Recipe) -> str:
@@ -271,4 +284,6 @@ def digest(recipe: Recipe) -> str:
     for key in ("workers", "max_broken"):
         del content["data"][key]
     del content["model"]["checkpoint_blocks"]
+    if recipe.distillation is not None:
+        content["distillation"]["teacher"] = Path(recipe.distillation.teacher).name
     return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -22,11 +22,18 @@ from model_export.errors import RecipeError, TrainingError
 from model_export.families.tokenizers import TOKENIZER
 from model_export.files import write_json
 from model_export.training import checkpoints
-from model_export.training.blueprint import Blueprint, blueprint_of_run, blueprint_of_source, check_fits
+from model_export.training.blueprint import (
+    Blueprint,
+    blueprint_of_run,
+    blueprint_of_source,
+    blueprint_with,
+    check_fits,
+)
 from model_export.training.precision import check_device
 from model_export.training.preparation import prepare
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest, read_recipe
+from model_export.training.teacher import Teacher, open_teacher
 from model_export.training.trainer import Trainer
 
 
@@ -83,12 +90,14 @@ def train(
         _check_new(recipe)
 
     console.print(f"[bold]{recipe.name}[/]: reading {len(recipe.data.files)} files of pairs", highlight=False)
-    blueprint = blueprint_of_run(run) if checkpoint else blueprint_of_source(start) if start else None
-    prepared = prepare(recipe, blueprint)
+    teacher = open_teacher(recipe, place, console)
+    prepared = prepare(recipe, _blueprint(recipe, run if checkpoint else None, start, teacher))
+    if teacher:
+        teacher.check_fits(prepared.blueprint, recipe)
     if checkpoint:
         _check_data(checkpoint, prepared.loader.reader)
     weights = checkpoint["model"] if checkpoint else start.weights() if start else None
-    trainer = Trainer.start(recipe, prepared, run, place, weights)
+    trainer = Trainer.start(recipe, prepared, run, place, weights=weights, teacher=teacher)
     if not checkpoint:
         run.mkdir(parents=True, exist_ok=True)
         (run / TOKENIZER).write_bytes(prepared.blueprint.tokenizer)
@@ -181,6 +190,17 @@ def _start(source: str | Path, options: SourceOptions | None, recipe: Recipe, co
     start = load_model(path, options)
     check_fits(recipe, blueprint_of_source(start), str(source))
     return start
+
+
+def _blueprint(
+    recipe: Recipe, resumed: Path | None, start: ModelSource | None, teacher: Teacher | None
+) -> Blueprint | None:
+    """Return the blueprint of a run that is resumed, of a start, or of a student; None for any other new model."""
+    if resumed is not None:
+        return blueprint_of_run(resumed)
+    if start is not None:
+        return blueprint_of_source(start)
+    return None if teacher is None else blueprint_with(recipe, teacher.tokenizer, teacher.text)
 
 
 def _check_new(recipe: Recipe) -> None:

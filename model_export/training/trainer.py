@@ -18,7 +18,6 @@ from model_export.architectures.towers import TwoTowers
 from model_export.checkpoints.training_run import EMA_WEIGHTS, WEIGHTS
 from model_export.data.loading import Batch, batches
 from model_export.data.tally import Tally
-from model_export.errors import RecipeError
 from model_export.families.clip.modified_resnet import ModifiedResNet
 from model_export.families.clip.residual_conv import ResidualConv, WhiteningStem
 from model_export.files import replacing
@@ -26,13 +25,14 @@ from model_export.training import checkpoints
 from model_export.training.broken_rows import BrokenRows
 from model_export.training.ema import MovingAverage
 from model_export.training.finite import FiniteWatch
-from model_export.training.gradients import Gradients, batch_norms
+from model_export.training.gradients import Gradients, check_micro_batch
 from model_export.training.model import Loss, build_model, loss_of, train_mode
 from model_export.training.optimizer import Optimizer, learning_rate
 from model_export.training.precision import autocast, compile_towers
 from model_export.training.preparation import Prepared
 from model_export.training.progress import Reporter
 from model_export.training.recipe import Recipe, digest
+from model_export.training.teacher import Teacher
 from model_export.training.validation import zero_shot
 
 _WHITENING_BATCHES = 8
@@ -69,7 +69,9 @@ class Trainer:
         prepared: Prepared,
         run: Path,
         device: torch.device,
+        *,
         weights: Mapping[str, Tensor] | None = None,
+        teacher: Teacher | None = None,
     ) -> Trainer:
         """Build a model on ``device``, its encoders and its optimiser; what ``weights`` lack is from the recipe's seed.
 
@@ -115,6 +117,8 @@ class Trainer:
                 micro_batch=optim.micro_batch,
                 autocast=partial(autocast, optim.precision, device),
                 scale=scaler.scale,
+                teacher=teacher,
+                distillation=0.0 if recipe.distillation is None else recipe.distillation.weight,
             ),
             scaler,
             Optimizer(
@@ -276,22 +280,6 @@ class Trainer:
         if self.ema is not None:
             _save(self.ema.state_dict(), self.run / EMA_WEIGHTS)
         _save(self.model.state_dict(), self.run / WEIGHTS)
-
-
-def check_micro_batch(recipe: Recipe, model: TwoTowers) -> None:
-    """Check that micro-batches are exact for a model, or accepted.
-
-    Raises:
-        RecipeError: the model has batch norms, and the recipe does not accept that.
-    """
-    optim = recipe.optim
-    if optim.micro_batch is None or optim.accept_batch_norm or not batch_norms(model):
-        return
-    msg = (
-        f"optim.micro_batch: the image tower has batch norms, which would see {optim.micro_batch} pairs in place of "
-        f"{optim.batch_size}; set accept_batch_norm = true, or leave micro_batch out"
-    )
-    raise RecipeError(msg)
 
 
 def _save(weights: Mapping[str, Tensor], path: Path) -> None:
