@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 
+from model_export.data.locations import is_url
 from model_export.data.pairs import PairFile
 from model_export.data.parquet import PairColumns, ParquetPairs
 from model_export.data.patterns import expand_ranges
@@ -12,31 +14,39 @@ from model_export.data.tar import TarPairs
 from model_export.errors import DataError
 
 _KINDS = (".parquet", ".tar")
+_AT_ONCE = 16
+"""Files that are opened at the same time: a remote one mostly waits."""
 
 
 def open_pairs(names: Sequence[str], columns: PairColumns) -> list[PairFile]:
     """Open Parquet and tar files, in order.
 
     Args:
-        names: files, names of several files such as ``{000..009}.tar``, or folders of one kind of file.
+        names: files by path or URL, names of several files such as ``{000..009}.tar``, or folders of one kind of file.
         columns: names of the Parquet columns, and of the keys of JSON members.
 
     Raises:
         DataError: a file does not exist or cannot be used.
     """
     # Expanding all names before opening the first file reports a wrong name at once.
-    paths = [path for name in names for each in _expanded(name) for path in _files(Path(each))]
-    return [TarPairs(path, columns) if path.suffix == ".tar" else ParquetPairs(path, columns) for path in paths]
+    files = [file for name in names for each in _expanded(name) for file in _files(each)]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(lambda file: _open(file, columns), files))
+
+
+def _open(name: str, columns: PairColumns) -> PairFile:
+    path = name.partition("?")[0] if is_url(name) else name
+    return TarPairs(name, columns) if PurePosixPath(path).suffix == ".tar" else ParquetPairs(name, columns)
 
 
 def _expanded(name: str) -> list[str]:
-    return [name] if Path(name).exists() else expand_ranges(name)
+    return [name] if not is_url(name) and Path(name).exists() else expand_ranges(name)
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
+def _files(name: str) -> list[str]:
+    if is_url(name) or not Path(name).is_dir():
+        return [name]
     for kind in _KINDS:
-        if files := sorted(file for file in path.iterdir() if file.suffix == kind and file.is_file()):
-            return files
-    raise DataError(f"{path}: holds no files named {' or '.join(_KINDS)}; name a folder of one of them, or the files")
+        if files := sorted(file for file in Path(name).iterdir() if file.suffix == kind and file.is_file()):
+            return list(map(str, files))
+    raise DataError(f"{name}: holds no files named {' or '.join(_KINDS)}; name a folder of one of them, or the files")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model_export.data.locations import footer_digest, open_file
+from model_export.data.locations import PathOrUrl, footer_digest, open_file, refusing
 from model_export.data.pairs import BrokenRowError, Pair, Rows, Texts
 from model_export.errors import DataError
 
@@ -29,7 +28,7 @@ class PairColumns:
     label_required: bool = False
 
 
-def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
+def open_parquet(path: PathOrUrl, *, buffer_size: int = 0) -> pq.ParquetFile:
     """Open a file to read columns in pieces of ``buffer_size`` bytes, or a row group at a time if it is 0.
 
     Raises:
@@ -38,7 +37,7 @@ def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
     return _parquet(open_file(path), path, buffer_size=buffer_size)
 
 
-def _parquet(file: pa.NativeFile, path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
+def _parquet(file: pa.NativeFile, path: PathOrUrl, *, buffer_size: int = 0) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, buffer_size=buffer_size, pre_buffer=buffer_size == 0)
     except (OSError, pa.ArrowException) as error:
@@ -60,36 +59,32 @@ class ParquetPairs:
     """The pairs of one file.
 
     Attributes:
-        path: the file.
+        name: path or URL of the file.
         has_labels: whether it has the column of classes.
         group_rows: rows of each row group.
         digest: of its size and footer.
     """
 
-    def __init__(self, path: Path, columns: PairColumns) -> None:
+    def __init__(self, name: PathOrUrl, columns: PairColumns) -> None:
         """Check the columns, and list the row groups.
 
         Raises:
             DataError: the file cannot be read, lacks a column, or holds one of another type.
         """
-        self.path = path
+        self.name = str(name)
         self._columns = columns
-        source = open_file(path)
-        file = self._checked(_parquet(source, path))
+        source = open_file(name)
+        file = self._checked(_parquet(source, name))
         metadata = file.metadata
-        self.digest = footer_digest(source)
+        with refusing(name):
+            self.digest = footer_digest(source)
         self.has_labels = columns.label in file.schema_arrow.names
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.group_rows: Rows = np.array(counts, dtype=np.int64)
 
-    @property
-    def name(self) -> str:
-        """Return its path."""
-        return str(self.path)
-
     def where(self, row: int) -> str:
         """Return the file and the row."""
-        return f"{self.path}, row {row}"
+        return f"{self.name}, row {row}"
 
     def texts(self, group: int) -> list[Texts]:
         """Read the texts of a row group, without the images.
@@ -112,11 +107,11 @@ class ParquetPairs:
         columns = self._columns
         labels = [columns.label] if self.has_labels else []
         try:
-            table = self._checked(open_parquet(self.path)).read_row_group(
+            table = self._checked(open_parquet(self.name)).read_row_group(
                 group, columns=[*images, columns.text, *labels]
             )
         except (OSError, pa.ArrowException) as error:
-            msg = f"{self.path}: row group {group} cannot be read ({str(error).splitlines()[0]})"
+            msg = f"{self.name}: row group {group} cannot be read ({str(error).splitlines()[0]})"
             raise DataError(msg) from error
         return _Table(self, table, columns, int(self.group_rows[:group].sum()))
 
@@ -134,10 +129,10 @@ class ParquetPairs:
                 captions = (
                     "; captions without classes need captions.class_name_share = 0" if column == columns.label else ""
                 )
-                msg = f"{self.path}: no column {column!r} (it has: {found}); name yours under [data.columns]{captions}"
+                msg = f"{self.name}: no column {column!r} (it has: {found}); name yours under [data.columns]{captions}"
                 raise DataError(msg)
             if not fits(file.schema_arrow.field(column).type):
-                msg = f"{self.path}: column {column!r} is {file.schema_arrow.field(column).type}, not {kind}"
+                msg = f"{self.name}: column {column!r} is {file.schema_arrow.field(column).type}, not {kind}"
                 raise DataError(msg)
         return file
 

@@ -9,15 +9,23 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from platformdirs import user_cache_path
 
-from model_export.data.locations import open_file
+from model_export.data.locations import PathOrUrl, describe, is_url, open_file, refusing
 from model_export.data.pairs import BrokenRowError, Pair, Rows, Texts
 from model_export.data.parquet import PairColumns
-from model_export.data.tar_index import LABEL_IS_JSON, TEXT_IS_JSON, TarIndex, build_index, cache_path, open_index
+from model_export.data.tar_index import (
+    LABEL_IS_JSON,
+    TEXT_IS_JSON,
+    ReadAt,
+    TarIndex,
+    build_index,
+    cache_path,
+    in_large_pieces,
+    open_index,
+)
 from model_export.data.tar_members import BLOCK, TarError, name_of, printable
-from model_export.errors import DataError, first_line
+from model_export.errors import DataError
 from service.images.decoding import DEFAULT_LIMITS
 
 GROUP: Final = 256
@@ -32,19 +40,19 @@ class TarPairs:
     keys named as Parquet columns stand in for a missing one.
 
     Attributes:
-        path: the file.
+        name: path or URL of the file.
         group_rows: rows of each group.
         has_labels: whether a sample may have a class.
         digest: of its size and of the headers of all members.
     """
 
-    def __init__(self, path: Path, columns: PairColumns) -> None:
+    def __init__(self, name: PathOrUrl, columns: PairColumns) -> None:
         """Open the index, or make it.
 
         Raises:
             DataError: the tar file cannot be used, or the index is older than it.
         """
-        self.path = path
+        self.name = str(name)
         self._columns = columns
         self._index = self._open_index()
         whole, rest = divmod(self._index.samples, GROUP)
@@ -53,20 +61,16 @@ class TarPairs:
         self.digest = self._index.digest
         if columns.label_required and not self.has_labels:
             raise DataError(
-                f"{path}: has no classes, neither members .cls nor .json; captions without classes need "
+                f"{self.name}: has no classes, neither members .cls nor .json; captions without classes need "
                 "captions.class_name_share = 0"
             )
-
-    @property
-    def name(self) -> str:
-        """Return its path."""
-        return str(self.path)
 
     def where(self, row: int) -> str:
         """Return the file and the name of the sample's image."""
         (entry,) = self._index.read(row, row + 1)
-        header = open_file(self.path).read_at(BLOCK, int(entry["image"]) - BLOCK)
-        return f"{self.path}, {printable(name_of(header))}"
+        with refusing(self.name):
+            header = open_file(self.name).read_at(BLOCK, int(entry["image"]) - BLOCK)
+        return f"{self.name}, {printable(name_of(header))}"
 
     def texts(self, group: int) -> list[Texts]:
         """Read the texts of a group, without the images.
@@ -78,32 +82,55 @@ class TarPairs:
         return [samples.texts(index) for index in range(len(samples.entries))]
 
     def load(self, group: int) -> _Samples:
-        """Open a group; its samples are read one by one."""
+        """Open a group: a local file's samples are read one by one, a remote file's all at once.
+
+        Raises:
+            DataError: the file is damaged.
+        """
         start = group * GROUP
         entries = self._index.read(start, min(start + GROUP, self._index.samples))
-        return _Samples(self, open_file(self.path), self._columns, entries, start)
+        read_at: ReadAt = open_file(self.name).read_at
+        if is_url(self.name):
+            read_at = _fetched(read_at, entries, self.name)
+        return _Samples(self, read_at, self._columns, entries, start)
 
     def _open_index(self) -> TarIndex:
-        file = open_file(self.path)
-        stat = self.path.stat()
-        marks = {"size": stat.st_size, "modified_ns": stat.st_mtime_ns}
-        cache = cache_path(user_cache_path("anyclass"), str(self.path))
-        places = [self.path.with_name(self.path.name + ".index"), cache]
+        size, mark = describe(self.name)
+        cache = user_cache_path("anyclass", appauthor=False)
+        if is_url(self.name):
+            # Nothing can be written beside it. The place follows from the content: a changed file has another one.
+            places = [cache_path(cache, self.name, size, mark)]
+        else:
+            places = [Path(f"{self.name}.index"), cache_path(cache, self.name)]
         try:
             for place in places:
-                if (index := open_index(place, **marks)) is not None:
+                if (index := open_index(place, size=size, mark=mark)) is not None:
                     return index
-            return build_index(places, file.read_at, **marks)
-        except (TarError, OSError) as error:
-            raise DataError(f"{self.path}: {first_line(error)}") from error
+            with refusing(self.name):
+                read_at: ReadAt = open_file(self.name).read_at
+                if is_url(self.name):
+                    read_at = in_large_pieces(read_at)
+                return build_index(places, read_at, size=size, mark=mark)
+        except TarError as error:
+            raise DataError(f"{self.name}: {error}") from error
+
+
+def _fetched(read_at: ReadAt, entries: npt.NDArray[np.void], name: str) -> ReadAt:
+    """Fetch the bytes of a group's samples, which lie side by side, and return a reader of them."""
+    parts = [(entries[part], entries[f"{part}_size"]) for part in ("image", "text", "label")]
+    start = min(int(offset[size > 0].min()) for offset, size in parts if (size > 0).any())
+    end = max(int((offset + size).max()) for offset, size in parts)
+    with refusing(name):
+        content = read_at(end - start, start)
+    return lambda length, offset: content[offset - start : offset - start + length]
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """A group of samples of an open file."""
+    """A group of samples."""
 
     file: TarPairs
-    content: pa.NativeFile
+    read_at: ReadAt
     columns: PairColumns
     entries: npt.NDArray[np.void]
     first_row: int
@@ -134,10 +161,8 @@ class _Samples:
             return None
 
     def _read(self, offset: int, size: int) -> bytes:
-        try:
-            content: bytes = self.content.read_at(int(size), int(offset))
-        except OSError as error:
-            raise DataError(f"{self.file.name}: cannot be read ({first_line(error)})") from error
+        with refusing(self.file.name):
+            content = self.read_at(int(size), int(offset))
         if len(content) < size:
             raise DataError(f"{self.file.name}: is shorter than its index says; copy the file again")
         return content

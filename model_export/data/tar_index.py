@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ _IMAGES: Final = frozenset({"jpg", "jpeg", "png", "webp"})
 _USED: Final = _IMAGES | {"txt", "json", "cls"}
 _VERSION: Final = 1
 _HEADER: Final = 512
+_PIECE: Final = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,19 @@ class TarIndex:
 class _Head:
     version: int
     size: int
-    modified_ns: int | None
+    mark: str
     samples: int
     has_labels: bool
     digest: str
 
 
-def open_index(path: Path, *, size: int, modified_ns: int | None) -> TarIndex | None:
+def open_index(path: Path, *, size: int, mark: str) -> TarIndex | None:
     """Open the index of a tar file; return None if it has none.
 
     Args:
         path: of the index.
         size: of the tar file, in bytes.
-        modified_ns: its time of change, if it has one.
+        mark: a text that changes with it, such as its time of change.
 
     Raises:
         TarError: the index is of another tar file or an older one, or cannot be read.
@@ -98,12 +99,12 @@ def open_index(path: Path, *, size: int, modified_ns: int | None) -> TarIndex | 
         head = None
     if head is None or head.version != _VERSION or length != _HEADER + head.samples * SAMPLE.itemsize:
         raise TarError(f"has an index that cannot be read; delete {path}, and it is made again")
-    if (head.size, head.modified_ns) != (size, modified_ns):
+    if (head.size, head.mark) != (size, mark):
         raise TarError(f"was changed after its index was made; delete {path}, and it is made again")
     return TarIndex(path, head.samples, head.has_labels, head.digest)
 
 
-def build_index(paths: list[Path], read_at: ReadAt, *, size: int, modified_ns: int | None) -> TarIndex:
+def build_index(paths: list[Path], read_at: ReadAt, *, size: int, mark: str) -> TarIndex:
     """Read all headers of a tar file, and write the index to the first of these paths that can be written.
 
     Raises:
@@ -114,7 +115,7 @@ def build_index(paths: list[Path], read_at: ReadAt, *, size: int, modified_ns: i
         samples.add(member)
     entries = samples.finish(read_at)
     has_labels = bool((entries["label_size"] > 0).any())
-    head = _Head(_VERSION, size, modified_ns, len(entries), has_labels, samples.digest.hexdigest())
+    head = _Head(_VERSION, size, mark, len(entries), has_labels, samples.digest.hexdigest())
     content = json.dumps(asdict(head)).encode().ljust(_HEADER - 1) + b"\n"
     problem: OSError | None = None
     for path in paths:
@@ -208,7 +209,20 @@ class _Samples:
         self._keys.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
 
 
-def cache_path(cache: Path, name: str, *parts: Any) -> Path:  # noqa: ANN401 - any values that tell contents apart
-    """Return the place in the cache folder of the index of a file by its name and other marks."""
-    digest = hashlib.sha256(repr((name, *parts)).encode()).hexdigest()
+def cache_path(cache: Path, name: str, *marks: object) -> Path:
+    """Return the place in the cache folder of the index of a file, by its name and marks of its content."""
+    digest = hashlib.sha256(repr((name, *marks)).encode()).hexdigest()
     return cache / "tar-indexes" / f"{digest[:32]}.index"
+
+
+def in_large_pieces(read_at: ReadAt) -> ReadAt:
+    """Return a reader of neighbouring pieces of a remote file that fetches 8 MiB at a time."""
+    start, piece = 0, b""
+
+    def read(length: int, offset: int) -> bytes:
+        nonlocal start, piece
+        if not start <= offset <= offset + length <= start + len(piece):
+            start, piece = offset, read_at(max(length, _PIECE), offset)
+        return piece[offset - start : offset - start + length]
+
+    return read

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from model_export.architectures.activations import Activation
+from model_export.data.locations import is_url
 from model_export.data.parquet import PairColumns
 from model_export.errors import RecipeError, SourceError
 from model_export.families.clip.config import ImageTowerConfig, ResidualConvConfig
@@ -246,7 +247,7 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
 
     Args:
         path: the TOML file.
-        data: base folder of the data files; by default the recipe's own folder.
+        data: base folder of the data files that are no URLs; by default the recipe's own folder.
 
     Raises:
         RecipeError: the file cannot be read, is not TOML, or has unknown keys or invalid values.
@@ -264,7 +265,7 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
     except ValidationError as error:
         msg = f"{path}: {recipe_problems(error, Recipe)}"
         raise RecipeError(msg) from error
-    files = tuple(str(((data or path.parent) / file).resolve()) for file in recipe.data.files)
+    files = tuple(file if is_url(file) else str(((data or path.parent) / file).resolve()) for file in recipe.data.files)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})
     taught = recipe.distillation
     if taught is not None and (place := path.parent / taught.teacher).exists():
