@@ -30,6 +30,7 @@ from model_export.training.run import train
 from service.model.loading import load_bundle
 from tests.model_export.conftest import Heard
 from tests.model_export.families.test_tokenizers import canonical
+from tests.support.hub_server import hub_client
 from tests.support.layouts import write_layouts
 from tests.support.tiny_hugging_face import SIGLIP_CONTEXT, siglip_tokenizer, write_tiny_clip, write_tiny_siglip
 
@@ -136,6 +137,22 @@ def test_the_first_loss_is_transformers_and_the_run_is_exported(tmp_path: Path, 
     manifest = export_model(after, tmp_path / "bundle", listener=heard)
     assert heard.reports[-1].passed
     assert manifest == load_bundle(tmp_path / "bundle").manifest
+
+
+def test_a_run_starts_from_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are fetched as for an export; the run records model, commit and licence of its start."""
+    folder = write_tiny_clip(tmp_path / "source")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_captions(tmp_path / "captions.parquet", TEXTS)
+    with hub_client(tmp_path, monkeypatch) as hub:
+        commit = hub.add("acme/Tiny-CLIP", {**files, "README.md": b"---\nlicense: mit\n---\n"})
+        path = recipe(tmp_path, TEXTS)
+        run = train(path, out=tmp_path / "run", start_from="acme/Tiny-CLIP", device="cpu", console=quiet())
+
+    known = load_model(run, SourceOptions()).provenance
+    digest = load_model(folder, SourceOptions()).provenance.source_sha256
+    origin = f"beginning with the weights sha256:{digest} of acme/Tiny-CLIP@{commit}"
+    assert (f"trained from fine, {origin}", "mit") == (known.source, known.licence)
 
 
 @pytest.mark.parametrize("layout", ["OpenAI archive", "open_clip .pt", "Hugging Face, in shards", "own run"])
@@ -254,11 +271,12 @@ def test_a_frozen_tower_keeps_its_bits_and_costs_no_state(tmp_path: Path, tower:
     assert sum(not name.startswith(prefix[tower]) for name in parameters) == states
 
 
-def test_a_resumed_run_needs_no_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["", '[objective]\nloss = "sigmoid"'], ids=["softmax", "sigmoid"])
+def test_a_resumed_run_needs_no_start(tmp_path: Path, loss: str) -> None:
     """Towers, tokenizer and preprocessing are in the run's folder; its weights are those of an undisturbed run."""
     source = write_tiny_clip(tmp_path / "source")
     write_captions(tmp_path / "captions.parquet", TEXTS * 3)
-    path = recipe(tmp_path, TEXTS)
+    path = recipe(tmp_path, TEXTS, rest=loss)
     path.write_text("checkpoint_every = 2\n" + path.read_text("utf-8"), "utf-8")
     run = train(path, out=tmp_path / "run", start_from=source, device="cpu", console=quiet())
     whole = load_file(run / "model.safetensors")
@@ -267,4 +285,23 @@ def test_a_resumed_run_needs_no_start(tmp_path: Path) -> None:
     train(path, out=run, resume=True, device="cpu", console=quiet())
 
     again = load_file(run / "model.safetensors")
+    assert bool(loss) == ("logit_bias" in whole)
+    assert whole.keys() == again.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_a_second_stage_keeps_the_loss_of_the_first(tmp_path: Path) -> None:
+    """A CLIP that was trained with sigmoids goes on with them; by `softmax` it loses its bias again."""
+    source = write_tiny_clip(tmp_path / "source")
+    write_captions(tmp_path / "captions.parquet", TEXTS)
+    kinds = {}
+    start: Path = source
+    for name, keys in (
+        ("first", '[objective]\nloss = "sigmoid"'),
+        ("second", ""),
+        ("third", '[objective]\nloss = "softmax"'),
+    ):
+        path = recipe(tmp_path, TEXTS, rest=keys)
+        start = train(path, out=tmp_path / name, start_from=start, device="cpu", console=quiet())
+        kinds[name] = load_model(start, SourceOptions()).scoring.kind
+    assert {"first": "sigmoid", "second": "sigmoid", "third": "softmax"} == kinds
