@@ -137,7 +137,7 @@ class ModelSection(Section):
 
     @property
     def is_stated(self) -> bool:
-        """Whether the recipe states the towers."""
+        """Return whether the recipe states the towers."""
         return self.size is not None or self.image is not None
 
 
