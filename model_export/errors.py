@@ -5,13 +5,15 @@
   * DataError
     · BrokenRowError, in data/pairs.py
   * TrainingError
+    · LostRankError
+    · OtherRankError
   * SourceError
     · HubUnreachableError, in hub/errors.py
   * ExportError
     · ParityError
 
 The message is one line: the place, the problem and the remedy. The command line prints it and exits with 2, or with 1
-for a ParityError: the input was right, the result is not.
+for a ParityError or a LostRankError: the input was right, the result is not. An OtherRankError is not printed.
 """
 
 from __future__ import annotations
@@ -39,6 +41,14 @@ class DataError(ModelExportError):
 
 class TrainingError(ModelExportError):
     """A run cannot start, resume or continue."""
+
+
+class LostRankError(TrainingError):
+    """Another process of the same training ended without a message."""
+
+
+class OtherRankError(TrainingError):
+    """Another process of the same training failed, and gives the reason; this one has nothing to say."""
 
 
 class SourceError(ModelExportError):

@@ -20,6 +20,7 @@ _Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json or a BPE v
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the run. \\[default: runs/NAME]")] = None,
     *,
@@ -37,6 +38,9 @@ def train(
     activation: _Activation = None,
     tokenizer: _Tokenizer = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Continue from the newest checkpoint, or start if the run has none.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     threads: Annotated[
         int | None,
@@ -44,8 +48,18 @@ def train(
             min=1, help="Threads of torch; 1 is often fastest on a machine that others use. \\[default: one a core]"
         ),
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Train in this many processes on this machine, one for each GPU.")
+    ] = 1,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="Start the processes again this many times if one fails, with --auto-resume.")
+    ] = 0,
 ) -> None:
-    """Train a CLIP from image–text pairs, by a recipe."""
+    """Train a CLIP from image–text pairs, by a recipe. torchrun starts it in many processes, on many machines."""
+    if processes > 1 or restarts:
+        from model_export.training.launch import launch
+
+        raise SystemExit(launch(_repeated(context), processes=processes, restarts=restarts, threads=threads))
     from model_export.training.run import train as run_training
 
     run_training(
@@ -55,10 +69,24 @@ def train(
         start_from=start_from,
         start_options=_options(arch, activation, tokenizer),
         resume=resume,
+        auto_resume=auto_resume,
         device=device,
         threads=threads,
         console=Console(),
     )
+
+
+def _repeated(context: typer.Context) -> list[str]:
+    """Return the arguments of this command, for its processes: all but those that say how many these are."""
+    arguments = [context.info_name or ""]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in ("processes", "restarts") or value is None or value is False:
+            continue
+        named = parameter.param_type_name == "option"
+        arguments += [parameter.opts[0]] if named else []
+        arguments += [] if value is True else [str(getattr(value, "value", value))]
+    return arguments
 
 
 def average(

@@ -19,11 +19,12 @@ from model_export.data.loading import Batch
 from model_export.errors import RecipeError
 from model_export.training.model import Loss
 from model_export.training.objective import contrastive_loss, distillation_loss, same_meaning, sigmoid_loss
+from model_export.training.ranks import ALONE, Ranks
 from model_export.training.recipe import Recipe, Tower
 from model_export.training.teacher import Teacher
 
 Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""The loss of a batch by the vectors of its pictures and of their captions, float ``[batch, dim]``."""
+"""The loss of a rank's rows by the vectors of their pictures and of their captions, float ``[rows, dim]``."""
 
 
 def _as_it_is(loss: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def _as_it_is(loss: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Adds the gradients of a batch's loss to a model's parameters.
+    """Adds the gradients of a batch's loss to a model's parameters; of several ranks each has a part of the batch.
 
     Attributes:
         image_encoder: normalises the pixels of the model.
@@ -49,6 +50,7 @@ class Gradients:
         distillation: the share of that in the loss, 0 to 1.
         autocast: makes the context of lower precision.
         scale: applied to the loss before the backward pass.
+        ranks: that share the batch.
     """
 
     model: TwoTowers
@@ -63,9 +65,15 @@ class Gradients:
     distillation: float = 0.0
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     scale: Callable[[Tensor], Tensor] = _as_it_is
+    ranks: Ranks = ALONE
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch on the model's device, without its graph."""
+        """Return the loss of a batch, of which this rank's rows are given, on the model's device; without its graph."""
+        loss = self._of_own_rows(batch)
+        self.ranks.average_gradients(self.model.parameters())
+        return self.ranks.mean(loss)
+
+    def _of_own_rows(self, batch: Batch) -> Tensor:
         objective = self._objective(batch)
         if self.micro_batch is not None and self.micro_batch < len(batch.pixels):
             return self._in_micro_batches(batch, objective, self.micro_batch)
@@ -104,11 +112,13 @@ class Gradients:
 
     def _objective(self, batch: Batch) -> Objective:
         scale = self.model.logit_scale
-        same = same_meaning(batch.label, batch.noun, ignore=self.ignore_same_meaning)
+        same = same_meaning(batch.label, batch.noun, ignore=self.ignore_same_meaning, ranks=self.ranks)
         if self.loss == "sigmoid":
             bias = self.model.get_parameter(LOGIT_BIAS)
-            return partial(sigmoid_loss, log_scale=scale, bias=bias, same=same, chunk=self.chunk)
-        own = partial(contrastive_loss, log_scale=scale, same=same, label_smoothing=self.label_smoothing)
+            return partial(sigmoid_loss, log_scale=scale, bias=bias, same=same, chunk=self.chunk, ranks=self.ranks)
+        own = partial(
+            contrastive_loss, log_scale=scale, same=same, label_smoothing=self.label_smoothing, ranks=self.ranks
+        )
         if self.teacher is None:
             return own
         images, texts = self.teacher.vectors(batch.pixels, batch.ids)
@@ -118,6 +128,7 @@ class Gradients:
             taught_images=images,
             taught_texts=texts[batch.caption],
             taught_scale=self.teacher.scale,
+            ranks=self.ranks,
         )
         share = self.distillation
         return lambda images, texts: (1 - share) * own(images, texts) + share * taught(images, texts)
@@ -144,6 +155,21 @@ def check_micro_batch(recipe: Recipe, model: TwoTowers) -> None:
     msg = (
         f"optim.micro_batch: the image tower has batch norms, which would see {optim.micro_batch} pairs in place of "
         f"{optim.batch_size}; set accept_batch_norm = true, or leave micro_batch out"
+    )
+    raise RecipeError(msg)
+
+
+def check_ranks(model: TwoTowers, ranks: Ranks) -> None:
+    """Check that a model's statistics are those of the whole batch.
+
+    Raises:
+        RecipeError: the model has batch norms, and several ranks share the batch.
+    """
+    if ranks.size == 1 or not batch_norms(model):
+        return
+    msg = (
+        f"the image tower has batch norms: each of {ranks.size} processes would take statistics of its own part of the "
+        "batch, and they would not train the model of one process. Use one process, freeze this tower, or take a vit"
     )
     raise RecipeError(msg)
 

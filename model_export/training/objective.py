@@ -1,4 +1,8 @@
-"""The objectives: symmetric contrastive (paper, Figure 3), and pairwise sigmoid (Zhai et al. 2023)."""
+"""The objectives: symmetric contrastive (paper, Figure 3), and pairwise sigmoid (Zhai et al. 2023).
+
+Of several ranks, each compares its own rows with the whole batch: the mean of all ranks' losses is the batch's, as is
+the mean of their gradients, and no rank has more than its share of the logits.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from model_export.training.ranks import ALONE, Ranks
 
-def same_meaning(label: Tensor, noun: Tensor, *, ignore: bool = True) -> Tensor:
-    """Compare the meaning of all pairs of a batch: bool ``[batch, batch]``, true on the diagonal.
+
+def same_meaning(label: Tensor, noun: Tensor, *, ignore: bool = True, ranks: Ranks = ALONE) -> Tensor:
+    """Compare the meaning of a rank's pairs with all of the batch: bool ``[rows, batch]``, true for a row itself.
 
     Without ``ignore`` nothing else is true: every other pair is a negative, as in the paper.
 
@@ -17,8 +23,10 @@ def same_meaning(label: Tensor, noun: Tensor, *, ignore: bool = True) -> Tensor:
     both. Comparing captions as strings would miss most such pairs: the template or the noun differs.
     """
     if not ignore:
-        return torch.eye(len(label), dtype=torch.bool, device=label.device)
-    return (label[:, None] == label[None, :]) | (noun[:, None] == noun[None, :])
+        same = torch.zeros(len(label), ranks.size * len(label), dtype=torch.bool, device=label.device)
+        return _own(same, ranks.rank * len(label))
+    of_all = ranks.gather(torch.stack([label, noun], dim=1))  # [batch, 2]
+    return (label[:, None] == of_all[:, 0]) | (noun[:, None] == of_all[:, 1])
 
 
 def contrastive_loss(
@@ -28,28 +36,40 @@ def contrastive_loss(
     same: Tensor,
     *,
     label_smoothing: float = 0.0,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Return the mean of image-to-text and text-to-image cross-entropy over the batch's similarities.
+    """Return the mean of image-to-text and text-to-image cross-entropy of a rank's rows with the whole batch.
 
     Args:
-        images: float ``[batch, dim]`` of any length; normalised here, in fp32, or fp64 if it is given.
-        texts: float ``[batch, dim]``, row i the caption of row i of ``images``.
+        images: float ``[rows, dim]`` of any length; normalised here, in fp32, or fp64 if it is given.
+        texts: float ``[rows, dim]``, row i the caption of row i of ``images``.
         log_scale: scalar, the logarithm of the logit scale.
-        same: bool ``[batch, batch]``; true entries off the diagonal count neither as positive nor as negative.
+        same: bool ``[rows, batch]``; true entries off the diagonal count neither as positive nor as negative.
         label_smoothing: share of the target spread over all entries that count.
+        ranks: that hold the other rows of the batch.
 
     Returns:
         Scalar, fp32 or fp64.
     """
+    by_image, by_text = _similarities(images, texts, _exact(log_scale).exp(), ranks)
+    first = ranks.rank * len(images)
+    ignored = same & ~_own(same, first)
+    return (
+        _cross_entropy(by_image, ignored, first, label_smoothing)
+        + _cross_entropy(by_text, ignored, first, label_smoothing)
+    ) / 2
+
+
+def _similarities(images: Tensor, texts: Tensor, scale: Tensor | float, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Compare a rank's pictures with all texts of the batch, and its texts with all pictures: ``[rows, batch]``."""
     images, texts = _unit_length(images), _unit_length(texts)
-    logits = _exact(log_scale).exp() * images @ texts.T  # [batch of images, batch of texts]
-    ignored = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-    return (_cross_entropy(logits, ignored, label_smoothing) + _cross_entropy(logits.T, ignored.T, label_smoothing)) / 2
+    by_image = scale * images @ ranks.gather(texts).T
+    return by_image, by_image.T if ranks.size == 1 else scale * texts @ ranks.gather(images).T
 
 
-def _cross_entropy(logits: Tensor, ignored: Tensor, label_smoothing: float) -> Tensor:
+def _cross_entropy(logits: Tensor, ignored: Tensor, first: int, label_smoothing: float) -> Tensor:
     log_p = logits.masked_fill(ignored, float("-inf")).log_softmax(dim=1)
-    loss = -log_p.diagonal()
+    loss = -log_p.diagonal(first)
     if label_smoothing:
         counted = (~ignored).sum(dim=1)
         uniform = -log_p.masked_fill(ignored, 0.0).sum(dim=1) / counted
@@ -65,25 +85,28 @@ def sigmoid_loss(
     same: Tensor,
     *,
     chunk: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Return the mean over pictures of the summed binary cross-entropy with each text of the batch.
+    """Return the mean over a rank's pictures of the summed binary cross-entropy with each text of the batch.
 
     Args:
-        images: float ``[batch, dim]`` of any length; normalised here, in fp32, or fp64 if it is given.
-        texts: float ``[batch, dim]``, row i the caption of row i of ``images``.
+        images: float ``[rows, dim]`` of any length; normalised here, in fp32, or fp64 if it is given.
+        texts: float ``[rows, dim]``, row i the caption of row i of ``images``.
         log_scale: scalar, the logarithm of the logit scale.
         bias: scalar, added to the scaled cosines.
-        same: bool ``[batch, batch]``; true entries off the diagonal count neither as positive nor as negative.
+        same: bool ``[rows, batch]``; true entries off the diagonal count neither as positive nor as negative.
         chunk: pictures whose logits are in memory at a time, forwards and backwards; by default all.
+        ranks: that hold the other rows of the batch.
 
     Returns:
         Scalar, fp32 or fp64.
     """
-    images, texts = _unit_length(images), _unit_length(texts)
+    images, texts = _unit_length(images), ranks.gather(_unit_length(texts))
     scale, bias = _exact(log_scale).exp(), _exact(bias)
+    first = ranks.rank * len(images)
     size = chunk or len(images)
     if size >= len(images):
-        return _sigmoid_rows(images, texts, scale, bias, same, 0) / len(images)
+        return _sigmoid_rows(images, texts, scale, bias, same, first) / len(images)
     parts = [
         # Recomputed in the backward pass: kept, the logits of all chunks would be the whole matrix again.
         checkpoint(
@@ -93,7 +116,7 @@ def sigmoid_loss(
             scale,
             bias,
             same[start : start + size],
-            start,
+            first + start,
             use_reentrant=False,
         )
         for start in range(0, len(images), size)
@@ -106,10 +129,16 @@ def _sigmoid_rows(  # noqa: PLR0917 - checkpointed, so by position
 ) -> Tensor:
     """Sum over the pairs of some pictures, the first of which is number ``first`` of the batch, with all texts."""
     logits = scale * images @ texts.T + bias  # [rows, batch]
-    positive = torch.zeros_like(same)
-    positive.diagonal(first).fill_(value=True)
+    positive = _own(same, first)
     losses = -functional.logsigmoid(torch.where(positive, logits, -logits))
     return losses.masked_fill(same & ~positive, 0.0).sum()
+
+
+def _own(same: Tensor, first: int) -> Tensor:
+    """Mark each row's own caption: bool ``[rows, batch]``; the first row is number ``first`` of the batch."""
+    own = torch.zeros_like(same)
+    own.diagonal(first).fill_(value=True)
+    return own
 
 
 def _exact(values: Tensor) -> Tensor:
@@ -129,25 +158,27 @@ def distillation_loss(
     taught_images: Tensor,
     taught_texts: Tensor,
     taught_scale: float,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Return the mean of image-to-text and text-to-image cross-entropy with a teacher's similarities as targets.
 
     As open_clip distils (``DistillClipLoss``). Teacher and student may have joint spaces of different dimensions.
 
     Args:
-        images: float ``[batch, dim]`` of any length.
-        texts: float ``[batch, dim]``, row i the caption of row i of ``images``.
+        images: float ``[rows, dim]`` of any length.
+        texts: float ``[rows, dim]``, row i the caption of row i of ``images``.
         log_scale: scalar, the logarithm of the student's logit scale.
-        taught_images: the teacher's vectors, float ``[batch, its dim]``.
+        taught_images: the teacher's vectors, float ``[rows, its dim]``.
         taught_texts: likewise.
         taught_scale: the teacher's logit scale, exponentiated.
+        ranks: that hold the other rows of the batch.
 
     Returns:
         Scalar, fp32 or fp64.
     """
-    logits = _exact(log_scale).exp() * _unit_length(images) @ _unit_length(texts).T
-    targets = taught_scale * _unit_length(taught_images) @ _unit_length(taught_texts).T
-    return (_soft_cross_entropy(logits, targets) + _soft_cross_entropy(logits.T, targets.T)) / 2
+    by_image, by_text = _similarities(images, texts, _exact(log_scale).exp(), ranks)
+    taught_by_image, taught_by_text = _similarities(taught_images, taught_texts, taught_scale, ranks)
+    return (_soft_cross_entropy(by_image, taught_by_image) + _soft_cross_entropy(by_text, taught_by_text)) / 2
 
 
 def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

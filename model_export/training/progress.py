@@ -85,6 +85,28 @@ class Reporter:
         self._progress.console.print(message, highlight=False, soft_wrap=True)
 
 
+class Silence(Reporter):
+    """Reports nothing: of the ranks, only the first is heard."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+    def advance(self, step: int) -> None:
+        """Show nothing."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def estimate(self, steps: int, seconds: float) -> None:
+        """Print nothing."""
+
+    def say(self, message: str) -> None:
+        """Print nothing."""
+
+
 def duration(seconds: float) -> str:
     """Return a time for people: ``40 s``, ``25 min``, ``3.5 h``."""
     if seconds < 2 * _MINUTE_S:

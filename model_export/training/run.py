@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from rich.console import Console
 from torch import nn
@@ -24,14 +25,17 @@ from model_export.files import write_json
 from model_export.training import checkpoints
 from model_export.training.blueprint import (
     Blueprint,
+    blueprint_of_recipe,
     blueprint_of_run,
     blueprint_of_source,
     blueprint_with,
     check_fits,
 )
+from model_export.training.joining import joined
 from model_export.training.precision import check_device
-from model_export.training.preparation import prepare
-from model_export.training.progress import Reporter
+from model_export.training.preparation import Prepared, prepare
+from model_export.training.progress import Reporter, Silence
+from model_export.training.ranks import Ranks
 from model_export.training.recipe import Recipe, digest, read_recipe
 from model_export.training.teacher import Teacher, open_teacher
 from model_export.training.trainer import Trainer
@@ -45,11 +49,12 @@ def train(
     start_from: str | Path | None = None,
     start_options: SourceOptions | None = None,
     resume: bool = False,
+    auto_resume: bool = False,
     device: str = "auto",
     threads: int | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Train by a recipe, and write a training run.
+    """Train by a recipe, and write a training run; in each of the processes that torchrun started, its part.
 
     The run's folder holds ``config.json``, ``tokenizer.json``, ``model.safetensors``, ``recipe.toml``,
     ``metrics.jsonl``, TensorBoard's files and checkpoints.
@@ -62,7 +67,9 @@ def train(
             and keeps its tokenizer and preprocessing; by default all are new.
         start_options: facts that the files of ``start_from`` lack.
         resume: continue a stopped run from its newest checkpoint. On the CPU, the final weights are bit for bit
-            those of an uninterrupted run.
+            those of an uninterrupted run of as many processes.
+        auto_resume: resume if the run has a checkpoint, start it if not, and leave a finished run as it is. After a
+            restart by torchrun this holds without being asked for.
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA if available.
         threads: of torch on the CPU; one for each core by default. Exact resumption needs the same number.
         console: shows the progress.
@@ -75,30 +82,58 @@ def train(
         SourceError: ``start_from`` cannot be fetched or read.
         DataError: a file, column or row cannot be read.
         TrainingError: the folder is in use, no run exists to resume, or the loss became non-finite.
+        LostRankError: another process ended without a message.
+        OtherRankError: another process failed, and raised the reason.
     """
-    console = console or Console()
-    recipe = read_recipe(recipe_path, data=data)
     if threads is not None:
         torch.set_num_threads(threads)
-    run = out or Path("runs") / recipe.name
-    place = _device(device)
-    check_device(recipe, place)
+    with joined(device) as ranks:
+        console = (console or Console()) if ranks.leads else Console(quiet=True)
+        recipe = read_recipe(recipe_path, data=data)
+        ranks.part(recipe.optim.batch_size)  # refuses a batch that cannot be divided
+        check_device(recipe, ranks.device)
+        run = out or Path("runs") / recipe.name
+        if ranks.restarts:
+            console.print(f"note: started again after a failure (restart {ranks.restarts})", highlight=False)
+        if auto_resume or ranks.restarts:
+            if _is_finished(run, recipe):
+                console.print(f"{run}: is finished already", highlight=False, markup=False, soft_wrap=True)
+                return run
+            resume = checkpoints.latest_step(run / checkpoints.FOLDER) is not None
+        return _train(recipe_path, recipe, run, start_from, start_options, resume=resume, ranks=ranks, console=console)
+
+
+def _train(
+    recipe_path: Path,
+    recipe: Recipe,
+    run: Path,
+    start_from: str | Path | None,
+    start_options: SourceOptions | None,
+    *,
+    resume: bool,
+    ranks: Ranks,
+    console: Console,
+) -> Path:
     checkpoint = _open_run(run, recipe, resume=resume)
     first_step = checkpoint["step"] if checkpoint else 0
-    start = _start(start_from, start_options, recipe, console) if start_from is not None and not checkpoint else None
+    with ranks.leader_first():  # which may download it
+        starts = start_from is not None and not checkpoint
+        start = _start(str(start_from), start_options, recipe, console) if starts else None
     if not start and not checkpoint:
         _check_new(recipe)
 
     console.print(f"[bold]{recipe.name}[/]: reading {len(recipe.data.files)} files of pairs", highlight=False)
-    teacher = open_teacher(recipe, place, console)
-    prepared = prepare(recipe, _blueprint(recipe, run if checkpoint else None, start, teacher))
+    with ranks.leader_first():
+        teacher = open_teacher(recipe, ranks.device, console)
+    prepared = _prepare(recipe, _blueprint(recipe, run if checkpoint else None, start, teacher), ranks)
     if teacher:
         teacher.check_fits(prepared.blueprint, recipe)
     if checkpoint:
         _check_data(checkpoint, prepared.loader.reader)
+    ranks.check_same(_facts(recipe, prepared, first_step))
     weights = checkpoint["model"] if checkpoint else start.weights() if start else None
-    trainer = Trainer.start(recipe, prepared, run, place, weights=weights, teacher=teacher)
-    if not checkpoint:
+    trainer = Trainer.start(recipe, prepared, run, ranks, weights=weights, teacher=teacher)
+    if not checkpoint and ranks.leads:
         run.mkdir(parents=True, exist_ok=True)
         (run / TOKENIZER).write_bytes(prepared.blueprint.tokenizer)
         shutil.copyfile(recipe_path, run / RECIPE)
@@ -107,24 +142,29 @@ def train(
         trainer.restore(checkpoint)
     elif start is None:
         trainer.whiten()
+    ranks.spread(trainer.model)
     del start, weights
     image, text = (_millions(tower) for tower in (trainer.model.visual, trainer.model.text))
     console.print(
         f"{prepared.train_rows:,} pairs to train, {prepared.validation_rows:,} held out · image tower {image}, "
-        f"text tower {text} · {prepared.plan.total_steps:,} steps of {recipe.optim.batch_size} on {place.type}"
+        f"text tower {text} · {prepared.plan.total_steps:,} steps of {recipe.optim.batch_size} on {ranks.device.type}"
+        + (f", {ranks.size} processes" if ranks.size > 1 else "")
         + (f", from step {first_step:,}" if first_step else ""),
         highlight=False,
         soft_wrap=True,
     )
     for note in prepared.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    total_steps = prepared.plan.total_steps
+    opened = Reporter(run, console, total_steps=total_steps, first_step=first_step) if ranks.leads else Silence()
     try:
-        with closing(Reporter(run, console, total_steps=prepared.plan.total_steps, first_step=first_step)) as reporter:
+        with closing(opened) as reporter:
             trainer.loop(reporter, first_step)
     except KeyboardInterrupt:
         console.print(_kept(run, recipe_path, recipe), highlight=False, markup=False, soft_wrap=True)
         raise
-    trainer.save_weights()
+    if ranks.leads:
+        trainer.save_weights()
     console.print(f"weights: {run / WEIGHTS}  ({trainer.seconds / 60:.1f} minutes of training)", highlight=False)
     return run
 
@@ -141,15 +181,24 @@ def _kept(run: Path, recipe_path: Path, recipe: Recipe) -> str:
     return f"interrupted; {step:,} steps are kept. Continue, with the same --data: {command}"
 
 
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        msg = "torch finds no GPU for --device cuda; install a CUDA build of torch, or use --device cpu"
-        raise TrainingError(msg)
-    if name not in ("auto", "cpu", "cuda"):
-        msg = f"unknown device {name!r}; use cpu, cuda or auto"
-        raise TrainingError(msg)
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
+def _is_finished(run: Path, recipe: Recipe) -> bool:
+    """Return whether a folder holds the finished run of a recipe."""
+    return (run / WEIGHTS).exists() and digest(read_recipe(run / RECIPE)) == digest(recipe)
+
+
+def _prepare(recipe: Recipe, blueprint: Blueprint | None, ranks: Ranks) -> Prepared:
+    """Prepare the data on the first rank, which may index tars and train a tokenizer, and then on the others."""
+    first = prepare(recipe, blueprint) if ranks.leads else None
+    tokenizer = ranks.of_leader(first.blueprint.tokenizer if first else b"")
+    return first or prepare(
+        recipe, blueprint or blueprint_of_recipe(recipe, tokenizers.Tokenizer.from_buffer(tokenizer))
+    )
+
+
+def _facts(recipe: Recipe, prepared: Prepared, first_step: int) -> dict[str, object]:
+    """Return the facts that all ranks must know alike, by their names in an error."""
+    files = {f"digest of {file.name}": file.digest for file in prepared.loader.reader.files}
+    return {"recipe": digest(recipe), **files, "first step (--out must name one folder for all)": first_step}
 
 
 def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpoint | None:

@@ -25,13 +25,15 @@ from model_export.training import checkpoints
 from model_export.training.broken_rows import BrokenRows
 from model_export.training.ema import MovingAverage
 from model_export.training.finite import FiniteWatch
-from model_export.training.gradients import Gradients, check_micro_batch
+from model_export.training.gradients import Gradients, check_micro_batch, check_ranks
 from model_export.training.model import Loss, build_model, loss_of, train_mode
 from model_export.training.optimizer import Optimizer, learning_rate
 from model_export.training.precision import autocast, compile_towers
 from model_export.training.preparation import Prepared
 from model_export.training.progress import Reporter
+from model_export.training.ranks import Ranks
 from model_export.training.recipe import Recipe, digest
+from model_export.training.row_counts import RowCounts
 from model_export.training.teacher import Teacher
 from model_export.training.validation import zero_shot
 
@@ -45,7 +47,7 @@ class Trainer:
     recipe: Recipe
     prepared: Prepared
     run: Path
-    device: torch.device
+    ranks: Ranks
     loss: Loss
     model: TwoTowers
     image_encoder: ImageEncoder
@@ -68,16 +70,17 @@ class Trainer:
         recipe: Recipe,
         prepared: Prepared,
         run: Path,
-        device: torch.device,
+        ranks: Ranks,
         *,
         weights: Mapping[str, Tensor] | None = None,
         teacher: Teacher | None = None,
     ) -> Trainer:
-        """Build a model on ``device``, its encoders and its optimiser; what ``weights`` lack is from the recipe's seed.
+        """Build a model, its encoders and its optimiser; what ``weights`` lack is from the recipe's seed.
 
         Raises:
-            RecipeError: the recipe's loss does not fit the model, or micro-batches its batch norms.
+            RecipeError: the recipe's loss does not fit the model, or its batch norms would see a part of the batch.
         """
+        device = ranks.device
         torch.manual_seed(recipe.seed)
         # Exact resumption needs kernels that always add in the same order.
         torch.use_deterministic_algorithms(device.type == "cpu")
@@ -89,6 +92,7 @@ class Trainer:
             blueprint, loss, weights, frozen=optim.freeze, checkpoint_blocks=recipe.model.checkpoint_blocks
         ).to(device)
         check_micro_batch(recipe, model)
+        check_ranks(model, ranks)
         if isinstance(model.visual, ModifiedResNet | ResidualConv):
             # Convolutions run about twice as fast if a pixel's channels are adjacent.
             model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -101,7 +105,7 @@ class Trainer:
             recipe,
             prepared,
             run,
-            device,
+            ranks,
             loss,
             model,
             image_encoder,
@@ -119,6 +123,7 @@ class Trainer:
                 scale=scaler.scale,
                 teacher=teacher,
                 distillation=0.0 if recipe.distillation is None else recipe.distillation.weight,
+                ranks=ranks,
             ),
             scaler,
             Optimizer(
@@ -131,6 +136,11 @@ class Trainer:
             ),
             ema,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the model."""
+        return self.ranks.device
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Go on from a checkpoint, whose weights the model has already."""
@@ -166,43 +176,44 @@ class Trainer:
         plan, recipe = self.prepared.plan, self.recipe
         started = logged = time.monotonic()
         before = self.seconds
-        since_log = Tally()
         stream = batches(
-            self.prepared.loader,
+            self.prepared.loader.part(*self.ranks.part(plan.batch_size)),
             first_step=first_step,
             workers=recipe.data.workers,
             pin_memory=self.device.type == "cuda",
         )
         broken_rows = BrokenRows(self.run, share=recipe.data.max_broken, train_rows=plan.train_rows, say=reporter.say)
+        counts = RowCounts(self.ranks, self.tally, broken_rows)
         for batch in stream:
             step_started = time.monotonic()
-            self.tally += batch.tally
-            broken_rows.note(batch.broken, self.tally)
-            values = self._step(batch)
             step, done = batch.step, batch.step + 1
-            since_log += batch.tally
-            self.seconds = before + time.monotonic() - started
-            reporter.advance(step)
             last = done == plan.total_steps
             first = step == first_step
             logs = first or done % recipe.log_every == 0 or last
             evaluates = last or (recipe.evaluate_every and done % recipe.evaluate_every == 0)
             saves = done % recipe.checkpoint_every == 0 and not last
+            counts.add(batch, exchange=bool(logs or evaluates or saves))
+            self.tally = counts.of_run
+            values = self._step(batch)
+            self.seconds = before + time.monotonic() - started
+            reporter.advance(step)
             if logs or evaluates or saves:
                 self._watch.check()
             if logs:
                 read = {name: float(value) for name, value in values.items()}
-                rate = since_log.pairs / (time.monotonic() - logged)
-                shares = since_log.shares()
+                rate = counts.since_log.pairs / (time.monotonic() - logged)
+                shares = counts.since_log.shares()
                 reporter.metrics(step, {**read, **shares, "pairs_per_s": rate, "seconds": self.seconds})
             if first and not last:
                 reporter.estimate(plan.total_steps - done, time.monotonic() - step_started)
-            if evaluates:
+            # The other ranks wait in the next step's exchange.
+            if evaluates and self.ranks.leads:
                 self._evaluate(reporter, step)
-            if saves:
+            if saves and self.ranks.leads:
                 self._checkpoint(done)
             if first or done % recipe.log_every == 0:
-                logged, since_log = time.monotonic(), Tally()
+                logged = time.monotonic()
+                counts.logged()
 
     def _step(self, batch: Batch) -> dict[str, Tensor | float]:
         """Take a step; return values that are still on the device."""
