@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,8 @@ class CaptionEncoder:
         return ids, np.array([len(piece) > self._most for piece in pieces], dtype=np.bool_)
 
 
+# Nouns and classes occur many times; sentences pass through the cache at little cost.
+@lru_cache(maxsize=4096)
 def is_usable(text: str | None) -> bool:
     """Return whether a text can be a caption: it is there, says something, and has neither NUL nor lone surrogates."""
     if text is None or "\0" in text:
@@ -68,6 +71,7 @@ def is_usable(text: str | None) -> bool:
     return bool(normalise_label(text))
 
 
+@lru_cache(maxsize=4096)
 def meaning(text: str) -> int:
     """Return 64 bits that two texts share if they are one text to the model: the same words, in either case.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,7 @@ class ParquetPairs:
         Raises:
             DataError: it is damaged.
         """
-        table = self._read(group, [])
-        return [table.texts(index) for index in range(table.table.num_rows)]
+        return self._texts(self._read(group, []))
 
     def load(self, group: int) -> _Table:
         """Read a row group.
@@ -101,19 +101,24 @@ class ParquetPairs:
         Raises:
             DataError: it is damaged.
         """
-        return self._read(group, [self._columns.image])
+        table = self._read(group, [self._columns.image])
+        first_row = int(self.group_rows[:group].sum())
+        return _Table(self, table[self._columns.image], self._texts(table), first_row)
 
-    def _read(self, group: int, images: list[str]) -> _Table:
+    def _texts(self, table: Any) -> list[Texts]:  # noqa: ANN401 - pyarrow has no types
+        columns = self._columns
+        labels = _strings(table[columns.label]) if self.has_labels else repeat(None, table.num_rows)
+        return list(map(Texts, _strings(table[columns.text]), labels))
+
+    def _read(self, group: int, images: list[str]) -> Any:  # noqa: ANN401 - pyarrow has no types
         columns = self._columns
         labels = [columns.label] if self.has_labels else []
         try:
-            table = self._checked(open_parquet(self.name)).read_row_group(
-                group, columns=[*images, columns.text, *labels]
-            )
+            file = self._checked(open_parquet(self.name))
+            return file.read_row_group(group, columns=[*images, columns.text, *labels])
         except (OSError, pa.ArrowException) as error:
             msg = f"{self.name}: row group {group} cannot be read ({str(error).splitlines()[0]})"
             raise DataError(msg) from error
-        return _Table(self, table, columns, int(self.group_rows[:group].sum()))
 
     def _checked(self, file: pq.ParquetFile) -> pq.ParquetFile:
         columns = self._columns
@@ -139,29 +144,32 @@ class ParquetPairs:
 
 @dataclass(frozen=True)
 class _Table:
-    """A row group in memory."""
+    """A row group in memory: its images encoded, its texts as Python values, which are a small part of it."""
 
     file: ParquetPairs
-    table: Any
-    columns: PairColumns
+    images: Any
+    texts: list[Texts]
     first_row: int
 
     def __getitem__(self, index: int) -> Pair:
-        image = self.table[self.columns.image][index].as_py()
+        image = self.images[index].as_py()
         if image is None:
             raise BrokenRowError(f"{self.file.where(self.first_row + index)}: has no image")
-        return Pair(image, *self.texts(index))
+        return Pair(image, *self.texts[index])
 
-    def texts(self, index: int) -> Texts:
-        """Return the texts of a row by its number within the group."""
-        columns = self.columns
-        return Texts(self._text(columns.text, index), self._text(columns.label, index))
 
-    def _text(self, column: str, index: int) -> str | None:
-        if column not in self.table.column_names:
-            return None
-        try:
-            text: str | None = self.table[column][index].as_py()
-        except UnicodeDecodeError:
-            return None
-        return text
+def _strings(column: Any) -> list[str | None]:  # noqa: ANN401 - pyarrow has no types
+    """Return a column of strings; None where a value is missing or not UTF-8."""
+    try:
+        values: list[str | None] = column.to_pylist()
+    except UnicodeDecodeError:
+        return [_string(value) for value in column]
+    return values
+
+
+def _string(value: Any) -> str | None:  # noqa: ANN401 - pyarrow has no types
+    try:
+        text: str | None = value.as_py()
+    except UnicodeDecodeError:
+        return None
+    return text
