@@ -20,9 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import typer
 from rich.console import Console
 from safetensors.torch import load_file
 
+from model_export.cli import app
+from model_export.cli.training import _repeated as repeated
 from model_export.training.run import train
 from tests.support.pairs import recipe_text, write_pairs
 from tests.support.places import ROOT
@@ -244,6 +247,19 @@ def test_a_killed_run_goes_on_by_itself(long_recipe: Path, tmp_path: Path) -> No
     assert "note: started again after a failure (restart 1)" in output
     assert_close(undisturbed, run, exactly=True)
     assert losses(undisturbed) == losses(run)
+
+
+def test_each_process_gets_the_options_of_the_command() -> None:
+    """All but those that say how many processes there are."""
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    given = ["recipe.toml", "--out", "runs/a b", "--from", "hub/id", "--activation", "gelu", "--auto-resume"]
+    context = command.make_context("train", [*given, "--threads", "2", "--processes", "4", "--restarts", "3"])
+
+    name, *arguments = repeated(context)
+
+    assert "train" == name
+    again = command.make_context(name, arguments).params
+    assert {**context.params, "processes": 1, "restarts": 0} == again
 
 
 def test_under_torchrun_a_rank_that_fails_gives_its_reason_once(recipe: Path, tmp_path: Path) -> None:
