@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -187,3 +188,15 @@ def batches(loader: BatchLoader, *, first_step: int, workers: int, pin_memory: b
     except DataError as error:
         # A worker's traceback does not help to repair a broken file; its last line names the row.
         raise DataError(_RAISED.sub("", str(error).strip().splitlines()[-1])) from None
+    finally:
+        if workers:
+            _stop_workers(stream)
+
+
+def _stop_workers(stream: Any) -> None:  # noqa: ANN401 - torch's iterator has no public type
+    """Stop the loading processes now. Left to its end, the iterator would print a traceback for one that still starts.
+
+    A process that starts while the others stop finds its queue gone, and torch reports its exit as an error.
+    """
+    with suppress(RuntimeError):
+        stream._shutdown_workers()  # noqa: SLF001 - its destructor calls no other

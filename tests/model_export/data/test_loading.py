@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from PIL import Image
 
 from model_export.checkpoints.model_source import text_section
+from model_export.data import loading
 from model_export.data.augment import Augmentation, is_odd
 from model_export.data.captions import CaptionEncoder, Captioner, meaning
-from model_export.data.loading import Batch, BatchLoader
+from model_export.data.loading import Batch, BatchLoader, batches
 from model_export.data.pairs import Pair
 from model_export.data.parquet import PairColumns, ParquetPairs
 from model_export.data.plan import Phase, TrainingPlan
@@ -316,3 +318,32 @@ def test_a_share_of_the_pictures_is_zoomed_into() -> None:
     zoomed = sum(span < 40 for span in spans)
     assert 70 <= zoomed <= 130
     assert all(span >= 60 or 28 <= span <= 33 for span in spans)
+
+
+class StartingWorkers:
+    """What torch's iterator does if a process still starts while the others are stopped."""
+
+    stops = 0
+
+    def __iter__(self) -> StartingWorkers:
+        return self
+
+    def __next__(self) -> int:
+        return 1
+
+    def _shutdown_workers(self) -> None:
+        self.stops += 1
+        if self.stops == 1:
+            raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly with exit code 1.")
+
+    def __del__(self) -> None:
+        self._shutdown_workers()
+
+
+def test_workers_that_still_start_are_stopped_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends early prints its own error only."""
+    monkeypatch.setattr(loading, "DataLoader", lambda *_, **__: StartingWorkers())
+    loader: Any = SimpleNamespace(plan=SimpleNamespace(total_steps=3))
+    stream: Any = batches(loader, first_step=0, workers=1, pin_memory=False)
+    assert 1 == next(stream)
+    del stream
