@@ -1,7 +1,7 @@
 """Join the processes that torchrun started; end all of them with one message if one fails.
 
-torchrun starts the same command in each process, and tells each its place in environment variables. It ends the others
-when one has failed. Without torchrun there is one process, and no process group is made.
+torchrun starts the same command in each process, with its rank in environment variables, and ends the others if one
+fails. A command without torchrun runs in one process, without a process group.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def joined(device: str) -> Iterator[Ranks]:
     except Exception as exc:
         if not _is_lost_connection(exc) and _is_first(store):
             raise
-        # Whoever failed is about to be heard of; a rank that ends now could have it stopped before it has spoken.
+        # The rank that failed still has to report; if this one ended first, torchrun would stop it before its report.
         time.sleep(_ENDED_WITHIN_S)
         if _is_lost_connection(exc) and _is_first(store):
             msg = (

@@ -250,7 +250,7 @@ def test_a_killed_run_goes_on_by_itself(long_recipe: Path, tmp_path: Path) -> No
 
 
 def test_each_process_gets_the_options_of_the_command() -> None:
-    """All but those that say how many processes there are."""
+    """The processes get every option except those for the number of processes."""
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     given = ["recipe.toml", "--out", "runs/a b", "--from", "hub/id", "--activation", "gelu", "--auto-resume"]
     context = command.make_context("train", [*given, "--threads", "2", "--processes", "4", "--restarts", "3"])

@@ -79,7 +79,7 @@ def test_more_alphas_than_palette_entries_count_nothing() -> None:
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
 def test_a_damaged_critical_chunk_is_refused(kind: bytes) -> None:
-    """Nobody can say which pixels are meant."""
+    """Its pixels cannot be known."""
     image = quadrants().quantize(4)
     data = bytearray(encode(image, "PNG"))
     data[data.index(kind) + 5] ^= 1

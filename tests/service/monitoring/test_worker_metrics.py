@@ -43,7 +43,7 @@ def shown(folder: Path) -> dict[tuple[str, str], float]:
 
 
 def test_the_counts_of_ended_processes_stay_in_two_files(tmp_path: Path) -> None:
-    """No counter goes back, whoever ends, and the folder does not grow."""
+    """No counter goes back when a process ends, and the folder does not grow."""
     work(tmp_path, 1, 3.0)
     before = shown(tmp_path)
     for pid in range(2, 7):

@@ -86,7 +86,7 @@ async def test_the_full_access_log_has_client_and_work(tmp_path: Path) -> None:
 
 
 async def test_the_standard_log_is_as_it_was(tmp_path: Path) -> None:
-    """Nothing is counted for it, and without keys there are no series of keys."""
+    """It adds no count, and a server without keys has no series of keys."""
     async with application(tmp_path) as (client, _):
         with capture_logs() as captured:
             await work(client, {})

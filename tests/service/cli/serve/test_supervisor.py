@@ -272,7 +272,7 @@ def test_a_connection_that_another_process_was_faster_with_is_no_error() -> None
 
 
 def test_a_process_that_is_still_loading_leaves_connections_to_the_others(tmp_path: Path) -> None:
-    """Stopped before its model is warm, it closes its port; a connection that waits there is for a warm process."""
+    """A worker stopped before its model is warm closes its port; a warm one takes the connection that waits there."""
     settings = Settings(model=write_tiny_bundle(tmp_path / "bundle"), provider="cpu")
     models = SlowToWarm.load(settings, Metrics())
     supervisor, pipe = Pipe()
