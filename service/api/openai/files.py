@@ -28,7 +28,7 @@ from service.api.request.body import MULTIPART, OCTETS, check_declared_length, r
 from service.api.request.disconnect import StoppableStream
 from service.api.request.file_upload import FILE, FileForm, read_file_form
 from service.api.request.query import refuse_query
-from service.api.request.validation import unknown_field, validate_fields
+from service.api.request.validation import validate_fields
 from service.api.services import services_of
 from service.errors import Conflict, MalformedRequest, PayloadTooLarge, StateFull, UnknownObject
 from service.jobs.records import FILE_PREFIX, is_id
@@ -124,7 +124,7 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
     chunks = receive_chunks(request.receive, limit=limit, timeout_s=settings.upload_timeout_s)
     writer = await jobs.begin_file(max(0, declared - _FORM_BYTES))
     try:
-        form = await read_file_form(chunks, request.headers["content-type"], writer.write)
+        form = await read_file_form(chunks, request.headers["content-type"], writer.write, fields=_FIELDS)
         name, keep_s = _validated(form, settings.keep_files_s)
         record = await jobs.add_file(writer, name=name, purpose="batch", keep_s=keep_s, idempotency=idempotency)
     except BaseException:
@@ -205,8 +205,6 @@ async def delete_file(request: Request, file_id: FileId) -> Response:
 def _validated(form: FileForm, longest_s: int) -> tuple[str, float]:
     """Validate a form; return the file's name and for how many seconds the file is kept."""
     fields: Mapping[str, str] = form.fields
-    if unknown := [name for name in fields if name not in _FIELDS]:
-        raise FieldErrors([unknown_field(name, (FILE, *_FIELDS)) for name in unknown])
     if form.name is None:
         raise FieldErrors([(FILE, "is missing; send the file as a file part of that name")])
     if fields.get("purpose") != "batch":

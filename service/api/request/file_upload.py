@@ -1,15 +1,14 @@
 """Reads a file from multipart/form-data and passes it on in pieces, never whole in memory."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from service.api.problems.table import FieldErrors, quoted
 from service.api.request.form_reader import FormReader, file_name, utf8
-from service.errors import PayloadTooLarge
+from service.api.request.validation import unknown_field
 
 FILE: Final = "file"
-_MAX_FIELDS: Final = 16
 _MAX_FIELD_BYTES: Final = 1_024
 _MAX_NAME_CHARS: Final = 256
 
@@ -30,9 +29,10 @@ class FileForm:
 class _Reader(FormReader):
     """Collects fields; `pending` holds the pieces of the file that are not written yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, fields: Sequence[str]) -> None:
         super().__init__()
         self.form = FileForm()
+        self._fields = fields
         self.pending: list[bytes] = []
         self._field: str | None = None
         self._value = bytearray()
@@ -46,10 +46,10 @@ class _Reader(FormReader):
             return
         if file_name(options, name) is not None:
             raise FieldErrors([(quoted(name), f"must not be a file; send the file as `{FILE}`")])
+        if name not in self._fields:
+            raise FieldErrors([unknown_field(name, (FILE, *self._fields))])
         if name in self.form.fields:
             raise FieldErrors([(quoted(name), "is given more than once")])
-        if len(self.form.fields) >= _MAX_FIELDS:
-            raise PayloadTooLarge(f"The form has more than {_MAX_FIELDS} fields, the limit of this server.")
         self._field = name
         self._value.clear()
 
@@ -67,14 +67,14 @@ class _Reader(FormReader):
 
 
 async def read_file_form(
-    body: AsyncIterator[bytes], content_type: str, write: Callable[[bytes], Awaitable[None]]
+    body: AsyncIterator[bytes], content_type: str, write: Callable[[bytes], Awaitable[None]], *, fields: Sequence[str]
 ) -> FileForm:
-    """Read a whole form; pass the content of its part `file` to `write` as it arrives.
+    """Read a whole form with these `fields`; pass the content of its part `file` to `write` as it arrives.
 
-    Raises `MalformedRequest` for a body that is no form, `FieldErrors` for a part that is not allowed,
-    `PayloadTooLarge` for too many parts, and as `write` and iterating `body`.
+    Raises `MalformedRequest` for a body that is no form, `FieldErrors` for a part that is not allowed, and as `write`
+    and iterating `body`.
     """
-    reader = _Reader()
+    reader = _Reader(fields)
     async for _ in reader.chunks(body, content_type):
         for part in reader.pending:
             await write(part)

@@ -333,6 +333,8 @@ def test_uploads_that_are_refused(client: OpenAI, server: HttpServer) -> None:
     assert 400 == httpx.post(url, data={"purpose": "batch"}, files={"other": ("a", b"a")}).status_code
     assert 400 == httpx.post(url, data={"purpose": "batch", "x": "y"}, files={"file": ("a", b"a")}).status_code
     assert 400 == httpx.post(url, files={"file": ("a", b"a")}).status_code
+    twice = httpx.post(url, data={"purpose": "batch", "purposes[]": ["y", "z"]}, files={"file": ("a", b"a")})
+    assert "purposes[]: is not a field of this request (did you mean purpose?)" in twice.json()["error"]["message"]
     assert 415 == httpx.post(url, content=b"{}", headers={"content-type": "application/json"}).status_code
     cut = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc'
     headers = {"content-type": "multipart/form-data; boundary=b"}
