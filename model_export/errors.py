@@ -7,6 +7,7 @@
   * TrainingError
     · LostRankError
     · OtherRankError
+  * CurationError
   * SourceError
     · HubUnreachableError, in hub/errors.py
   * ExportError
@@ -49,6 +50,10 @@ class LostRankError(TrainingError):
 
 class OtherRankError(TrainingError):
     """Another process of the same training failed, and gives the reason; this one has nothing to say."""
+
+
+class CurationError(ModelExportError):
+    """A curation cannot start, go on, or be verified."""
 
 
 class SourceError(ModelExportError):

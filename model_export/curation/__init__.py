@@ -1,0 +1,1 @@
+"""Curate image–text pairs: queries, matching, filtering, balancing, on Arrow tables."""
