@@ -119,10 +119,8 @@ def check_fits(recipe: Recipe, start: Blueprint, name: str) -> None:
     own = start.config.model_dump(mode="json")
     if recipe.model.is_stated:
         wanted, left_out = _wanted(recipe)
-        if differences := _other_kind(recipe, start) or list(_differences(wanted, own, left_out)):
-            msg = (
-                f"{name}: does not fit the recipe's model: {'; '.join(differences)}. Leave [model] out to take its own"
-            )
+        if different := _other_kind(recipe, start) or list(differences(wanted, own, left_out=left_out)):
+            msg = f"{name}: does not fit the recipe's model: {'; '.join(different)}. Leave [model] out to take its own"
             raise RecipeError(msg)
         stated = recipe.model.text
         if "vocab_size" in stated.model_fields_set and stated.vocab_size < start.config.text.vocab_size:
@@ -133,14 +131,28 @@ def check_fits(recipe: Recipe, start: Blueprint, name: str) -> None:
             raise RecipeError(msg)
     given = recipe.input.model_dump(include=recipe.input.model_fields_set, mode="json")
     prepared = start.image.model_dump(mode="json")
-    if differences := list(_differences(given, prepared, frozenset())):
-        msg = f"{name}: prepares pictures in another way: [input] {'; '.join(differences)}. Leave [input] out"
+    if different := list(differences(given, prepared)):
+        msg = f"{name}: prepares pictures in another way: [input] {'; '.join(different)}. Leave [input] out"
         raise RecipeError(msg)
     try:
         recipe.check_phases(start.config.image)
     except ValueError as exc:
         msg = f"{name}: does not fit the recipe: {exc}"
         raise RecipeError(msg) from exc
+
+
+def differences(
+    wanted: Mapping[str, Any], found: Mapping[str, Any], place: str = "", *, left_out: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    """Yield each field, but for ``left_out``, whose value is another one in a model."""
+    for key, value in wanted.items():
+        if key in left_out:
+            continue
+        other = found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from differences(value, other, f"{place}{key}.", left_out=left_out)
+        elif value != other:
+            yield f"{place}{key} is {value} in the recipe and {other} there"
 
 
 def _new(recipe: Recipe) -> ModelConfig:
@@ -170,6 +182,7 @@ def _wanted(recipe: Recipe) -> tuple[dict[str, Any], frozenset[str]]:
         return named_size(recipe.model.size).config.model_dump(mode="json"), _OPEN_IN_A_SIZE
     said = _only_set(recipe.model)
     said.pop("size", None)
+    said.pop("from_start", None)
     return said, _OF_THE_TOKENIZER
 
 
@@ -187,17 +200,3 @@ def _other_kind(recipe: Recipe, start: Blueprint) -> list[str]:
 
 def _named(recipe: Recipe) -> str:
     return f"{recipe.model.size}, " if recipe.model.size is not None else ""
-
-
-def _differences(
-    wanted: Mapping[str, Any], found: Mapping[str, Any], left_out: frozenset[str], place: str = ""
-) -> Iterator[str]:
-    """Yield each field whose value is another one in a model."""
-    for key, value in wanted.items():
-        if key in left_out:
-            continue
-        other = found.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            yield from _differences(value, other, left_out, f"{place}{key}.")
-        elif value != other:
-            yield f"{place}{key} is {value} in the recipe and {other} there"

@@ -56,7 +56,7 @@ def build_model(
     Args:
         blueprint: of the model.
         loss: with "sigmoid" the model has a `logit_bias`, of any family.
-        weights: to load; without them all are new, from torch's random state.
+        weights: to load; what they lack is new, from torch's random state.
         frozen: towers that stay as they are: without gradients, and in evaluation mode.
         checkpoint_blocks: compute the blocks of transformers again in the backward pass, to save memory.
     """
@@ -67,7 +67,7 @@ def build_model(
     if weights is not None:
         own = model.state_dict()
         # The scale of a softmax would saturate every sigmoid: without a bias, both start as SigLIP's.
-        kept = own.keys() & ({LOGIT_BIAS, "logit_scale"} if LOGIT_BIAS in own.keys() - weights.keys() else set())
+        kept = own.keys() - weights.keys() | ({"logit_scale"} if LOGIT_BIAS in own.keys() - weights.keys() else set())
         model.load_state_dict({name: own[name] if name in kept else weights[name] for name in own})
     for tower in frozen:
         tower_of(model, tower).requires_grad_(requires_grad=False)

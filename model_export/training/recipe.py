@@ -116,6 +116,8 @@ class ModelSection(Section):
     embed_dim: PositiveInt = 512
     image: ImageTowerConfig | None = None
     text: TextSection = TextSection()
+    from_start: Literal["both", "image"] = "both"
+    """Towers that ``--from`` gives. With ``image``, text tower and tokenizer are new, as in LiT (Zhai et al. 2022)."""
     checkpoint_blocks: bool = False
     """Compute the blocks of transformers again in the backward pass."""
 
@@ -130,6 +132,9 @@ class ModelSection(Section):
                 named_size(self.size)
             except SourceError as exc:
                 raise ValueError(str(exc)) from exc
+        elif self.from_start == "image" and self.image is None:
+            msg = 'from_start = "image" needs the towers: add [model.image], as the start has it, and [model.text]'
+            raise ValueError(msg)
         elif towers and self.image is None:
             msg = f"{', '.join(sorted(towers))} without [model.image]; add it, or name a size"
             raise ValueError(msg)
@@ -285,6 +290,9 @@ def digest(recipe: Recipe) -> str:
     for key in ("workers", "max_broken"):
         del content["data"][key]
     del content["model"]["checkpoint_blocks"]
+    if recipe.model.from_start == "both":
+        # Runs from before this key go on.
+        del content["model"]["from_start"]
     if recipe.distillation is not None:
         content["distillation"]["teacher"] = Path(recipe.distillation.teacher).name
     return hashlib.sha256(repr(content).encode()).hexdigest()

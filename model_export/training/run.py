@@ -13,9 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from model_export.checkpoints.at_hand import at_hand
 from model_export.checkpoints.layouts import RECIPE
-from model_export.checkpoints.load import load_model
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.training_run import CONFIG, WEIGHTS
 from model_export.data.reader import PairReader
@@ -27,9 +25,7 @@ from model_export.training.blueprint import (
     Blueprint,
     blueprint_of_recipe,
     blueprint_of_run,
-    blueprint_of_source,
     blueprint_with,
-    check_fits,
 )
 from model_export.training.joining import joined
 from model_export.training.precision import check_device
@@ -37,6 +33,7 @@ from model_export.training.preparation import Prepared, prepare
 from model_export.training.progress import Reporter, Silence
 from model_export.training.ranks import Ranks
 from model_export.training.recipe import Recipe, digest, read_recipe
+from model_export.training.starts import blueprint_of_start, open_start, weights_of_start
 from model_export.training.teacher import Teacher, open_teacher
 from model_export.training.trainer import Trainer
 
@@ -118,7 +115,7 @@ def _train(
     first_step = checkpoint["step"] if checkpoint else 0
     with ranks.leader_first():  # which may download it
         starts = start_from is not None and not checkpoint
-        start = _start(str(start_from), start_options, recipe, console) if starts else None
+        start = open_start(str(start_from), start_options, recipe, console) if starts else None
     if not start and not checkpoint:
         _check_new(recipe)
 
@@ -131,7 +128,7 @@ def _train(
     if checkpoint:
         _check_data(checkpoint, prepared.loader.reader)
     ranks.check_same(_facts(recipe, prepared, first_step))
-    weights = checkpoint["model"] if checkpoint else start.weights() if start else None
+    weights = checkpoint["model"] if checkpoint else weights_of_start(recipe, start) if start else None
     trainer = Trainer.start(recipe, prepared, run, ranks, weights=weights, teacher=teacher)
     if not checkpoint and ranks.leads:
         run.mkdir(parents=True, exist_ok=True)
@@ -233,22 +230,14 @@ def _check_data(checkpoint: checkpoints.Checkpoint, reader: PairReader) -> None:
             raise TrainingError(msg)
 
 
-def _start(source: str | Path, options: SourceOptions | None, recipe: Recipe, console: Console) -> ModelSource:
-    """Read the model to start from, and check that the recipe says nothing else."""
-    path, options = at_hand(str(source), options or SourceOptions(), console=console)
-    start = load_model(path, options)
-    check_fits(recipe, blueprint_of_source(start), str(source))
-    return start
-
-
 def _blueprint(
     recipe: Recipe, resumed: Path | None, start: ModelSource | None, teacher: Teacher | None
 ) -> Blueprint | None:
     """Return the blueprint of a run that is resumed, of a start, or of a student; None for any other new model."""
     if resumed is not None:
         return blueprint_of_run(resumed)
-    if start is not None:
-        return blueprint_of_source(start)
+    if start is not None and (given := blueprint_of_start(recipe, start)):
+        return given
     return None if teacher is None else blueprint_with(recipe, teacher.tokenizer, teacher.text)
 
 
@@ -256,6 +245,9 @@ def _check_new(recipe: Recipe) -> None:
     """Check that a recipe describes a model without a start."""
     if not recipe.model.is_stated:
         msg = "the recipe states no model: add [model.image], or [model] with a size; or start from a model with --from"
+        raise RecipeError(msg)
+    if recipe.model.from_start == "image":
+        msg = 'model.from_start = "image" takes an image tower: add --from, or leave the key out'
         raise RecipeError(msg)
     if recipe.optim.freeze:
         tower = recipe.optim.freeze[0]

@@ -78,8 +78,9 @@ class ResidualConvConfig(Section):
 
     kind: Literal["residual_conv"] = "residual_conv"
     image_size: PositiveInt = 32
-    stem: Literal["learned", "whitening"] = "learned"
-    """A learned 3x3 convolution with batch norm, or 2x2 patches whitened by the training pictures' statistics."""
+    stem: Literal["learned", "whitening", "strided"] = "learned"
+    """A learned 3x3 convolution with batch norm; 2x2 patches whitened by the training pictures' statistics; or 4x4
+    patches, learned, at every other pixel, for pictures of twice the size at the same cost."""
     stem_width: PositiveInt = 32
     widths: tuple[PositiveInt, ...] = (128, 256, 320)
     mirror: bool = False
@@ -89,8 +90,9 @@ class ResidualConvConfig(Section):
 
     @model_validator(mode="after")
     def _large_enough(self) -> ResidualConvConfig:
-        if not self.widths or self.image_size < 2 ** len(self.widths):
-            msg = f"image_size {self.image_size} cannot be halved {len(self.widths)} times"
+        halvings = len(self.widths) + (self.stem == "strided")
+        if not self.widths or self.image_size < 2**halvings:
+            msg = f"image_size {self.image_size} cannot be halved {halvings} times"
             raise ValueError(msg)
         if any(abs(pixels) >= self.image_size for shift in self.shifts for pixels in shift):
             msg = f"shifts move a picture by less than its size, {self.image_size} pixels"

@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -88,6 +89,23 @@ class WhiteningStem(nn.Module):
         return out
 
 
+class StridedStem(nn.Module):
+    """Patches of 4x4 pixels at every other pixel: one learned convolution with a bias.
+
+    The kernel of a whitening stem for pictures of half the size becomes such a stem's by `enlarged_weights`.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 4, stride=2)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float ``[batch, 3, h, w]`` to ``[batch, width, h // 2 - 1, w // 2 - 1]``."""
+        out: Tensor = self.act(self.conv1(x))
+        return out
+
+
 class ResidualConv(nn.Module):
     """Stem, stages, global max pool and a linear projection into the joint space."""
 
@@ -95,7 +113,13 @@ class ResidualConv(nn.Module):
         super().__init__()
         self.mirror = config.mirror
         self.shifts = config.shifts
-        self.stem = WhiteningStem() if config.stem == "whitening" else LearnedStem(config.stem_width)
+        match config.stem:
+            case "whitening":
+                self.stem: nn.Module = WhiteningStem()
+            case "strided":
+                self.stem = StridedStem(config.stem_width)
+            case "learned":
+                self.stem = LearnedStem(config.stem_width)
         widths = (config.stem_width, *config.widths)
         self.stages = nn.Sequential(*(ConvStage(a, b) for a, b in pairwise(widths)))
         self.proj = nn.Linear(widths[-1], embed_dim, bias=False)
@@ -115,6 +139,23 @@ class ResidualConv(nn.Module):
     def _views(self, pixels: Tensor) -> list[Tensor]:
         views = [_moved(pixels, right, down) for right, down in self.shifts]
         return [*views, *(view.flip(3) for view in views)] if self.mirror else views
+
+
+def enlarged_config(config: ResidualConvConfig) -> ResidualConvConfig | None:
+    """Return the tower that sees pictures of twice the size at the same cost; None unless the stem is whitening."""
+    if config.stem != "whitening":
+        return None
+    return config.model_copy(update={"image_size": 2 * config.image_size, "stem": "strided"})
+
+
+def enlarged_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a whitening tower's weights as those of `enlarged_config`: each pixel of its kernel becomes 2x2 pixels.
+
+    The new tower's vector of a picture is the old one's of the picture at half the size, each 2x2 pixels their mean.
+    """
+    name = "stem.conv1.weight"
+    kernel = weights[name].repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
+    return {**weights, name: kernel}
 
 
 def _moved(pixels: Tensor, right: int, down: int) -> Tensor:

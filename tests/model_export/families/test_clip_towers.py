@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from model_export.architectures.layers import ResidualAttentionBlock
 from model_export.families.clip.config import ClipConfig
 from model_export.families.clip.model import ClipModel
-from model_export.families.clip.residual_conv import WhiteningStem
+from model_export.families.clip.residual_conv import WhiteningStem, enlarged_config, enlarged_weights
 
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
@@ -25,6 +25,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "vit": {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 4},
     "modified_resnet": {"kind": "modified_resnet", "image_size": 64, "layers": [1, 1, 1, 1], "width": 16},
     "residual_conv": {"kind": "residual_conv", "image_size": 16, "stem_width": 8, "widths": [16, 24]},
+    "strided": {"kind": "residual_conv", "image_size": 32, "stem": "strided", "stem_width": 8, "widths": [16, 24]},
     "whitening": {"kind": "residual_conv", "image_size": 16, "stem": "whitening", "stem_width": 24, "widths": [16, 24]},
 }
 
@@ -223,3 +224,21 @@ def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, Any], wo
     """The error names what does not fit, before any weight is allocated."""
     with pytest.raises(ValidationError, match=word):
         build(change)
+
+
+def test_an_enlarged_tower_sees_a_picture_of_twice_the_size_as_the_tower_saw_the_picture() -> None:
+    """Its stem takes four pixels for each one: on a picture whose pixels were doubled, the vectors are equal."""
+    torch.manual_seed(0)
+    small_tower = build({"embed_dim": 24, "image": TOWERS["whitening"], "text": TEXT}).eval()
+    small_tower.visual.stem.conv1.bias.data.normal_()
+    pixels = torch.randn(3, 3, 16, 16)
+    config = enlarged_config(small_tower.config.image)
+    assert config is not None
+    large = build({"embed_dim": 24, "image": config.model_dump(), "text": TEXT}).eval()
+
+    large.visual.load_state_dict(enlarged_weights(small_tower.visual.state_dict()))
+
+    doubled = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(large.encode_image(doubled), small_tower.encode_image(pixels))
+    assert large.visual.stem.conv1.weight.requires_grad
+    assert enlarged_config(config) is None

@@ -231,6 +231,8 @@ def test_a_recipe_that_contradicts_the_start_is_refused_before_anything_is_writt
         ("[model.text]\nwidth = 64", "", r"text without \[model.image\]; add it, or name a size"),
         ('[model]\nsize = "RN50"', 'freeze = ["image"]', "which is random: add --from"),
         ('[model]\nsize = "RN50"', 'freeze = ["image", "text"]', "nothing would be trained; freeze one"),
+        ('[model]\nfrom_start = "image"', "", r"needs the towers: add \[model.image\], as the start has it"),
+        ('[model]\nfrom_start = "image"\n[model.image]\nkind = "vit"', "", "takes an image tower: add --from"),
     ],
 )
 def test_a_recipe_without_a_model_or_a_start_is_refused(tmp_path: Path, rest: str, optim: str, message: str) -> None:
@@ -305,3 +307,92 @@ def test_a_second_stage_keeps_the_loss_of_the_first(tmp_path: Path) -> None:
         start = train(path, out=tmp_path / name, start_from=start, device="cpu", console=quiet())
         kinds[name] = load_model(start, SourceOptions()).scoring.kind
     assert {"first": "sigmoid", "second": "sigmoid", "third": "softmax"} == kinds
+
+
+IMAGE_TOWER = """
+[model]
+from_start = "image"
+embed_dim = 24
+[model.image]
+kind = "vit"
+image_size = {size}
+patch_size = 8
+width = 32
+layers = 2
+heads = 2
+mlp_width = 96
+[model.text]
+vocab_size = 520
+context_length = 16
+width = 16
+layers = 1
+heads = 2
+[input]
+mean = [0.48145466, 0.4578275, 0.40821073]
+"""
+
+
+def test_an_image_tower_learns_another_vocabulary(tmp_path: Path) -> None:
+    """LiT: the tower of a start, locked, beside a text tower and a tokenizer that are new."""
+    source = write_tiny_clip(tmp_path / "source")
+    before = load_model(source, SourceOptions())
+    write_captions(tmp_path / "captions.parquet", TEXTS)
+    size = before.image.height
+    path = recipe(tmp_path, TEXTS, optim='freeze = ["image"]', rest=IMAGE_TOWER.format(size=size))
+
+    run = train(path, out=tmp_path / "run", start_from=source, device="cpu", console=quiet())
+
+    after = load_model(run, SourceOptions())
+    assert before.tokenizer != after.tokenizer
+    assert 520 == after.config.text.vocab_size
+    weights = after.weights()
+    tower = {name: value for name, value in before.weights().items() if name.startswith("visual.")}
+    assert all(torch.equal(value, weights[name]) for name, value in tower.items())
+    assert (520, 16) == weights["text.token_embedding.weight"].shape
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("patch_size = 8", "patch_size = 4", r"its image tower does not fit the recipe's: image.patch_size is 4"),
+        ("mlp_width = 96", "", "image.mlp_width is None in the recipe and 96 there"),
+        ("embed_dim = 24", "embed_dim = 16", "embed_dim is 16 in the recipe and 24 there"),
+        ("mean = [0.48145466", "mean = [0.5", r"another way: input.mean is \[0.5"),
+        (
+            IMAGE_TOWER.partition("[model.text]")[0].partition("[model.image]")[2],
+            '\nkind = "residual_conv"\n',
+            "is clip",
+        ),
+    ],
+)
+def test_another_image_tower_than_the_starts_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """One line names the key and both values; nothing is written."""
+    source = write_tiny_clip(tmp_path / "source")
+    write_captions(tmp_path / "captions.parquet", TEXTS)
+    size = load_model(source, SourceOptions()).image.height
+    rest = IMAGE_TOWER.replace(old, new).format(size=size)
+    path = recipe(tmp_path, TEXTS, rest=rest)
+    with pytest.raises(RecipeError, match=message) as caught:
+        train(path, out=tmp_path / "run", start_from=source, device="cpu", console=quiet())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_whitening_tower_goes_on_with_pictures_of_twice_the_size(tmp_path: Path) -> None:
+    """The stem's kernel is spread over twice as many pixels, and learns from there."""
+    write_captions(tmp_path / "captions.parquet", TEXTS)
+    towers = IMAGE_TOWER.replace(
+        "patch_size = 8\nwidth = 32\nlayers = 2\nheads = 2\nmlp_width = 96\n", "stem_width = 24\nwidths = [8, 8]\n"
+    )
+    towers = towers.replace('kind = "vit"', 'kind = "residual_conv"\nstem = "{stem}"')
+    first = towers.replace('from_start = "image"\n', "").format(size=16, stem="whitening")
+    start = train(recipe(tmp_path, TEXTS, rest=first), out=tmp_path / "first", device="cpu", console=quiet())
+    second = recipe(tmp_path, TEXTS, optim='freeze = ["image"]', rest=towers.format(size=32, stem="strided"))
+
+    run = train(second, out=tmp_path / "second", start_from=start, device="cpu", console=quiet())
+
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, run))
+    kernel = before["visual.stem.conv1.weight"]
+    assert torch.equal(kernel.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4, after["visual.stem.conv1.weight"])
+    assert torch.equal(before["visual.stages.1.conv3.weight"], after["visual.stages.1.conv3.weight"])
+    assert 32 == load_model(run, SourceOptions()).image.height
