@@ -110,6 +110,14 @@ def tokenizer_size(recipe: Recipe) -> int:
     return recipe.model.text.vocab_size
 
 
+def stated_image_size(recipe: Recipe) -> int | None:
+    """Return the side of the pictures that a recipe states for its model, in pixels; None if it leaves that open."""
+    if recipe.model.size is not None:
+        return named_size(recipe.model.size).config.image.image_size
+    image = recipe.model.image
+    return image.image_size if image is not None and "image_size" in image.model_fields_set else None
+
+
 def check_fits(recipe: Recipe, start: Blueprint, name: str) -> None:
     """Check that a recipe says nothing else than the model it starts from, which ``name`` names in errors.
 

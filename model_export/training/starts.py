@@ -11,7 +11,14 @@ from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.errors import RecipeError
 from model_export.families.clip.config import ClipConfig, ResidualConvConfig
 from model_export.families.clip.residual_conv import enlarged_config, enlarged_weights
-from model_export.training.blueprint import Blueprint, blueprint_of_source, check_fits, differences
+from model_export.training.blueprint import (
+    Blueprint,
+    blueprint_of_source,
+    check_fits,
+    differences,
+    stated_image_size,
+)
+from model_export.training.image_size import at_image_size
 from model_export.training.recipe import Recipe
 
 _IMAGE = "visual."
@@ -19,7 +26,7 @@ _IMAGE = "visual."
 
 
 def open_start(source: str, options: SourceOptions | None, recipe: Recipe, console: Console) -> ModelSource:
-    """Fetch and read the model to start from, and check that the recipe says nothing else.
+    """Fetch and read the model to start from, for the recipe's size of pictures; check that it says nothing else.
 
     Raises:
         SourceError: the source cannot be fetched or read.
@@ -27,10 +34,17 @@ def open_start(source: str, options: SourceOptions | None, recipe: Recipe, conso
     """
     path, options = at_hand(source, options or SourceOptions(), console=console)
     start = load_model(path, options)
+    size = start.config.image.image_size
+    start = at_image_size(start, stated_image_size(recipe) or size, source)
     if recipe.model.from_start == "image":
         _check_image_tower(recipe, start, source)
     else:
         check_fits(recipe, blueprint_of_source(start), source)
+    if start.config.image.image_size != size:
+        note = (
+            f"{source}: position embeddings are interpolated, for pictures of {start.image.height} pixels, not {size}"
+        )
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     return start
 
 

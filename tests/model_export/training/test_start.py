@@ -26,16 +26,79 @@ from model_export.checkpoints.load import load_model
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import ModelExportError, RecipeError
 from model_export.export.from_weights import export_model
+from model_export.training.image_size import at_image_size, resize_positions
 from model_export.training.run import train
 from service.model.loading import load_bundle
 from tests.model_export.conftest import Heard
 from tests.model_export.families.test_tokenizers import canonical
 from tests.support.hub_server import hub_client
 from tests.support.layouts import write_layouts
-from tests.support.tiny_hugging_face import SIGLIP_CONTEXT, siglip_tokenizer, write_tiny_clip, write_tiny_siglip
+from tests.support.tiny_hugging_face import (
+    CLIP_SIZE,
+    SIGLIP_CONTEXT,
+    siglip_tokenizer,
+    write_tiny_clip,
+    write_tiny_siglip,
+)
 
 TEXTS = ["a photo of a cat.", "A rocket!", "a cup of tea", "Zürich, 1848", "tea &amp; a tree", "an old oak", "犬", "b"]
 WORDS = ["red", "green", "blue", "tea", "oak", "a &amp; b", "jam", "bad"]
+
+RESIZED = [
+    (
+        3,
+        4,
+        [
+            [
+                0.0,
+                0.726119,
+                0.405411,
+                0.538433,
+                1.041791,
+                0.665236,
+                0.344528,
+                0.477549,
+                0.980908,
+                0.576555,
+                0.255847,
+                0.388868,
+                0.892227,
+                0.515672,
+                0.194963,
+                0.327985,
+                0.831343,
+            ],
+            [
+                0.3,
+                1.026119,
+                0.782586,
+                0.427862,
+                0.184328,
+                0.965236,
+                0.721703,
+                0.366978,
+                0.123445,
+                0.876555,
+                0.633022,
+                0.278297,
+                0.034764,
+                0.815672,
+                0.572138,
+                0.217414,
+                -0.026119,
+            ],
+        ],
+    ),
+    (
+        5,
+        3,
+        [
+            [0.0, 0.61413, 0.581968, 0.461254, 0.441481, 0.492134, 0.671406, 0.338959, 0.463621, 0.618532],
+            [0.3, 0.65742, 0.412451, 0.561041, 0.489996, 0.543245, 0.438841, 0.438746, 0.691914, 0.28587],
+        ],
+    ),
+]
+"""Sides of two grids, and the two channels after `resize_pos_embed` of open_clip 3.3.0, of the test's embeddings."""
 
 
 def write_captions(
@@ -220,6 +283,64 @@ def test_a_recipe_that_contradicts_the_start_is_refused_before_anything_is_writt
         train(path, out=out, start_from=source, device="cpu", console=quiet())
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("side", "new_side", "expected"), RESIZED)
+def test_position_embeddings_are_resized_as_by_open_clip(side: int, new_side: int, expected: list[list[float]]) -> None:
+    """To larger and smaller grids; the class token is kept."""
+    embedding = torch.tensor([[(7 * i + 3 * j) % 11 / 10 for j in range(2)] for i in range(side**2 + 1)])
+    resized = resize_positions(embedding, side, new_side)
+    assert torch.equal(embedding[0], resized[0])
+    torch.testing.assert_close(resized.T, torch.tensor(expected), rtol=0, atol=2e-6)
+
+
+@pytest.mark.timeout(600)
+def test_a_start_is_trained_at_another_image_size(tmp_path: Path) -> None:
+    """One line says so; the other weights and the preprocessing are kept, and the tuned model makes a bundle."""
+    source = write_tiny_clip(tmp_path / "source")
+    write_captions(tmp_path / "captions.parquet", TEXTS, (60, 60))
+    old, new = CLIP_SIZE, 48
+    path = recipe(tmp_path, TEXTS, rest=f'[model.image]\nkind = "vit"\nimage_size = {new}\npatch_size = 8')
+    before, console = load_model(source, SourceOptions()), quiet()
+
+    run = train(path, out=tmp_path / "run", start_from=str(source), device="cpu", console=console)
+
+    assert (
+        f"note: {source}: position embeddings are interpolated, for pictures of {new} pixels, not {old}\n"
+        in console.file.getvalue()  # type: ignore[attr-defined]
+    )
+    after = load_model(run, SourceOptions())
+    assert (new, new, new) == (after.image.height, after.image.width, after.config.image.image_size)
+    assert before.image == after.image.model_copy(update={"height": old, "width": old})
+    expected = resize_positions(before.weights()["visual.positional_embedding"], old // 8, new // 8)
+    # AdamW's first step moves no weight by more than the rate.
+    torch.testing.assert_close(after.weights()["visual.positional_embedding"], expected, rtol=0, atol=1.1e-4)
+    heard = Heard()
+    export_model(after, tmp_path / "bundle", listener=heard)
+    assert heard.reports[-1].passed
+
+
+def test_an_image_size_that_does_not_fit_the_patches_is_refused(tmp_path: Path) -> None:
+    """The message names the patches and the nearest sizes; nothing is written."""
+    source = write_tiny_clip(tmp_path / "source")
+    write_captions(tmp_path / "captions.parquet", TEXTS)
+    path = recipe(tmp_path, TEXTS, rest='[model.image]\nkind = "vit"\nimage_size = 36\npatch_size = 9')
+    with pytest.raises(RecipeError, match="has patches of 8 pixels, of which image_size 36 is no multiple; 32 and 40"):
+        train(path, out=tmp_path / "run", start_from=str(source), device="cpu", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_siglip_has_whole_patches_at_any_size(tmp_path: Path) -> None:
+    """As So400m/14 at 384; a ResNet's attention pool is left to the check of the recipe."""
+    siglip = load_model(write_tiny_siglip(tmp_path / "siglip"), SourceOptions())
+    assert (16, 32) == siglip.model.visual.positional_embedding.shape
+    larger = at_image_size(siglip, 52, "tiny")
+    assert (36, 32) == larger.model.visual.positional_embedding.shape
+    assert (52, 52, 52) == (larger.image.height, larger.image.width, larger.config.image.image_size)
+    layout = write_layouts(tmp_path, "modified_resnet")
+    path, options = layout.sources["OpenAI archive"]
+    resnet = load_model(path, options)
+    assert resnet is at_image_size(resnet, 96, "tiny")
 
 
 @pytest.mark.parametrize(
