@@ -27,6 +27,7 @@ class Checkpoint(TypedDict):
     tally: Mapping[str, int]
     ema: NotRequired[Mapping[str, Any]]
     scaler: NotRequired[Mapping[str, Any]]
+    teacher_digest: NotRequired[str]
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:

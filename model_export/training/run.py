@@ -127,7 +127,8 @@ def _train(
         teacher.check_fits(prepared.blueprint, recipe)
     if checkpoint:
         _check_data(checkpoint, prepared.loader.reader)
-    ranks.check_same(_facts(recipe, prepared, first_step))
+        _check_teacher(checkpoint, teacher)
+    ranks.check_same(_facts(recipe, prepared, teacher, first_step))
     weights = checkpoint["model"] if checkpoint else weights_of_start(recipe, start) if start else None
     trainer = Trainer.start(recipe, prepared, run, ranks, weights=weights, teacher=teacher)
     if not checkpoint and ranks.leads:
@@ -192,10 +193,12 @@ def _prepare(recipe: Recipe, blueprint: Blueprint | None, ranks: Ranks) -> Prepa
     )
 
 
-def _facts(recipe: Recipe, prepared: Prepared, first_step: int) -> dict[str, object]:
+def _facts(recipe: Recipe, prepared: Prepared, teacher: Teacher | None, first_step: int) -> dict[str, object]:
     """Return the facts that all ranks must know alike, by their names in an error."""
-    files = {f"digest of {file.name}": file.digest for file in prepared.loader.reader.files}
-    return {"recipe": digest(recipe), **files, "first step (--out must name one folder for all)": first_step}
+    digests = {f"digest of {file.name}": file.digest for file in prepared.loader.reader.files}
+    if teacher is not None:
+        digests["teacher"] = teacher.digest
+    return {"recipe": digest(recipe), **digests, "first step (--out must name one folder for all)": first_step}
 
 
 def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpoint | None:
@@ -228,6 +231,16 @@ def _check_data(checkpoint: checkpoints.Checkpoint, reader: PairReader) -> None:
                 "or begin a new run in another folder with --out"
             )
             raise TrainingError(msg)
+
+
+def _check_teacher(checkpoint: checkpoints.Checkpoint, teacher: Teacher | None) -> None:
+    """Refuse to go on with another teacher under the same name; older checkpoints do not know theirs."""
+    if teacher is not None and checkpoint.get("teacher_digest", teacher.digest) != teacher.digest:
+        msg = (
+            f"{teacher.name}: is not the teacher that the run was started with, under the same name; put that one "
+            "back, or begin a new run in another folder with --out"
+        )
+        raise TrainingError(msg)
 
 
 def _blueprint(

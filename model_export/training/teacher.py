@@ -38,6 +38,7 @@ class Teacher:
 
     Attributes:
         name: as the recipe has it, for messages.
+        digest: of its weights; of a bundle, its revision.
         image: how a picture is prepared.
         text: how a text is prepared.
         tokenizer: the bytes of its ``tokenizer.json``.
@@ -47,6 +48,7 @@ class Teacher:
     """
 
     name: str
+    digest: str
     image: ImageSection
     text: TextSection
     tokenizer: bytes
@@ -101,6 +103,7 @@ def open_teacher(recipe: Recipe, device: torch.device, console: Console | None =
         engine = OnnxEngine.load(bundle, resolve("cpu", compute="fp32"))
         return Teacher(
             said.teacher,
+            manifest.revision,
             manifest.image,
             manifest.text,
             (path / TOKENIZER).read_bytes(),
@@ -113,6 +116,7 @@ def open_teacher(recipe: Recipe, device: torch.device, console: Console | None =
     precision = partial(autocast, recipe.optim.precision, device)
     return Teacher(
         said.teacher,
+        source.provenance.source_sha256 or "",
         source.image,
         source.text,
         source.tokenizer,

@@ -284,6 +284,8 @@ class Trainer:
             checkpoint["ema"] = self.ema.state_dict()
         if self.scaler.is_enabled():
             checkpoint["scaler"] = self.scaler.state_dict()
+        if self.gradients.teacher is not None:
+            checkpoint["teacher_digest"] = self.gradients.teacher.digest
         checkpoints.save(self.run / checkpoints.FOLDER, checkpoint)
 
     def save_weights(self) -> None:

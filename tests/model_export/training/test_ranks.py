@@ -72,7 +72,7 @@ def tiny_teacher() -> Teacher:
     sizes = {"height": SIZE, "width": SIZE, "resize": "squash", "interpolation": "bicubic", "crop": "none"}
     image = ImageSection.model_validate({**sizes, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)})
     text = text_section(context_length=6, pad_id=0, end_of_text_id=19)
-    return Teacher("tiny", image, text, b"", 20.0, torch.no_grad()(encoder), torch.no_grad()(TextEncoder(model)))
+    return Teacher("tiny", "", image, text, b"", 20.0, torch.no_grad()(encoder), torch.no_grad()(TextEncoder(model)))
 
 
 def loss_and_gradients(ranks: Ranks, **options: Any) -> dict[str, Tensor]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from model_export.checkpoints.load import load_model
 from model_export.checkpoints.model_source import SourceOptions
-from model_export.errors import ModelExportError, RecipeError
+from model_export.errors import ModelExportError, RecipeError, TrainingError
 from model_export.export.from_weights import export_model
 from model_export.training.objective import distillation_loss
 from model_export.training.run import train
@@ -107,6 +109,36 @@ def test_a_run_goes_on_with_its_teacher(tmp_path: Path) -> None:
     (run / "model.safetensors").unlink()
     train(path, out=run, resume=True, device="cpu", console=quiet())
     assert [line["loss"] for line in whole] == [line["loss"] for line in metrics(run)]
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "bundle"])
+@pytest.mark.timeout(600)
+def test_a_run_does_not_go_on_with_another_teacher_under_the_same_name(tmp_path: Path, form: str) -> None:
+    """Told by its weights: one number of them is another."""
+    teacher = tmp_path / "teacher"
+    folder = write_tiny_clip(tmp_path / "checkpoint")
+
+    def put() -> None:
+        shutil.rmtree(teacher, ignore_errors=True)
+        if form == "bundle":
+            export_model(load_model(folder, SourceOptions()), teacher, listener=Heard())
+        else:
+            shutil.copytree(folder, teacher)
+
+    put()
+    write_captions(tmp_path / "captions.parquet", TEXTS * 2)
+    path = recipe(tmp_path, TEXTS, rest=f'[distillation]\nteacher = "teacher"\n{STUDENT}')
+    path.write_text("checkpoint_every = 1\n" + path.read_text("utf-8"), "utf-8")
+    run = train(path, out=tmp_path / "run", device="cpu", console=quiet())
+    (run / "model.safetensors").unlink()
+    weights = load_file(folder / "model.safetensors")
+    weights["text_projection.weight"][0, 0] += 0.5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    put()
+
+    with pytest.raises(TrainingError, match="teacher: is not the teacher that the run was started with"):
+        train(path, out=run, resume=True, device="cpu", console=quiet())
+    assert not (run / "model.safetensors").exists()
 
 
 def other_size(folder: Path) -> None:
