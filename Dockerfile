@@ -1,11 +1,14 @@
-# Two images from one file:
+# The service's two images, and two for training, from one file:
 #
 #   docker build --target cpu -t anyclass:0.1.0-cpu .
 #   docker build --target gpu -t anyclass:0.1.0-gpu .
+#   docker build --target training -t anyclass-training:0.1.0 .
+#   docker build --target training-ray -t anyclass-training-ray:0.1.0 .
 #
-# Both stand on the same small base. The GPU image needs no CUDA base image: the CUDA runtime, cuBLAS, cuFFT and cuDNN
+# All stand on the same small base. The GPU image needs no CUDA base image: the CUDA runtime, cuBLAS, cuFFT and cuDNN
 # come as pip packages with onnxruntime-gpu[cuda,cudnn], at the versions constraints-gpu.txt pins, and the driver is the
-# host's, mounted by the NVIDIA container toolkit. A CUDA base image would bring a second copy of gigabytes.
+# host's, mounted by the NVIDIA container toolkit. A CUDA base image would bring a second copy of gigabytes. For training
+# they come with torch, which names their versions itself.
 
 FROM python:3.12-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -35,6 +38,39 @@ COPY README.md LICENSE ./
 COPY service service
 COPY model_export model_export
 RUN pip --python /opt/venv/bin/python install --no-deps --force-reinstall .
+
+FROM build AS build-training
+# cpu: also where GPUs train, for a bundle as a teacher runs on the CPU.
+RUN pip --python /opt/venv/bin/python install -c constraints.txt ".[cpu,train]"
+COPY README.md LICENSE ./
+COPY service service
+COPY model_export model_export
+RUN pip --python /opt/venv/bin/python install --no-deps --force-reinstall .
+
+FROM build-training AS build-training-ray
+# k8s/training-ray names this version too.
+RUN pip --python /opt/venv/bin/python install -c constraints.txt "ray[default]==2.60.0"
+
+FROM python:3.12-slim-bookworm AS training-runtime
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    # torch and Ray write caches; no other folder need be writable.
+    HOME=/tmp \
+    # What the NVIDIA container toolkit mounts the driver for.
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 65532:65532
+WORKDIR /tmp
+# k8s/training starts torchrun in its place.
+ENTRYPOINT ["anyclass-export"]
+CMD ["--help"]
+
+FROM training-runtime AS training
+COPY --from=build-training /opt/venv /opt/venv
+
+FROM training-runtime AS training-ray
+COPY --from=build-training-ray /opt/venv /opt/venv
 
 FROM python:3.12-slim-bookworm AS runtime
 ENV PATH=/opt/venv/bin:$PATH \

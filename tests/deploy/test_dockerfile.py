@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import yaml
 
 from tests.support.places import ROOT
 
@@ -65,16 +66,19 @@ def environment(name: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for line in final(name, "ENV") for pair in shlex.split(line))
 
 
-IMAGES = pytest.mark.parametrize("image", ["cpu", "gpu"])
+SERVING = ["cpu", "gpu"]
+TRAINING = ["training", "training-ray"]
+IMAGES = pytest.mark.parametrize("image", SERVING)
+ALL_IMAGES = pytest.mark.parametrize("image", [*SERVING, *TRAINING])
 
 
 def test_a_plain_build_is_the_cpu_image() -> None:
-    """Both targets exist; the one without a GPU is the default."""
-    assert {"cpu", "gpu"} <= STAGES.keys()
+    """All targets exist; the one without a GPU is the default."""
+    assert {*SERVING, *TRAINING} <= STAGES.keys()
     assert list(STAGES)[-1] == "cpu"
 
 
-@IMAGES
+@ALL_IMAGES
 def test_base_is_pinned_and_slim(image: str) -> None:
     """The base is a slim Python of a named release, the same as the build stage's."""
     base = lineage(image)[0].base
@@ -82,7 +86,7 @@ def test_base_is_pinned_and_slim(image: str) -> None:
     assert base == lineage(f"build-{image}")[0].base
 
 
-@IMAGES
+@ALL_IMAGES
 def test_runs_as_a_numbered_user(image: str) -> None:
     """The last USER is not root, and a number: Kubernetes can check `runAsNonRoot`."""
     user, group = final(image, "USER")[-1].split(":")
@@ -90,7 +94,7 @@ def test_runs_as_a_numbered_user(image: str) -> None:
     assert int(group) > 0
 
 
-@IMAGES
+@ALL_IMAGES
 def test_final_image_is_built_by_copying_only(image: str) -> None:
     """The final stages have no RUN: no build tools, no package cache, and root wrote only the environment."""
     assert [] == final(image, "RUN")
@@ -110,7 +114,37 @@ def test_environment_holds_the_pinned_runtime_only(image: str) -> None:
     assert not re.search(r"\[.*(train|convert|dev).*\]|apt-get", " ".join(runs))
 
 
-@IMAGES
+@pytest.mark.parametrize("image", TRAINING)
+def test_a_training_image_has_the_pinned_extra(image: str) -> None:
+    """With torch, and the CPU's runtime for teachers that are bundles; Ray alone is not in the pins."""
+    runs = final(f"build-{image}", "RUN")
+    assert "python -m venv --without-pip /opt/venv" in runs
+    (dependencies,) = [run for run in runs if '".[cpu,train]"' in run]
+    assert "-c constraints.txt" in dependencies
+    assert (image == "training-ray") == any(
+        re.search(r'-c constraints.txt "ray\[default\]==[\d.]+"$', run) for run in runs
+    )
+    assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert not re.search(r"apt-get|\[.*dev.*\]", " ".join(runs))
+
+
+@pytest.mark.parametrize("image", TRAINING)
+def test_a_training_image_is_a_command(image: str) -> None:
+    """Started alone it shows the help; only /tmp is written to."""
+    (entrypoint,) = final(image, "ENTRYPOINT")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert ["anyclass-export"] == json.loads(entrypoint)
+    assert "anyclass-export" in scripts
+    assert ["--help"] == json.loads(final(image, "CMD")[-1])
+    assert [environment(image)["HOME"]] == final(image, "WORKDIR")
+    assert environment(image)["HOME"] in [
+        mount["mountPath"]
+        for each in yaml.safe_load_all((ROOT / "k8s/training/job.yaml").read_text())
+        for mount in each["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    ]
+
+
+@ALL_IMAGES
 def test_the_build_backend_is_pinned_too(image: str) -> None:
     """Constraints on the command line do not reach build isolation; these variables do, in old and new pip."""
     variables = " ".join(final(f"build-{image}", "ENV"))
@@ -120,12 +154,13 @@ def test_the_build_backend_is_pinned_too(image: str) -> None:
     assert ["/src"] == final(f"build-{image}", "WORKDIR")
 
 
-@IMAGES
+@ALL_IMAGES
 def test_a_change_of_a_text_installs_no_dependency_again(image: str) -> None:
     """Only what decides the dependencies is copied before they are installed."""
+    extra = "cpu,train" if image in TRAINING else image
     instructions = [each for stage in lineage(f"build-{image}") for each in stage.instructions]
     install = next(
-        at for at, (name, arguments) in enumerate(instructions) if name == "RUN" and f'".[{image}]"' in arguments
+        at for at, (name, arguments) in enumerate(instructions) if name == "RUN" and f'".[{extra}]"' in arguments
     )
     before = [arguments.split()[:-1] for name, arguments in instructions[:install] if name == "COPY"]
     assert [["pyproject.toml", "constraints.txt", "constraints-gpu.txt"]] == before
