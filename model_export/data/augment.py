@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 import numpy as np
@@ -61,17 +62,29 @@ class Augmentation:
         whole = image.size if self.squash else (short, short)
         width, height = (min(side, max(1, round(side * share))) for side in whole)
         pad = 0 if zoomed else round(self.shift * short)
-        if pad:
-            image = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), "reflect"))
-        # With whole-pixel offsets, a crop of the target's size is a copy and needs no resampling.
-        left = int(rng.integers(image.width - width + 1))
-        top = int(rng.integers(image.height - height + 1))
+        left = int(rng.integers(image.width + 2 * pad - width + 1))
+        top = int(rng.integers(image.height + 2 * pad - height + 1))
         box = (left, top, left + width, top + height)
-        if width == height == size:
+        # With whole-pixel offsets, a crop of the target's size is a copy and needs no resampling.
+        copied = width == height == size
+        if pad:
+            columns, rows = _mirrored(image.width, pad), _mirrored(image.height, pad)
+            pixels = np.asarray(image)
+            if copied:
+                cropped: npt.NDArray[np.uint8] = pixels[rows[top : top + size, None], columns[left : left + size]]
+                return cropped
+            image = Image.fromarray(pixels[rows[:, None], columns])
+        if copied:
             return np.asarray(image.crop(box))
         # Magnifying a small image blurs it with one filter and makes blocks with another; a real close-up has neither.
         resampling = _MAGNIFIERS[int(rng.integers(len(_MAGNIFIERS)))] if zoomed else _RESAMPLING[self.interpolation]
         return np.asarray(image.resize((size, size), resampling, box=box))
+
+
+@lru_cache(maxsize=1024)
+def _mirrored(side: int, pad: int) -> npt.NDArray[np.int64]:
+    """Return the place of each pixel along a side that is continued past both ends, mirrored: ``[side + 2 * pad]``."""
+    return np.pad(np.arange(side), pad, "reflect")
 
 
 def is_odd(row: int, epoch: int) -> bool:

@@ -93,13 +93,13 @@ class BatchLoader(Dataset[Batch]):
         captions: dict[str, int] = {}
         pixels = np.empty((len(plan.rows), plan.image_size, plan.image_size, 3), dtype=np.uint8)
         index = np.empty((3, len(plan.rows)), dtype=np.int64)
-        tally = Tally(pairs=len(plan.rows))
+        skipped = 0
         broken: list[BrokenRow] = []
         for i, planned in enumerate(plan.rows.tolist()):
             position = plan.start + i
             rng = self.plan.stream(step, position)
             row = self._usable(step, position, planned, broken)
-            tally += Tally(skipped=row.skipped)
+            skipped += row.skipped
             pixels[i] = self.augmentation.apply(
                 row.image, plan.image_size, rng, odd=is_odd(row.number, plan.epoch), zoom_share=plan.zoom_share
             )
@@ -110,7 +110,7 @@ class BatchLoader(Dataset[Batch]):
                 meaning(row.text),
             )
         ids, truncated = self.encode.encode(list(captions))
-        tally += Tally(truncated=int(truncated[index[0]].sum()), broken=len(broken))
+        tally = Tally(len(plan.rows), int(truncated[index[0]].sum()), skipped, len(broken))
         caption_index, label, noun = map(torch.from_numpy, index)
         return Batch(step, torch.from_numpy(pixels), torch.from_numpy(ids), caption_index, label, noun, tally, broken)
 

@@ -274,6 +274,28 @@ def test_a_whole_view_is_prepared_as_the_service_prepares_it(
     np.testing.assert_array_equal(preprocess(image, section), augmentation.apply(image, 32, np.random.default_rng(0)))
 
 
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("sides", [(32, 32), (20, 41), (5, 4), (1, 1)])
+@pytest.mark.parametrize("size", [32, 24])
+def test_a_shifted_view_is_that_of_the_padded_picture(sides: tuple[int, int], size: int, squash: bool) -> None:
+    """Copied or resized: the pixels are those of numpy's reflection, however small the picture."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*sides, 3), np.uint8))
+    augmentation = Augmentation(shift=0.4, squash=squash)
+    for seed in range(6):
+        view = augmentation.apply(image, size, np.random.default_rng(seed))
+
+        rng = np.random.default_rng(seed)
+        rng.uniform()
+        pad = round(0.4 * min(sides))
+        padded = Image.fromarray(np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), "reflect"))
+        width, height = image.size if squash else (min(sides), min(sides))
+        left = int(rng.integers(padded.width - width + 1))
+        top = int(rng.integers(padded.height - height + 1))
+        box = (left, top, left + width, top + height)
+        expected = padded.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        assert np.array_equal(np.asarray(expected), view)
+
+
 def test_a_shift_fills_the_border_with_mirrored_pixels_and_a_flip_mirrors_the_odd() -> None:
     """Shifting adds no colour; `flip` mirrors odd pictures only."""
     image = gradient(32, 32)
