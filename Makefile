@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run dev test check lint types layers pytest coverage fuzz format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-gpu bench-engines bench-export bench-nonreaders bench-plan bench-stalls constraints licences k8s-render k8s-secret alert-rules \
+        bench bench-curate bench-gpu bench-engines bench-export bench-nonreaders bench-plan bench-stalls constraints licences k8s-render k8s-secret alert-rules \
         docker-lint clean
 
 RUN_VENV := .venv
@@ -127,6 +127,9 @@ bench-engines: dev ## Time a bundle on the providers of this machine, in turn (B
 
 bench-export: dev ## Speed beside the plain export of transformers' model (SIZE=, BENCH_ARGS=--operators shows the fusions)
 	@$(DEV)python -m tests.bench.export $(SIZE) $(BENCH_ARGS)
+
+bench-curate: dev ## Speed of the stages of curation (BENCH_ARGS= names some: filter balance)
+	@$(DEV)python -m tests.bench.curate $(BENCH_ARGS)
 
 bench-plan: dev ## Memory and time of a training plan on 400 million rows
 	@$(DEV)python -m tests.bench.plan $(BENCH_ARGS)

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     MOJIBAKE = "mojibake"
     HTML = "html"
     URL = "url"
-    FILE_NAME = "file_name"
+    FILE_NAME = "file name"
     DATE = "date"
     TAGS = "tags"
     SHORT = "short"

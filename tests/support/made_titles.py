@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 EVEN: Final = {
-    "keep": 45, "file_name": 12, "date": 4, "url": 4, "html": 4, "tags": 8, "short": 7, "language": 12, "mixed": 2,
+    "keep": 45, "file name": 12, "date": 4, "url": 4, "html": 4, "tags": 8, "short": 7, "language": 12, "mixed": 2,
     "mojibake": 2,
 }  # fmt: skip
 """Percent of each label: about half natural."""
 
 YFCC: Final = {
-    "keep": 15, "file_name": 40, "date": 5, "url": 1.5, "html": 1.5, "tags": 6, "short": 12, "language": 17,
+    "keep": 15, "file name": 40, "date": 5, "url": 1.5, "html": 1.5, "tags": 6, "short": 12, "language": 17,
     "mixed": 1, "mojibake": 1,
 }  # fmt: skip
 """Shaped as YFCC100M's titles: mostly names of files; 15% natural English, as CLIP's authors found."""
@@ -439,7 +439,7 @@ def _mojibake(chance: random.Random) -> str:
 
 _MAKERS: dict[str, Callable[[random.Random], str]] = {
     "keep": _natural,
-    "file_name": _file_name,
+    "file name": _file_name,
     "date": _date,
     "url": _url,
     "html": _html,

@@ -2,7 +2,7 @@
 
 import pickle
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,7 +72,7 @@ def test_a_mixture_like_yfcc_keeps_about_15_percent() -> None:
     assert verdicts["keep"] / 10_000 == pytest.approx(0.15, abs=0.015)
 
 
-def pairs(texts: list[str | None]) -> pa.Table:
+def pairs(texts: Sequence[str | None]) -> pa.Table:
     """Return pairs with these captions."""
     ids = [f"{row:04}" for row in range(len(texts))]
     return pa.table({"id": ids, "text": pa.array(texts, pa.string())})
@@ -81,7 +81,7 @@ def pairs(texts: list[str | None]) -> pa.Table:
 def test_each_dropped_row_has_one_reason() -> None:
     """Rows in are rows kept and the sum of the reasons; the kept rows are whole and in their order."""
     titles = list(made_titles(2_000, 16))
-    table = pairs([text for _, text in titles] + [None, "", " \n"])
+    table = pairs([*(text for _, text in titles), None, "", " \n"])
     result = run_stage(TextFilter(), table)
     assert 2_003 == result.kept.num_rows + sum(result.dropped.values())
     assert 3 == result.dropped["missing"]
