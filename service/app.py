@@ -18,7 +18,7 @@ from service.api.head_routes import head_routes
 from service.api.middleware.access_control import AccessControl, open_access
 from service.api.middleware.cross_origin import cross_origin
 from service.api.middleware.key_usage import KeyUsage
-from service.api.middleware.query_limit import QueryLimit
+from service.api.middleware.parsing_limits import ParsingLimits
 from service.api.middleware.request_context import RequestContext
 from service.api.openai.batch_lines import RouteLineHandler
 from service.api.problems.handlers import add_handlers
@@ -109,7 +109,7 @@ def create_app(
     add_handlers(app)
     describe(app, [model for protocol in _PROTOCOLS for model in protocol.REQUEST_MODELS])
     services.routes = RouteTable([*(route for router in routers for route in router.routes), *app.routes])
-    app.add_middleware(QueryLimit)
+    app.add_middleware(ParsingLimits)
     app.add_middleware(AccessControl, services=services)
     cors = cross_origin(settings.cors_origins, list(HEADERS)) if settings.cors_origins else None
     if cors is not None:

@@ -1,10 +1,12 @@
 """Helpers for concurrent work: all or none, in order, off the event loop."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -51,6 +53,44 @@ async def pause(until: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await until.wait()
+
+
+class _Turns:
+    """Wakes the tasks that wait for a turn, one in each round of an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._call_soon = loop.call_soon
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def add(self, future: asyncio.Future[None]) -> None:
+        """Wake `future` after all that were added before."""
+        self._waiting.append(future)
+        if len(self._waiting) == 1:
+            self._call_soon(self._wake)
+
+    def _wake(self) -> None:
+        while self._waiting and self._waiting[0].done():  # cancelled
+            self._waiting.popleft()
+        if self._waiting:
+            self._waiting.popleft().set_result(None)
+        if self._waiting:
+            self._call_soon(self._wake)
+
+
+_TURNS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]] = WeakKeyDictionary()
+
+
+async def turn() -> None:
+    """Let the event loop do other work, and wait for a turn: of all callers one goes on in each round of the loop.
+
+    With `asyncio.sleep(0)` a round would have a step of each caller, and other work would wait for all of them.
+    """
+    loop = asyncio.get_running_loop()
+    if (turns := _TURNS.get(loop)) is None:
+        turns = _TURNS[loop] = _Turns(loop)
+    future = loop.create_future()
+    turns.add(future)
+    await future
 
 
 async def run_off_loop(items: int, work: Callable[[], A], executor: Executor | None = None, *, many: int = MANY) -> A:

@@ -140,6 +140,7 @@ REQUESTS: Final[dict[str, Callable[[int], Hostile]]] = {
     "classify: one number": _filled("/v1/classify", '{"top_k":1.', "9", "}"),
     "classify: white space": _filled("/v1/classify", '{"image":', " ", '"aa"}'),
     "classify: emoji": _filled("/v1/classify", '{"image":"', "\N{CAT FACE}", '"}'),
+    "classify: an emoji at the end": _filled("/v1/classify", '{"image":"', "abcd", '\N{CAT FACE}"}'),
     "classify: base64": _filled("/v1/classify", '{"labels":["a"],"image":"', "QUJD", '"}'),
     "classify: base64, at once": lambda _: _filled("/v1/classify", '{"image":"', "QUJD", '","labels":["a"]}')(
         AT_ONCE_BYTES
@@ -159,6 +160,8 @@ REQUESTS: Final[dict[str, Callable[[int], Hostile]]] = {
     "classify: many labels": _json("/v1/classify", lambda _: {"image": RED_DOT, "labels": _numbered(_MANY, "")}),
     "classify: many parts": _many_parts("/v1/classify", "labels"),
     "classify: a list in a form": _form("/v1/classify", "labels", lambda size: f"[{'[],' * (size // 4)}[]]"),
+    "classify: a text in a form": _form("/v1/classify", "labels", lambda size: "a" * (size - 1_000) + "\N{CAT FACE}"),
+    "classify: a picture in a form": _form("/v1/classify", "image", lambda size: "\0" * (size - 1_000)),
     "classify: a query": _head("POST", f"/v1/classify?{'a&' * (_URL_BYTES // 2)}", ("Content-Type", "image/png")),
     "classify: labels in a query": _head(
         "POST", f"/v1/classify?{'labels=a&' * (_URL_BYTES // 9)}", ("Content-Type", "image/png")
@@ -192,6 +195,12 @@ REQUESTS: Final[dict[str, Callable[[int], Hostile]]] = {
     "open inference: pixels": _json(_INFER, lambda size: _pixels(size, [1, 2, 3], 11)),
     "open inference: shape": _listed(
         _INFER, '{"inputs":[{"name":"image","datatype":"UINT8","data":[],"shape":[', "1", "]}]}"
+    ),
+    "open inference: templates": _filled(
+        _INFER,
+        '{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["a"]}],"parameters":{"templates":"[[]',
+        ",[]",
+        ']"}}',
     ),
     "open inference: inputs": _listed(_INFER, '{"inputs":[', "{}", "]}"),
     "open inference: binary texts": _binary_texts,

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from service.concurrency import in_order, run_off_loop
+from service.concurrency import in_order, run_off_loop, turn
 
 
 async def test_many_items_leave_the_event_loop_alone() -> None:
@@ -14,6 +14,24 @@ async def test_many_items_leave_the_event_loop_alone() -> None:
     assert here == await run_off_loop(10, threading.get_ident)
     assert here != await run_off_loop(100_000, threading.get_ident)
     assert asyncio.get_running_loop().is_running()
+
+
+async def test_a_cancelled_task_gives_its_turn_to_the_next() -> None:
+    """Nor does it keep the others waiting for ever; the turns are in order."""
+    order: list[int] = []
+
+    async def wait(number: int) -> None:
+        for _ in range(2):
+            await turn()
+            order.append(number)
+
+    tasks = [asyncio.create_task(wait(number)) for number in range(4)]
+    await asyncio.sleep(0)
+    for index in (0, 2):
+        tasks[index].cancel()
+    async with asyncio.timeout(60):
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert [1, 3, 1, 3] == order
 
 
 async def test_results_are_in_order_and_few_are_begun() -> None:

@@ -1,7 +1,6 @@
 """Reads a request's body without trusting the headers that describe it."""
 
 import asyncio
-import io
 import math
 from collections.abc import AsyncIterator
 from typing import Final
@@ -11,6 +10,8 @@ from starlette.types import Receive
 
 from service.api.problems.table import BodyTimeout, UnsupportedMediaType, quoted
 from service.api.request.memory_budget import BufferedBody
+from service.api.request.pieces import Pieces, joined
+from service.concurrency import turn
 from service.errors import MalformedRequest, PayloadTooLarge
 from service.settings import Settings
 
@@ -64,11 +65,13 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 
 async def join_chunks(chunks: AsyncIterator[bytes]) -> bytes:
     """Read all chunks and join them."""
-    # BytesIO.getvalue shares its buffer; bytes(bytearray) would copy it.
-    whole = io.BytesIO()
+    pieces = Pieces()
     async for chunk in chunks:
-        whole.write(chunk)
-    return whole.getvalue()
+        pieces.add(chunk)
+        if pieces.long:
+            # The next chunk is read only when it is asked for: so one long body is read in each round of the loop.
+            await turn()
+    return await joined(pieces.take())
 
 
 def check_declared_length(content_length: str | None, limit: int) -> int:

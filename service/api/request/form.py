@@ -4,14 +4,20 @@ Uses the parser below Starlette's own reader, which spools files to disk, limits
 decodes broken text as Latin-1. The caller limits the bytes of the whole form.
 """
 
+import codecs
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from service.api.problems.table import FieldErrors
 from service.api.request.form_reader import FormReader, file_name, utf8
+from service.api.request.off_loop import off_loop
+from service.api.request.pieces import Pieces, joined
 from service.errors import PayloadTooLarge
 
+MAX_TEXT_BYTES: Final = 2**22
+"""Most bytes of one part that is no file."""
 _IDENTITY_ENCODINGS: Final = (b"", b"7bit", b"8bit", b"binary")
 
 
@@ -24,7 +30,13 @@ class Form:
 
 
 class _Reader(FormReader):
-    """Collects fields and files."""
+    """Collects fields and files.
+
+    Attributes:
+        form: its fields and files; those of more than one piece are empty.
+        long_fields: the place in `form` of each such field, its name and its pieces.
+        long_files: the place of each such file, and its pieces.
+    """
 
     def __init__(self, *, files: Collection[str], max_fields: int, max_files: int) -> None:
         super().__init__()
@@ -33,14 +45,17 @@ class _Reader(FormReader):
         self._max_files = max_files
         self._n_fields = 0
         self._n_files = 0
-        self._data = bytearray()
+        self.long_fields: list[tuple[list[str], int, str, list[bytes]]] = []
+        self.long_files: list[tuple[list[bytes], int, list[bytes]]] = []
+        self._pieces = Pieces()
+        self._size = 0
         self._name = ""
         self._is_file = False
         self._files = files
 
     def part_begins(self, name: str, options: dict[bytes, bytes]) -> None:
         self._name = name
-        self._data = bytearray()
+        self._size = 0
         if self.headers.get(b"content-transfer-encoding", b"").strip().lower() not in _IDENTITY_ENCODINGS:
             raise FieldErrors([(self._name, "must be sent without a Content-Transfer-Encoding")])
         # Some clients send a file without a file name and mark it by its Content-Type only.
@@ -56,25 +71,29 @@ class _Reader(FormReader):
                 raise PayloadTooLarge(f"The form has more than {self._max_fields} fields, the limit of this server.")
 
     def part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data += memoryview(data)[start:end]
+        self._size += end - start
+        if self._size > MAX_TEXT_BYTES and not self._is_file and self._name not in self._files:
+            raise PayloadTooLarge(
+                f"A field of the form has more than {MAX_TEXT_BYTES} bytes, the limit of this server."
+            )
+        self._pieces.add(memoryview(data)[start:end])
 
     def part_ends(self) -> None:
-        text = None if self._is_file else self._text()
-        if text is None:
-            self.form.files.setdefault(self._name, []).append(bytes(self._data))
-        else:
-            self.form.fields.setdefault(self._name, []).append(text)
-        self._data = bytearray()
-
-    def _text(self) -> str | None:
-        """Return the part's text; None for a file that nothing marks as one (.NET's ByteArrayContent)."""
-        try:
-            return utf8(self._data, self._name)
-        except FieldErrors:
-            if self._name not in self._files:
-                raise
-        self._count_file()
-        return None
+        first, *others = pieces = self._pieces.take()
+        if not self._is_file and self._name in self._files and not _is_text(first, whole=not others):
+            # Nothing marks this file as one (.NET's ByteArrayContent).
+            self._is_file = True
+            self._count_file()
+        if self._is_file:
+            files = self.form.files.setdefault(self._name, [])
+            if others:
+                self.long_files.append((files, len(files), pieces))
+            files.append(b"" if others else first)
+            return
+        fields = self.form.fields.setdefault(self._name, [])
+        if others and self._name not in self._files:
+            self.long_fields.append((fields, len(fields), self._name, pieces))
+        fields.append("" if others else utf8(first, self._name))
 
     def _count_file(self) -> None:
         self._n_files += 1
@@ -90,9 +109,23 @@ async def read_form(
     A part is a file by its file name or its Content-Type; one whose name is in `files` also if it is no text in UTF-8.
 
     Raises `MalformedRequest` for a body that is no form, `FieldErrors` for text that is not UTF-8, `PayloadTooLarge`
-    for too many parts, and as iterating `body`.
+    for too many parts and a long field, and as iterating `body`.
     """
     reader = _Reader(files=files, max_fields=max_fields, max_files=max_files)
     async for _ in reader.chunks(body, content_type):
         pass
+    for contents, place, pieces in reader.long_files:
+        contents[place] = await joined(pieces)
+    for texts, place, name, pieces in reader.long_fields:
+        whole = await joined(pieces)
+        texts[place] = await off_loop(len(whole), partial(utf8, whole, name))
     return reader.form
+
+
+def _is_text(piece: bytes, *, whole: bool) -> bool:
+    """Return whether the first piece of a part, or the whole part, is UTF-8."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(piece, final=whole)
+    except UnicodeDecodeError:
+        return False
+    return True

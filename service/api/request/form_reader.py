@@ -1,6 +1,5 @@
 """The common part of all readers of multipart/form-data (RFC 7578): boundary, part headers, end of the form."""
 
-import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
@@ -11,13 +10,14 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.api.problems.table import FieldErrors, quoted
+from service.concurrency import turn
 from service.errors import MalformedRequest
 
 _PIECE_BYTES: Final = 2**14
 """Parsed at once, as long as that is quick: content is, the heads of small parts are not."""
 _SMALL_PIECE_BYTES: Final = 2**11
 _TURN_S: Final = 0.001
-"""Processor time after which other requests have their turn."""
+"""Processor time after which others have their turn. Of all long forms one has its turn in each round of the loop."""
 _MAX_CONTENT_TYPE_CHARS: Final = 1_024
 _MAX_PARAMETERS: Final = 64
 
@@ -83,7 +83,7 @@ class FormReader(ABC):
                     at += len(piece)
                     yield
                     if time.thread_time() - begun > _TURN_S:
-                        await asyncio.sleep(0)
+                        await turn()
                         begun, piece_bytes = time.thread_time(), _SMALL_PIECE_BYTES
             parser.finalize()
         except FormParserError as exc:

@@ -92,7 +92,7 @@ async def test_without_the_setting_nothing_is_allowed_and_nothing_added(tmp_path
         assert {} == of_cors((await client.get("/v1/models", headers={"origin": PAGE})).headers)
     app = await asyncio.to_thread(create_app, Settings())
     names = [getattr(each.cls, "__name__", "") for each in app.user_middleware]
-    assert ["RequestContext", "AccessControl", "QueryLimit"] == names
+    assert ["RequestContext", "AccessControl", "ParsingLimits"] == names
 
 
 @pytest.mark.parametrize(

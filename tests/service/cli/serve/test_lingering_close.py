@@ -7,7 +7,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from service.cli.serve.lingering_close import LingeringProtocol
 from tests.support.http_server import HttpServer, http_server
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -44,6 +48,69 @@ async def test_the_end_of_the_stream_follows_the_answer(server: HttpServer) -> N
     await writer.drain()
     writer.close()
     await writer.wait_closed()
+
+
+class Transport(asyncio.Transport):
+    """Counts the pauses between reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses = 0
+        self.resumed = asyncio.Event()
+
+    def pause_reading(self) -> None:
+        """Count it."""
+        self.pauses += 1
+        self.resumed.clear()
+
+    def resume_reading(self) -> None:
+        """Note it."""
+        self.resumed.set()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Drop it."""
+
+    def write_eof(self) -> None:
+        """Do nothing."""
+
+    def can_write_eof(self) -> bool:
+        """Return True."""
+        return True
+
+    def is_closing(self) -> bool:
+        """Return False."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def get_write_buffer_size(self) -> int:
+        """Return 0."""
+        return 0
+
+
+@pytest.mark.parametrize("close", [True, False], ids=["the connection ends", "the connection stays"])
+async def test_bytes_after_the_answer_are_discarded_with_pauses(close: bool) -> None:
+    """Uvloop would read megabytes of one connection before it serves another."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"0"), *([(b"connection", b"close")] if close else [])]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    protocol = LingeringProtocol(config=config, server_state=ServerState(), app_state={})
+    transport = Transport()
+    protocol.connection_made(transport)
+    protocol.data_received(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+    async with asyncio.timeout(60):
+        await asyncio.gather(*protocol.tasks)
+        for number in range(3):
+            protocol.data_received(b"x" * 1_000)
+            assert number + 1 == transport.pauses
+            await transport.resumed.wait()
+    protocol.connection_lost(None)
 
 
 def test_a_silent_client_is_disconnected(server: HttpServer) -> None:

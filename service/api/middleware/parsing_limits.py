@@ -1,4 +1,4 @@
-"""Refuses long query strings, which the framework would parse on the event loop."""
+"""Refuses long query strings and drops cookies: the framework would parse both on the event loop."""
 
 from typing import Final
 
@@ -9,11 +9,12 @@ from service.api.problems.table import kind_of, problem_of
 from service.errors import MalformedRequest
 
 MAX_QUERY_BYTES: Final = 4_096
+_COOKIE: Final = b"cookie"
 _WITH_LABELS: Final = frozenset({"/v1/classify", "/v1/classify/batch"})
 """Routes with the fields in the query, when the picture is the body. They limit the number of fields."""
 
 
-class QueryLimit:
+class ParsingLimits:
     """Pure ASGI middleware, inside of `AccessControl`."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -21,6 +22,9 @@ class QueryLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's scope."""
+        if scope["type"] == "http":
+            # No route reads cookies.
+            scope["headers"] = [header for header in scope["headers"] if header[0] != _COOKIE]
         if scope["type"] != "http" or len(scope["query_string"]) <= MAX_QUERY_BYTES or scope["path"] in _WITH_LABELS:
             await self.app(scope, receive, send)
             return
