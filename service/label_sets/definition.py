@@ -60,7 +60,7 @@ def definition_from_json(content: bytes) -> Definition:
 
     Raises ValueError, KeyError, TypeError or RecursionError for anything else.
     """
-    fields: dict[str, Any] = PatientParser(_DECODER).parse(content.decode())
+    fields: dict[str, Any] = PatientParser(_DECODER).parse(content)
     labels, templates = fields["labels"], fields["templates"]
     descriptions = {int(index): tuple(texts) for index, texts in fields["descriptions"].items()}
     texts = [text for each in descriptions.values() for text in each]

@@ -1,6 +1,7 @@
 """Parsing of large JSON: the values of `json`, in steps that are short for the other threads."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from service import patient_json
 from service.api.request import strict_json
 from service.api.request.strict_json import MAX_NAMES, parse_json_object
 from service.errors import AnyclassError, MalformedRequest, PayloadTooLarge
-from service.patient_json import PatientParser
+from service.patient_json import MAX_TEXT_BYTES, PatientParser
 from tests.support.longest_step import longest_step
 
 SIZE = 2**20
@@ -30,13 +31,15 @@ MARKS += ["\\u12", "\\ud83d\\ude00", "\\ud83d", "\\ude00", "é", '"a"', '"a":', 
 
 def patient(text: str) -> Any:
     """Parse without any limit."""
-    return PatientParser(DECODER, lambda *_: None, max_names=MAX_NAMES).parse(text)
+    return PatientParser(DECODER, lambda *_: None, max_names=MAX_NAMES).parse(text.encode())
 
 
 def outcome(parse: Callable[[str], Any], text: str) -> object:
-    """Return the value of `text`, or the kind of its error."""
+    """Return the value of `text`, or its error with the place."""
     try:
         return parse(text)
+    except json.JSONDecodeError as exc:
+        return exc.msg, exc.lineno, exc.colno
     except ValueError as exc:
         return type(exc)
 
@@ -50,7 +53,7 @@ def test_every_document_has_the_value_that_json_gives_it(value: Any, ascii_only:
 
 @given(st.lists(st.sampled_from(MARKS), max_size=14), st.sampled_from(["{}", "[{}]", '{{"a":{}}}', '["{}"]']))
 def test_what_json_refuses_is_refused(marks: list[str], around: str) -> None:
-    """And nothing else."""
+    """And nothing else; with the same message, line and column."""
     text = around.format("".join(marks))
     assert outcome(DECODER.decode, text) == outcome(patient, text)
 
@@ -122,6 +125,33 @@ def test_an_object_of_many_names_is_refused() -> None:
     for body in (b"{%s}" % names, b'{"a":{%s},"b":"%s"}' % (names, b"c" * 2**17), b'{"a":[{%s},1]}' % (names * 99)):
         with pytest.raises(PayloadTooLarge, match="more than 256 names"):
             parse_json_object(body)
+
+
+def test_a_document_is_not_copied_as_text() -> None:
+    """Text with an emoji takes four bytes for each character: 20 MB would become 80, in one step."""
+    body = b'{"a":%s"\xf0\x9f\x90\xb1"}' % (b" " * 2**22)
+    tracemalloc.start()
+    try:
+        assert {"a": "\N{CAT FACE}"} == parse_json_object(body)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_text_is_ascii() -> None:
+    """As base64 is. Its pieces become one text in one step, which takes long if a character takes four bytes."""
+    long = b"a" * MAX_TEXT_BYTES
+    assert {"a": long.decode()} == parse_json_object(b'{"a":"%s"}' % long)
+    with pytest.raises(PayloadTooLarge, match=f"more than {MAX_TEXT_BYTES} bytes"):
+        parse_json_object(b'{"a":"%s\xc3\xa9"}' % long)
+
+
+@pytest.mark.parametrize("body", [b'{"a":"\xff"}', b'{"a":"\xc3"}', b'{"a":1}\xe2\x82'])
+def test_a_document_that_is_not_utf_8_is_refused(body: bytes) -> None:
+    """Also in its last bytes, and however long it is."""
+    for space in (b"", b" " * 2**17):
+        with pytest.raises(MalformedRequest, match="must be in UTF-8"):
+            parse_json_object(space + body)
 
 
 def test_a_byte_order_mark_is_passed_over() -> None:

@@ -38,6 +38,7 @@ from service.inference.served_model import Model
 from service.installation import VERSION
 from service.model.answer_warnings import warn_of_lone_label
 from service.model.arrays import Vectors
+from service.settings import Settings
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 
@@ -130,7 +131,7 @@ async def _infer(request: Request, chosen: Model) -> Response:
     query = EmbedQuery(
         sent.images,
         sent.texts,
-        _templates(parameters.templates),
+        await _templates(parameters.templates, settings),
         method=parameters.scoring,
         temperature=parameters.temperature,
     )
@@ -186,12 +187,14 @@ def _requested_outputs(sent: TensorRequest) -> dict[str, bool]:
     return wanted
 
 
-def _templates(given: str | None) -> str | tuple[str, ...]:
+async def _templates(given: str | None, settings: Settings) -> str | tuple[str, ...]:
     if given is None:
         return AS_WRITTEN
     if not given.lstrip().startswith("["):
         return given
-    templates = parse_json_list("parameters.templates", given)
+    templates = await parsed(
+        given, lambda: parse_json_list("parameters.templates", given, max_values=2 * settings.max_templates)
+    )
     if not all(isinstance(template, str) for template in templates):
         raise FieldErrors([("parameters.templates", "must be a JSON list of strings")])
     return tuple(templates)

@@ -20,8 +20,8 @@ _LARGE: Final = ThreadPoolExecutor(1, thread_name_prefix="anyclass-parse-large")
 _SMALL: Final = ThreadPoolExecutor(1, thread_name_prefix="anyclass-parse")
 
 
-async def parsed(body: bytes, parse: Callable[[], T]) -> T:
-    """Return `parse()` of a JSON `body`: called at once if that is cheap, otherwise in a thread."""
+async def parsed(body: bytes | str, parse: Callable[[], T]) -> T:
+    """Return `parse()` of JSON: called at once if that is cheap, otherwise in a thread."""
     return parse() if is_cheap(body) else await off_loop(len(body), parse)
 
 

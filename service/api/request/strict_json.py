@@ -6,7 +6,7 @@ from typing import Any, Final, NoReturn, cast
 
 from service.api.problems.table import FieldErrors, quoted
 from service.errors import AnyclassError, MalformedRequest, PayloadTooLarge
-from service.patient_json import PatientParser
+from service.patient_json import MAX_TEXT_BYTES, PatientParser, TextTooLongError
 
 MAX_VALUES: Final = 2**21
 """Most values in one document; a route that has no use for so many has a lower limit."""
@@ -56,10 +56,14 @@ def _parse(body: bytes | str, max_values: int, *, numbers: bool = False) -> Any:
         cheap = is_cheap(body)
         if not cheap:
             _check_memory(body, numbers=numbers)
-        text = body if isinstance(body, str) else _text(body)
         if cheap:
-            return _DECODER.decode(text)
-        return PatientParser(_DECODER, _Counter(max_values, numbers=numbers).count, max_names=MAX_NAMES + 1).parse(text)
+            return _DECODER.decode(body if isinstance(body, str) else _text(body))
+        parser = PatientParser(_DECODER, _Counter(max_values, numbers=numbers).count, max_names=MAX_NAMES + 1)
+        return parser.parse(body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body)
+    except TextTooLongError as exc:
+        raise PayloadTooLarge(
+            f"A text in the JSON has more than {MAX_TEXT_BYTES} bytes, the limit of this server beyond ASCII."
+        ) from exc
     except UnicodeDecodeError as exc:
         raise MalformedRequest("The body is not valid JSON: it must be in UTF-8.") from exc
     except json.JSONDecodeError as exc:
@@ -103,14 +107,8 @@ class _Counter:
 
 
 def _text(body: bytes) -> str:
-    """Decode UTF-8 in pieces; pass over a byte order mark, as RFC 8259 allows in section 8.1."""
-    body = body.removeprefix(codecs.BOM_UTF8)
-    if len(body) <= _PIECE:
-        return body.decode("utf-8")
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    pieces = [decoder.decode(body[at : at + _PIECE]) for at in range(0, len(body), _PIECE)]
-    pieces.append(decoder.decode(b"", final=True))
-    return "".join(pieces)
+    """Decode UTF-8; pass over a byte order mark, as RFC 8259 allows in section 8.1."""
+    return body.removeprefix(codecs.BOM_UTF8).decode("utf-8")
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
