@@ -30,6 +30,7 @@ from service.errors import (
 from service.inference.served_model import Model
 from service.label_sets.definition import Definition
 from service.label_sets.storage import BLOCK, Head, LabelSetStorage, VectorsId
+from service.label_sets.thread import in_thread
 from service.labels.cache_keys import vector_identity
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
@@ -118,13 +119,13 @@ async def _by_several_texts(
     model: Model, texts: Sequence[str], count: int, templates: Sequence[str], lane: Lane
 ) -> Vectors:
     """Compute class vectors of labels with `count` texts each, label-major → float32 `[texts / count, dim]`."""
-    tokens = await asyncio.to_thread(lambda: model.tokenizer.tokenize(prompts_for(texts, templates)))
+    tokens = await in_thread(lambda: model.tokenizer.tokenize(prompts_for(texts, templates)))
     reservation = model.texts[lane].reserve(len(tokens))
     try:
         embeddings = await model.encode_texts(tokens, lane=lane)
     finally:
         reservation.release()
-    return await asyncio.to_thread(class_vectors, embeddings, count * len(templates))
+    return await in_thread(lambda: class_vectors(embeddings, count * len(templates)))
 
 
 def _parts(indices: Sequence[int], size: int) -> list[Sequence[int]]:

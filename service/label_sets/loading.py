@@ -13,6 +13,7 @@ from service.label_sets.definition import NAME
 from service.label_sets.ready_sets import Heads, ReadySet, ReadySets, ready_set
 from service.label_sets.status import corrupt, unknown
 from service.label_sets.storage import Head, LabelSetStorage, VectorsId
+from service.label_sets.thread import in_thread
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
 from service.monitoring.metrics import Metrics
@@ -131,7 +132,7 @@ class Loader:
                 await self._storage.write_block(which, block, part)
             vectors[start : start + rows] = part
             start += rows
-        warnings = await asyncio.to_thread(token_warnings, definition, model)
+        warnings = await in_thread(lambda: token_warnings(definition, model))
         ready = ready_set(head.version, definition.labels, vectors, warnings)
         self._ready.put(which, ready)
         self._metrics.label_set_bytes.set(self._ready.nbytes)

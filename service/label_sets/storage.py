@@ -9,7 +9,6 @@ compare-and-set. So readers find the old or the new set, never a mixture, even i
     label-sets/NAME/VERSION/failed/NUMERICS       the reason why class vectors cannot be computed
 """
 
-import asyncio
 import time
 import uuid
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import StateCorrupt
 from service.label_sets.definition import Definition, definition_from_json
+from service.label_sets.thread import in_thread
 from service.model.arrays import STORED_FLOAT32, Vectors, of_unit_length
 from service.state.framing import corrupt
 from service.state.protocol import StateStore
@@ -141,7 +141,7 @@ class LabelSetStorage:
         if content is None:
             return None
         try:
-            return await asyncio.to_thread(definition_from_json, content)
+            return await in_thread(lambda: definition_from_json(content))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise _corrupt(key) from None
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from functools import partial
 from typing import Final
 
 from service.concurrency import cancel
@@ -16,6 +17,7 @@ from service.label_sets.loading import Loader
 from service.label_sets.ready_sets import ReadySet
 from service.label_sets.status import Condition, LabelSetStatus, ModelStatus, corrupt, unknown
 from service.label_sets.storage import BLOCK, Head, LabelSetStorage, StoredHead, new_version
+from service.label_sets.thread import in_thread
 from service.labels.vectors import LabelVectors
 from service.lanes import Lane
 from service.model.answer_warnings import AnswerWarning, warn_of_lone_label
@@ -91,7 +93,7 @@ class LabelSets:
             StateUnavailable: nothing was written; if the store failed meanwhile, that is unknown.
             Overloaded, InferenceFailed, NotReady: a small set could not be computed.
         """
-        content = await asyncio.to_thread(definition.to_json)
+        content = await in_thread(definition.to_json)
         digest = hashlib.sha256(content).hexdigest()
         stored = await self._storage.head(name)
         condition.check(stored.head.version if stored else None)
@@ -127,7 +129,7 @@ class LabelSets:
         """Return the warnings about a set's labels, for all models; those of one code and the same labels once."""
         found = list(warn_of_lone_label(definition.labels))
         for model in self._models:
-            found += await asyncio.to_thread(token_warnings, definition, model)
+            found += await in_thread(partial(token_warnings, definition, model))
         return tuple({(each.code, each.labels): each for each in reversed(found)}.values())[::-1]
 
     async def status(self, name: str) -> LabelSetStatus:

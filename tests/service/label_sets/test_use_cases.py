@@ -1,4 +1,6 @@
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from service.errors import (
 )
 from service.label_sets.status import Condition
 from service.label_sets.storage import LabelSetStorage
+from service.label_sets.thread import in_thread
 from service.state.directory import DirectoryStateStore
 from service.state.protocol import StateStore
 from tests.support.classifying import picture
@@ -33,6 +36,24 @@ async def test_a_set_answers_as_its_labels_do(tmp_path: Path) -> None:
         plain = await one.classifier.classify(picture(), query, ScoringOptions(method="cosine"))
     assert plain.predictions == answer.predictions
     assert (3, 3) == (answer.labels, answer.labels_cached)
+
+
+async def test_sets_have_a_thread_of_their_own(tmp_path: Path) -> None:
+    """One: clients that write and read large sets neither fill the threads of others nor hold up the event loop."""
+    loop, release = asyncio.get_running_loop(), threading.Event()
+    executor = ThreadPoolExecutor(1)
+    loop.set_default_executor(executor)
+    async with replica(tmp_path) as one:
+        busy = loop.run_in_executor(None, release.wait)
+        try:
+            async with asyncio.timeout(60):
+                await one.put("s", "a", "b")
+                assert ["a", "b"] == list((await one.sets.described("s"))[1].labels)
+                assert 2 == (await one.classify("s")).labels
+            assert 1 == len(set(await asyncio.gather(*[in_thread(threading.get_ident) for _ in range(8)])))
+        finally:
+            release.set()
+            await busy
 
 
 async def test_the_same_content_again_is_no_change(tmp_path: Path) -> None:
