@@ -48,7 +48,7 @@ class TextFilter:
 
     languages: tuple[str, ...] = ("en",)
     confidence: float = 0.25
-    name: str = field(default="filter", init=False)
+    name: str = field(default="filter text", init=False)
 
     def __post_init__(self) -> None:
         check_languages(self.languages)
