@@ -29,14 +29,27 @@ def open_pairs(names: Sequence[str], columns: PairColumns) -> list[PairFile]:
         DataError: a file does not exist or cannot be used.
     """
     # Expanding all names before opening the first file reports a wrong name at once.
-    files = [file for name in names for each in _expanded(name) for file in _files(each)]
+    files = file_names(names)
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(lambda file: _open(file, columns), files))
 
 
+def file_names(names: Sequence[str]) -> list[str]:
+    """Return the files that names stand for, as `open_pairs` takes them, in order.
+
+    Raises:
+        DataError: a range or a folder cannot be used.
+    """
+    return [file for name in names for each in _expanded(name) for file in _files(each)]
+
+
+def is_tar(name: str) -> bool:
+    """Return whether a file is a tar by its name."""
+    return PurePosixPath(name.partition("?")[0] if is_url(name) else name).suffix == ".tar"
+
+
 def _open(name: str, columns: PairColumns) -> PairFile:
-    path = name.partition("?")[0] if is_url(name) else name
-    return TarPairs(name, columns) if PurePosixPath(path).suffix == ".tar" else ParquetPairs(name, columns)
+    return TarPairs(name, columns) if is_tar(name) else ParquetPairs(name, columns)
 
 
 def _expanded(name: str) -> list[str]:

@@ -1,0 +1,145 @@
+"""Make one output shard from one piece of the data: read, run the stages, write, commit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model_export.curation.output import Output, partial_beside, writing
+from model_export.curation.pieces import InputColumns, Piece
+from model_export.curation.reading import read_piece
+from model_export.curation.stage import ID, IMAGE, Stage, run_stage
+
+READ: Final = "read"
+"""Name of the first line of a report: rows that could not be read at all."""
+_GROUP_BYTES: Final = 8 * 2**20
+_GROUP_ROWS: Final = 65_536
+
+
+@dataclass
+class StageCounts:
+    """Rows that went into a stage, and those that it dropped, by reason."""
+
+    name: str
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: int, dropped: dict[str, int]) -> None:
+        """Count a table."""
+        self.rows += rows
+        self.dropped.update(dropped)
+
+    @property
+    def kept(self) -> int:
+        """Return the number of rows that went on."""
+        return self.rows - sum(self.dropped.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the counts as a record has them."""
+        return {"name": self.name, "in": self.rows, "out": self.kept, "dropped": dict(sorted(self.dropped.items()))}
+
+
+def total_counts(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add up the counts of shards, stage by stage."""
+    totals: dict[str, StageCounts] = {}
+    for record in records:
+        for each in record["stages"]:
+            totals.setdefault(each["name"], StageCounts(each["name"])).add(each["in"], each["dropped"])
+    return [counts.as_json() for counts in totals.values()]
+
+
+@dataclass(frozen=True)
+class ShardMaker:
+    """Makes shards of one data set; can be pickled, and called in any process with any piece.
+
+    Attributes:
+        stages: in order.
+        columns: names in the data.
+        output: the folder.
+    """
+
+    stages: Sequence[Stage]
+    columns: InputColumns
+    output: Output
+
+    def __call__(self, piece: Piece) -> dict[str, Any]:
+        """Return the record of the piece's shard; make the shard if it is absent or damaged.
+
+        Raises:
+            DataError: the data are damaged.
+            CurationError: the shard cannot be written.
+        """
+        if (record := self.output.finished(piece.shard, piece.source)) is not None:
+            return record
+        path = self.output.shard(piece.shard)
+        with writing(path), partial_beside(path) as partial:
+            figures = self.write(piece, partial)
+            return self.output.commit(piece.shard, partial, piece.source, figures)
+
+    def write(self, piece: Piece, path: Path) -> dict[str, Any]:
+        """Write the shard of a piece to a file, and return its number of rows and the counts of its stages."""
+        counts = [StageCounts(name) for name in (READ, *(stage.name for stage in self.stages))]
+        rows = write_tables(path, self.tables(piece, counts))
+        return {"rows": rows, "stages": [each.as_json() for each in counts]}
+
+    def tables(self, piece: Piece, counts: Sequence[StageCounts]) -> Iterator[pa.Table]:
+        """Yield the rows of a piece after the last stage, and count those that go.
+
+        Args:
+            piece: of the data.
+            counts: of reading, then of each stage.
+        """
+        for table, dropped in read_piece(piece, self.columns):
+            counts[0].add(table.num_rows + sum(dropped.values()), dropped)
+            kept = table
+            for stage, count in zip(self.stages, counts[1:], strict=True):
+                rows = kept.num_rows
+                kept, lost = run_stage(stage, kept)
+                count.add(rows, lost)
+            yield kept
+
+
+def write_tables(path: Path, tables: Iterator[pa.Table]) -> int:
+    """Write tables of one schema, at least one, as Parquet with row groups of limited bytes; return the rows."""
+    first = next(tables)
+    schema, rows = first.schema, 0
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression={name: "none" if name == IMAGE else "zstd" for name in schema.names},
+        use_dictionary=[name for name in schema.names if name not in {ID, IMAGE}],
+        write_statistics=[name for name in schema.names if name != IMAGE],
+    ) as writer:
+        for group in _row_groups(first, tables):
+            rows += group.num_rows
+            writer.write_table(group, row_group_size=group.num_rows)
+    return rows
+
+
+def _row_groups(first: pa.Table, others: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of about `_GROUP_BYTES`, or `_GROUP_ROWS` rows."""
+    waiting, size, rows = list[pa.Table](), 0, 0
+    for table in _chained(first, others):
+        step = max(1, min(_GROUP_ROWS, table.num_rows * _GROUP_BYTES // max(1, table.nbytes)))
+        for start in range(0, table.num_rows, step):
+            part = table.slice(start, step)
+            waiting.append(part)
+            size += part.nbytes
+            rows += part.num_rows
+            if size >= _GROUP_BYTES or rows >= _GROUP_ROWS:
+                yield pa.concat_tables(waiting)
+                waiting, size, rows = [], 0, 0
+    if rows:
+        yield pa.concat_tables(waiting)
+
+
+def _chained(first: pa.Table, others: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    yield first
+    for table in others:
+        yield table.cast(first.schema)
