@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run dev test check lint types layers pytest coverage fuzz format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-curate bench-gpu bench-engines bench-export bench-nonreaders bench-plan bench-stalls constraints licences k8s-render k8s-secret alert-rules \
+        bench bench-curate bench-gpu bench-engines bench-export bench-match bench-nonreaders bench-plan bench-stalls constraints licences k8s-render k8s-secret alert-rules \
         docker-lint clean
 
 RUN_VENV := .venv
@@ -130,6 +130,9 @@ bench-export: dev ## Speed beside the plain export of transformers' model (SIZE=
 
 bench-curate: dev ## Speed of the stages of curation (BENCH_ARGS= names some: filter balance)
 	@$(DEV)python -m tests.bench.curate $(BENCH_ARGS)
+
+bench-match: dev ## Time the search for queries beside pyahocorasick's (pip install pyahocorasick==2.3.1 first)
+	@$(DEV)python -m tests.bench.matching $(BENCH_ARGS)
 
 bench-plan: dev ## Memory and time of a training plan on 400 million rows
 	@$(DEV)python -m tests.bench.plan $(BENCH_ARGS)

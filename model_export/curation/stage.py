@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -38,10 +39,12 @@ class StageResult(NamedTuple):
     Attributes:
         kept: rows that stay, in their order, with the columns that the stage adds.
         dropped: number of rows that were dropped, by reason, without zeros; rows in = rows kept + their sum.
+        notes: counts of rows that stay though something was done to them, by remark.
     """
 
     kept: pa.Table
     dropped: dict[str, int]
+    notes: Mapping[str, int] = MappingProxyType({})
 
 
 class Stage(Protocol):

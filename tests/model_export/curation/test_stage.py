@@ -27,10 +27,11 @@ def test_rows_with_a_reason_are_dropped_and_counted() -> None:
     """The others stay in their order."""
     table = pa.table({"text": ["a dog", "b", "cat", "", "é"]})
 
-    kept, dropped = run_stage(Shortest(), table)
+    kept, dropped, notes = run_stage(Shortest(), table)
 
     assert ["a dog", "cat"] == kept["text"].to_pylist()
     assert {"short": 3} == dropped
+    assert {} == notes
 
 
 def test_reasons_are_counted_apart_and_in_order() -> None:
