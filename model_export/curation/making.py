@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from model_export.curation.output import Output, partial_beside, writing
 from model_export.curation.pieces import InputColumns, Piece
 from model_export.curation.reading import read_piece
-from model_export.curation.stage import ID, IMAGE, Stage, run_stage
+from model_export.curation.stage import ID, IMAGE, Stage, StageResult, run_stage
 
 READ: Final = "read"
 """Name of the first line of a report: rows that could not be read at all."""
@@ -24,16 +24,18 @@ _GROUP_ROWS: Final = 65_536
 
 @dataclass
 class StageCounts:
-    """Rows that went into a stage, and those that it dropped, by reason."""
+    """Rows that went into a stage, those that it dropped, by reason, and remarks on others."""
 
     name: str
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
-    def add(self, rows: int, dropped: dict[str, int]) -> None:
+    def add(self, result: StageResult) -> None:
         """Count a table."""
-        self.rows += rows
-        self.dropped.update(dropped)
+        self.rows += result.kept.num_rows + sum(result.dropped.values())
+        self.dropped.update(result.dropped)
+        self.notes.update(result.notes)
 
     @property
     def kept(self) -> int:
@@ -42,7 +44,13 @@ class StageCounts:
 
     def as_json(self) -> dict[str, Any]:
         """Return the counts as a record has them."""
-        return {"name": self.name, "in": self.rows, "out": self.kept, "dropped": dict(sorted(self.dropped.items()))}
+        return {
+            "name": self.name,
+            "in": self.rows,
+            "out": self.kept,
+            "dropped": dict(sorted(self.dropped.items())),
+            "notes": dict(sorted(self.notes.items())),
+        }
 
 
 def total_counts(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -50,7 +58,10 @@ def total_counts(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     totals: dict[str, StageCounts] = {}
     for record in records:
         for each in record["stages"]:
-            totals.setdefault(each["name"], StageCounts(each["name"])).add(each["in"], each["dropped"])
+            counts = totals.setdefault(each["name"], StageCounts(each["name"]))
+            counts.rows += each["in"]
+            counts.dropped.update(each["dropped"])
+            counts.notes.update(each["notes"])
     return [counts.as_json() for counts in totals.values()]
 
 
@@ -95,14 +106,14 @@ class ShardMaker:
             piece: of the data.
             counts: of reading, then of each stage.
         """
-        for table, dropped in read_piece(piece, self.columns):
-            counts[0].add(table.num_rows + sum(dropped.values()), dropped)
-            kept = table
+        for result in read_piece(piece, self.columns):
+            counts[0].add(result)
+            table = result.kept
             for stage, count in zip(self.stages, counts[1:], strict=True):
-                rows = kept.num_rows
-                kept, lost = run_stage(stage, kept)
-                count.add(rows, lost)
-            yield kept
+                result = run_stage(stage, table)  # noqa: PLW2901 - one after another
+                count.add(result)
+                table = result.kept
+            yield table
 
 
 def write_tables(path: Path, tables: Iterator[pa.Table]) -> int:

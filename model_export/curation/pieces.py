@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 
 from model_export.curation.stage import ID, IMAGE, IMAGE_REF, TEXT, URL
 from model_export.data.locations import describe, open_file, refusing
-from model_export.data.opening import is_tar
 from model_export.data.pairs import Rows
 from model_export.data.parquet import PairColumns, is_binary, is_string, open_parquet
-from model_export.data.tar import TarPairs
+from model_export.data.patterns import is_tar
 from model_export.errors import DataError
 
 _READ_AT_ONCE: Final = 8 * 2**20
@@ -158,6 +157,8 @@ def _cuts(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:
 def _groups(name: str, columns: InputColumns) -> tuple[Rows, Rows]:
     """Return the number of rows and of bytes of each row group of a file, int64."""
     if is_tar(name):
+        from model_export.data.tar import TarPairs  # brings what decodes images
+
         rows = TarPairs(name, columns.of_pairs()).group_rows
         return rows, rows * describe(name).size // max(1, int(rows.sum()))
     file = checked_parquet(name, columns)

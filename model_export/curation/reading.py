@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 
 from model_export.curation.pieces import InputColumns, Piece, checked_parquet
 from model_export.curation.stage import ID, IMAGE, IMAGE_REF, TEXT, URL, StageResult, row_ids, split
-from model_export.data.opening import is_tar
 from model_export.data.pairs import BrokenRowError, Pair
-from model_export.data.tar import GROUP, TarPairs
+from model_export.data.patterns import is_tar
 from model_export.errors import DataError, first_line
 
 _BUFFER: Final = 2**20
@@ -47,6 +46,8 @@ def _parquet(piece: Piece, columns: InputColumns) -> Iterator[StageResult]:
 
 
 def _tar(piece: Piece, columns: InputColumns) -> Iterator[StageResult]:
+    from model_export.data.tar import GROUP, TarPairs  # brings what decodes images
+
     file = TarPairs(piece.file.name, columns.of_pairs())
     row = piece.first_row
     groups_at_once = max(1, piece.batch_rows // GROUP)

@@ -17,7 +17,7 @@ from model_export.curation.progress import CurationProgress
 from model_export.curation.stage import Stage
 from model_export.curation.workers import run_tasks
 from model_export.data.locations import describe, is_url
-from model_export.data.opening import file_names
+from model_export.data.patterns import file_names
 from model_export.errors import DataError
 
 

@@ -1,14 +1,18 @@
-"""Names of several files in one: ranges in braces."""
+"""Names of several files in one: ranges in braces, and folders."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Final
 
+from model_export.data.locations import is_url
 from model_export.errors import DataError
 
 _RANGE: Final = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _MOST_FILES: Final = 100_000
+_KINDS: Final = (".parquet", ".tar")
 
 
 def expand_ranges(pattern: str) -> list[str]:
@@ -26,3 +30,30 @@ def expand_ranges(pattern: str) -> list[str]:
     width = len(found[1])
     names = (f"{pattern[: found.start()]}{i:0{width}d}{pattern[found.end() :]}" for i in range(first, last + 1))
     return [each for name in names for each in expand_ranges(name)]
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Return the files that names stand for, as `opening.open_pairs` takes them, in order.
+
+    Raises:
+        DataError: a range or a folder cannot be used.
+    """
+    return [file for name in names for each in _expanded(name) for file in _files(each)]
+
+
+def is_tar(name: str) -> bool:
+    """Return whether a file is a tar by its name."""
+    return PurePosixPath(name.partition("?")[0] if is_url(name) else name).suffix == ".tar"
+
+
+def _expanded(name: str) -> list[str]:
+    return [name] if not is_url(name) and Path(name).exists() else expand_ranges(name)
+
+
+def _files(name: str) -> list[str]:
+    if is_url(name) or not Path(name).is_dir():
+        return [name]
+    for kind in _KINDS:
+        if files := sorted(file for file in Path(name).iterdir() if file.suffix == kind and file.is_file()):
+            return list(map(str, files))
+    raise DataError(f"{name}: holds no files named {' or '.join(_KINDS)}; name a folder of one of them, or the files")
