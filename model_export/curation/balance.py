@@ -35,6 +35,18 @@ class Method(StrEnum):
     INDEPENDENT = "independent"
 
 
+def method_named(name: str) -> Method:
+    """Return a method by its name.
+
+    Raises:
+        CurationError: no method has this name.
+    """
+    try:
+        return Method(name)
+    except ValueError as error:
+        raise CurationError(f"method {name!r} is unknown; choose {' or '.join(Method)}") from error
+
+
 class Dropped(StrEnum):
     """Why a pair is dropped."""
 

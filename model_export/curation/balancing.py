@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
@@ -17,8 +18,10 @@ from model_export.curation.balance import Balance, BalanceSettings, Method, inde
 from model_export.curation.caps import Sample, Windows, bounds, joined, sample, whole_windows, windows
 from model_export.curation.coins import COINS, pair_coins
 from model_export.curation.matches import NONE, Counts, Matches, Rarity
+from model_export.curation.pieces import file_digest
+from model_export.curation.query_counts import QueryCounts
 from model_export.curation.stage import ID, QUERIES
-from model_export.data.parquet import open_parquet
+from model_export.data.parquet import is_string, open_parquet
 from model_export.errors import CurationError, DataError, first_line
 
 _Result = TypeVar("_Result")
@@ -66,6 +69,31 @@ def count_matches(passes: Passes, queries: int) -> Counts:
         DataError: a shard cannot be read.
     """
     return _total(passes.run("count queries", _Count(queries)), queries)
+
+
+def counted(path: Path | None, passes: Passes, queries: int, digest: str) -> QueryCounts:
+    """Read the counts of a file, or count, and write the file if one is named.
+
+    Args:
+        path: of the file; it need not exist.
+        passes: over the shards.
+        queries: length of the query list.
+        digest: of the query list.
+
+    Raises:
+        CurationError: the file's counts are of another list or of other shards; a shard was not matched.
+        DataError: a shard cannot be read.
+    """
+    if path is None:
+        return QueryCounts(count_matches(passes, queries), digest, frozenset())
+    shards = frozenset(passes.run("digests of shards", file_digest))
+    if path.exists():
+        found = QueryCounts.read(path)
+        found.check(digest, shards)
+        return found
+    made = QueryCounts(count_matches(passes, queries), digest, shards)
+    made.write(path)
+    return made
 
 
 def plan_balance(passes: Passes, settings: BalanceSettings, matched: Counts) -> Balance:
@@ -141,9 +169,13 @@ def _matches(name: str, queries: int, *others: str) -> Iterator[tuple[Matches, p
     for column in (QUERIES, *others):
         if column not in file.schema_arrow.names:
             raise CurationError(f"{name}: no column {column!r}; run curate match on these pairs first")
+    if ID in others and not is_string(file.schema_arrow.field(ID).type):
+        raise CurationError(f"{name}: column {ID!r} is not of strings; run curate match on these pairs first")
     try:
         for batch in file.iter_batches(_ROWS, columns=[QUERIES, *others]):
             table = pa.Table.from_batches([batch])
+            if ID in others and table[ID].null_count:
+                raise CurationError(f"{name}: a pair has no id; run curate match on these pairs first")
             try:
                 yield Matches.of(table, queries), table
             except CurationError as error:

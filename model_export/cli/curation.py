@@ -1,0 +1,14 @@
+"""The commands of ``curate``."""
+
+import typer
+
+from model_export.cli.curation_stages import balance, filter_pairs
+
+curate = typer.Typer(
+    name="curate",
+    help="Make a data set from raw image–text pairs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+curate.command("filter")(filter_pairs)
+curate.command()(balance)
