@@ -4,6 +4,7 @@
   * RecipeError
   * DataError
     · BrokenRowError, in data/pairs.py
+    · ServerError
   * TrainingError
     · LostRankError
     · OtherRankError
@@ -14,7 +15,8 @@
     · ParityError
 
 The message is one line: the place, the problem and the remedy. The command line prints it and exits with 2, or with 1
-for a ParityError or a LostRankError: the input was right, the result is not. An OtherRankError is not printed.
+for a ParityError, a LostRankError or a ServerError: the input was right, the result is not. An OtherRankError is not
+printed.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ class RecipeError(ModelExportError):
 
 class DataError(ModelExportError):
     """Training or evaluation data cannot be read."""
+
+
+class ServerError(DataError):
+    """The server of a data file failed; it may answer later."""
 
 
 class TrainingError(ModelExportError):

@@ -1,8 +1,8 @@
 """``anyclass-export``: train, average, export, verify, evaluate, curate.
 
-Exit codes: 0 for success; 1 if a bundle fails a check, an evaluation meets unreadable images, or a process is lost; 2
-for wrong input or usage; 3 if a package is missing. Commands import everything heavy themselves, so that ``--help`` is
-quick, and ``verify``, ``evaluate`` and ``curate`` need no torch.
+Exit codes: 0 for success; 1 if a bundle fails a check, an evaluation meets unreadable images, or a process or the
+server of the data is lost; 2 for wrong input or usage; 3 if a package is missing. Commands import everything heavy
+themselves, so that ``--help`` is quick, and ``verify``, ``evaluate`` and ``curate`` need no torch.
 """
 
 import os
@@ -15,7 +15,7 @@ from model_export.cli.curation import curate
 from model_export.cli.evaluation import evaluate
 from model_export.cli.output import FAILED, INTERRUPTED, PACKAGE_MISSING, stop
 from model_export.cli.training import average, train
-from model_export.errors import LostRankError, ModelExportError, OtherRankError, ParityError
+from model_export.errors import LostRankError, ModelExportError, OtherRankError, ParityError, ServerError
 from service.errors import AnyclassError
 from service.installation import how_to_add
 
@@ -42,7 +42,7 @@ def main() -> None:
     """Run the command line; expected errors are one line on stderr, never a traceback."""
     try:
         app()
-    except (ParityError, LostRankError) as exc:
+    except (ParityError, LostRankError, ServerError) as exc:
         stop(str(exc), FAILED)
     except OtherRankError:
         raise SystemExit(FAILED) from None

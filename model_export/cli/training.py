@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_export.architectures.activations import Activation
-from model_export.cli.output import say, stop
+from model_export.cli.output import INTERRUPTED, PACKAGE_MISSING, WRONG_INPUT, say, stop
 
 if TYPE_CHECKING:
     from model_export.checkpoints.model_source import SourceOptions
@@ -59,7 +59,9 @@ def train(
     if processes > 1 or restarts:
         from model_export.training.launch import launch
 
-        raise SystemExit(launch(_repeated(context), processes=processes, restarts=restarts, threads=threads))
+        final = {WRONG_INPUT, PACKAGE_MISSING, INTERRUPTED}
+        code = launch(_repeated(context), processes=processes, restarts=restarts, final=final, threads=threads)
+        raise SystemExit(code)
     from model_export.training.run import train as run_training
 
     run_training(

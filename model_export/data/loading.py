@@ -187,7 +187,7 @@ def batches(loader: BatchLoader, *, first_step: int, workers: int, pin_memory: b
         yield from stream
     except DataError as error:
         # A worker's traceback does not help to repair a broken file; its last line names the row.
-        raise DataError(_RAISED.sub("", str(error).strip().splitlines()[-1])) from None
+        raise type(error)(_RAISED.sub("", str(error).strip().splitlines()[-1])) from None
     finally:
         if workers:
             _stop_workers(stream)

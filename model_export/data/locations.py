@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.fs
 
-from model_export.errors import DataError, first_line
+from model_export.errors import DataError, ServerError, first_line
 
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _BY_PYARROW: Final = frozenset({"s3", "gs"})
@@ -26,6 +26,9 @@ _FOOTER_TAIL: Final = 8
 """Bytes at the end of a Parquet file: the footer's length, and the magic number."""
 _MARKS: Final = ("ETag", "etag", "Last-Modified", "mtime", "LastModified", "last_modified", "md5Hash")
 """Fields of a file's description by fsspec that change with its content; each scheme has some."""
+
+_REFUSALS: Final = frozenset({401, 403, 410})
+"""HTTP statuses of a server that will not answer otherwise later."""
 
 PathOrUrl = str | Path
 
@@ -82,25 +85,32 @@ def describe(name: PathOrUrl) -> Description:
 
 @contextmanager
 def refusing(name: PathOrUrl) -> Iterator[None]:
-    """Turn any failure of this block to open or read a file into one line that names it."""
+    """Turn any failure of this block to open or read a file into one line that names it.
+
+    Raises:
+        ServerError: a server does not answer, or fails to.
+        DataError: anything else, which would fail again.
+    """
     try:
         yield
     except FileNotFoundError as error:
         # fsspec says so of any failure to describe a file; the cause has the answer's status.
         cause = error.__cause__
-        if isinstance(cause, Exception) and getattr(cause, "status", None) != 404:
-            raise DataError(f"{name}: cannot be read ({first_line(cause)})") from error
+        if isinstance(cause, Exception) and (status := getattr(cause, "status", None)) != 404:
+            failure = DataError if status in _REFUSALS else ServerError
+            raise failure(f"{name}: cannot be read ({first_line(cause)})") from error
         hint = "" if is_url(name) else "; name the data files of a recipe relative to the recipe's folder"
         raise DataError(f"{name}: no such file{hint}") from error
     except ImportError as error:
         raise DataError(f"{name}: cannot be opened ({first_line(error)})") from error
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{name}: cannot be read ({_reason(error)})") from error
+        lasts = not is_url(name) or not isinstance(error, OSError) or _is_refusal(error)
+        raise (DataError if lasts else ServerError)(f"{name}: cannot be read ({_reason(error)})") from error
     except Exception as error:
         # The stores behind fsspec raise exceptions of their own clients.
         if not is_url(name):
             raise
-        raise DataError(f"{name}: cannot be read ({_reason(error)})") from error
+        raise ServerError(f"{name}: cannot be read ({_reason(error)})") from error
 
 
 def footer_digest(file: pa.NativeFile) -> str:
@@ -146,9 +156,15 @@ def _key(url: str) -> str:
 
 def _reason(error: Exception) -> str:
     text = first_line(error)
-    if "ACCESS_DENIED" in text or "HTTP status 403" in text:
+    if _is_refusal(error):
         return f"access is denied; set credentials, for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: {text}"
     return text
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether a store of pyarrow denied access."""
+    text = first_line(error)
+    return "ACCESS_DENIED" in text or "HTTP status 403" in text
 
 
 class _Translated(io.RawIOBase):

@@ -7,19 +7,27 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from model_export.errors import LostRankError
+from model_export.training.joining import RESTARTS
 
 SIGNALLED = 128
 """Exit code of a program that a signal ended, without the signal's number."""
 
 
-def launch(arguments: Sequence[str], *, processes: int, restarts: int = 0, threads: int | None = None) -> int:
+def launch(
+    arguments: Sequence[str],
+    *,
+    processes: int,
+    restarts: int = 0,
+    final: Collection[int] = (),
+    threads: int | None = None,
+) -> int:
     """Run ``anyclass-export`` in several processes that train together; return the exit code.
 
     A process that fails has given its reason on stderr.
@@ -28,6 +36,7 @@ def launch(arguments: Sequence[str], *, processes: int, restarts: int = 0, threa
         arguments: of the command.
         processes: their number.
         restarts: times to start all again, from the newest checkpoint, after one has failed.
+        final: exit codes after which all would fail alike, so that they are not started again.
         threads: of torch in each; by default its share of the cores.
 
     Raises:
@@ -38,6 +47,30 @@ def launch(arguments: Sequence[str], *, processes: int, restarts: int = 0, threa
     log.handlers, log.propagate = [logging.NullHandler()], False
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or max(1, cores // processes)))
+    try:
+        # torch's own restarts know no exit codes.
+        failed = _failure(arguments, processes, 0)
+        for restart in range(1, restarts + 1):
+            if failed is None or failed[1].exitcode in final:
+                break
+            failed = _failure(arguments, processes, restart)
+    except SignalException as exc:
+        return SIGNALLED + int(exc.sigval)
+    if failed is None:
+        return 0
+    rank, failure = failed
+    if failure.exitcode > 0:
+        return failure.exitcode
+    raise LostRankError(
+        f"rank {rank} of {processes} was killed by {failure.signal_name()}"
+        f"{' (out of memory?)' if failure.exitcode == -signal.SIGKILL else ''}; the last checkpoint is kept: "
+        "continue with --resume, or let --restarts do it"
+    )
+
+
+def _failure(arguments: Sequence[str], processes: int, restart: int) -> tuple[int, ProcessFailure] | None:
+    """Run the processes to their end; return the first that failed, by its rank, or None."""
+    os.environ[RESTARTS] = str(restart)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -46,24 +79,14 @@ def launch(arguments: Sequence[str], *, processes: int, restarts: int = 0, threa
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
-        max_restarts=restarts,
+        max_restarts=0,
         shutdown_timeout=_SHUTDOWN_S,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "model_export", *arguments)
     except ChildFailedError as exc:
-        rank, failure = exc.get_first_failure()
-        if failure.exitcode > 0:
-            return failure.exitcode
-        msg = (
-            f"rank {rank} of {processes} was killed by {failure.signal_name()}"
-            f"{' (out of memory?)' if failure.exitcode == -signal.SIGKILL else ''}; the last checkpoint is kept: "
-            "continue with --resume, or let --restarts do it"
-        )
-        raise LostRankError(msg) from exc
-    except SignalException as exc:
-        return SIGNALLED + int(exc.sigval)
-    return 0
+        return exc.get_first_failure()
+    return None
 
 
 _SHUTDOWN_S = 3

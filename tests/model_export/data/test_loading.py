@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +19,16 @@ from model_export.data import loading
 from model_export.data.augment import Augmentation, is_odd
 from model_export.data.captions import CaptionEncoder, Captioner, meaning
 from model_export.data.loading import Batch, BatchLoader, batches
+from model_export.data.opening import open_pairs
 from model_export.data.pairs import Pair
 from model_export.data.parquet import PairColumns, ParquetPairs
 from model_export.data.plan import Phase, TrainingPlan
 from model_export.data.reader import PairReader
-from model_export.errors import DataError
+from model_export.errors import DataError, ServerError
 from service.model.manifest import ImageSection
 from service.model.resizing import preprocess
 from service.model.tokenizer import Tokenizer
+from tests.support.object_stores import http_server
 from tests.support.pairs import write_pairs
 from tests.support.tiny_run import END, tiny_tokenizer
 
@@ -151,6 +154,17 @@ def loader_of(path: Path, *, context: int = 24, rows: int = 12) -> BatchLoader:
         Captioner(("{}", "a {}."), 0.5),
         CaptionEncoder(tokenizer, context),
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_server_that_goes_away_is_told_from_data_that_are_wrong(tmp_path: Path, workers: int) -> None:
+    """By a loading process too: it may come back, so that another start is worth while."""
+    path = write_pairs(tmp_path / "pairs.parquet", 20)
+    with http_server(tmp_path) as address:
+        remote = PairReader(open_pairs([f"{address}/{path.name}"], PairColumns()), groups_in_memory=2)
+    loader = replace(loader_of(path), reader=remote)
+    with pytest.raises(ServerError, match=rf"^{address}/pairs\.parquet: cannot be read"):
+        next(batches(loader, first_step=0, workers=workers, pin_memory=False))
 
 
 @pytest.mark.parametrize("cuts", [[6], [4, 8], [3, 6, 9], [5]])

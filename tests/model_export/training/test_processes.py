@@ -278,10 +278,11 @@ def test_under_torchrun_a_rank_that_fails_gives_its_reason_once(recipe: Path, tm
 
 
 def test_bad_input_is_one_line_and_exit_code_2(recipe: Path, tmp_path: Path) -> None:
-    """Whichever rank meets it first; nothing is written."""
+    """Whichever rank meets it first; it would be bad again, so nothing is started again, and nothing is written."""
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.read_text("utf-8").replace("batch_size = 12", "batch_size = 13"), "utf-8")
-    with started("model_export", "train", path, "--out", tmp_path / "run", "--processes", 2) as launcher:
+    command = ("model_export", "train", path, "--out", tmp_path / "run", "--processes", 2, "--restarts", 3)
+    with started(*command) as launcher:
         output, errors = launcher.communicate(timeout=100)
     assert 2 == launcher.returncode
     assert ["error: optim.batch_size 13 cannot be divided among 2 processes; 12 and 14 can"] == errors.splitlines()

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from model_export.data import locations
 from model_export.data.opening import open_pairs
 from model_export.data.parquet import PairColumns
-from model_export.errors import DataError
+from model_export.errors import DataError, ServerError
 from model_export.training.run import train
+from tests.model_export.test_cli import error_of, in_this_process
 from tests.support.object_stores import BUCKET, http_server, s3_server, use_endpoint
 from tests.support.pairs import recipe_text, write_pairs
 from tests.support.tars import write_tars
@@ -118,16 +119,22 @@ def test_missing_credentials_are_one_line(tmp_path: Path, monkeypatch: pytest.Mo
             open_pairs([f"s3://secret/{name}"], PairColumns())
         (line,) = str(caught.value).splitlines()
         assert line.startswith(f"s3://secret/{name}: cannot be read (access is denied; set credentials, for S3 AWS_")
-        with pytest.raises(DataError, match=r"/secret/a\.parquet: cannot be read \(403, message='Forbidden'"):
+        assert not isinstance(caught.value, ServerError)
+        with pytest.raises(DataError, match=r"/secret/a\.parquet: cannot be read \(403, message='Forbidden'") as denied:
             open_pairs([f"{address}/secret/a.parquet"], PairColumns())
+        assert not isinstance(denied.value, ServerError)
 
 
 def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
-    """Not a file that is missing."""
+    """Not a file that is missing; as it may answer later, the command says so by its exit code, 1."""
     with http_server(tmp_path) as address:
         pass
-    with pytest.raises(DataError, match=r"/a\.tar: cannot be read \(Cannot connect to host 127\.0\.0\.1"):
+    with pytest.raises(ServerError, match=r"/a\.tar: cannot be read \(Cannot connect to host 127\.0\.0\.1"):
         open_pairs([f"{address}/a.tar"], PairColumns())
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_text([]).replace("files = []", f'files = ["{address}/a.tar"]'), "utf-8")
+    line = error_of(in_this_process("train", path, "--out", tmp_path / "run"), code=1)
+    assert f"{address}/a.tar: cannot be read" in line
 
 
 def test_a_scheme_that_nothing_opens_is_one_line() -> None:
