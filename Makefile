@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers pytest coverage fuzz format train-demo export-demo export-sizes verify-demo wheel \
+.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks format train-demo export-demo export-sizes verify-demo wheel \
         bench bench-curate bench-gpu bench-engines bench-export bench-match bench-nonreaders bench-plan bench-stalls constraints licences k8s-render k8s-secret alert-rules \
         docker-lint clean
 
@@ -24,6 +24,8 @@ PRECISIONS ?= fp32
 SIZE ?= ViT-B-32
 # Requests that fuzz sends
 CASES ?= 50000
+# Kills of kill-ranks
+KILLS ?= 10
 # Bundle and providers that bench-engines times
 BUNDLE ?= $(DEMO)
 PROVIDERS ?= cpu openvino openvino/bf16
@@ -81,6 +83,9 @@ coverage: ## make pytest with branch coverage; the tests then take a third more 
 
 fuzz: dev ## Send generated requests to the service, far more than the tests do (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")
 	@$(DEV)python -m tests.fuzz --cases $(CASES) $(FUZZ_ARGS)
+
+kill-ranks: dev ## Kill ranks of a training with -9, KILLS=10 times in a run: its weights must be an undisturbed run's
+	@KILLS=$(KILLS) $(DEV)pytest tests/model_export/training/test_processes.py -k killed $(ARGS)
 
 format: dev ## Rewrite the source in the project's style
 	@$(DEV)ruff check --fix-only --quiet $(SOURCES)
