@@ -1,17 +1,25 @@
 """Writes answers as JSON text by hand, for speed; a test holds them to their schemas."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from json.encoder import encode_basestring
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from service.classification.types import Classification
+from service.concurrency import MANY, run_off_loop
 from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import Vectors
 
-WRITER: Final = ThreadPoolExecutor(1, thread_name_prefix="anyclass-answers")
+T = TypeVar("T")
+
+_WRITER: Final = ThreadPoolExecutor(1, thread_name_prefix="anyclass-answers")
 """Writes large answers, one at a time: several writers would take turns before the event loop has its own."""
+
+
+async def written(write: Callable[[], T], *, rows: int = MANY) -> T:
+    """Return `write()`, which writes an answer of so many rows: called at once if they are few."""
+    return await run_off_loop(rows, write, _WRITER)
 
 
 def predictions_text(classification: Classification) -> str:

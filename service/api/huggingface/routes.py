@@ -15,7 +15,7 @@ from service.api.documentation.responses import (
     header,
 )
 from service.api.huggingface.schemas import InputObject, LabelScore, ZeroShotRequest
-from service.api.json_writer import WRITER, predictions_text
+from service.api.json_writer import predictions_text, written
 from service.api.problems.table import FieldErrors
 from service.api.request.disconnect import cancel_on_disconnect
 from service.api.request.fields import max_values
@@ -27,7 +27,6 @@ from service.api.services import services_of
 from service.api.timing import server_timing
 from service.api.warning_header import warning_headers
 from service.classification.types import Classification, LabelQuery, ScoringOptions, Timings, load_image
-from service.concurrency import run_off_loop
 from service.errors import TooManyLabels, UnknownModel
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
@@ -104,9 +103,8 @@ async def _classify(request: Request, model: str | None) -> Response:
     classification = await cancel_on_disconnect(request, classified())
     headers = {"server-timing": server_timing(request.state.started, timings)}
     headers |= warning_headers(classification.warnings)
-    content = await run_off_loop(
-        len(classification.predictions), lambda: predictions_text(classification).encode(), WRITER
-    )
+    rows = len(classification.predictions)
+    content = await written(lambda: predictions_text(classification).encode(), rows=rows)
     return Response(content, media_type="application/json", headers=headers)
 
 

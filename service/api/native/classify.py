@@ -13,7 +13,7 @@ from service.api.documentation.responses import (
     error_responses,
     header,
 )
-from service.api.json_writer import WRITER, answer_text
+from service.api.json_writer import answer_text, written
 from service.api.native.schemas import ClassifyAnswer
 from service.api.request.classify_request import parse_single
 from service.api.request.disconnect import cancel_on_disconnect
@@ -23,7 +23,6 @@ from service.api.timing import server_timing
 from service.api.warning_header import warning_headers
 from service.classification.classifier import Classifier
 from service.classification.types import Classification, Timings, load_image
-from service.concurrency import run_off_loop
 from service.errors import UnknownModel
 
 router = APIRouter(tags=["Classify"], route_class=DirectRoute)
@@ -57,7 +56,8 @@ async def classify(request: Request) -> Response:
     parsed = await parse_single(request, services.settings, services.image_fetcher)
     timings = Timings()
     classification = await cancel_on_disconnect(request, _classified(classifier, parsed, timings))
-    content = await run_off_loop(len(classification.predictions), lambda: answer_text(classification).encode(), WRITER)
+    rows = len(classification.predictions)
+    content = await written(lambda: answer_text(classification).encode(), rows=rows)
     headers = {"server-timing": server_timing(request.state.started, timings)}
     headers |= warning_headers(classification.warnings)
     return Response(content, media_type="application/json", headers=headers)

@@ -21,7 +21,7 @@ from service.api.documentation.responses import (
     error_responses,
     header,
 )
-from service.api.json_writer import WRITER, json_text, one_line, predictions_text, warnings_text
+from service.api.json_writer import json_text, one_line, predictions_text, warnings_text, written
 from service.api.native.schemas import BatchAnswer
 from service.api.problems.handlers import log_failure
 from service.api.problems.table import NotAcceptable, problem_of
@@ -35,7 +35,6 @@ from service.api.services import Services, services_of
 from service.api.timing import server_timing
 from service.api.warning_header import warning_headers
 from service.classification.types import Classification, ImageSource
-from service.concurrency import run_off_loop
 from service.errors import AnyclassError, InvalidRequest, PayloadTooLarge, UnknownModel
 from service.images.archives import too_large
 from service.model.answer_warnings import AnswerWarning
@@ -241,7 +240,7 @@ async def _row(
     row: dict[str, Any] = {"index": index} if name is None else {"index": index, "name": name}
     if isinstance(result, AnyclassError):
         return json_text({**row, **_error(request, result)})
-    predictions = await run_off_loop(len(result.predictions), lambda: predictions_text(result), WRITER)
+    predictions = await written(lambda: predictions_text(result), rows=len(result.predictions))
     return f'{json_text(row)[:-1]},"predictions":{predictions}{warnings_text(warnings)}}}'
 
 

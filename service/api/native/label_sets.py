@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api.documentation.responses import BODY_ERRORS, INFERENCE_ERRORS, STATE_ERRORS, error_responses, header
-from service.api.json_writer import WRITER, json_text, warnings_text
+from service.api.json_writer import json_text, warnings_text, written
 from service.api.native.label_set_schemas import (
     DEFAULT_PAGE,
     DELETE,
@@ -135,7 +135,7 @@ async def get_label_set(request: Request, name: Name) -> Response:
     status, definition = (await sets.status(name), None) if include is None else await sets.described(name)
     if known is not None and status.state == "ready" and known & {"*", status.head.version}:
         return Response(status_code=_NOT_MODIFIED, headers={"etag": etag(status.head.version)})
-    return await asyncio.get_running_loop().run_in_executor(WRITER, _answer, status, 200, definition)
+    return await written(lambda: _answer(status, 200, definition))
 
 
 @router.delete(

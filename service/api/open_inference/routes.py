@@ -1,6 +1,5 @@
 """Routes of the Open Inference Protocol (v2), for clients of KServe and Triton."""
 
-import asyncio
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -8,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from service.api.documentation.request_bodies import ModelName
 from service.api.documentation.responses import error_responses
-from service.api.json_writer import WRITER
+from service.api.json_writer import written
 from service.api.open_inference.docs import INFER, METADATA, READY, Version
 from service.api.open_inference.schemas import (
     IMAGE_EMBEDDINGS,
@@ -136,9 +135,7 @@ async def _infer(request: Request, chosen: Model) -> Response:
         temperature=parameters.temperature,
     )
     embedded = await cancel_on_disconnect(request, services.embedder.embed(query, model=chosen.name))
-    content, json_length = await asyncio.get_running_loop().run_in_executor(
-        WRITER, _answer, sent.request, embedded, wanted
-    )
+    content, json_length = await written(lambda: _answer(sent.request, embedded, wanted))
     lone = (
         warn_of_lone_label(sent.texts, parameters.scoring or chosen.manifest.scoring.kind) if SCORES in wanted else ()
     )

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from service.api.json_writer import WRITER, answer_text, json_text, one_line
+from service.api.json_writer import answer_text, json_text, one_line, written
 from service.api.openai.embeddings import EmbeddingsRequest, answer_embeddings
 from service.api.problems.protocol_forms import write_error
 from service.api.problems.table import INTERNAL, INTERNAL_DETAIL, FieldErrors, kind_of, problem, problem_of, quoted
@@ -13,7 +13,6 @@ from service.api.request.off_loop import decoded
 from service.api.request.strict_json import parse_json_object
 from service.api.request.validation import validate_fields
 from service.api.services import Services
-from service.concurrency import run_off_loop
 from service.errors import AnyclassError, InvalidLine
 from service.jobs.line_handler import LineAnswer, LineRequest
 
@@ -64,7 +63,7 @@ class RouteLineHandler:
         classification = await services.classifier.classify_in_background(
             source, options.query(), options.scoring_options(), model=options.model
         )
-        text = await run_off_loop(len(classification.predictions), lambda: answer_text(classification), WRITER)
+        text = await written(lambda: answer_text(classification), rows=len(classification.predictions))
         return LineAnswer(_OK, one_line(text))
 
     def failure(self, error: AnyclassError | None, endpoint: str, request_id: str) -> LineAnswer:

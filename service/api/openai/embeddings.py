@@ -1,6 +1,5 @@
 """POST /v1/embeddings in OpenAI's form, for texts and for images."""
 
-import asyncio
 import base64
 import json
 import re
@@ -12,7 +11,7 @@ from pydantic import Field, WithJsonSchema
 from service.api.documentation.examples import RED_DOT
 from service.api.documentation.request_bodies import json_body
 from service.api.documentation.responses import BODY_ERRORS, IMAGE_ERRORS, INFERENCE_ERRORS, error_responses, header
-from service.api.json_writer import WRITER, json_numbers
+from service.api.json_writer import json_numbers, written
 from service.api.openai.schemas import EmbeddingsAnswer
 from service.api.problems.table import FieldErrors
 from service.api.request.disconnect import cancel_on_disconnect
@@ -124,9 +123,7 @@ async def answer_embeddings(
         _chars(parsed.input), lambda: _sorted_inputs(parsed.input, services.image_fetcher)
     )
     embedded = await services.embedder.embed(EmbedQuery(images, texts), model=parsed.model, background=background)
-    content = await asyncio.get_running_loop().run_in_executor(
-        WRITER, _answer, embedded, is_image, parsed.encoding_format
-    )
+    content = await written(lambda: _answer(embedded, is_image, parsed.encoding_format))
     return content, (*embedded.warnings, *warn_of_urls(texts))
 
 

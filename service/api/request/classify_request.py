@@ -10,7 +10,7 @@ from starlette.requests import Request
 from service.api.problems.table import FieldErrors, UnsupportedMediaType, quoted
 from service.api.request.archive import DOCUMENTED_MEDIA_TYPES as ARCHIVE_TYPES
 from service.api.request.body import JSON, MULTIPART, OCTETS, body_chunks, content_type_shown, join_chunks, media_type
-from service.api.request.fields import ClassifyRequest, Options, fields_from_text, max_values, read_options
+from service.api.request.fields import ClassifyRequest, Options, max_values, read_options, read_text_options
 from service.api.request.form import read_form
 from service.api.request.image_field import image_from_text
 from service.api.request.off_loop import off_loop, parsed
@@ -133,22 +133,18 @@ async def _read_form(
         archive = f", or a tar, tar.gz or zip of images as the part `{_ARCHIVE}`" if _ARCHIVE in parts else ""
         raise FieldErrors([(part, f"is missing; send the image as a file part of that name{archive}")])
     size = sum(len(value) for values in form.fields.values() for value in values)
-    options = await _when_long(size, lambda: _options_from_text(form.fields, settings))
+    options = await _when_long(size, lambda: read_text_options(form.fields, settings))
     return options, form.files
 
 
 async def _query_options(request: Request, settings: Settings) -> Options:
     """Parse the query string and validate its fields."""
     query: bytes = request.scope["query_string"]
-    return await _when_long(len(query), lambda: _options_from_text(_query_fields(query, settings), settings))
+    return await _when_long(len(query), lambda: read_text_options(_query_fields(query, settings), settings))
 
 
 async def _when_long(size: int, work: Callable[[], _T]) -> _T:
     return work() if size < _SHORT_TEXT else await off_loop(size, work)
-
-
-def _options_from_text(fields: dict[str, list[str]], settings: Settings) -> Options:
-    return read_options(fields_from_text(fields, max_values=max_values(settings)), settings)
 
 
 def _query_fields(query: bytes, settings: Settings) -> dict[str, list[str]]:

@@ -118,6 +118,16 @@ def max_values(settings: Settings, *, images: int = 1) -> int:
 def read_options(fields: Mapping[str, object], settings: Settings) -> Options:
     """Validate fields of JSON types. Raises `TooManyLabels`, and `FieldErrors` with each faulty field."""
     _refuse_unknown(fields)
+    return _validated(fields, settings)
+
+
+def read_text_options(fields: Mapping[str, list[str]], settings: Settings) -> Options:
+    """Validate the fields of a form or a query string: `read_options` of `_fields_from_text`."""
+    _refuse_unknown(fields)
+    return _validated(_fields_from_text(fields, max_values=max_values(settings)), settings)
+
+
+def _validated(fields: Mapping[str, object], settings: Settings) -> Options:
     labels = fields.get("labels")
     if isinstance(labels, list) and len(labels) > settings.max_labels:
         raise TooManyLabels(
@@ -131,17 +141,16 @@ def _refuse_unknown(fields: Iterable[str]) -> None:
         raise FieldErrors([unknown_field(name, Options.model_fields) for name in unknown[:MAX_ERRORS_SHOWN]])
 
 
-def fields_from_text(fields: Mapping[str, list[str]], *, max_values: int) -> dict[str, Any]:
-    """Convert the fields of a form or a query string to JSON types, for `read_options`.
+def _fields_from_text(fields: Mapping[str, list[str]], *, max_values: int) -> dict[str, Any]:
+    """Convert known fields of a form or a query string to JSON types.
 
     `labels` and `templates` may be repeated; a value that begins with ``[`` is a JSON list, whose values count as if
     they were repeated. A single template needs no list. Numbers are written as in JSON. An empty value counts as not
     given. A JSON list has at most `max_values` values.
 
-    Raises `FieldErrors` for an unknown field, for one that is repeated, for a list that is not JSON, and for a lone
-    label with a comma in it, which is almost always meant as several labels.
+    Raises `FieldErrors` for a field that is repeated, for a list that is not JSON, and for a lone label with a comma in
+    it, which is almost always meant as several labels.
     """
-    _refuse_unknown(fields)
     typed: dict[str, Any] = {}
     for name, values in fields.items():
         given = [value for value in values if value]
