@@ -19,7 +19,7 @@ from service.model.text_cleaning import CLEANERS
 _IN_NO_VOCABULARY: Final = "\U000f1234"
 _MOST_FOR_UNKNOWN: Final = 2
 """Tokens of that character with an unknown token: that, after the one for the start of a word. Bytes are four."""
-_CHARS_AT_ONCE: Final = 2**16
+_CHARS_AT_ONCE: Final = 2**14
 _CHARS_OF_A_TEXT: Final = 2**6
 """Counted for each text, so that short ones are limited too."""
 
