@@ -1,5 +1,6 @@
 """Run `anyclass serve` in a process of its own, on a free loopback port."""
 
+import contextlib
 import json
 import os
 import signal
@@ -50,7 +51,14 @@ class HttpServer:
     def wait_ready(self) -> None:
         """Wait until it is ready."""
         with httpx.Client(base_url=self.url, timeout=_PATIENCE_S) as client:
-            _until(lambda: client.get("/readyz").status_code == 200, self)
+
+            def is_ready() -> bool:
+                # A lost connection is tried again; `_until` sees the end of the process.
+                with contextlib.suppress(httpx.TransportError):
+                    return client.get("/readyz").status_code == 200
+                return False
+
+            _until(is_ready, self)
 
     def stop(self) -> int:
         """Ask it to stop, and return its exit code."""
