@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 A = TypeVar("A")
@@ -106,6 +106,27 @@ async def run_off_loop(items: int, work: Callable[[], A], executor: Executor | N
     if items < many:
         return work()
     return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+class Wanted:
+    """Tells work in a thread whether its outcome is still wanted: a thread cannot be cancelled, but may look.
+
+    Use as a context manager around the wait for the work.
+    """
+
+    def __init__(self) -> None:
+        self._over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+
+    def check(self) -> None:
+        """Raise `CancelledError` if nobody waits any more."""
+        if self._over:
+            raise asyncio.CancelledError
 
 
 async def in_order(

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from service.concurrency import MANY, run_off_loop
+from service.concurrency import MANY, Wanted, run_off_loop
 from service.labels.cache_keys import joined_digest, labels_digest
 from service.model.prompts import normalise_labels
 
@@ -49,22 +49,27 @@ class KnownLabels:
             InvalidLabels: see `normalise_labels`.
         """
         if not 0 < len(labels) <= self._max_labels:
-            return self._checked(labels)
+            return self._checked(labels, Wanted())
         longest, chars = max(map(len, labels)), sum(map(len, labels))
         if longest > self._max_chars:
-            return await run_off_loop(MANY, lambda: self._checked(labels), self._thread)
+            with Wanted() as wanted:
+                return await run_off_loop(MANY, lambda: self._checked(labels, wanted), self._thread)
         key = await run_off_loop(chars, lambda: _raw_key(labels), self._thread, many=_MANY_CHARS)
         found = self._lists.get(key)
         if found is not None:
             self._lists.move_to_end(key)
             return found[0]
         short = longest <= _SHORT_CHARS and chars <= _FEW_CHARS
-        checked = await run_off_loop(len(labels) if short else MANY, lambda: self._checked(labels), self._thread)
+        with Wanted() as wanted:
+            count = len(labels) if short else MANY
+            checked = await run_off_loop(count, lambda: self._checked(labels, wanted), self._thread)
         self._keep(key, checked)
         return checked
 
-    def _checked(self, labels: Sequence[str]) -> CheckedLabels:
-        normalised = normalise_labels(labels, max_labels=self._max_labels, max_chars=self._max_chars)
+    def _checked(self, labels: Sequence[str], wanted: Wanted) -> CheckedLabels:
+        normalised = normalise_labels(
+            labels, max_labels=self._max_labels, max_chars=self._max_chars, check=wanted.check
+        )
         return CheckedLabels(normalised, labels_digest(normalised))
 
     def _keep(self, key: bytes, checked: CheckedLabels) -> None:

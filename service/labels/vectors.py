@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from service.concurrency import cancel, run_off_loop, together
+from service.concurrency import Wanted, cancel, run_off_loop, together
 from service.errors import AnyclassError, InferenceFailed, NotReady
 from service.inference.admission import Reservation
 from service.inference.served_model import Model
@@ -104,12 +104,24 @@ class LabelVectors:
         if known is not None:
             return LabelMatrix(known.vectors, len(labels), known.warnings)
 
-        # Meanwhile the vectors are looked up. Cached ones do not show the tokens of their labels.
-        checking = asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: warn_of_tokens(model.tokenizer, [(label,) for label in labels])
-        )
+        with Wanted() as wanted:
+            # Meanwhile the vectors are looked up. Cached ones do not show the tokens of their labels.
+            checking = asyncio.get_running_loop().run_in_executor(
+                self._threads, lambda: warn_of_tokens(model.tokenizer, [(label,) for label in labels], wanted.check)
+            )
+            try:
+                matrix, computed = await self._looked_up(_Request(model, templates, lane, deadline), identity, labels)
+                warnings = await checking
+            except BaseException:
+                checking.cancel()
+                raise
+        self._matrices.put(digest, matrix, warnings)
+        return LabelMatrix(matrix, len(labels) - computed, warnings)
+
+    async def _looked_up(self, request: _Request, identity: bytes, labels: Sequence[str]) -> tuple[Vectors, int]:
+        """Return the vectors of labels, cached ones or new ones, and the number of new ones."""
         keys = await run_off_loop(len(labels), lambda: class_vector_keys(self._prefix, identity, labels), self._threads)
-        groups, done_before = self._join_or_start(_Request(model, templates, lane, deadline), keys, labels)
+        groups, done_before = self._join_or_start(request, keys, labels)
         try:
             for group in groups:
                 await asyncio.shield(group.done)
@@ -123,9 +135,7 @@ class LabelVectors:
         computed = sum(len(group.computed & own_keys) for group in groups if group not in done_before)
         outcomes = {key: outcome for group in groups for key, outcome in group.outcomes.items()}
         matrix = await run_off_loop(len(keys), lambda: np.stack([vector(outcomes[key]) for key in keys]), self._threads)
-        warnings = await checking
-        self._matrices.put(digest, matrix, warnings)
-        return LabelMatrix(matrix, len(labels) - computed, warnings)
+        return matrix, computed
 
     async def close(self) -> None:
         """Stop computing and finish writing."""

@@ -6,7 +6,7 @@ codes are part of the interface: `docs/api.md` lists them, and none changes its 
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -23,6 +23,7 @@ MAX_OF_A_CODE: Final = 10
 MAX_POSITIONS: Final = 20
 """Most labels that a warning lists."""
 
+_CHECK_EVERY: Final = 64
 _SHORT: Final = 2
 """Characters of a text of which nothing can be concluded if each is a token of its own."""
 
@@ -66,19 +67,24 @@ def warn_of_urls(texts: Sequence[str]) -> tuple[AnswerWarning, ...]:
     return (AnswerWarning("url_as_text", message, tuple(urls[:MAX_POSITIONS])),)
 
 
-def warn_of_tokens(tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> tuple[AnswerWarning, ...]:
+def warn_of_tokens(
+    tokenizer: Tokenizer, texts: Sequence[Sequence[str]], check: Callable[[], None] = lambda: None
+) -> tuple[AnswerWarning, ...]:
     """Warn of labels that have the same tokens, and of labels that the tokenizer does not know.
 
     Takes milliseconds for a thousand labels, so callers run it in a thread, and keep the outcome.
 
     Args:
         texts: for each label its normalised descriptions, or the label alone.
+        check: is called now and then; may raise.
     """
     tokens = tokenizer.pieces(text for each in texts for text in each)
     first_with: dict[bytes, int] = {}
     equal: dict[int, list[int]] = {}
     unknown: list[int] = []
     for index, each in enumerate(texts):
+        if index % _CHECK_EVERY == 0:
+            check()
         rows = [next(tokens) for _ in each]
         first = first_with.setdefault(_key(rows), index)
         if first != index:

@@ -7,7 +7,7 @@ Messages name positions, never contents, because they may end up in a log.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from service.errors import InvalidLabels, InvalidTemplates, TooManyLabels
@@ -25,6 +25,7 @@ _NOT_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # meaning, so they stay.
 _INVISIBLE: Final = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 
+_CHECK_EVERY: Final = 64
 _HOW_TO_MARK: Final = "Write {} in single braces, in place of {{}}, {label}, {0} or %s."
 
 
@@ -36,8 +37,10 @@ def normalise_label(label: str) -> str:
     return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", label)).split())
 
 
-def normalise_labels(labels: Sequence[str], *, max_labels: int, max_chars: int) -> tuple[str, ...]:
-    """Normalise and check the labels of one request, in their order.
+def normalise_labels(
+    labels: Sequence[str], *, max_labels: int, max_chars: int, check: Callable[[], None] = lambda: None
+) -> tuple[str, ...]:
+    """Normalise and check the labels of one request, in their order; call `check`, which may raise, now and then.
 
     Raises:
         TooManyLabels: more than `max_labels`.
@@ -50,6 +53,8 @@ def normalise_labels(labels: Sequence[str], *, max_labels: int, max_chars: int) 
         raise TooManyLabels(f"{len(labels)} labels are more than the limit of {max_labels}; send fewer.")
     first_at: dict[str, int] = {}
     for index, label in enumerate(labels):
+        if index % _CHECK_EVERY == 0:
+            check()
         if len(label) > max_chars:
             raise InvalidLabels(f"Label {index} has {len(label)} characters; the limit is {max_chars}.")
         normalised = normalise_label(label)

@@ -1,3 +1,8 @@
+import asyncio
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +18,7 @@ LIMITS = {"max_labels": 20, "max_chars": 50}
 def outcome(labels: list[str]) -> tuple[str, ...] | str:
     """Return normalised labels, or the reason for their refusal."""
     try:
-        return normalise_labels(labels, **LIMITS)
+        return normalise_labels(labels, max_labels=LIMITS["max_labels"], max_chars=LIMITS["max_chars"])
     except InvalidLabels as refusal:
         return refusal.detail
 
@@ -41,6 +46,39 @@ async def test_a_list_that_comes_again_is_not_checked_again() -> None:
     other = await known.check(["a  dog", "cat"])
     assert first.digest != other.digest
     assert first.digest == (await known.check([" cat ", "a dog"])).digest
+
+
+class Watched(list[str]):
+    """Stops a thread that iterates at the hundredth label, until it is released; notes how far the thread comes."""
+
+    def __init__(self, labels: Iterable[str]) -> None:
+        super().__init__(labels)
+        self.seen = 0
+        self.reached, self.release = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        for index, label in enumerate(super().__iter__()):
+            if threading.current_thread() is not threading.main_thread():
+                self.seen = index
+                if index == 100:
+                    self.reached.set()
+                    self.release.wait(60)
+            yield label
+
+
+async def test_work_on_labels_ends_with_its_request() -> None:
+    """Thousands of marks to be ordered take seconds, in which later requests would wait for nobody's answer."""
+    known = KnownLabels(max_labels=5_000, max_chars=50)
+    labels = Watched(map(str, range(5_000)))
+    abandoned = asyncio.create_task(known.check(labels))
+    assert await asyncio.to_thread(labels.reached.wait, 60)
+    abandoned.cancel()
+    with suppress(asyncio.CancelledError):
+        await abandoned
+    labels.release.set()
+    others = [f"b{number}" for number in range(5_000)]
+    assert tuple(others) == (await known.check(others)).labels
+    assert labels.seen < 200
 
 
 async def test_memory_is_bounded() -> None:

@@ -92,6 +92,18 @@ def test_described_labels_with_the_same_tokens(bytes_tokenizer: Tokenizer) -> No
     assert ("labels_equal_to_model", (0, 1)) == (warning.code, warning.labels)
 
 
+def test_warnings_that_nobody_waits_for_are_given_up(bytes_tokenizer: Tokenizer) -> None:
+    """The tokens of 20 MB of labels take a second."""
+    checks = iter([None, TimeoutError()])
+
+    def check() -> None:
+        if (error := next(checks)) is not None:
+            raise error
+
+    with pytest.raises(TimeoutError):
+        warn_of_tokens(bytes_tokenizer, [(str(number),) for number in range(1_000)], check)
+
+
 def test_warnings_are_bounded(bytes_tokenizer: Tokenizer) -> None:
     """A thousand pairs, or a thousand equal labels, do not make an answer long."""
     pairs = warn_of_tokens(bytes_tokenizer, [(f"{case}{number}",) for number in range(1_000) for case in "aA"])
