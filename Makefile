@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-curate bench-gpu bench-engines bench-export bench-match bench-nonreaders bench-plan bench-stalls constraints licences k8s-render k8s-secret alert-rules \
+        bench bench-curate bench-gpu bench-engines bench-export bench-match bench-nonreaders bench-plan bench-checkpoints bench-stalls constraints licences k8s-render k8s-secret alert-rules \
         docker-lint clean
 
 RUN_VENV := .venv
@@ -141,6 +141,9 @@ bench-match: dev ## Time the search for queries beside pyahocorasick's (pip inst
 
 bench-plan: dev ## Memory and time of a training plan on 400 million rows
 	@$(DEV)python -m tests.bench.plan $(BENCH_ARGS)
+
+bench-checkpoints: dev ## Cost of a checkpoint in the background to the steps of a training (BENCH_ARGS="--size ViT-B-32")
+	@$(DEV)python -m tests.bench.checkpoints $(BENCH_ARGS)
 
 bench-stalls: dev ## Wait for /livez beside clients that send the costliest requests (BENCH_ARGS=--help shows the options)
 	@$(DEV)python -m tests.bench.stalls $(BENCH_ARGS)

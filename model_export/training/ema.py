@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model_export.architectures.towers import TwoTowers
+from model_export.training.sharding import own_part
 
 
 class MovingAverage:
@@ -25,8 +26,15 @@ class MovingAverage:
         """Begin with the weights of ``model``, which must already be on its device."""
         self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
         self._decay = decay
+        self.follow(model)
+
+    def follow(self, model: TwoTowers) -> None:
+        """Take the tensors of both models again, after these were divided among the ranks."""
         # Optimisers and batch norms write in place, so the model's tensors stay the same ones.
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        pairs = [
+            (own_part(own), own_part(other))
+            for own, other in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+        ]
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
@@ -48,7 +56,3 @@ class MovingAverage:
     def state_dict(self) -> Mapping[str, Tensor]:
         """Return the averaged weights."""
         return dict(self.model.state_dict())
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore weights that :meth:`state_dict` returned."""
-        self.model.load_state_dict(dict(state))

@@ -21,6 +21,7 @@ from model_export.training.model import Loss
 from model_export.training.objective import contrastive_loss, distillation_loss, same_meaning, sigmoid_loss
 from model_export.training.ranks import ALONE, Ranks
 from model_export.training.recipe import Recipe, Tower
+from model_export.training.sharding import whole
 from model_export.training.teacher import Teacher
 
 Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -51,6 +52,7 @@ class Gradients:
         autocast: makes the context of lower precision.
         scale: applied to the loss before the backward pass.
         ranks: that share the batch.
+        divided: whether each of them has a part of every weight.
     """
 
     model: TwoTowers
@@ -66,16 +68,22 @@ class Gradients:
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     scale: Callable[[Tensor], Tensor] = _as_it_is
     ranks: Ranks = ALONE
+    divided: bool = False
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, of which this rank's rows are given, on the model's device; without its graph."""
         loss = self._of_own_rows(batch)
-        self.ranks.average_gradients(self.model.parameters())
+        # Those of weights that are divided are averaged in the backward pass.
+        self.ranks.average_gradients(whole(self.model.parameters()))
         return self.ranks.mean(loss)
 
     def _of_own_rows(self, batch: Batch) -> Tensor:
         objective = self._objective(batch)
         if self.micro_batch is not None and self.micro_batch < len(batch.pixels):
+            if self.divided:
+                # Weights are put together by all ranks at once, so each needs as many parts: one caption a picture.
+                ids = batch.ids[batch.caption]
+                batch = batch._replace(ids=ids, caption=torch.arange(len(ids), device=ids.device))
             return self._in_micro_batches(batch, objective, self.micro_batch)
         with torch.set_grad_enabled("image" not in self.frozen):
             images = self._images(batch.pixels)

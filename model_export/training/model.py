@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -20,13 +20,18 @@ from model_export.training.recipe import Recipe, Tower
 Loss: TypeAlias = Literal["softmax", "sigmoid"]
 
 
-def loss_of(recipe: Recipe, blueprint: Blueprint, weights: Mapping[str, Tensor] | None) -> Loss:
-    """Return the loss that a recipe states, or else that of the model; weights with a bias are a sigmoid's.
+def loss_of(recipe: Recipe, blueprint: Blueprint, names: Collection[str]) -> Loss:
+    """Return the loss that a recipe states, or else that of the model; with a bias among the names, a sigmoid's.
+
+    Args:
+        recipe: may state a loss.
+        blueprint: of the model.
+        names: of the weights to start from; none if they are new.
 
     Raises:
         RecipeError: the model's scores need the other loss, or the recipe smooths labels of a sigmoid.
     """
-    biased = blueprint.family.has_bias or LOGIT_BIAS in (weights or ())
+    biased = blueprint.family.has_bias or LOGIT_BIAS in names
     loss: Loss = recipe.objective.loss or ("sigmoid" if biased else "softmax")
     if loss == "softmax" and blueprint.family.has_bias:
         msg = (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class Optimizer:
@@ -30,11 +31,17 @@ class Optimizer:
         """Assign the parameters; ``model`` must already be on its device and in its memory format."""
         hidden = [p for p in _hidden_matrices(model) if p.requires_grad] if muon_lr is not None else []
         others = [p for p in model.parameters() if p.requires_grad and all(p is not kernel for kernel in hidden)]
+        # The fused kernel takes either parameters that are divided among ranks, or whole ones.
+        groups = [
+            {
+                "params": [p for p in others if (p.ndim > 1) is decays and isinstance(p, DTensor) is divided],
+                "weight_decay": weight_decay if decays else 0.0,
+            }
+            for decays in (True, False)
+            for divided in (False, True)
+        ]
         self._adamw = torch.optim.AdamW(
-            [
-                {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
-                {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-            ],
+            [group for group in groups if group["params"]],
             lr=lr,
             betas=betas,
             eps=eps,
@@ -42,9 +49,11 @@ class Optimizer:
         )
         self.param_groups = [{"params": [*others, *hidden]}]
         """All parameters that are updated, as `torch.amp.GradScaler` looks for them."""
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self._peaks: list[tuple[torch.optim.Optimizer, float]] = [(self._adamw, lr)]
         # Muon accepts matrices only, so these views share the memory of their kernels.
         self._matrices = [(p, nn.Parameter(_as_matrix(p.detach(), p))) for p in hidden]
+        self._names |= {matrix: self._names[kernel] for kernel, matrix in self._matrices}
         if muon_lr is not None:
             matrices = [matrix for _, matrix in self._matrices]
             self._peaks.append((torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay), muon_lr))
@@ -59,14 +68,35 @@ class Optimizer:
         for optimizer, _ in self._peaks:
             optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for resuming a run."""
-        return {type(optimizer).__name__: optimizer.state_dict() for optimizer, _ in self._peaks}
+    def state(self) -> dict[str, Tensor]:
+        """Return the state by ``OPTIMIZER/PARAMETER/KEY``."""
+        return {
+            f"{type(optimizer).__name__}/{self._names[parameter]}/{key}": value
+            for optimizer, _ in self._peaks
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state that :meth:`state_dict` returned."""
+    def allocate(self, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Make the state of a run that is resumed, and return it to be filled.
+
+        Args:
+            sizes: by the names that :meth:`state` has.
+        """
         for optimizer, _ in self._peaks:
-            optimizer.load_state_dict(state[type(optimizer).__name__])
+            parameters = {self._names[p]: p for group in optimizer.param_groups for p in group["params"]}
+            for full_name, size in sizes.items():
+                kind, name, key = full_name.split("/")
+                if kind != type(optimizer).__name__ or name not in parameters:
+                    continue
+                parameter = parameters[name]
+                # A moment is divided and lies in memory as its parameter: the fused kernel goes over both alike.
+                optimizer.state[parameter][key] = (
+                    torch.zeros_like(parameter, requires_grad=False)
+                    if size == parameter.shape
+                    else torch.zeros(size, device=parameter.device)
+                )
+        return self.state()
 
 
 def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:

@@ -107,7 +107,8 @@ class Ranks:
         """Give all ranks the parameters and buffers of the leader's module."""
         if self.size > 1:
             for tensor in module.state_dict().values():
-                sent = tensor.contiguous()  # a convolution's kernel may have its channels last
+                # A convolution's kernel may have its channels last, and a model to be divided is still on the CPU.
+                sent = tensor.to(self.device).contiguous()
                 dist.broadcast(sent, 0)
                 tensor.copy_(sent)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import (
     Field,
@@ -195,9 +194,23 @@ class OptimSection(Section):
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a moving average of the weights."""
     compile: bool = False
+    shard: bool = False
+    """Divide the weights of both towers among the processes."""
     freeze: tuple[Tower, ...] = ()
     """Towers that keep the weights of the start."""
     phases: tuple[PhaseSection, ...] = ()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> OptimSection:
+        for present, problem in (
+            (self.muon_lr is not None, "muon_lr: Muon needs whole matrices, of which each process has a part"),
+            (self.compile, "compile: compiled towers do not put their blocks together"),
+            (self.precision == "fp16", 'precision = "fp16": its scaler takes whole gradients; use "bf16"'),
+        ):
+            if self.shard and present:
+                msg = f"shard cannot be combined with {problem}"
+                raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _one_trained(self) -> OptimSection:
@@ -276,23 +289,3 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
     if taught is not None and (place := path.parent / taught.teacher).exists():
         recipe = recipe.model_copy(update={"distillation": taught.model_copy(update={"teacher": str(place.resolve())})})
     return recipe
-
-
-def digest(recipe: Recipe) -> str:
-    """Hash the part of a recipe that decides the weights.
-
-    That is everything but folders, logging, the number of workers, and the share of broken rows that ends the run.
-    """
-    content: dict[str, Any] = recipe.model_dump(mode="json")
-    content["data"]["files"] = [Path(file).name for file in content["data"]["files"]]
-    for key in ("log_every", "checkpoint_every", "evaluate_every", "licence"):
-        del content[key]
-    for key in ("workers", "max_broken"):
-        del content["data"][key]
-    del content["model"]["checkpoint_blocks"]
-    if recipe.model.from_start == "both":
-        # Runs from before this key go on.
-        del content["model"]["from_start"]
-    if recipe.distillation is not None:
-        content["distillation"]["teacher"] = Path(recipe.distillation.teacher).name
-    return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,14 @@ from model_export.errors import RecipeError, TrainingError
 from model_export.families.tokenizers import TOKENIZER
 from model_export.files import write_json
 from model_export.training import checkpoints
-from model_export.training.blueprint import (
-    Blueprint,
-    blueprint_of_recipe,
-    blueprint_of_run,
-    blueprint_with,
-)
+from model_export.training.blueprint import Blueprint, blueprint_of_recipe, blueprint_of_run, blueprint_with
 from model_export.training.joining import joined
 from model_export.training.precision import check_device
 from model_export.training.preparation import Prepared, prepare
 from model_export.training.progress import Reporter, Silence
 from model_export.training.ranks import Ranks
-from model_export.training.recipe import Recipe, digest, read_recipe
+from model_export.training.recipe import Recipe, read_recipe
+from model_export.training.recipe_digest import digest
 from model_export.training.starts import blueprint_of_start, open_start, weights_of_start
 from model_export.training.teacher import Teacher, open_teacher
 from model_export.training.trainer import Trainer
@@ -96,7 +93,7 @@ def train(
             if _is_finished(run, recipe):
                 console.print(f"{run}: is finished already", highlight=False, markup=False, soft_wrap=True)
                 return run
-            resume = checkpoints.latest_step(run / checkpoints.FOLDER) is not None
+            resume = checkpoints.newest_step(run / checkpoints.FOLDER) is not None
         return _train(recipe_path, recipe, run, start_from, start_options, resume=resume, ranks=ranks, console=console)
 
 
@@ -111,8 +108,8 @@ def _train(
     ranks: Ranks,
     console: Console,
 ) -> Path:
-    checkpoint = _open_run(run, recipe, resume=resume)
-    first_step = checkpoint["step"] if checkpoint else 0
+    checkpoint = _open_run(run, recipe, resume=resume, ranks=ranks, console=console)
+    first_step = checkpoint.state.step if checkpoint else 0
     with ranks.leader_first():  # which may download it
         starts = start_from is not None and not checkpoint
         start = open_start(str(start_from), start_options, recipe, console) if starts else None
@@ -129,18 +126,15 @@ def _train(
         _check_data(checkpoint, prepared.loader.reader)
         _check_teacher(checkpoint, teacher)
     ranks.check_same(_facts(recipe, prepared, teacher, first_step))
-    weights = checkpoint["model"] if checkpoint else weights_of_start(recipe, start) if start else None
-    trainer = Trainer.start(recipe, prepared, run, ranks, weights=weights, teacher=teacher)
+    weights = weights_of_start(recipe, start) if start else None
+    trainer = Trainer.start(recipe, prepared, run, ranks, weights=weights, checkpoint=checkpoint, teacher=teacher)
     if not checkpoint and ranks.leads:
         run.mkdir(parents=True, exist_ok=True)
         (run / TOKENIZER).write_bytes(prepared.blueprint.tokenizer)
         shutil.copyfile(recipe_path, run / RECIPE)
         write_json(run / CONFIG, _config(recipe, prepared.blueprint, start))
-    if checkpoint:
-        trainer.restore(checkpoint)
-    elif start is None:
+    if not checkpoint and not start:
         trainer.whiten()
-    ranks.spread(trainer.model)
     del start, weights
     image, text = (_millions(tower) for tower in (trainer.model.visual, trainer.model.text))
     console.print(
@@ -161,15 +155,14 @@ def _train(
     except KeyboardInterrupt:
         console.print(_kept(run, recipe_path, recipe), highlight=False, markup=False, soft_wrap=True)
         raise
-    if ranks.leads:
-        trainer.save_weights()
+    trainer.save_weights()
     console.print(f"weights: {run / WEIGHTS}  ({trainer.seconds / 60:.1f} minutes of training)", highlight=False)
     return run
 
 
 def _kept(run: Path, recipe_path: Path, recipe: Recipe) -> str:
     """Return the line for an interrupted run: the state that is kept, and the command that goes on."""
-    step = checkpoints.latest_step(run / checkpoints.FOLDER)
+    step = checkpoints.newest_step(run / checkpoints.FOLDER)
     if step is None:
         return (
             f"interrupted before the first checkpoint (checkpoint_every = {recipe.checkpoint_every}): nothing is kept; "
@@ -198,21 +191,35 @@ def _facts(recipe: Recipe, prepared: Prepared, teacher: Teacher | None, first_st
     digests = {f"digest of {file.name}": file.digest for file in prepared.loader.reader.files}
     if teacher is not None:
         digests["teacher"] = teacher.digest
-    return {"recipe": digest(recipe), **digests, "first step (--out must name one folder for all)": first_step}
+    # The digest of a recipe does not cover these, and ranks exchange at such steps.
+    together = {key: getattr(recipe, key) for key in ("log_every", "evaluate_every", "checkpoint_every")}
+    return {
+        "recipe": digest(recipe),
+        **together,
+        "optim.shard": recipe.optim.shard,
+        **digests,
+        "first step (--out must name one folder for all)": first_step,
+    }
 
 
-def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpoint | None:
+def _open_run(
+    run: Path, recipe: Recipe, *, resume: bool, ranks: Ranks, console: Console
+) -> checkpoints.Checkpoint | None:
     if (run / WEIGHTS).exists():
         msg = f"{run}: holds a finished run; name another folder with --out"
         raise TrainingError(msg)
-    checkpoint = checkpoints.latest(run / checkpoints.FOLDER)
-    if resume and checkpoint is None:
+    folder = run / checkpoints.FOLDER
+    has_checkpoint = checkpoints.newest_step(folder) is not None
+    if resume and not has_checkpoint:
         msg = f"{run}: has no checkpoint to resume from; start the run without --resume"
         raise TrainingError(msg)
-    if not resume and checkpoint is not None:
+    if not resume and has_checkpoint:
         msg = f"{run}: holds an unfinished run; continue it with --resume, or name another folder with --out"
         raise TrainingError(msg)
-    if checkpoint and checkpoint["recipe_digest"] != digest(recipe):
+    if not resume:
+        return None
+    checkpoint = checkpoints.open_newest(folder, ranks, partial(console.print, highlight=False, soft_wrap=True))
+    if checkpoint.state.recipe_digest != digest(recipe):
         msg = f"{run}: was started from another recipe; resume with {run / RECIPE}"
         raise TrainingError(msg)
     return checkpoint
@@ -220,7 +227,7 @@ def _open_run(run: Path, recipe: Recipe, *, resume: bool) -> checkpoints.Checkpo
 
 def _check_data(checkpoint: checkpoints.Checkpoint, reader: PairReader) -> None:
     """Refuse to go on with other data than the checkpoint's: its batches would be other ones."""
-    before = checkpoint["data_digests"]
+    before = checkpoint.state.data_digests
     if len(before) != len(reader.files):
         msg = f"the run was started on {len(before)} data files, not {len(reader.files)}; resume with the same --data"
         raise TrainingError(msg)
@@ -234,8 +241,8 @@ def _check_data(checkpoint: checkpoints.Checkpoint, reader: PairReader) -> None:
 
 
 def _check_teacher(checkpoint: checkpoints.Checkpoint, teacher: Teacher | None) -> None:
-    """Refuse to go on with another teacher under the same name; older checkpoints do not know theirs."""
-    if teacher is not None and checkpoint.get("teacher_digest", teacher.digest) != teacher.digest:
+    """Refuse to go on with another teacher under the same name."""
+    if teacher is not None and checkpoint.state.teacher_digest != teacher.digest:
         msg = (
             f"{teacher.name}: is not the teacher that the run was started with, under the same name; put that one "
             "back, or begin a new run in another folder with --out"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_export.architectures.encoders import ImageEncoder, TextEncoder
 from model_export.architectures.towers import TwoTowers
@@ -20,22 +19,25 @@ from model_export.data.loading import Batch, batches
 from model_export.data.tally import Tally
 from model_export.families.clip.modified_resnet import ModifiedResNet
 from model_export.families.clip.residual_conv import ResidualConv, WhiteningStem
-from model_export.files import replacing
-from model_export.training import checkpoints
 from model_export.training.broken_rows import BrokenRows
+from model_export.training.checkpoint_writer import CheckpointWriter
+from model_export.training.checkpoints import FOLDER, Checkpoint, State
 from model_export.training.ema import MovingAverage
 from model_export.training.finite import FiniteWatch
 from model_export.training.gradients import Gradients, check_micro_batch, check_ranks
+from model_export.training.held_out_accuracy import held_out_accuracy
 from model_export.training.model import Loss, build_model, loss_of, train_mode
 from model_export.training.optimizer import Optimizer, learning_rate
-from model_export.training.precision import autocast, compile_towers
+from model_export.training.precision import autocast, compile_towers, make_exact
 from model_export.training.preparation import Prepared
 from model_export.training.progress import Reporter
 from model_export.training.ranks import Ranks
-from model_export.training.recipe import Recipe, digest
+from model_export.training.recipe import Recipe
+from model_export.training.recipe_digest import digest
 from model_export.training.row_counts import RowCounts
+from model_export.training.run_tensors import RunTensors, save_weights, weights_in
+from model_export.training.sharding import clip_grad_norm, divide
 from model_export.training.teacher import Teacher
-from model_export.training.validation import zero_shot
 
 _WHITENING_BATCHES = 8
 
@@ -56,13 +58,17 @@ class Trainer:
     scaler: torch.amp.GradScaler
     optimizer: Optimizer
     ema: MovingAverage | None
+    divided: bool = False
+    """Whether each rank has a part of every weight."""
     seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     """Of all batches of the run."""
 
     def __post_init__(self) -> None:
-        """Watch the loss."""
+        """Watch the loss, and name the tensors."""
         self._watch = FiniteWatch(self.device)
+        self._tensors = RunTensors(self.model, self.optimizer, self.ema)
+        self._writer: CheckpointWriter | None = None
 
     @classmethod
     def start(
@@ -73,35 +79,52 @@ class Trainer:
         ranks: Ranks,
         *,
         weights: Mapping[str, Tensor] | None = None,
+        checkpoint: Checkpoint | None = None,
         teacher: Teacher | None = None,
     ) -> Trainer:
-        """Build a model, its encoders and its optimiser; what ``weights`` lack is from the recipe's seed.
+        """Build a model, its encoders and its optimiser, and restore their state.
+
+        Args:
+            recipe: of the run.
+            prepared: its data, and its model but for the weights.
+            run: the folder.
+            ranks: that train together.
+            weights: to begin with; by default new ones, from the recipe's seed.
+            checkpoint: to go on from, in place of weights.
+            teacher: to learn from.
 
         Raises:
             RecipeError: the recipe's loss does not fit the model, or its batch norms would see a part of the batch.
+            TrainingError: the checkpoint is of another model.
         """
         device = ranks.device
-        torch.manual_seed(recipe.seed)
-        # Exact resumption needs kernels that always add in the same order.
-        torch.use_deterministic_algorithms(device.type == "cpu")
-        # Filling memory only helps to debug kernels that leave some of it unwritten, and costs 7% of a step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        make_exact(recipe.seed, device)
         blueprint, optim = prepared.blueprint, recipe.optim
-        loss = loss_of(recipe, blueprint, weights)
+        loss = loss_of(recipe, blueprint, weights_in(checkpoint) if checkpoint else weights or ())
         model = build_model(
             blueprint, loss, weights, frozen=optim.freeze, checkpoint_blocks=recipe.model.checkpoint_blocks
-        ).to(device)
+        )
+        divided = optim.shard and ranks.size > 1
+        if not divided:
+            model.to(device)
         check_micro_batch(recipe, model)
         check_ranks(model, ranks)
         if isinstance(model.visual, ModifiedResNet | ResidualConv):
             # Convolutions run about twice as fast if a pixel's channels are adjacent.
             model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if checkpoint is None:
+            ranks.spread(model)
+        ema = MovingAverage(model, optim.ema) if optim.ema is not None else None
+        if divided:
+            divide(model, ranks)
+            if ema is not None:
+                divide(ema.model, ranks)
+                ema.follow(model)
         image_encoder = ImageEncoder(model, blueprint.image.mean, blueprint.image.std).to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
-        ema = MovingAverage(model, optim.ema) if optim.ema is not None else None
         if optim.compile:
             compile_towers(model)
-        return cls(
+        trainer = cls(
             recipe,
             prepared,
             run,
@@ -124,6 +147,7 @@ class Trainer:
                 teacher=teacher,
                 distillation=0.0 if recipe.distillation is None else recipe.distillation.weight,
                 ranks=ranks,
+                divided=divided,
             ),
             scaler,
             Optimizer(
@@ -135,22 +159,23 @@ class Trainer:
                 muon_lr=optim.muon_lr,
             ),
             ema,
+            divided,
         )
+        if checkpoint is not None:
+            trainer._restore(checkpoint)
+        return trainer
 
     @property
     def device(self) -> torch.device:
         """Return the device of the model."""
         return self.ranks.device
 
-    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Go on from a checkpoint, whose weights the model has already."""
-        self.optimizer.load_state_dict(dict(checkpoint["optimizer"]))
-        self.seconds = checkpoint["seconds"]
-        self.tally = Tally(**checkpoint["tally"])
-        if self.ema is not None:
-            self.ema.load_state_dict(checkpoint["ema"])
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self._tensors.restore(checkpoint)
+        self.seconds = checkpoint.state.seconds
+        self.tally = Tally(**checkpoint.state.tally)
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(dict(checkpoint["scaler"]))
+            self.scaler.load_state_dict(dict(checkpoint.state.scaler))
 
     def whiten(self) -> None:
         """Compute the kernel of a whitening stem from the images of the first batches."""
@@ -173,6 +198,10 @@ class Trainer:
             DataError: a row cannot be read, or too many cannot.
             TrainingError: the loss became non-finite.
         """
+        with closing(CheckpointWriter(self.run / FOLDER, self.ranks, reporter.say)) as self._writer:
+            self._loop(reporter, first_step, self._writer)
+
+    def _loop(self, reporter: Reporter, first_step: int, writer: CheckpointWriter) -> None:
         plan, recipe = self.prepared.plan, self.recipe
         started = logged = time.monotonic()
         before = self.seconds
@@ -206,11 +235,12 @@ class Trainer:
                 reporter.metrics(step, {**read, **shares, "pairs_per_s": rate, "seconds": self.seconds})
             if first and not last:
                 reporter.estimate(plan.total_steps - done, time.monotonic() - step_started)
-            # The other ranks wait in the next step's exchange.
-            if evaluates and self.ranks.leads:
+            writer.report()
+            # The other ranks wait in the next step's exchange; of a divided model each has a part in every pass.
+            if evaluates and (self.ranks.leads or self.divided):
                 self._evaluate(reporter, step)
-            if saves and self.ranks.leads:
-                self._checkpoint(done)
+            if saves:
+                writer.begin(self._state(done), self._tensors.to_save())
             if first or done % recipe.log_every == 0:
                 logged = time.monotonic()
                 counts.logged()
@@ -234,7 +264,9 @@ class Trainer:
         }
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         if optim.clip_grad_norm is not None:
-            values["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
+            values["grad_norm"] = clip_grad_norm(model.parameters(), optim.clip_grad_norm)
+        if self._writer is not None:
+            self._writer.copied()
         self.scaler.step(self.optimizer, rate)  # type: ignore[arg-type]
         self.scaler.update()
         if self.loss == "softmax":
@@ -244,58 +276,31 @@ class Trainer:
         return values
 
     def _evaluate(self, reporter: Reporter, step: int) -> None:
-        templates = self.recipe.captions.template_sets["default"]
         encoders = {"": (self.image_encoder, self.text_encoder)}
         if self.ema is not None:
             image, average = self.prepared.blueprint.image, self.ema.model
             averaged = ImageEncoder(average, image.mean, image.std).to(self.device)
             encoders["ema_"] = (averaged.eval(), TextEncoder(average).eval())
-        for data in self.prepared.validation():
-            values: dict[str, float] = {}
-            shown = []
-            for name, (image_encoder, text_encoder) in encoders.items():
-                with autocast(self.recipe.optim.precision, self.device):
-                    accuracy = zero_shot(
-                        image_encoder, text_encoder, data, templates, self.prepared.loader.encode, device=self.device
-                    )
-                values |= {f"{data.name}/{name}top1": accuracy.top1, f"{data.name}/{name}top5": accuracy.top5}
-                if math.isfinite(accuracy.top1):
-                    of_average = " of the averaged weights" if name else ""
-                    shown.append(f"top-1{of_average} {accuracy.top1:.1%}, top-5 {accuracy.top5:.1%}")
-            train_mode(self.model, self.recipe.optim.freeze)
+        for values, line in held_out_accuracy(self.prepared, encoders, self.device):
             reporter.metrics(step, values)
-            if shown:
-                reporter.say(
-                    f"step {step + 1}: zero-shot on {data.name}, {len(data.pixels):,} held-out pictures of "
-                    f"{len(data.class_names)} classes: {'; '.join(shown)}"
-                )
+            if line:
+                reporter.say(f"step {step + 1}: {line}")
+        train_mode(self.model, self.recipe.optim.freeze)
 
-    def _checkpoint(self, step: int) -> None:
-        checkpoint = checkpoints.Checkpoint(
+    def _state(self, step: int) -> State:
+        teacher = self.gradients.teacher
+        return State(
             step=step,
             recipe_digest=digest(self.recipe),
-            data_digests=[file.digest for file in self.prepared.loader.reader.files],
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            data_digests=tuple(file.digest for file in self.prepared.loader.reader.files),
             seconds=self.seconds,
             tally=asdict(self.tally),
+            scaler=self.scaler.state_dict(),
+            teacher_digest=teacher.digest if teacher else None,
         )
-        if self.ema is not None:
-            checkpoint["ema"] = self.ema.state_dict()
-        if self.scaler.is_enabled():
-            checkpoint["scaler"] = self.scaler.state_dict()
-        if self.gradients.teacher is not None:
-            checkpoint["teacher_digest"] = self.gradients.teacher.digest
-        checkpoints.save(self.run / checkpoints.FOLDER, checkpoint)
 
     def save_weights(self) -> None:
-        """Write the run's final weights, the averaged ones first."""
+        """Write the run's final weights, the averaged ones first; on all ranks, of which the first writes."""
         if self.ema is not None:
-            _save(self.ema.state_dict(), self.run / EMA_WEIGHTS)
-        _save(self.model.state_dict(), self.run / WEIGHTS)
-
-
-def _save(weights: Mapping[str, Tensor], path: Path) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-    with replacing(path) as partial_file:
-        save_file(tensors, partial_file)
+            save_weights(self.ema.state_dict(), self.run / EMA_WEIGHTS, self.ranks)
+        save_weights(self.model.state_dict(), self.run / WEIGHTS, self.ranks)

@@ -121,7 +121,7 @@ def cut_back(whole: Path, run: Path) -> Path:
     """Copy a run as it was after its tenth step."""
     shutil.copytree(whole, run)
     (run / "model.safetensors").unlink()
-    (run / "checkpoints" / "step-00000020.pt").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-00000020")
     return run
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from model_export.errors import RecipeError
-from model_export.training.recipe import digest, read_recipe
+from model_export.training.recipe import read_recipe
+from model_export.training.recipe_digest import digest
 from tests.support.pairs import recipe_text
 from tests.support.places import ROOT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_a_loss_between_two_lines_stops_the_run_before_the_next_checkpoint(tmp_p
     path.write_text(path.read_text("utf-8").replace("log_every = 1", "log_every = 100"), "utf-8")
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step [2-6];"):
         train(path, out=tmp_path / "run", device="cpu", console=quiet())
-    assert not list((tmp_path / "run").rglob("step-*.pt"))
+    assert not list((tmp_path / "run").rglob("step-*"))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -83,13 +84,10 @@ def test_the_fused_optimiser_is_adamw(layout: torch.memory_format) -> None:
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Flatten(), nn.Linear(8 * 36, 4))
         model.to(memory_format=layout)  # type: ignore[call-overload]
         optimizer = Optimizer(model, lr=0.1, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6)
-        if fused:
-            assert [True, True] == [group["fused"] for group in optimizer.state_dict()["AdamW"]["param_groups"]]
-        else:
-            state = optimizer.state_dict()
-            for group in state["AdamW"]["param_groups"]:
-                group["fused"] = False
-            optimizer.load_state_dict(state)
+        groups = optimizer._adamw.param_groups
+        assert [True, True] == [group["fused"] for group in groups]
+        for group in groups:
+            group["fused"] = fused
         for _ in range(4):
             model.zero_grad()
             model(torch.randn(2, 3, 8, 8)).square().sum().backward()
@@ -146,7 +144,7 @@ def test_an_averaged_run_resumes_to_the_bit(averaged: tuple[Path, Path], tmp_pat
     train(path, out=cut, device="cpu", console=quiet())
     (cut / names[0]).unlink()
     (cut / names[1]).unlink()
-    max((cut / "checkpoints").glob("*.pt")).unlink()
+    shutil.rmtree(max((cut / "checkpoints").iterdir()))
 
     train(path, out=cut, resume=True, device="cpu", console=quiet())
 
