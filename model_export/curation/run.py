@@ -33,6 +33,7 @@ class Curation:
         sizes: of pieces and tables.
         notes: more for ``recipe`` in `dataset.json`, such as the query list; decides the data set.
         workers: processes.
+        companions: files to copy into the output folder, by their names there.
     """
 
     data: Sequence[str]
@@ -42,6 +43,7 @@ class Curation:
     sizes: PieceSizes = field(default_factory=PieceSizes)
     notes: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
+    companions: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -74,6 +76,9 @@ def curate(
     output = Output(curation.out)
     with output.locked():
         output.claim("recipe", curation.recipe)
+        for name, source in curation.companions.items():
+            with writing(curation.out / name):
+                write_whole(curation.out / name, source.read_bytes())
         digests = _digests(output, names, curation.workers, progress)
         files = in_order(names, digests)
         output.claim("inputs", {_beside(output, file.name): file.digest for file in files})

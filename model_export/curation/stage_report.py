@@ -15,7 +15,7 @@ def show_stages(console: Console, stages: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         console: of standard output.
-        stages: name, ``in``, ``out`` and ``dropped`` of each.
+        stages: name, ``in``, ``out``, ``dropped`` and ``notes`` of each.
     """
     table = Table()
     for name in ("stage", "pairs", "share"):
@@ -25,6 +25,8 @@ def show_stages(console: Console, stages: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(f"[bold]{escape(stage['name'])}[/]", f"{total:,}", "")
         for reason, count in sorted(stage["dropped"].items(), key=lambda each: (-each[1], each[0])):
             table.add_row(f"  {escape(reason)}", f"{-count:,}", _share(count, total))
+        for note, count in sorted(stage["notes"].items()):
+            table.add_row(f"  {escape(note)}, kept", f"{count:,}", _share(count, total))
         table.add_row("  kept", f"{stage['out']:,}", _share(stage["out"], total))
     console.print(table)
 

@@ -1,0 +1,99 @@
+"""The commands ``curate run``, ``curate match`` and ``curate verify``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from model_export.cli.output import FAILED, say
+
+if TYPE_CHECKING:
+    from model_export.curation.recipe import Recipe
+
+_Out = Annotated[Path, typer.Option(help="Folder of the data set. A run that was stopped goes on in it.")]
+_Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
+_Json = Annotated[Path | None, typer.Option("--json", help="Write the content of dataset.json to this file too.")]
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    out: _Out,
+    *,
+    workers: _Workers = 1,
+    json_file: _Json = None,
+) -> None:
+    """Run every stage that a recipe names, in order."""
+    from model_export.curation.recipe import read_recipe
+
+    _run(read_recipe(recipe), out, workers, json_file)
+
+
+def match(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Parquet or tar files, ranges of them, folders.")
+    ],
+    queries: Annotated[Path, typer.Option(help="The list, one query a line.")],
+    out: _Out,
+    *,
+    keep_unmatched: Annotated[
+        bool, typer.Option("--keep-unmatched", help="Keep pairs whose text contains no query.")
+    ] = False,
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    image_column: Annotated[str, typer.Option(help="Column of the images, if the data have one.")] = "image",
+    workers: _Workers = 1,
+    json_file: _Json = None,
+) -> None:
+    """Find the queries that each text contains as whole words, and keep the pairs with one."""
+    from model_export.curation.recipe import ColumnsSection, DataSection, MatchSection, Recipe
+
+    columns = ColumnsSection(text=text_column, image=image_column)
+    recipe = Recipe(
+        data=DataSection(files=tuple(data), columns=columns),
+        match=MatchSection(queries=str(queries), keep_unmatched=keep_unmatched),
+    )
+    _run(recipe, out, workers, json_file)
+
+
+def verify(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="The folder of a data set.")],
+    *,
+    shard: Annotated[list[str] | None, typer.Option(help="Make this shard again only. \\[default: every one]")] = None,
+    workers: _Workers = 1,
+) -> None:
+    """Make shards again from their inputs, and name every input and shard that differs."""
+    from model_export.curation.progress import CurationProgress
+    from model_export.curation.verification import verify_dataset
+
+    with CurationProgress(Console(stderr=True)) as progress:
+        found = verify_dataset(dataset, progress, only=shard or (), workers=workers)
+    console = Console()
+    for note in found.notes:
+        say(console, f"[yellow]note:[/] {escape(note)}")
+    for problem in found.problems:
+        say(console, f"[red]differs:[/] {escape(problem)}")
+    if found.problems:
+        raise typer.Exit(FAILED)
+    say(console, f"[green]{escape(str(dataset))}: {found.shards:,} shards follow from their inputs[/]")
+
+
+def _run(recipe: "Recipe", out: Path, workers: int, json_file: Path | None) -> None:
+    from model_export.curation.output import json_bytes, write_whole, writing
+    from model_export.curation.progress import CurationProgress
+    from model_export.curation.recipe import curation_of
+    from model_export.curation.run import curate as make
+    from model_export.curation.stage_report import show_stages
+
+    with CurationProgress(Console(stderr=True)) as progress:
+        content = make(curation_of(recipe, out, workers=workers), progress)
+    console, stages = Console(), content["stages"]
+    show_stages(console, stages)
+    say(
+        console,
+        f"[green]wrote[/] {escape(str(out))}: {content['rows']:,} of {stages[0]['in']:,} pairs, "
+        f"{len(content['shards']):,} shards, digest {content['digest'][:12]}",
+    )
+    if json_file:
+        with writing(json_file):
+            write_whole(json_file, json_bytes(content))
