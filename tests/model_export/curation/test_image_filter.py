@@ -1,14 +1,16 @@
 """The image filter: sizes, trackers, flat colour, animations, broken pictures."""
 
 import pickle
+import re
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from model_export.curation.image_filter import ImageFilter, is_animation
+from model_export.curation.image_filter import ImageFilter, ImageReason, is_animation
 from model_export.curation.stage import run_stage
 from model_export.errors import CurationError
 
@@ -148,3 +150,10 @@ def test_pairs_without_pictures_are_refused() -> None:
     """The message names the column."""
     with pytest.raises(CurationError, match="no column 'image'"):
         ImageFilter().run(pa.table({"id": ["1"], "text": ["A dog"]}))
+
+
+def test_every_reason_is_documented() -> None:
+    """The table of the docs has each reason."""
+    page = (Path(__file__).parents[3] / "docs" / "curation.md").read_text(encoding="utf-8")
+    section = page.partition("## Filter pictures")[2].partition("\n## ")[0]
+    assert set(ImageReason) == set(re.findall(r"^\| `([a-z ]+)` \|", section, re.MULTILINE))

@@ -1,6 +1,7 @@
 """The text filter: accuracy on titles labelled by hand and on made ones, counts, bad input."""
 
 import pickle
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -161,3 +162,10 @@ def test_a_wrong_confidence_is_refused(confidence: float) -> None:
     """The message gives the limits."""
     with pytest.raises(CurationError, match="above 0 and at most 1"):
         TextFilter(confidence=confidence)
+
+
+def test_every_reason_is_documented() -> None:
+    """The table of the docs has each reason, in the order of the checks."""
+    page = (Path(__file__).parents[3] / "docs" / "curation.md").read_text(encoding="utf-8")
+    section = page.partition("## Filter captions")[2].partition("\n## ")[0]
+    assert list(Reason) == re.findall(r"^\| `([a-z ]+)` \|", section, re.MULTILINE)
