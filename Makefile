@@ -145,6 +145,9 @@ bench-plan: dev ## Memory and time of a training plan on 400 million rows
 bench-checkpoints: dev ## Cost of a checkpoint in the background to the steps of a training (BENCH_ARGS="--size ViT-B-32")
 	@$(DEV)python -m tests.bench.checkpoints $(BENCH_ARGS)
 
+bench-queries: dev ## Time and memory of a query list from 1 GB of made-up text (BENCH_ARGS=--megabytes 100)
+	@$(DEV)python -m tests.bench.queries $(BENCH_ARGS)
+
 bench-stalls: dev ## Wait for /livez beside clients that send the costliest requests (BENCH_ARGS=--help shows the options)
 	@$(DEV)python -m tests.bench.stalls $(BENCH_ARGS)
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from model_export.cli.curation_recipes import match, run, verify
+from model_export.cli.curation_recipes import match, queries, run, verify
 from model_export.cli.curation_stages import balance, filter_pairs
 
 curate = typer.Typer(
@@ -11,6 +11,7 @@ curate = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+curate.command()(queries)
 curate.command()(run)
 curate.command()(match)
 curate.command("filter")(filter_pairs)

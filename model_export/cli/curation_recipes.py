@@ -97,3 +97,35 @@ def _run(recipe: "Recipe", out: Path, workers: int, json_file: Path | None) -> N
     if json_file:
         with writing(json_file):
             write_whole(json_file, json_bytes(content))
+
+
+def queries(
+    out: Annotated[Path, typer.Option(help="The list to write.")],
+    *,
+    text: Annotated[list[str] | None, typer.Option(help="Text or Parquet files whose words are counted.")] = None,
+    titles: Annotated[list[Path] | None, typer.Option(help="Titles with their views behind a tab.")] = None,
+    wordnet: Annotated[Path | None, typer.Option(help="Folder of WordNet's files data.noun, ….")] = None,
+    least: Annotated[int, typer.Option(min=1, help="Occurrences of a word, and of a pair of words.")] = 100,
+    least_pmi: Annotated[float, typer.Option(help="Pointwise mutual information of a pair of words, in bits.")] = 3.0,
+    least_views: Annotated[int, typer.Option(min=0, help="Views of a title.")] = 1_000,
+    text_column: Annotated[str, typer.Option(help="Column of the texts in Parquet files.")] = "text",
+    workers: _Workers = 1,
+) -> None:
+    """Make a query list of words, pairs of words, titles and synsets, each with its source and count."""
+    from collections import Counter
+
+    from model_export.curation.progress import CurationProgress
+    from model_export.curation.query_list import write_queries
+    from model_export.curation.query_sources import QuerySources, make_queries
+    from model_export.data.patterns import expand_ranges
+    from model_export.errors import DataError
+
+    if not (text or titles or wordnet):
+        raise DataError("no source: give --text, --titles or --wordnet")
+    names = [each for name in text or () for each in expand_ranges(name)]
+    sources = QuerySources(names, text_column, titles or (), wordnet, least, least_pmi, least_views)
+    with CurationProgress(Console(stderr=True)) as progress:
+        found = make_queries(sources, progress, workers=workers)
+    write_queries(out, found)
+    counts = ", ".join(f"{count:,} {source}" for source, count in Counter(query.source for query in found).items())
+    say(Console(), f"[green]wrote[/] {escape(str(out))}: {len(found):,} queries ({counts})")

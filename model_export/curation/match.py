@@ -92,7 +92,7 @@ class Search:
             CurationError: they have more different words than characters exist to stand for them.
         """
         self._count = len(queries)
-        parts, rows, glued = _parts("\n".join(queries))
+        parts, rows, glued = parts_of("\n".join(queries))
         lengths = np.bincount(rows, minlength=len(queries))
         encoded = parts.dictionary_encode()
         self._parts = encoded.dictionary
@@ -118,7 +118,7 @@ class Search:
             texts: binary ``[texts]`` without nulls; bytes that are not UTF-8 are ignored.
         """
         lines = b"\n".join(pc.replace_substring(texts, b"\n", b" ").to_pylist()).decode("utf-8", "ignore")
-        parts, rows, glued = _parts(normalise_lines(lines))
+        parts, rows, glued = parts_of(normalise_lines(lines))
         encoded = parts.dictionary_encode()
         known = pc.fill_null(pc.index_in(encoded.dictionary, value_set=self._parts), len(self._parts))
         ids = known.to_numpy()[encoded.indices.to_numpy()].astype(np.int64)
@@ -157,7 +157,7 @@ class Search:
         return characters.tobytes().decode("utf-32-le"), np.repeat(rows, 1 + extra.astype(np.int64))
 
 
-def _parts(lines: str) -> tuple[pa.Array, _Ints, npt.NDArray[np.bool_]]:
+def parts_of(lines: str) -> tuple[pa.Array, _Ints, npt.NDArray[np.bool_]]:
     """Cut normalised lines into parts.
 
     Returns:

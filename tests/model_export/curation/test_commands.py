@@ -130,3 +130,19 @@ def test_a_folder_without_a_data_set_cannot_be_verified(
     code, _, shown = curate(capsys, monkeypatch, "verify", folder)
 
     assert (2, True) == (code, "has no dataset.json; run the curation to its end" in shown)
+
+
+def test_a_query_list_is_made(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From files that a range names; without a source, the command says which it takes."""
+    for at in range(2):
+        (folder / f"dump-{at}.txt").write_text("dog cat\n")
+    text = ("--text", folder / "dump-{0..1}.txt", "--least", 2, "--least-pmi", 0)
+    code, printed, _ = curate(capsys, monkeypatch, "queries", "--out", folder / "list.tsv", *text)
+
+    assert (0, True) == (code, "3 queries (2 words, 1 pairs of words)" in printed)
+    lines = (folder / "list.tsv").read_text().splitlines()
+    assert ["cat\twords\t2", "dog\twords\t2", "dog cat\tpairs of words\t2"] == lines
+    code, _, shown = curate(capsys, monkeypatch, "queries", "--out", folder / "none.tsv")
+    assert (2, True) == (code, "give --text, --titles or --wordnet" in shown)
