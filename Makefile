@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-curate bench-gpu bench-engines bench-export bench-match bench-nonreaders bench-plan bench-checkpoints bench-stalls constraints licences k8s-render k8s-secret alert-rules \
+        bench bench-curate bench-gpu bench-engines bench-export bench-match bench-nonreaders bench-plan bench-checkpoints bench-stalls bench-train constraints licences k8s-render k8s-secret alert-rules \
         docker-lint clean
 
 RUN_VENV := .venv
@@ -150,6 +150,9 @@ bench-queries: dev ## Time and memory of a query list from 1 GB of made-up text 
 
 bench-stalls: dev ## Wait for /livez beside clients that send the costliest requests (BENCH_ARGS=--help shows the options)
 	@$(DEV)python -m tests.bench.stalls $(BENCH_ARGS)
+
+bench-train: dev ## Training speed beside open_clip's trainer, with 1 and 2 processes (BENCH_ARGS=--help shows the options)
+	@$(DEV)python -m tests.bench.train $(BENCH_ARGS)
 
 bench-gpu: dev redis ## The measurements of bench on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
 	@$(DEV)python -m tests.bench.run --gpu $(BENCH_ARGS)

@@ -14,10 +14,15 @@ MAX_BYTE = 255.0
 
 
 class ImageEncoder(nn.Module):
-    """Encodes decoded pictures as unit vectors."""
+    """Encodes decoded pictures as unit vectors.
+
+    Attributes:
+        channels_last: of the memory that :meth:`prepare` returns, for a tower of convolutions.
+    """
 
     scale: Tensor
     shift: Tensor
+    channels_last = False
 
     def __init__(self, model: TwoTowers, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -39,6 +44,15 @@ class ImageEncoder(nn.Module):
         """
         # Transposing bytes before the conversion to float takes a sixth of the time in ONNX Runtime.
         return pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Return what :meth:`normalise` does, to the bit, in a quarter of the time: for torch, not for a graph."""
+        if not self.channels_last:
+            planes = pixels.permute(0, 3, 1, 2).contiguous()
+            return planes.to(self.scale.dtype).mul_(self.scale).add_(self.shift)
+        scale, shift = (each.flatten().repeat(pixels.shape[2]) for each in (self.scale, self.shift))
+        rows = pixels.flatten(2).to(self.scale.dtype).mul_(scale).add_(shift)  # [batch, h, w * 3]
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 class TextEncoder(nn.Module):

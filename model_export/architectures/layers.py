@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from model_export.architectures.activations import LAYER_NORM_EPS, Activation
+from model_export.architectures.attention import attend
 
 
 class QuickGELU(nn.Module):
@@ -38,7 +39,12 @@ class Attention(nn.Module):
 
     One fused projection would be as fast in torch, but the ONNX runtimes only recognise and fuse the exported graph if
     the three are apart.
+
+    Attributes:
+        own_gradients: in training on a CPU, compute the gradients by :func:`attend`, which is faster.
     """
+
+    own_gradients = False
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -75,7 +81,9 @@ class Attention(nn.Module):
         """
         memory = x if memory is None else memory
         q, k, v = self._split(self.q_proj(x)), self._split(self.k_proj(memory)), self._split(self.v_proj(memory))
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [b, heads, length, depth]
+        own = self.own_gradients and torch.is_grad_enabled() and q.device.type == "cpu" and len(q) == len(k)
+        attention = attend if own else functional.scaled_dot_product_attention
+        out = attention(q, k, v, mask)  # [b, heads, length, depth]
         joined: Tensor = self.out_proj(out.transpose(1, 2).reshape(memory.shape[0], x.shape[1], x.shape[2]))
         return joined
 

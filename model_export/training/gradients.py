@@ -112,7 +112,7 @@ class Gradients:
 
     def _images(self, pixels: Tensor) -> Tensor:
         with self.autocast():
-            return self.model.encode_image(self.image_encoder.normalise(pixels))
+            return self.model.encode_image(self.image_encoder.prepare(pixels))
 
     def _texts(self, ids: Tensor) -> Tensor:
         with self.autocast():

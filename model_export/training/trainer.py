@@ -17,7 +17,6 @@ from model_export.architectures.towers import TwoTowers
 from model_export.checkpoints.training_run import EMA_WEIGHTS, WEIGHTS
 from model_export.data.loading import Batch, batches
 from model_export.data.tally import Tally
-from model_export.families.clip.modified_resnet import ModifiedResNet
 from model_export.families.clip.residual_conv import ResidualConv, WhiteningStem
 from model_export.training.broken_rows import BrokenRows
 from model_export.training.checkpoint_writer import CheckpointWriter
@@ -26,7 +25,7 @@ from model_export.training.ema import MovingAverage
 from model_export.training.finite import FiniteWatch
 from model_export.training.gradients import Gradients, check_micro_batch, check_ranks
 from model_export.training.held_out_accuracy import held_out_accuracy
-from model_export.training.model import Loss, build_model, loss_of, train_mode
+from model_export.training.model import Loss, build_model, channels_last, loss_of, train_mode
 from model_export.training.optimizer import Optimizer, learning_rate
 from model_export.training.precision import autocast, compile_towers, make_exact
 from model_export.training.preparation import Prepared
@@ -99,19 +98,17 @@ class Trainer:
         """
         device = ranks.device
         make_exact(recipe.seed, device)
-        blueprint, optim = prepared.blueprint, recipe.optim
+        blueprint, optim, again = prepared.blueprint, recipe.optim, recipe.model.checkpoint_blocks
         loss = loss_of(recipe, blueprint, weights_in(checkpoint) if checkpoint else weights or ())
         model = build_model(
-            blueprint, loss, weights, frozen=optim.freeze, checkpoint_blocks=recipe.model.checkpoint_blocks
+            blueprint, loss, weights, frozen=optim.freeze, checkpoint_blocks=again, compiled=optim.compile
         )
         divided = optim.shard and ranks.size > 1
         if not divided:
             model.to(device)
         check_micro_batch(recipe, model)
         check_ranks(model, ranks)
-        if isinstance(model.visual, ModifiedResNet | ResidualConv):
-            # Convolutions run about twice as fast if a pixel's channels are adjacent.
-            model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        in_channels_last = channels_last(model)
         if checkpoint is None:
             ranks.spread(model)
         ema = MovingAverage(model, optim.ema) if optim.ema is not None else None
@@ -121,6 +118,7 @@ class Trainer:
                 divide(ema.model, ranks)
                 ema.follow(model)
         image_encoder = ImageEncoder(model, blueprint.image.mean, blueprint.image.std).to(device)
+        image_encoder.channels_last = in_channels_last
         scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
         if optim.compile:
             compile_towers(model)
