@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from model_export.training.progress import Reporter, Silence
 from model_export.training.ranks import Ranks
 from model_export.training.recipe import Recipe, read_recipe
 from model_export.training.recipe_digest import digest
+from model_export.training.run_folder import is_finished, kept_to_one_training, what_is_kept
 from model_export.training.starts import blueprint_of_start, open_start, weights_of_start
 from model_export.training.teacher import Teacher, open_teacher
 from model_export.training.trainer import Trainer
@@ -81,7 +81,7 @@ def train(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    with joined(device) as ranks:
+    with joined(device) as ranks, ExitStack() as held:
         console = (console or Console()) if ranks.leads else Console(quiet=True)
         recipe = read_recipe(recipe_path, data=data)
         ranks.part(recipe.optim.batch_size)  # refuses a batch that cannot be divided
@@ -90,11 +90,13 @@ def train(
         if ranks.restarts:
             console.print(f"note: started again after a failure (restart {ranks.restarts})", highlight=False)
         if auto_resume or ranks.restarts:
-            if _is_finished(run, recipe):
+            if is_finished(run, recipe):
                 console.print(f"{run}: is finished already", highlight=False, markup=False, soft_wrap=True)
                 return run
             resume = checkpoints.newest_step(run / checkpoints.FOLDER) is not None
-        return _train(recipe_path, recipe, run, start_from, start_options, resume=resume, ranks=ranks, console=console)
+        return _train(
+            recipe_path, recipe, run, start_from, start_options, resume=resume, ranks=ranks, console=console, held=held
+        )
 
 
 def _train(
@@ -107,6 +109,7 @@ def _train(
     resume: bool,
     ranks: Ranks,
     console: Console,
+    held: ExitStack,
 ) -> Path:
     checkpoint = _open_run(run, recipe, resume=resume, ranks=ranks, console=console)
     first_step = checkpoint.state.step if checkpoint else 0
@@ -128,8 +131,9 @@ def _train(
     ranks.check_same(_facts(recipe, prepared, teacher, first_step))
     weights = weights_of_start(recipe, start) if start else None
     trainer = Trainer.start(recipe, prepared, run, ranks, weights=weights, checkpoint=checkpoint, teacher=teacher)
+    if ranks.leads:
+        held.enter_context(kept_to_one_training(run))
     if not checkpoint and ranks.leads:
-        run.mkdir(parents=True, exist_ok=True)
         (run / TOKENIZER).write_bytes(prepared.blueprint.tokenizer)
         shutil.copyfile(recipe_path, run / RECIPE)
         write_json(run / CONFIG, _config(recipe, prepared.blueprint, start))
@@ -153,28 +157,11 @@ def _train(
         with closing(opened) as reporter:
             trainer.loop(reporter, first_step)
     except KeyboardInterrupt:
-        console.print(_kept(run, recipe_path, recipe), highlight=False, markup=False, soft_wrap=True)
+        console.print(what_is_kept(run, recipe_path, recipe), highlight=False, markup=False, soft_wrap=True)
         raise
     trainer.save_weights()
     console.print(f"weights: {run / WEIGHTS}  ({trainer.seconds / 60:.1f} minutes of training)", highlight=False)
     return run
-
-
-def _kept(run: Path, recipe_path: Path, recipe: Recipe) -> str:
-    """Return the line for an interrupted run: the state that is kept, and the command that goes on."""
-    step = checkpoints.newest_step(run / checkpoints.FOLDER)
-    if step is None:
-        return (
-            f"interrupted before the first checkpoint (checkpoint_every = {recipe.checkpoint_every}): nothing is kept; "
-            "the same command starts again"
-        )
-    command = f"anyclass-export train {shlex.quote(str(recipe_path))} --out {shlex.quote(str(run))} --resume"
-    return f"interrupted; {step:,} steps are kept. Continue, with the same --data: {command}"
-
-
-def _is_finished(run: Path, recipe: Recipe) -> bool:
-    """Return whether a folder holds the finished run of a recipe."""
-    return (run / WEIGHTS).exists() and digest(read_recipe(run / RECIPE)) == digest(recipe)
 
 
 def _prepare(recipe: Recipe, blueprint: Blueprint | None, ranks: Ranks) -> Prepared:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from model_export.errors import DataError, RecipeError, SourceError, TrainingError
 from model_export.training.progress import duration
 from model_export.training.run import train
+from model_export.training.run_folder import kept_to_one_training
 from tests.support.pairs import break_pictures, recipe_text, write_pairs
 from tests.support.places import ROOT
 from tests.support.tars import write_tars
@@ -378,6 +379,16 @@ def test_a_finished_or_unfinished_run_is_not_overwritten(tmp_path: Path) -> None
     (run / "model.safetensors").unlink()
     with pytest.raises(TrainingError, match="--resume"):
         train(path, out=run, device="cpu", console=quiet())
+
+
+def test_a_folder_is_kept_to_one_training(tmp_path: Path) -> None:
+    """Two that resume one run would write over each other's checkpoints; the lock of an ended one is free."""
+    path, run = recipe(tmp_path), tmp_path / "run"
+    with kept_to_one_training(run), pytest.raises(TrainingError, match="another training writes to this folder"):
+        train(path, out=run, device="cpu", console=quiet())
+    assert not (run / "metrics.jsonl").exists()
+
+    train(path, out=run, device="cpu", console=quiet())
 
 
 def test_resuming_nothing_or_another_recipe_is_refused(tmp_path: Path) -> None:
