@@ -44,7 +44,7 @@ class _Attend(torch.autograd.Function):
         exact = torch.promote_types(queries.dtype, torch.float32)
         scores = torch.bmm(queries, keys.transpose(1, 2)).to(exact).mul_(scale)
         if mask is not None:
-            scores.unflatten(0, (batch, heads)).add_(mask)
+            scores.view(batch, heads, *scores.shape[1:]).add_(mask)
         shares = scores.softmax(dim=-1)
         of_values = torch.bmm(shares.to(gradient.dtype).transpose(1, 2), gradient)
         of_shares = torch.bmm(gradient, values.transpose(1, 2)).to(exact).mul_(shares)
@@ -52,4 +52,5 @@ class _Attend(torch.autograd.Function):
         of_scores = of_scores.mul_(scale).to(queries.dtype)
         of_queries = torch.bmm(of_scores, keys)
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
-        return *(each.unflatten(0, (batch, heads)) for each in (of_queries, of_keys, of_values)), None
+        first, second, third = (each.view(batch, heads, *each.shape[1:]) for each in (of_queries, of_keys, of_values))
+        return first, second, third, None

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch.nn import parallel
 
-_OPERATORS = torch.library.Library("torchvision", "DEF")
+_OPERATORS = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
 for _name in ("nms", "qnms"):
-    _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 class _OnCpu(parallel.DistributedDataParallel):
@@ -29,7 +29,7 @@ class _OnCpu(parallel.DistributedDataParallel):
         super().__init__(module, **options)
 
 
-parallel.DistributedDataParallel = _OnCpu  # type: ignore[misc]
+parallel.DistributedDataParallel = _OnCpu  # type: ignore[misc, assignment]
 
 
 def _save(config: Path, folder: Path) -> None:

@@ -23,13 +23,14 @@ SEEN = CAUSAL[:, :, [2, 4, 6]].transpose(0, 2)  # [3, 1, 1, 7]
 TEXT = {"vocab_size": 50, "context_length": 8, "width": 16, "layers": 1, "heads": 2, "end_of_text_id": 49, "pad_id": 0}
 
 
-def inputs(queries: int, dtype: torch.dtype) -> list[Tensor]:
+def inputs(queries: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Draw queries, keys and values of three sequences of seven."""
     generator = torch.Generator().manual_seed(0)
     lengths = ((3, queries), (3, 7), (3, 7))
     # As the projections give them: heads are not apart in memory.
     drawn = [torch.randn(batch, length, 2, 8, generator=generator, dtype=torch.float64) for batch, length in lengths]
-    return [each.to(dtype).transpose(1, 2).requires_grad_() for each in drawn]
+    first, second, third = (each.to(dtype).transpose(1, 2).requires_grad_() for each in drawn)
+    return first, second, third
 
 
 @pytest.mark.parametrize(("queries", "mask"), [(7, None), (7, CAUSAL), (1, SEEN)])

@@ -8,9 +8,9 @@ import torch
 from pydantic import ValidationError
 
 from model_export.architectures.layers import ResidualAttentionBlock
-from model_export.families.clip.config import ClipConfig
+from model_export.families.clip.config import ClipConfig, ResidualConvConfig
 from model_export.families.clip.model import ClipModel
-from model_export.families.clip.residual_conv import WhiteningStem, enlarged_config, enlarged_weights
+from model_export.families.clip.residual_conv import ResidualConv, WhiteningStem, enlarged_config, enlarged_weights
 
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
@@ -230,7 +230,9 @@ def test_an_enlarged_tower_sees_a_picture_of_twice_the_size_as_the_tower_saw_the
     """Its stem takes four pixels for each one: on a picture whose pixels were doubled, the vectors are equal."""
     torch.manual_seed(0)
     small_tower = build({"embed_dim": 24, "image": TOWERS["whitening"], "text": TEXT}).eval()
-    small_tower.visual.stem.conv1.bias.data.normal_()
+    assert isinstance(small_tower.visual, ResidualConv)
+    assert isinstance(small_tower.config.image, ResidualConvConfig)
+    torch.nn.init.normal_(small_tower.visual.get_parameter("stem.conv1.bias"))
     pixels = torch.randn(3, 3, 16, 16)
     config = enlarged_config(small_tower.config.image)
     assert config is not None
@@ -240,5 +242,5 @@ def test_an_enlarged_tower_sees_a_picture_of_twice_the_size_as_the_tower_saw_the
 
     doubled = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(large.encode_image(doubled), small_tower.encode_image(pixels))
-    assert large.visual.stem.conv1.weight.requires_grad
+    assert large.visual.get_parameter("stem.conv1.weight").requires_grad
     assert enlarged_config(config) is None
