@@ -17,7 +17,7 @@ from tests.support.places import ROOT
 
 EXAMPLES = ROOT / "examples"
 LABELS = ["cat", "dog", "horse", "motorcycle", "rocket", "cup", "airplane", "bicycle", "tree", "house"]
-MAX_BYTES = 12_000_000
+MAX_BYTES = 16_000_000
 
 
 @pytest.fixture(scope="module")
