@@ -3,9 +3,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks format train-demo export-demo export-sizes verify-demo wheel \
-        bench bench-curate bench-gpu bench-engines bench-export bench-match bench-nonreaders bench-plan bench-checkpoints bench-stalls bench-train constraints licences k8s-render k8s-secret alert-rules \
-        docker-lint clean
+.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks format train-demo export-demo \
+        export-sizes verify-demo wheel bench bench-curate bench-gpu bench-engines bench-export bench-match \
+        bench-nonreaders bench-plan bench-queries bench-checkpoints bench-stalls bench-train constraints licences \
+        k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev

@@ -62,7 +62,7 @@ def test_wheel_holds_the_demo_bundle(wheel: zipfile.ZipFile) -> None:
     bundle = [info for info in wheel.infolist() if info.filename.startswith("service/bundles/demo/")]
     names = {Path(info.filename).name for info in bundle}
     assert {"manifest.json", "image_encoder.onnx", "text_encoder.onnx", "tokenizer.json", "templates.json"} <= names
-    assert sum(info.file_size for info in bundle) <= 12 * 2**20
+    assert sum(info.file_size for info in bundle) <= 16_000_000
 
 
 def test_wheel_installs_nothing_else(wheel: zipfile.ZipFile) -> None:

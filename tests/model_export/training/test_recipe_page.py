@@ -77,11 +77,13 @@ def test_the_page_names_every_key_with_its_type_and_default() -> None:
 
 
 def test_the_recipe_of_the_page_is_valid(tmp_path: Path) -> None:
-    """The example with a small ViT can be copied; the one that fine-tunes leaves the model to its start."""
-    example, tuning = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    """The example with a small ViT can be copied; those that fine-tune leave the model to their start."""
+    example, *tuning = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "mine.toml").write_text(example, "utf-8")
-    (tmp_path / "tuned.toml").write_text(tuning, "utf-8")
-    assert not read_recipe(tmp_path / "tuned.toml").model.is_stated
+    assert 2 == len(tuning)
+    for recipe in tuning:
+        (tmp_path / "tuned.toml").write_text(recipe, "utf-8")
+        assert not read_recipe(tmp_path / "tuned.toml").model.is_stated
     image = read_recipe(tmp_path / "mine.toml").model.image
     assert image is not None
     assert "vit" == image.kind
