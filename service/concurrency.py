@@ -124,7 +124,7 @@ class Wanted:
         self._over = True
 
     def check(self) -> None:
-        """Raise `CancelledError` if nobody waits any more."""
+        """Raise `CancelledError` once the block has ended."""
         if self._over:
             raise asyncio.CancelledError
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_export.errors import ExportError
+from model_export.files import sync
 from service.model.manifest import (
     MANIFEST,
     TEMPLATES,
@@ -132,7 +133,7 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         _sync_tree(stage)
         check_destination(out, force=force)
         _take_place(stage, out, aside=out.with_name(f".{out.name}.{suffix}.old"))
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as exc:
         raise ExportError(f"{exc.filename or out}: cannot be written ({exc.strerror or exc})") from exc
     finally:
@@ -154,13 +155,5 @@ def _take_place(stage: Path, out: Path, *, aside: Path) -> None:
 
 def _sync_tree(root: Path) -> None:
     for path in sorted(root.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(root)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(root)

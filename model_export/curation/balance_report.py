@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from model_export.curation.matches import Counts
+from model_export.curation.stage_report import share
 from model_export.errors import CurationError
 from model_export.files import replacing
 from service.installation import how_to_add
@@ -67,7 +68,7 @@ def show_balance(console: Console, matched: Counts, kept: Counts, queries: Seque
     for band in bands(matched, kept):
         numbers = f"{band.low:,}" if band.low == band.high else f"{band.low:,} – {band.high:,}"
         table.add_row(
-            numbers, f"{band.queries:,}", f"{band.matched:,}", f"{band.kept:,}", _share(band.kept, band.matched)
+            numbers, f"{band.queries:,}", f"{band.matched:,}", f"{band.kept:,}", share(band.kept, band.matched)
         )
     console.print(table)
     heads = Table(title="most frequent queries", title_justify="left")
@@ -76,7 +77,7 @@ def show_balance(console: Console, matched: Counts, kept: Counts, queries: Seque
     for query in np.argsort(-matched, kind="stable")[:_SHOWN]:
         if before := int(matched[query]):
             after = int(kept[query])
-            heads.add_row(escape(queries[query]), f"{before:,}", f"{after:,}", _share(after, before))
+            heads.add_row(escape(queries[query]), f"{before:,}", f"{after:,}", share(after, before))
     if heads.row_count:
         console.print(heads)
 
@@ -122,7 +123,3 @@ def write_balance_plot(path: Path, matched: Counts, kept: Counts, most: int) -> 
     axes.legend(frameon=False, fontsize=8)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else "–"

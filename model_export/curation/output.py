@@ -12,23 +12,20 @@ A kill at any moment leaves finished shards, and at most a partial file, which t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import filelock
-
 from model_export.errors import CurationError
+from model_export.files import locked, sha256_of, sync
 
 DATASET: Final = "dataset.json"
 _RECORDS: Final = "records"
 _SHOWN: Final = 5
-_LOCK: Final = ".lock"
 _PARTIAL: Final = ".partial"
 _READ_AT_ONCE: Final = 8 * 2**20
 
@@ -48,20 +45,13 @@ class Output:
         """
         with writing(self.folder):
             (self.folder / _RECORDS).mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.folder / _LOCK)
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout as error:
-                raise CurationError(
-                    f"{self.folder}: another run writes to this folder; wait for its end, or name another folder"
-                ) from error
-        try:
+        refusal = f"{self.folder}: another run writes to this folder; wait for its end, or name another folder"
+        with ExitStack() as held:
             with writing(self.folder):
+                held.enter_context(locked(self.folder, CurationError(refusal)))
                 for partial in [*self.folder.glob(f"*{_PARTIAL}"), *self._records.glob(f"*{_PARTIAL}")]:
                     partial.unlink(missing_ok=True)
             yield
-        finally:
-            lock.release()
 
     def claim(self, part: str, decides: Mapping[str, Any]) -> None:
         """Write down what decides the shards, or compare it with what the folder was begun with.
@@ -167,26 +157,12 @@ def json_bytes(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a local file in hexadecimal. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _publish(partial: Path, path: Path) -> None:
     """Sync a file and give it its name."""
     partial.chmod(0o644)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(partial)
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

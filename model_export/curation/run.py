@@ -100,7 +100,7 @@ def curate(
 
 
 def _digests(output: Output, names: Sequence[str], workers: int, progress: CurationProgress) -> dict[str, str]:
-    """Return the digest of each file; of files that a run before has read and nobody has changed, the same again."""
+    """Return the digest of each file; unchanged files keep the digest from an earlier run."""
     known = read_json(output.digests) or {}
     marks = {name: list(describe(name)) for name in names}
     digests = {name: known[name][1] for name in names if name in known and known[name][0] == marks[name]}

@@ -24,12 +24,13 @@ def show_stages(console: Console, stages: Sequence[Mapping[str, Any]]) -> None:
         total = stage["in"]
         table.add_row(f"[bold]{escape(stage['name'])}[/]", f"{total:,}", "")
         for reason, count in sorted(stage["dropped"].items(), key=lambda each: (-each[1], each[0])):
-            table.add_row(f"  {escape(reason)}", f"{-count:,}", _share(count, total))
+            table.add_row(f"  {escape(reason)}", f"{-count:,}", share(count, total))
         for note, count in sorted(stage["notes"].items()):
-            table.add_row(f"  {escape(note)}, kept", f"{count:,}", _share(count, total))
-        table.add_row("  kept", f"{stage['out']:,}", _share(stage["out"], total))
+            table.add_row(f"  {escape(note)}, kept", f"{count:,}", share(count, total))
+        table.add_row("  kept", f"{stage['out']:,}", share(stage["out"], total))
     console.print(table)
 
 
-def _share(part: int, whole: int) -> str:
+def share(part: int, whole: int) -> str:
+    """Return a part in percent of the whole; a dash if the whole is nothing."""
     return f"{100 * part / whole:.1f}%" if whole else "–"

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 
 from model_export.curation.dataset import read_dataset, versions
 from model_export.curation.making import ShardMaker
-from model_export.curation.output import Output, sha256_of
+from model_export.curation.output import Output
 from model_export.curation.pieces import InputFile, Piece, file_digest, plan
 from model_export.curation.progress import CurationProgress
 from model_export.curation.recipe import recorded_curation
 from model_export.curation.workers import run_tasks
 from model_export.data.locations import is_url
 from model_export.errors import CurationError, DataError
+from model_export.files import sha256_of
 
 
 @dataclass(frozen=True)

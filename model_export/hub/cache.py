@@ -16,7 +16,8 @@ from huggingface_hub.errors import RevisionResolutionError
 from huggingface_hub.file_download import repo_folder_name
 
 from model_export.errors import SourceError
-from model_export.hub.download import LIBRARY, SHA256, download, received, sha256_of, wrong_digest
+from model_export.files import sha256_of
+from model_export.hub.download import LIBRARY, SHA256, download, received, wrong_digest
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 

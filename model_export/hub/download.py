@@ -4,7 +4,6 @@ The hub's own client (2.4) deletes a partial file when a download fails, and com
 stay as ``blobs/SHA256.incomplete``, and the next try asks for the rest. Plain HTTP, never Xet, which cannot resume.
 """
 
-import hashlib
 import re
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined] # public, but 
 )
 
 from model_export.errors import SourceError
+from model_export.files import sha256_of
 
 LIBRARY: Final = "anyclass"
 """The client's name in requests to the hub."""
@@ -87,12 +87,6 @@ def received(blob: Path) -> int:
         if path.exists():
             return path.stat().st_size
     return 0
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's sha256 in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def wrong_digest(title: str, *, expected: str, actual: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 from torch.futures import Future as TorchFuture
 
+from model_export.files import sha256_of, sync
 from model_export.training.checkpoints import (
     KEEP,
     METADATA,
@@ -29,7 +29,6 @@ from model_export.training.checkpoints import (
     STATE,
     SUMS,
     State,
-    file_digest,
     newest_step,
     reason,
     silence_torch,
@@ -194,7 +193,7 @@ class _Writer(FileSystemWriter):
             written = super().write_data(plan, planner)
             written.wait()
             for file in Path(self.path).glob(f"{plan.storage_data.prefix}*"):
-                file.with_name(file.name + _DIGEST).write_text(file_digest(file), "ascii")
+                file.with_name(file.name + _DIGEST).write_text(sha256_of(file), "ascii")
         except Exception as exc:
             raise _behind(exc) from exc
         return written
@@ -204,17 +203,17 @@ class _Writer(FileSystemWriter):
         super().finish(metadata, results)
         folder = Path(self.path)
         _write(folder / STATE, self._state.model_dump_json(indent=2) + "\n")
-        sums = {name: file_digest(folder / name) for name in (METADATA, STATE)}
+        sums = {name: sha256_of(folder / name) for name in (METADATA, STATE)}
         for file in folder.glob(f"*{_DIGEST}"):
             sums[file.name.removesuffix(_DIGEST)] = file.read_text("ascii")
             file.unlink()
         _write(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-        _sync(folder)
+        sync(folder)
         whole = folder.with_suffix("")
         if whole.exists():
             shutil.rmtree(whole)  # a corrupt one, before which the run went on
         folder.rename(whole)
-        _sync(self._folder)
+        sync(self._folder)
         _prune(self._folder, self._state.step)
 
 
@@ -239,16 +238,5 @@ def _behind(exc: Exception) -> Exception:
 
 
 def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    path.write_text(text, encoding="utf-8")
+    sync(path)

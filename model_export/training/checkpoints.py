@@ -7,7 +7,6 @@ state, and ``SHA256SUMS`` the digests of all these files.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from model_export.errors import TrainingError, first_line
-from model_export.files import Section
+from model_export.files import Section, sha256_of
 from model_export.training.ranks import Ranks
 
 FOLDER = "checkpoints"
@@ -157,17 +156,11 @@ def _read_sums(path: Path) -> dict[str, str]:
 def _first_problem(path: Path, names: Iterable[str], sums: Mapping[str, str]) -> str | None:
     for name in names:
         try:
-            if file_digest(path / name) != sums[name]:
+            if sha256_of(path / name) != sums[name]:
                 return f"{name} is corrupt (its digest is not the one in {SUMS})"
         except (OSError, ValueError) as exc:
             return f"{name} cannot be read ({getattr(exc, 'strerror', None) or first_line(exc)})"
     return None
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def reason(exc: BaseException) -> str:

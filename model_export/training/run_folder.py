@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
-
 from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.training_run import WEIGHTS
 from model_export.errors import TrainingError
+from model_export.files import locked
 from model_export.training import checkpoints
 from model_export.training.recipe import Recipe, read_recipe
 from model_export.training.recipe_digest import digest
-
-_LOCK = ".lock"
 
 
 @contextmanager
@@ -27,16 +24,9 @@ def kept_to_one_training(run: Path) -> Iterator[None]:
         TrainingError: another training writes to it.
     """
     run.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        msg = f"{run}: another training writes to this folder; wait for its end, or name another folder with --out"
-        raise TrainingError(msg) from error
-    try:
+    refusal = f"{run}: another training writes to this folder; wait for its end, or name another folder with --out"
+    with locked(run, TrainingError(refusal)):
         yield
-    finally:
-        lock.release()
 
 
 def what_is_kept(run: Path, recipe_path: Path, recipe: Recipe) -> str:

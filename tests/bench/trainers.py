@@ -223,7 +223,7 @@ def start_theirs(case: Case, data: Path) -> Training:
 
 
 def arguments_of(case: Case, data: Path) -> list[str]:
-    """Return the arguments of open_clip's trainer for what `recipe_of` says; a batch there is one process's."""
+    """Return open_clip's arguments for the recipe of `recipe_of`; its batch size counts one process."""
     last = max(data.glob("*.tar")).stem
     options: dict[str, object] = {
         "train-data": f"{data}/{{000..{last}}}.tar",

@@ -25,7 +25,7 @@ class Pieces:
 
     @property
     def long(self) -> bool:
-        """Return whether there is more than one piece."""
+        """Return whether the body takes more than one piece."""
         return bool(self._full)
 
     def add(self, chunk: bytes | memoryview) -> None:

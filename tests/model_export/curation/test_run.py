@@ -114,7 +114,7 @@ def test_nothing_is_lost_or_doubled_by_kills_of_driver_and_workers(data: list[st
 
 
 def test_processes_end_with_a_killed_driver(data: list[str], tmp_path: Path) -> None:
-    """They would otherwise work for nobody."""
+    """Without a driver their shards would never be recorded."""
     process = curating(tmp_path / "data", tmp_path / "out", workers=2, seconds=30)
     pids = tmp_path / "out.pids"
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) > 1, within_s=PATIENCE_S)

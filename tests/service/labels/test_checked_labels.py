@@ -67,7 +67,7 @@ class Watched(list[str]):
 
 
 async def test_work_on_labels_ends_with_its_request() -> None:
-    """Thousands of marks to be ordered take seconds, in which later requests would wait for nobody's answer."""
+    """Ordering thousands of marks takes seconds, and later requests would wait for an abandoned answer."""
     known = KnownLabels(max_labels=5_000, max_chars=50)
     labels = Watched(map(str, range(5_000)))
     abandoned = asyncio.create_task(known.check(labels))
