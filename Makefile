@@ -164,7 +164,7 @@ bench-nonreaders: dev ## Memory, stop and batches beside clients that never read
 # --- upkeep ---
 
 dev: ## Make .venv-dev, with everything for both commands and the tests (docs/install.md)
-	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,curate,dev
+	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,curate,scale,dev
 
 wheel: dev ## Build the wheel into dist/
 	@$(DEV)python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
