@@ -3,8 +3,8 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks format train-demo export-demo \
-        export-sizes verify-demo wheel bench bench-curate bench-gpu bench-engines bench-export bench-match \
+.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks format demo-data train-demo \
+        export-demo export-sizes verify-demo wheel bench bench-curate bench-gpu bench-engines bench-export bench-match \
         bench-nonreaders bench-plan bench-queries bench-checkpoints bench-stalls bench-train constraints licences \
         k8s-render k8s-secret alert-rules docker-lint clean
 
@@ -97,6 +97,9 @@ docker-lint: dev ## Lint the Dockerfile (hadolint, if built for this machine)
 	 else echo "docker-lint: skipped, hadolint has no package for this machine"; fi
 
 # --- models ---
+
+demo-data: dev ## Prepare the demo model's pairs (FROM=folder of the sources, DATA=folder to write; docs/demo-model.md)
+	@$(DEV)python scripts/demo_data.py $(FROM) $(DATA)
 
 train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIPE=, RUN=folder, FROM=run; RESUME=1 continues)
 	@$(DEV)anyclass-export train $(RECIPE) --data $(DATA) --out $(RUN) $(if $(FROM),--from $(FROM)) $(if $(RESUME),--resume)

@@ -73,9 +73,13 @@ def main() -> int:
             case = Case(model, _BATCHES[model], processes, options.threads)
             console.print(f"{case.name}: batch {case.batch}", highlight=False)
             try:
-                found.append((case, _measured(case, options.rounds, options.seconds)))
+                turns = _measured(case, options.rounds, options.seconds)
             except Unavailable as reason:
                 console.print(f"{case.name}: left out. {reason}", markup=False)
+                continue
+            found.append((case, turns))
+            # The whole takes minutes: a run that is stopped has shown the cases before.
+            console.print(sentence(case, turns), highlight=False)
     versions = installed(ENVIRONMENT.python, ["torch", "torchvision", "open-clip-torch", "webdataset", "pillow"])
     about = f"{', '.join(f'{name} {version}' for name, version in versions.items())}; bf16, {options.threads} threads"
     console.print(table(found, about=f"{about}; load {os.getloadavg()[0]:.1f}"))
@@ -146,6 +150,13 @@ def table(found: Sequence[tuple[Case, dict[str, list[Turn]]]], *, about: str) ->
     for case, turns in found:
         shown.add_row(*row(case, turns))
     return shown
+
+
+def sentence(case: Case, turns: dict[str, list[Turn]]) -> str:
+    """Return the result of a case as a line."""
+    ratio = statistics.median(ratios(turns[OURS], turns[THEIRS]))
+    rates = ", ".join(f"{name} {rate(turns[name], case.batch):.1f}" for name in (OURS, THEIRS))
+    return f"{case.name}: {rates} pairs/s, {ratio:.2f}x"
 
 
 def row(case: Case, turns: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from model_export.training.recipe import read_recipe
-from tests.bench.train import Turn, cpu_ms, rate, ratios, row
+from tests.bench.train import Turn, cpu_ms, rate, ratios, row, sentence
 from tests.bench.trainers import OURS, THEIRS, Case, arguments_of, recipe_of, tree
 from tests.bench.training_data import captions
 from tests.support.waiting import wait_until
@@ -31,6 +31,7 @@ def test_figures_are_medians_of_the_turns() -> None:
     assert cells[3:7] == ["64.0", "32.0", "2.00x", "2.00-3.00"]
     assert cells[-1] == ">= 1.2x: yes"
     assert row(CASE, {OURS: theirs, THEIRS: ours})[-1] == ">= 1.2x: no"
+    assert sentence(CASE, {OURS: ours, THEIRS: theirs}) == "ViT-B-32-2: anyclass 64.0, open_clip 32.0 pairs/s, 2.00x"
 
 
 def test_both_trainers_are_asked_for_the_same(tmp_path: Path) -> None:
