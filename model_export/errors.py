@@ -9,6 +9,7 @@
     · LostRankError
     · OtherRankError
   * CurationError
+  * DriverError
   * SourceError
     · HubUnreachableError, in hub/errors.py
   * ExportError
@@ -60,6 +61,10 @@ class OtherRankError(TrainingError):
 
 class CurationError(ModelExportError):
     """A curation cannot start, go on, or be verified."""
+
+
+class DriverError(ModelExportError):
+    """Tasks cannot be run: processes are killed, or a cluster is not reached."""
 
 
 class SourceError(ModelExportError):

@@ -65,9 +65,10 @@ def verify(
     """Make shards again from their inputs, and name every input and shard that differs."""
     from model_export.curation.progress import CurationProgress
     from model_export.curation.verification import verify_dataset
+    from model_export.drivers.local import LocalDriver
 
     with CurationProgress(Console(stderr=True)) as progress:
-        found = verify_dataset(dataset, progress, only=shard or (), workers=workers)
+        found = verify_dataset(dataset, progress, only=shard or (), driver=LocalDriver(workers))
     console = Console()
     for note in found.notes:
         say(console, f"[yellow]note:[/] {escape(note)}")
@@ -84,9 +85,10 @@ def _run(recipe: "Recipe", out: Path, workers: int, json_file: Path | None) -> N
     from model_export.curation.recipe import curation_of
     from model_export.curation.run import curate as make
     from model_export.curation.stage_report import show_stages
+    from model_export.drivers.local import LocalDriver
 
     with CurationProgress(Console(stderr=True)) as progress:
-        content = make(curation_of(recipe, out, workers=workers), progress)
+        content = make(curation_of(recipe, out, LocalDriver(workers)), progress)
     console, stages = Console(), content["stages"]
     show_stages(console, stages)
     say(
@@ -118,6 +120,7 @@ def queries(
     from model_export.curation.query_list import write_queries
     from model_export.curation.query_sources import QuerySources, make_queries
     from model_export.data.patterns import expand_ranges
+    from model_export.drivers.local import LocalDriver
     from model_export.errors import DataError
 
     if not (text or titles or wordnet):
@@ -125,7 +128,7 @@ def queries(
     names = [each for name in text or () for each in expand_ranges(name)]
     sources = QuerySources(names, text_column, titles or (), wordnet, least, least_pmi, least_views)
     with CurationProgress(Console(stderr=True)) as progress:
-        found = make_queries(sources, progress, workers=workers)
+        found = make_queries(sources, progress, driver=LocalDriver(workers))
     write_queries(out, found)
     counts = ", ".join(f"{count:,} {source}" for source, count in Counter(query.source for query in found).items())
     say(Console(), f"[green]wrote[/] {escape(str(out))}: {len(found):,} queries ({counts})")

@@ -48,6 +48,7 @@ def filter_pairs(
     from model_export.curation.stage import Stage
     from model_export.curation.stage_report import show_stages
     from model_export.curation.text_filter import TextFilter
+    from model_export.drivers.local import LocalDriver
     from model_export.errors import CurationError
 
     stages: list[Stage] = []
@@ -59,7 +60,7 @@ def filter_pairs(
         raise CurationError("nothing to filter: give --text or --images")
     columns = InputColumns(text=text_column, image=image_column)
     with CurationProgress(Console(stderr=True)) as progress:
-        content = run(Curation(data, stages, out, columns, workers=workers), progress)
+        content = run(Curation(data, stages, out, columns, driver=LocalDriver(workers)), progress)
     show_stages(Console(), content["stages"])
     say(Console(), f"[green]wrote[/] {escape(str(out))}")
 
@@ -93,8 +94,8 @@ def balance(
     from model_export.curation.run import Curation
     from model_export.curation.run import curate as run
     from model_export.curation.stage_report import show_stages
-    from model_export.curation.workers import run_tasks
     from model_export.data.patterns import file_names
+    from model_export.drivers.local import LocalDriver
 
     if plot:
         check_balance_plot(plot)
@@ -102,12 +103,13 @@ def balance(
     wanted = read_queries(queries)
     names = file_names(data)
     with CurationProgress(Console(stderr=True)) as progress:
-        over = partial(Passes, run_tasks=partial(run_tasks, workers=workers, name=str))
+        driver = LocalDriver(workers)
+        over = partial(Passes, run_tasks=driver.run)
         passes = over(names, begin=progress.begin, advance=progress.advance)
         matched = counted(counts, passes, len(wanted.queries), wanted.digest).matched
         plan = plan_balance(passes, settings, matched)
         notes = {"queries": wanted.digest}
-        content = run(Curation(data, [plan], out, notes=notes, workers=workers), progress)
+        content = run(Curation(data, [plan], out, notes=notes, driver=driver), progress)
         made = over(file_names([str(out)]), begin=progress.begin, advance=progress.advance)
         kept = count_matches(made, len(wanted.queries))
     console = Console()

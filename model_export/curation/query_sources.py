@@ -14,10 +14,12 @@ from model_export.curation.progress import CurationProgress
 from model_export.curation.query_list import LONGEST, Query
 from model_export.curation.text_counts import PAIRS, WORDS, PieceCounter, text_pieces, totals
 from model_export.curation.word_cuts import normalise
-from model_export.curation.workers import run_tasks
+from model_export.drivers.driver import Driver
+from model_export.drivers.local import LocalDriver
 from model_export.errors import DataError
 
 _SYNSETS: Final = ("data.noun", "data.verb", "data.adj", "data.adv")
+_HERE: Final = LocalDriver()
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class QuerySources:
     least_views: int = 1_000
 
 
-def make_queries(sources: QuerySources, progress: CurationProgress, *, workers: int = 1) -> list[Query]:
+def make_queries(sources: QuerySources, progress: CurationProgress, *, driver: Driver = _HERE) -> list[Query]:
     """Return the queries of all sources; one that an earlier source has is not listed again.
 
     Raises:
@@ -51,7 +53,7 @@ def make_queries(sources: QuerySources, progress: CurationProgress, *, workers: 
     """
     queries: dict[str, Query] = {}
     for found in (
-        _of_texts(sources, progress, workers),
+        _of_texts(sources, progress, driver),
         _of_titles(sources),
         _of_synsets(sources.wordnet) if sources.wordnet else (),
     ):
@@ -73,14 +75,14 @@ def pmi(both: int, first: int, second: int, words: int) -> float:
     return math.log2(both * words) - math.log2(first * second)
 
 
-def _of_texts(sources: QuerySources, progress: CurationProgress, workers: int) -> Iterator[Query]:
+def _of_texts(sources: QuerySources, progress: CurationProgress, driver: Driver) -> Iterator[Query]:
     pieces = text_pieces(sources.texts, sources.column)
     if not pieces:
         return
     with tempfile.TemporaryDirectory() as name:
         folder, total = Path(name), 0
         progress.begin("pieces of text", len(pieces))
-        for words in run_tasks(PieceCounter(folder), pieces, workers=workers, name=lambda piece: piece.name):
+        for words in driver.run(PieceCounter(folder), pieces, name=lambda piece: piece.name):
             total += words
             progress.advance(f"{total:,} words")
         counts = dict[str, int]()

@@ -15,6 +15,7 @@ from model_export.curation.run import Curation
 from model_export.curation.stage import Stage
 from model_export.curation.text_filter import TextFilter
 from model_export.data.locations import is_url
+from model_export.drivers.driver import Driver
 from model_export.errors import RecipeError, SourceError
 from model_export.files import Section, checked
 
@@ -92,7 +93,7 @@ def read_recipe(path: Path) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def curation_of(recipe: Recipe, out: Path, *, workers: int) -> Curation:
+def curation_of(recipe: Recipe, out: Path, driver: Driver) -> Curation:
     """Return the curation that a recipe describes.
 
     Raises:
@@ -109,7 +110,7 @@ def curation_of(recipe: Recipe, out: Path, *, workers: int) -> Curation:
         columns=InputColumns(**recipe.data.columns.model_dump()),
         sizes=PieceSizes(recipe.output.shard_mib * 2**20, recipe.output.table_mib * 2**20),
         notes={"settings": settings},
-        workers=workers,
+        driver=driver,
         companions={QUERIES_COPY: Path(recipe.match.queries)} if recipe.match else {},
     )
 

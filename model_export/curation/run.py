@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from model_export.curation.output import Output, json_bytes, read_json, write_wh
 from model_export.curation.pieces import InputColumns, InputFile, Piece, PieceSizes, file_digest, in_order, plan
 from model_export.curation.progress import CurationProgress
 from model_export.curation.stage import Stage
-from model_export.curation.workers import run_tasks
 from model_export.data.locations import describe, is_url
 from model_export.data.patterns import file_names
+from model_export.drivers.driver import Driver
+from model_export.drivers.local import LocalDriver
 from model_export.errors import DataError
 
 
@@ -32,7 +32,7 @@ class Curation:
         columns: names in the data.
         sizes: of pieces and tables.
         notes: more for ``recipe`` in `dataset.json`, such as the query list; decides the data set.
-        workers: processes.
+        driver: runs the tasks.
         companions: files to copy into the output folder, by their names there.
     """
 
@@ -42,7 +42,7 @@ class Curation:
     columns: InputColumns = field(default_factory=InputColumns)
     sizes: PieceSizes = field(default_factory=PieceSizes)
     notes: Mapping[str, Any] = field(default_factory=dict)
-    workers: int = 1
+    driver: Driver = field(default_factory=LocalDriver)
     companions: Mapping[str, Path] = field(default_factory=dict)
 
     @property
@@ -56,30 +56,29 @@ class Curation:
         }
 
 
-def curate(
-    curation: Curation, progress: CurationProgress, started: Callable[[int], None] = lambda _: None
-) -> dict[str, Any]:
+def curate(curation: Curation, progress: CurationProgress) -> dict[str, Any]:
     """Make a data set, or the rest of one, and return the content of its `dataset.json`.
 
     Args:
         curation: stages and data.
         progress: of files and shards.
-        started: called with the id of each process.
 
     Raises:
         CurationError: the folder is in use, or holds something else; or it cannot be written.
         DataError: the data cannot be read.
+        DriverError: a node of the cluster does not see the folder, or processes are killed.
     """
     names = file_names(curation.data)
     if not names:
         raise DataError("no data: name Parquet or tar files, or folders of them")
     output = Output(curation.out)
     with output.locked():
+        curation.driver.check_folder(output.folder)
         output.claim("recipe", curation.recipe)
         for name, source in curation.companions.items():
             with writing(curation.out / name):
                 write_whole(curation.out / name, source.read_bytes())
-        digests = _digests(output, names, curation.workers, progress)
+        digests = _digests(output, names, curation.driver, progress)
         files = in_order(names, digests)
         output.claim("inputs", {_beside(output, file.name): file.digest for file in files})
         pieces = plan(files, curation.columns, curation.sizes)
@@ -87,7 +86,7 @@ def curate(
         records = []
         progress.begin("shards", len(pieces))
         seen = kept = 0
-        for record in run_tasks(maker, pieces, workers=curation.workers, name=_piece_name, started=started):
+        for record in curation.driver.run(maker, pieces, name=_piece_name):
             records.append(record)
             seen += record["source"]["rows"]
             kept += record["rows"]
@@ -99,7 +98,7 @@ def curate(
     return content
 
 
-def _digests(output: Output, names: Sequence[str], workers: int, progress: CurationProgress) -> dict[str, str]:
+def _digests(output: Output, names: Sequence[str], driver: Driver, progress: CurationProgress) -> dict[str, str]:
     """Return the digest of each file; unchanged files keep the digest from an earlier run."""
     known = read_json(output.digests) or {}
     marks = {name: list(describe(name)) for name in names}
@@ -107,15 +106,17 @@ def _digests(output: Output, names: Sequence[str], workers: int, progress: Curat
     todo = [name for name in dict.fromkeys(names) if name not in digests]
     progress.begin("input files", len(todo))
     try:
-        # Hashing lets other threads run; so threads do, and start at once.
-        with ThreadPoolExecutor(workers) as threads:
-            for name, digest in zip(todo, threads.map(file_digest, todo), strict=True):
-                digests[name] = digest
-                progress.advance()
+        for name, digest in driver.run(_named_digest, todo, threads=True):
+            digests[name] = digest
+            progress.advance()
     finally:
         with writing(output.digests):
             write_whole(output.digests, json_bytes({name: [marks[name], digests[name]] for name in digests}))
     return digests
+
+
+def _named_digest(name: str) -> tuple[str, str]:
+    return name, file_digest(name)
 
 
 def _piece_name(piece: Piece) -> str:

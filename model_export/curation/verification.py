@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow.parquet as pq
 
@@ -18,10 +17,13 @@ from model_export.curation.output import Output
 from model_export.curation.pieces import InputFile, Piece, file_digest, plan
 from model_export.curation.progress import CurationProgress
 from model_export.curation.recipe import recorded_curation
-from model_export.curation.workers import run_tasks
 from model_export.data.locations import is_url
+from model_export.drivers.driver import Driver
+from model_export.drivers.local import LocalDriver
 from model_export.errors import CurationError, DataError
 from model_export.files import sha256_of
+
+_HERE: Final = LocalDriver()
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,16 @@ class Verified:
     notes: tuple[str, ...]
 
 
-def verify_dataset(folder: Path, progress: CurationProgress, *, only: Sequence[str] = (), workers: int = 1) -> Verified:
+def verify_dataset(
+    folder: Path, progress: CurationProgress, *, only: Sequence[str] = (), driver: Driver = _HERE
+) -> Verified:
     """Read every input again, and make shards again.
 
     Args:
         folder: of the data set.
         progress: of files and shards.
         only: names of the shards to make again; all if it is empty.
-        workers: processes.
+        driver: runs the tasks.
 
     Raises:
         CurationError: the folder holds no data set, or no shard of such a name.
@@ -67,7 +71,7 @@ def verify_dataset(folder: Path, progress: CurationProgress, *, only: Sequence[s
     for stage, recorded in zip(curation.stages, made_by, strict=True):
         if stage.digest != recorded["digest"]:
             problems.append(f"stage {stage.name}: its rules, its model or its query list are others here")
-    intact = _unchanged(folder, content["inputs"], problems, progress, workers)
+    intact = _unchanged(folder, content["inputs"], problems, progress, driver)
     pieces = {_key(piece.source): piece for piece in plan(intact, curation.columns, curation.sizes)}
     tasks = [
         replace(pieces[_key(record["source"])], number=int(Path(record["shard"]).stem))
@@ -77,7 +81,7 @@ def verify_dataset(folder: Path, progress: CurationProgress, *, only: Sequence[s
     again = _Again(ShardMaker(curation.stages, curation.columns, Output(folder)))
     progress.begin("shards", len(tasks))
     notes: list[str] = []
-    for piece, digest, same_rows in run_tasks(again, tasks, workers=workers, name=lambda each: each.shard):
+    for piece, digest, same_rows in driver.run(again, tasks, name=lambda each: each.shard):
         shard = f"{piece.shard}.parquet"
         if same_rows is None:
             problems.append(f"{shard}: is missing or cannot be read")
@@ -113,25 +117,26 @@ class _Again:
 
 
 def _unchanged(
-    folder: Path, inputs: Sequence[dict[str, Any]], problems: list[str], progress: CurationProgress, workers: int
+    folder: Path, inputs: Sequence[dict[str, Any]], problems: list[str], progress: CurationProgress, driver: Driver
 ) -> list[InputFile]:
     """Return the inputs with the bytes that were recorded; add a line for each other one."""
     files = [InputFile(_from_here(folder, each["name"]), each["sha256"]) for each in inputs]
     progress.begin("input files", len(files))
-    with ThreadPoolExecutor(workers) as threads:
-        for file, found in zip(files, threads.map(_digest_or_reason, files), strict=True):
-            if found != file.digest:
-                problems.append(found if found.startswith(file.name) else f"{file.name}: its bytes are not those read")
-            progress.advance()
-    bad = {problem.partition(":")[0] for problem in problems}
-    return [file for file in files if file.name not in bad]
+    found = {}
+    for name, problem in driver.run(_problem, files, name=lambda file: file.name, threads=True):
+        found[name] = problem
+        progress.advance()
+    problems += [problem for file in files if (problem := found[file.name])]
+    return [file for file in files if not found[file.name]]
 
 
-def _digest_or_reason(file: InputFile) -> str:
+def _problem(file: InputFile) -> tuple[str, str]:
+    """Return the name of a file, and what is wrong with it, or nothing."""
     try:
-        return file_digest(file.name)
+        changed = file_digest(file.name) != file.digest
     except DataError as error:
-        return str(error)
+        return file.name, str(error)
+    return file.name, f"{file.name}: its bytes are not those read" if changed else ""
 
 
 def _key(source: dict[str, Any]) -> tuple[str, int, int]:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from model_export.curation.progress import CurationProgress
 from model_export.curation.query_sources import QuerySources, make_queries
+from model_export.drivers.local import LocalDriver
 from tests.bench.matching import SYLLABLES, report
 
 WORDS = 1_000_000
@@ -45,7 +46,7 @@ def main() -> None:
         path = Path(folder) / "text.txt"
         write_text(path, wanted.megabytes)
         started = time.monotonic()
-        found = make_queries(QuerySources([str(path)]), progress, workers=wanted.workers)
+        found = make_queries(QuerySources([str(path)]), progress, driver=LocalDriver(wanted.workers))
         took, size = time.monotonic() - started, path.stat().st_size / 1e6
     of_parent, of_children = (
         resource.getrusage(who).ru_maxrss / 1000 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

@@ -16,6 +16,7 @@ from model_export.curation.pieces import PieceSizes
 from model_export.curation.progress import CurationProgress
 from model_export.curation.run import Curation, curate
 from model_export.curation.stage import TEXT, StageResult, digest_of, split
+from model_export.drivers.local import LocalDriver
 
 WORDS = ("dog", "cat", "red", "car", "tree", "house", "IMG", "blue", "boat", "sky")
 SMALL = PieceSizes(piece=4_000, table=1_000)
@@ -67,11 +68,8 @@ def main(data: str, out: str, workers: str, seconds: str) -> None:
     """Curate the files of a folder, and write the ids of the processes behind one another into ``OUT.pids``."""
     stages = (Without("IMG", float(seconds)), Without("sky", name="without sky"))
     with Path(f"{out}.pids").open("a", encoding="ascii", buffering=1) as pids, quiet() as progress:
-        curate(
-            Curation([data], stages, Path(out), sizes=SMALL, workers=int(workers)),
-            progress,
-            started=lambda pid: print(pid, file=pids),
-        )
+        driver = LocalDriver(int(workers), started=lambda pid: print(pid, file=pids))
+        curate(Curation([data], stages, Path(out), sizes=SMALL, driver=driver), progress)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 from model_export.curation import text_counts
 from model_export.curation.query_list import Query, read_queries, write_queries
 from model_export.curation.query_sources import QuerySources, make_queries
+from model_export.drivers.local import LocalDriver
 from model_export.errors import DataError
 from tests.support.curating import quiet
 
@@ -18,7 +19,7 @@ from tests.support.curating import quiet
 def made(*, workers: int = 1, **sources: object) -> list[Query]:
     """Make a list."""
     with quiet() as progress:
-        return make_queries(QuerySources(**sources), progress, workers=workers)  # type: ignore[arg-type]
+        return make_queries(QuerySources(**sources), progress, driver=LocalDriver(workers))  # type: ignore[arg-type]
 
 
 def corpus(path: Path, lines: int) -> list[list[str]]:

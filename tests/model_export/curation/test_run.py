@@ -15,6 +15,7 @@ from model_export.curation.run import Curation, curate
 from model_export.data.opening import open_pairs
 from model_export.data.parquet import PairColumns
 from model_export.data.reader import PairReader
+from model_export.drivers.local import LocalDriver
 from model_export.errors import CurationError, DataError
 from tests.support.curating import SMALL, Without, content_of, quiet, write_texts
 from tests.support.places import ROOT
@@ -31,7 +32,7 @@ STAGES = (Without("IMG"), Without("sky", name="without sky"))
 def run(data: list[str], out: Path, *, workers: int = 1, stages: tuple[Without, ...] = STAGES) -> dict[str, bytes]:
     """Curate, and return the data set."""
     with quiet() as progress:
-        curate(Curation(data, stages, out, sizes=SMALL, workers=workers), progress)
+        curate(Curation(data, stages, out, sizes=SMALL, driver=LocalDriver(workers)), progress)
     return content_of(out)
 
 

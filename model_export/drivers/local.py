@@ -1,7 +1,6 @@
-"""Run a function on many tasks in several processes of this machine.
+"""Run tasks in processes of this machine.
 
-Ray does the same on a cluster: a function that can be pickled, tasks, results in any order. The task of a process that
-is killed goes to another one. Processes end with the one that started them.
+The task of a process that is killed goes to another one. Processes end with the one that started them.
 """
 
 from __future__ import annotations
@@ -14,12 +13,14 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from model_export.errors import CurationError, ModelExportError
+from model_export.errors import DriverError, ModelExportError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -28,33 +29,53 @@ _MOST_ATTEMPTS: Final = 3
 _SPAWN: Final = multiprocessing.get_context("spawn")
 
 
-def run_tasks(
-    function: Callable[[_Task], _Result],
-    tasks: Sequence[_Task],
-    *,
-    workers: int,
-    name: Callable[[_Task], str],
-    started: Callable[[int], None] = lambda _: None,
-) -> Iterator[_Result]:
-    """Yield the result of each task as it comes: in this process for one worker, else in ``workers`` processes.
+@dataclass(frozen=True)
+class LocalDriver:
+    """Runs tasks in this process for one worker, else in several.
 
-    Args:
-        function: pure, but for files that it commits; can be pickled.
-        tasks: can be pickled; one at a time is sent to a process.
+    Attributes:
         workers: number of processes.
-        name: of a task, for messages.
         started: called with the id of each process.
-
-    Raises:
-        ModelExportError: a task raised it; other tasks that run are abandoned.
-        CurationError: a task's process was killed several times.
     """
-    if workers == 1 or len(tasks) < 2:
-        yield from map(function, tasks)
-        return
-    pool = _Pool(function, tasks, name, started)
+
+    workers: int = 1
+    started: Callable[[int], None] = lambda _: None
+
+    def run(
+        self,
+        function: Callable[[_Task], _Result],
+        tasks: Sequence[_Task],
+        *,
+        name: Callable[[_Task], str] = str,
+        threads: bool = False,
+    ) -> Iterator[_Result]:
+        """Yield the result of each task as it comes; see `Driver`."""
+        if self.workers == 1 or len(tasks) < 2:
+            yield from map(function, tasks)
+        elif threads:
+            yield from _in_threads(function, tasks, self.workers)
+        else:
+            yield from _in_processes(function, tasks, name, self)
+
+    def check_folder(self, folder: Path) -> None:
+        """Do nothing: the processes of a machine see the same folders."""
+
+
+def _in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int) -> Iterator[_Result]:
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            for done in as_completed([threads.submit(function, task) for task in tasks]):
+                yield done.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_processes(
+    function: Callable[[_Task], _Result], tasks: Sequence[_Task], name: Callable[[_Task], str], driver: LocalDriver
+) -> Iterator[_Result]:
+    pool = _Pool(function, tasks, name, driver.started)
     try:
-        pool.start(min(workers, len(tasks)))
+        pool.start(min(driver.workers, len(tasks)))
         yield from pool.results()
     finally:
         pool.end()
@@ -138,7 +159,7 @@ class _Pool(Generic[_Task, _Result]):
         self._remove(worker)
         if worker.task is not None:
             if self._attempts[worker.task] == _MOST_ATTEMPTS:
-                raise CurationError(
+                raise DriverError(
                     f"{self._name(self._tasks[worker.task])}: the process was killed {_MOST_ATTEMPTS} times, the last "
                     f"time with exit code {worker.process.exitcode}; if memory ran out, take fewer --workers"
                 )

@@ -1,0 +1,1 @@
+"""Run a function on many tasks: in processes of this machine, or on a cluster."""
