@@ -2,6 +2,7 @@
 
 import typer
 
+from model_export.cli.curation_copies import dedup
 from model_export.cli.curation_recipes import match, queries, run, verify
 from model_export.cli.curation_stages import balance, filter_pairs
 
@@ -15,5 +16,6 @@ curate.command()(queries)
 curate.command()(run)
 curate.command()(match)
 curate.command("filter")(filter_pairs)
+curate.command()(dedup)
 curate.command()(balance)
 curate.command()(verify)

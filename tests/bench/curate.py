@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from model_export.curation.balance import Balance, BalanceSettings, Method
 from model_export.curation.balancing import Passes, count_matches, plan_balance
 from model_export.curation.text_filter import TextFilter
+from tests.bench.copies import measure_dedup
 from tests.support.made_titles import EVEN, YFCC, made_titles
 from tests.support.matched import write_shards, zipf_pairs
 
@@ -84,15 +85,23 @@ def _say(line: str) -> None:
     print(line, flush=True)  # noqa: T201 - the result
 
 
-PARTS: dict[str, Callable[[], None]] = {"filter": time_filter, "balance": time_balance}
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "filter": lambda _: time_filter(),
+    "balance": lambda _: time_balance(),
+    "dedup": lambda given: measure_dedup(given.pictures),
+}
 
 
 def main() -> None:
     """Run the named parts, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)} (all)")
-    for name in parser.parse_args().parts or PARTS:
-        PARTS[name]()
+    parser.add_argument(
+        "--pictures", nargs="+", default=[], metavar="FILE", help="Parquet files for dedup (random pictures)"
+    )
+    given = parser.parse_args()
+    for name in given.parts or PARTS:
+        PARTS[name](given)
 
 
 if __name__ == "__main__":
