@@ -20,12 +20,12 @@ from tests.support.http_server import HttpServer, http_server
 from tests.support.longest_step import longest_step
 from tests.support.redis_server import running_redis
 from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.waiting import wait_until
 
 RED = picture("red")
 RED_64 = base64.b64encode(RED).decode()
 COLOURS = ["red", "green", "blue"]
 INLINE_PROMPTS = 100
-PATIENCE = 2_000
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,20 @@ def problem_of(answer: httpx.Response) -> tuple[int, str]:
 
 def wait_ready(client: httpx.Client, name: str) -> dict[str, Any]:
     """Poll a set's status until it is no longer being computed."""
-    for _ in range(PATIENCE):
+    status: dict[str, Any] = {}
+
+    def ready() -> bool:
+        nonlocal status
         answer = client.get(f"/v1/label-sets/{name}")
-        status: dict[str, Any] = answer.json()
+        status = answer.json()
         if status["status"] != "computing":
-            return status
+            return True
         assert int(answer.headers["retry-after"]) >= 1
-    raise AssertionError("the set is computed for ever")
+        return False
+
+    # Label sets are computed in the background: polls without a pause would take the cores that it waits for.
+    wait_until(ready)
+    return status
 
 
 def test_writing_and_reading(client: httpx.Client) -> None:
