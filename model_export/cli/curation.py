@@ -2,7 +2,7 @@
 
 import typer
 
-from model_export.cli.curation_copies import dedup
+from model_export.cli.curation_copies import dedup, overlap
 from model_export.cli.curation_recipes import match, queries, run, verify
 from model_export.cli.curation_stages import balance, filter_pairs
 
@@ -18,4 +18,5 @@ curate.command()(match)
 curate.command("filter")(filter_pairs)
 curate.command()(dedup)
 curate.command()(balance)
+curate.command()(overlap)
 curate.command()(verify)

@@ -1,4 +1,4 @@
-"""The command ``curate dedup``."""
+"""The commands ``curate dedup`` and ``curate overlap``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -56,9 +56,12 @@ def dedup(
     from model_export.curation.run import curate as run
     from model_export.curation.stage_report import show_stages
     from model_export.drivers.local import LocalDriver
+    from model_export.evaluation.report import check_output
 
     if plot:
         check_balance_plot(plot)
+    if json_file:
+        check_output(json_file)
     settings = DedupSettings(methods_named(method), similarity, seed=seed)
     columns = InputColumns(id=id_column, text=text_column, image=image_column)
     driver = LocalDriver(workers)
@@ -79,3 +82,71 @@ def dedup(
                 write_whole(path, json_bytes(dedup_json(content, plan)))
         say(console, f"[green]wrote[/] {escape(str(path))}")
     say(console, f"[green]wrote[/] {escape(str(out))}")
+
+
+def overlap(
+    train: Annotated[
+        list[str], typer.Argument(metavar="TRAIN...", help="Training set: Parquet files, folders of them, or tars.")
+    ],
+    evaluation: Annotated[
+        list[str], typer.Option("--with", metavar="EVAL", help="Evaluation set, likewise; several make one set.")
+    ],
+    *,
+    method: Annotated[str, typer.Option(help="exact, near, or both with a comma; see curate dedup.")] = "exact,near",
+    similarity: Annotated[float, typer.Option(help="Least correlation of near copies.")] = 0.92,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Write the ids of the pairs that were found into this Parquet file.")
+    ] = None,
+    clean: Annotated[
+        Path | None, typer.Option(help="Write the evaluation set without these pictures into this folder.")
+    ] = None,
+    signatures: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the training set's signatures, kept for other runs. \\[default: a temporary one]"),
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column of the encoded pictures.")] = "image",
+    id_column: Annotated[str, typer.Option(help="Column of the ids, if the data have one.")] = "id",
+    workers: _Workers = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
+) -> None:
+    """Measure the share of an evaluation set whose pictures are in a training set."""
+    import tempfile
+
+    from model_export.curation.dedup import DedupSettings, methods_named
+    from model_export.curation.deduplicating import Pictures, check_ids
+    from model_export.curation.output import json_bytes, write_whole, writing
+    from model_export.curation.overlap import find_overlap, without_overlap, write_pairs
+    from model_export.curation.pieces import InputColumns
+    from model_export.curation.progress import CurationProgress
+    from model_export.curation.run import Curation
+    from model_export.curation.run import curate as run
+    from model_export.drivers.local import LocalDriver
+    from model_export.evaluation.report import check_output
+
+    settings = DedupSettings(methods_named(method), similarity)
+    for path in filter(None, (pairs, json_file)):
+        check_output(path)
+    columns = InputColumns(id=id_column, text="", image=image_column)
+    driver = LocalDriver(workers)
+    with CurationProgress(Console(stderr=True)) as progress, tempfile.TemporaryDirectory(prefix="overlap-") as folder:
+        mine = Pictures(train, columns, signatures or Path(folder) / "training", driver)
+        theirs = Pictures(evaluation, columns, Path(folder) / "evaluation", driver)
+        if clean:
+            check_ids(theirs, progress)
+        found = find_overlap(mine, theirs, settings, progress)
+        if clean:
+            run(Curation(evaluation, [without_overlap(found)], clean, columns, driver=driver), progress)
+    console = Console()
+    say(
+        console,
+        f"{found.copies:,} of {found.pictures:,} pictures of the evaluation set are among {found.training:,} of the "
+        f"training set: {100 * found.share:.2f}% ± {100 * found.error:.2f}% ({found.exact:,} exact copies)",
+    )
+    for path in filter(None, (pairs, json_file)):
+        with writing(path):
+            if path is pairs:
+                write_pairs(path, found)
+            else:
+                write_whole(path, json_bytes(found.as_json()))
+    for path in filter(None, (pairs, json_file, clean)):
+        say(console, f"[green]wrote[/] {escape(str(path))}")

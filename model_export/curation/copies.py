@@ -66,8 +66,21 @@ class Copies:
         same = (exact[rows[1:]] == exact[rows[:-1]]).all(axis=1)
         return np.stack([rows[:-1][same], rows[1:][same]], axis=1)
 
-    def near(self, similarity: float) -> Iterator[Rows]:
+    def exact_groups(self) -> list[Rows]:
+        """Return the rows of each group of exact copies."""
+        groups = Groups(self.table.keys.size)
+        groups.join(self.exact())
+        firsts = groups.firsts()
+        order = np.argsort(firsts, kind="stable")
+        starts = np.flatnonzero(np.diff(firsts[order], prepend=-1))
+        return [rows for rows in np.split(order, starts[1:]) if rows.size > 1]
+
+    def near(self, similarity: float, apart: Bits | None = None) -> Iterator[Rows]:
         """Yield pairs of near copies; of a group found so far, the first is compared.
+
+        Args:
+            similarity: least correlation.
+            apart: of each row; rows of which this is equal are not compared. All are by default.
 
         Raises:
             CurationError: more pictures than can be compared.
@@ -77,7 +90,8 @@ class Copies:
             raise CurationError(f"{rows.size:,} pictures: at most {MOST_PICTURES:,} can be compared; divide the data")
 
         def joined(some: Rows, others: Rows) -> Bits:
-            return self.groups.joined(rows[some], rows[others])
+            known = self.groups.joined(rows[some], rows[others])
+            return known if apart is None else known | (apart[rows[some]] == apart[rows[others]])
 
         near = self.table.part(rows, self.scratch)
         for pairs in near_pairs(near, similarity, self.scratch / "codes", joined, self.progress):

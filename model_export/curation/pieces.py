@@ -28,7 +28,10 @@ _FILES_AT_ONCE: Final = 16
 
 
 class InputColumns(NamedTuple):
-    """Names of the columns in the data; only the texts are required. In tars, text and label are keys of JSON."""
+    """Names of the columns in the data; only the texts are required, and not even they if their name is empty.
+
+    In tars, text and label are keys of JSON.
+    """
 
     id: str = "id"
     text: str = "text"
@@ -178,7 +181,7 @@ def checked_parquet(name: str, columns: InputColumns, *, buffer_size: int = 0) -
     """
     file = open_parquet(name, buffer_size=buffer_size)
     schema = file.schema_arrow
-    if columns.text not in schema.names:
+    if columns.text and columns.text not in schema.names:
         raise DataError(
             f"{name}: no column {columns.text!r} of texts (it has: {', '.join(schema.names)}); "
             "name yours under [data.columns], or with --text-column"
