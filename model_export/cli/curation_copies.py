@@ -26,12 +26,18 @@ def dedup(
         str,
         typer.Option(
             help="exact: the same pixels. near: the same picture, scaled, compressed, mirrored or cropped a little. "
-            "Several are joined with commas."
+            "semantic: pictures that show the same, by --vectors. Several are joined with commas."
         ),
     ] = "exact,near",
     similarity: Annotated[
         float, typer.Option(help="Least correlation of near copies; higher drops fewer pictures.")
     ] = 0.92,
+    vectors: Annotated[
+        list[str] | None,
+        typer.Option(help="Parquet files with the columns id and vector, for --method semantic."),
+    ] = None,
+    vector_column: Annotated[str, typer.Option(help="Column of the vectors: lists of floats.")] = "vector",
+    cosine: Annotated[float, typer.Option(help="Least cosine of semantic copies; higher drops fewer pictures.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Decides which of several pictures of one size stays.")] = 0,
     signatures: Annotated[
         Path | None,
@@ -54,6 +60,7 @@ def dedup(
     from model_export.curation.progress import CurationProgress
     from model_export.curation.run import Curation
     from model_export.curation.run import curate as run
+    from model_export.curation.semantic import VectorFiles
     from model_export.curation.stage_report import show_stages
     from model_export.drivers.local import LocalDriver
     from model_export.evaluation.report import check_output
@@ -62,12 +69,13 @@ def dedup(
         check_balance_plot(plot)
     if json_file:
         check_output(json_file)
-    settings = DedupSettings(methods_named(method), similarity, seed=seed)
+    settings = DedupSettings(methods_named(method), similarity, cosine, seed)
     columns = InputColumns(id=id_column, text=text_column, image=image_column)
     driver = LocalDriver(workers)
     pictures = Pictures(data, columns, signatures or out / SIGNATURES, driver)
     with CurationProgress(Console(stderr=True)) as progress:
-        plan = plan_dedup(pictures, settings, progress)
+        files = VectorFiles(vectors, vector_column) if vectors else None
+        plan = plan_dedup(pictures, settings, progress, files)
         share_digests(pictures, out)
         notes = {"dedup": settings.as_json()}
         content = run(Curation(data, [plan.stage], out, columns, notes=notes, driver=driver), progress)
@@ -112,7 +120,7 @@ def overlap(
     """Measure the share of an evaluation set whose pictures are in a training set."""
     import tempfile
 
-    from model_export.curation.dedup import DedupSettings, methods_named
+    from model_export.curation.dedup import DedupSettings, Method, methods_named
     from model_export.curation.deduplicating import Pictures, check_ids
     from model_export.curation.output import json_bytes, write_whole, writing
     from model_export.curation.overlap import find_overlap, without_overlap, write_pairs
@@ -121,9 +129,12 @@ def overlap(
     from model_export.curation.run import Curation
     from model_export.curation.run import curate as run
     from model_export.drivers.local import LocalDriver
+    from model_export.errors import CurationError
     from model_export.evaluation.report import check_output
 
     settings = DedupSettings(methods_named(method), similarity)
+    if Method.SEMANTIC in settings.methods:
+        raise CurationError("the method 'semantic' is for curate dedup; choose exact, near or both")
     for path in filter(None, (pairs, json_file)):
         check_output(path)
     columns = InputColumns(id=id_column, text="", image=image_column)

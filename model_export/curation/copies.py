@@ -14,6 +14,7 @@ from model_export.curation.dedup import DedupSettings, Method
 from model_export.curation.groups import Groups
 from model_export.curation.near import MOST_PICTURES, near_pairs
 from model_export.curation.progress import CurationProgress
+from model_export.curation.semantic import VectorFiles, semantic_pairs
 from model_export.curation.signature_table import SignatureTable
 from model_export.curation.views import Bits, Rows, contrasts
 from model_export.errors import CurationError
@@ -32,12 +33,14 @@ class Copies:
         groups: of pairs found so far, which the caller joins.
         scratch: folder for arrays.
         progress: of the search.
+        vectors: for the method ``semantic``.
     """
 
     table: SignatureTable
     groups: Groups
     scratch: Path
     progress: CurationProgress
+    vectors: VectorFiles | None = None
 
     @cached_property
     def shown(self) -> Rows:
@@ -56,8 +59,10 @@ class Copies:
         """
         if method is Method.EXACT:
             yield self.exact()
-        else:
+        elif method is Method.NEAR:
             yield from self.near(settings.similarity)
+        else:
+            yield from self.semantic(settings)
 
     def exact(self) -> Rows:
         """Return each picture that has the pixels of an earlier one, with that one: ``[pairs, 2]``."""
@@ -96,3 +101,16 @@ class Copies:
         near = self.table.part(rows, self.scratch)
         for pairs in near_pairs(near, similarity, self.scratch / "codes", joined, self.progress):
             yield rows[pairs]
+
+    def semantic(self, settings: DedupSettings) -> Iterator[Rows]:
+        """Yield pairs of pictures whose vectors are near; of a group found so far, the first is compared.
+
+        Raises:
+            CurationError: no vectors are given, or they do not fit the pairs.
+            DataError: a file of vectors cannot be read.
+        """
+        if self.vectors is None:
+            raise CurationError("--method semantic needs vectors: name Parquet files of them with --vectors")
+        rows, vectors = self.vectors.read(self.table.keys, settings.seed, self.scratch / "vectors")
+        rows = rows[self.groups.firsts(rows) == rows]
+        yield from semantic_pairs(vectors, rows, settings.cosine, self.progress)

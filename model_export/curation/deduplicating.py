@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 
 from model_export.curation.coins import Numbers
 from model_export.curation.copies import Copies
-from model_export.curation.dedup import METHODS, Dedup, DedupSettings, keys_of
+from model_export.curation.dedup import METHODS, Dedup, DedupSettings, Method, keys_of
 from model_export.curation.groups import Groups
 from model_export.curation.output import Output, write_whole, writing
 from model_export.curation.pieces import InputColumns, checked_parquet
 from model_export.curation.progress import CurationProgress
 from model_export.curation.run import Curation, curate
+from model_export.curation.semantic import VectorFiles
 from model_export.curation.signature_table import SignatureTable
 from model_export.curation.signatures import Sign
 from model_export.data.parquet import open_parquet
@@ -75,21 +76,31 @@ class Pictures:
     driver: Driver = field(default_factory=LocalDriver)
 
 
-def plan_dedup(pictures: Pictures, settings: DedupSettings, progress: CurationProgress) -> DedupPlan:
+def plan_dedup(
+    pictures: Pictures, settings: DedupSettings, progress: CurationProgress, vectors: VectorFiles | None = None
+) -> DedupPlan:
     """Find the copies among pictures.
+
+    Args:
+        pictures: to compare.
+        settings: methods and thresholds.
+        progress: of each part of the work.
+        vectors: for the method ``semantic``.
 
     Raises:
         CurationError: two pairs have one id; the data have no pictures; a folder is in use or cannot be written.
         DataError: the data cannot be read.
     """
     check_pictures(pictures)
+    if Method.SEMANTIC in settings.methods:
+        check_vectors(vectors)
     check_ids(pictures, progress)
     shards = sign(pictures, progress)
     with tempfile.TemporaryDirectory(prefix="arrays-", dir=pictures.folder) as folder:
         scratch = Path(folder)
         table = SignatureTable.read(shards, lambda ids: keys_of(ids, settings.seed), scratch)
         groups = Groups(table.keys.size)
-        copies = Copies(table, groups, scratch, progress)
+        copies = Copies(table, groups, scratch, progress, vectors)
         method = np.full(table.keys.size, _STAYS, np.uint8)
         for each in settings.methods:
             for pairs in copies.pairs(each, settings):
@@ -119,6 +130,18 @@ def check_pictures(pictures: Pictures) -> None:
                 f"{name}: no column {pictures.columns.image!r} of encoded pictures; copies are found by pictures: "
                 "name the column with --image-column"
             )
+
+
+def check_vectors(vectors: VectorFiles | None) -> None:
+    """Check the files of vectors.
+
+    Raises:
+        CurationError: no vectors are given, a file has none, or faiss is not installed.
+        DataError: a file cannot be read.
+    """
+    if vectors is None:
+        raise CurationError("--method semantic needs vectors: name Parquet files of them with --vectors")
+    vectors.check()
 
 
 def check_ids(pictures: Pictures, progress: CurationProgress) -> None:

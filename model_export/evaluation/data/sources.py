@@ -58,7 +58,8 @@ def _shards(path: Path) -> list[Path]:
             raise DataError(f"{path}: is neither a folder nor a file named .parquet or .tar")
         return [path]
     files = [file for file in sorted(path.iterdir()) if file.is_file()]
-    if any(file.is_dir() and not file.name.startswith(".") for file in path.iterdir()):
+    curated = (path / "dataset.json").is_file()  # has a folder of records beside its shards
+    if not curated and any(file.is_dir() and not file.name.startswith(".") for file in path.iterdir()):
         return [path]
     for kind in (_PARQUET, _TAR):
         if shards := [file for file in files if file.name.lower().endswith(kind)]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from model_export.evaluation.data.sources import open_data
 from tests.model_export.test_cli import in_this_process
 from tests.support.pictures import encode
 from tests.support.planted import COPIES, scene
@@ -68,7 +69,8 @@ def test_the_share_has_its_error_and_the_pairs(sets: tuple[Path, Path], tmp_path
     assert expected == [tuple(row.values()) for row in pairs.to_pylist()]
     clean = pq.read_table(tmp_path / "clean" / "00000.parquet")
     assert [f"own {seed}" for seed in range(OWN)] + ["broken"] == clean["id"].to_pylist()
-    assert "label" in clean.column_names
+    (source,) = open_data([str(tmp_path / "clean")])  # as evaluate reads it
+    assert clean["label"].to_pylist() == list(source.labels)
     assert list((tmp_path / "signatures").glob("*.parquet"))
 
 
