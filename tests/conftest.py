@@ -18,12 +18,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "anyclass")
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist, all tests run in one process
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give the tests of a file to one process, in the files' order, so that a server or an export is made once."""
-    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+    from tests.support.scheduling import FileByFile
 
     if config.getvalue("dist") != "load":  # another order was asked for
         return None
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return FileByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
