@@ -54,7 +54,7 @@ def dedup(
     from model_export.curation.balance_report import check_balance_plot
     from model_export.curation.dedup import DedupSettings, methods_named
     from model_export.curation.dedup_report import dedup_json, show_groups, write_groups_plot
-    from model_export.curation.deduplicating import SIGNATURES, Pictures, plan_dedup, share_digests
+    from model_export.curation.deduplicating import SIGNATURES, Pictures, check_folder, plan_dedup, share_digests
     from model_export.curation.output import json_bytes, write_whole, writing
     from model_export.curation.pieces import InputColumns
     from model_export.curation.progress import CurationProgress
@@ -70,6 +70,7 @@ def dedup(
     if json_file:
         check_output(json_file)
     settings = DedupSettings(methods_named(method), similarity, cosine, seed)
+    check_folder(out, settings)
     columns = InputColumns(id=id_column, text=text_column, image=image_column)
     driver = LocalDriver(workers)
     pictures = Pictures(data, columns, signatures or out / SIGNATURES, driver)

@@ -21,7 +21,7 @@ from model_export.curation.coins import Numbers
 from model_export.curation.copies import Copies
 from model_export.curation.dedup import METHODS, Dedup, DedupSettings, Method, keys_of
 from model_export.curation.groups import Groups
-from model_export.curation.output import Output, write_whole, writing
+from model_export.curation.output import Output, read_json, write_whole, writing
 from model_export.curation.pieces import InputColumns, checked_parquet
 from model_export.curation.progress import CurationProgress
 from model_export.curation.run import Curation, curate
@@ -130,6 +130,19 @@ def check_pictures(pictures: Pictures) -> None:
                 f"{name}: no column {pictures.columns.image!r} of encoded pictures; copies are found by pictures: "
                 "name the column with --image-column"
             )
+
+
+def check_folder(out: Path, settings: DedupSettings) -> None:
+    """Check before the pictures are signed that a folder holds nothing else than this removal of copies.
+
+    Raises:
+        CurationError: it holds Parquet files of something else, or of other settings.
+    """
+    found = read_json(out / "records" / "recipe.json")
+    if found is None and any(out.glob("*.parquet")):
+        raise CurationError(f"{out}: holds Parquet files of something else; name an empty folder")
+    if found is not None and found.get("dedup") != settings.as_json():
+        raise CurationError(f"{out}: holds a data set of another recipe; name another folder, or delete this one")
 
 
 def check_vectors(vectors: VectorFiles | None) -> None:

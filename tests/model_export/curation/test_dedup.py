@@ -191,6 +191,11 @@ def test_what_cannot_work_is_refused_before_pictures_are_read(raw: Path, tmp_pat
     made = in_this_process("curate", "dedup", twice, "--out", out, "--id-column", "none")
     assert 0 == made.returncode, made.stderr
     assert 2 == sum(pq.read_table(path).num_rows for path in out.glob("*.parquet"))
+    for folder, message in ((out, "of another recipe"), (tmp_path / "text", "of something else")):
+        done = in_this_process("curate", "dedup", raw, "--out", folder, "--similarity", "0.9")
+        assert 2 == done.returncode
+        assert message in done.stderr
+        assert not (folder / "records" / "signatures" / "00001.parquet").exists()
 
 
 def test_methods_are_named_and_ordered() -> None:
