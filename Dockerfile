@@ -1,9 +1,10 @@
-# The service's two images, and two for training, from one file:
+# The service's two images, two for training, and one for curation, from one file:
 #
 #   docker build --target cpu -t anyclass:0.1.0-cpu .
 #   docker build --target gpu -t anyclass:0.1.0-gpu .
 #   docker build --target training -t anyclass-training:0.1.0 .
 #   docker build --target training-ray -t anyclass-training-ray:0.1.0 .
+#   docker build --target curation-ray -t anyclass-curation-ray:0.1.0 .
 #
 # All stand on the same small base. The GPU image needs no CUDA base image: the CUDA runtime, cuBLAS, cuFFT and cuDNN
 # come as pip packages with onnxruntime-gpu[cuda,cudnn], at the versions constraints-gpu.txt pins, and the driver is the
@@ -51,6 +52,16 @@ FROM build-training AS build-training-ray
 # k8s/training-ray names this version too.
 RUN pip --python /opt/venv/bin/python install -c constraints.txt "ray[default]==2.60.0"
 
+FROM build AS build-curation-ray
+# cpu: the runtime of bundles, for vectors and scores.
+RUN pip --python /opt/venv/bin/python install -c constraints.txt ".[cpu,curate,scale]"
+# The head's dashboard, where a RayJob is submitted; k8s/curation-ray names this version too.
+RUN pip --python /opt/venv/bin/python install -c constraints.txt "ray[default]==2.60.0"
+COPY README.md LICENSE ./
+COPY service service
+COPY model_export model_export
+RUN pip --python /opt/venv/bin/python install --no-deps --force-reinstall .
+
 FROM python:3.12-slim-bookworm AS training-runtime
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -71,6 +82,9 @@ COPY --from=build-training /opt/venv /opt/venv
 
 FROM training-runtime AS training-ray
 COPY --from=build-training-ray /opt/venv /opt/venv
+
+FROM training-runtime AS curation-ray
+COPY --from=build-curation-ray /opt/venv /opt/venv
 
 FROM python:3.12-slim-bookworm AS runtime
 ENV PATH=/opt/venv/bin:$PATH \

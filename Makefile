@@ -3,9 +3,9 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks format demo-data train-demo \
+.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks kill-curation format demo-data train-demo \
         export-demo export-sizes verify-demo wheel bench bench-curate bench-gpu bench-engines bench-export bench-match \
-        bench-nonreaders bench-plan bench-queries bench-checkpoints bench-stalls bench-train constraints licences \
+        bench-nonreaders bench-plan bench-queries bench-checkpoints bench-stalls bench-train scale constraints licences \
         k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
@@ -25,7 +25,7 @@ PRECISIONS ?= fp32
 SIZE ?= ViT-B-32
 # Requests that fuzz sends
 CASES ?= 50000
-# Kills of kill-ranks
+# Kills of kill-ranks; kill-curation has 20
 KILLS ?= 10
 # Bundle and providers that bench-engines times
 BUNDLE ?= $(DEMO)
@@ -87,6 +87,10 @@ fuzz: dev ## Send generated requests to the service, far more than the tests do 
 
 kill-ranks: dev ## Kill ranks of a training with -9, KILLS=10 times in a run: its weights must be an undisturbed run's
 	@KILLS=$(KILLS) $(DEV)pytest tests/model_export/training/test_processes.py -k killed $(ARGS)
+
+kill-curation: KILLS := 20
+kill-curation: dev ## Kill driver, worker and node of a curation on Ray with -9 in turn, KILLS=20 times: its bytes must be the same
+	@KILLS=$(KILLS) $(DEV)pytest tests/model_export/drivers/test_ray_data.py -k kills_of $(ARGS)
 
 format: dev ## Rewrite the source in the project's style
 	@$(DEV)ruff check --fix-only --quiet $(SOURCES)
@@ -163,6 +167,9 @@ bench-gpu: dev redis ## The measurements of bench on a GPU: CUDA and TensorRT, V
 
 bench-nonreaders: dev ## Memory, stop and batches beside clients that never read their answers (BENCH_ARGS=--help shows the options)
 	@$(DEV)python -m tests.bench.nonreaders $(BENCH_ARGS)
+
+scale: dev ## Reckon time, machines and money for billions of pairs (SCALE_ARGS="--cores 64 --core-hour 0.03")
+	@$(DEV)python scripts/scale.py $(SCALE_ARGS)
 
 # --- upkeep ---
 

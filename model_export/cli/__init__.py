@@ -24,6 +24,8 @@ INSTALLS = "ANYCLASS_EXPORT_INSTALLS"
 
 _EXTRAS = {"curate": "curate", "verify": "convert", "evaluate": "evaluate"}
 """The extra with a command's packages; all other commands need ``train``."""
+_PACKAGES = {"ray": "scale", "torch": "train"}
+"""The extra with a package, whatever the command."""
 
 app = typer.Typer(
     name="anyclass-export",
@@ -56,7 +58,7 @@ def main() -> None:
         if os.environ.get(INSTALLS):
             raise SystemExit(PACKAGE_MISSING) from None
         command = sys.argv[1] if len(sys.argv) > 1 else ""
-        extra = "train" if exc.name == "torch" else _EXTRAS.get(command, "train")
+        extra = _PACKAGES.get(exc.name or "") or _EXTRAS.get(command, "train")
         stop(f"{exc.name} is not installed; this needs the extra {extra}: {how_to_add(extra)}", PACKAGE_MISSING)
     except KeyboardInterrupt:
         stop("stopped", INTERRUPTED)

@@ -7,13 +7,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
 from model_export.cli.output import FAILED, say
 
 if TYPE_CHECKING:
     from model_export.curation.recipe import Recipe
+    from model_export.drivers.driver import Driver
 
 _Out = Annotated[Path, typer.Option(help="Folder of the data set. A run that was stopped goes on in it.")]
-_Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 _Json = Annotated[Path | None, typer.Option("--json", help="Write the content of dataset.json to this file too.")]
 
 
@@ -21,13 +22,16 @@ def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
     out: _Out,
     *,
-    workers: _Workers = 1,
+    workers: Workers = None,
+    driver: DriverChoice = DriverName.LOCAL,
+    ray_address: RayAddress = None,
     json_file: _Json = None,
 ) -> None:
     """Run every stage that a recipe names, in order."""
     from model_export.curation.recipe import read_recipe
 
-    _run(read_recipe(recipe), out, workers, json_file)
+    with driving(driver, workers, ray_address) as chosen:
+        _run(read_recipe(recipe), out, chosen, json_file)
 
 
 def match(
@@ -42,7 +46,9 @@ def match(
     ] = False,
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     image_column: Annotated[str, typer.Option(help="Column of the images, if the data have one.")] = "image",
-    workers: _Workers = 1,
+    workers: Workers = None,
+    driver: DriverChoice = DriverName.LOCAL,
+    ray_address: RayAddress = None,
     json_file: _Json = None,
 ) -> None:
     """Find the queries that each text contains as whole words, and keep the pairs with one."""
@@ -53,22 +59,24 @@ def match(
         data=DataSection(files=tuple(data), columns=columns),
         match=MatchSection(queries=str(queries), keep_unmatched=keep_unmatched),
     )
-    _run(recipe, out, workers, json_file)
+    with driving(driver, workers, ray_address) as chosen:
+        _run(recipe, out, chosen, json_file)
 
 
 def verify(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="The folder of a data set.")],
     *,
     shard: Annotated[list[str] | None, typer.Option(help="Make this shard again only. \\[default: every one]")] = None,
-    workers: _Workers = 1,
+    workers: Workers = None,
+    driver: DriverChoice = DriverName.LOCAL,
+    ray_address: RayAddress = None,
 ) -> None:
     """Make shards again from their inputs, and name every input and shard that differs."""
     from model_export.curation.progress import CurationProgress
     from model_export.curation.verification import verify_dataset
-    from model_export.drivers.local import LocalDriver
 
-    with CurationProgress(Console(stderr=True)) as progress:
-        found = verify_dataset(dataset, progress, only=shard or (), driver=LocalDriver(workers))
+    with driving(driver, workers, ray_address) as chosen, CurationProgress(Console(stderr=True)) as progress:
+        found = verify_dataset(dataset, progress, only=shard or (), driver=chosen)
     console = Console()
     for note in found.notes:
         say(console, f"[yellow]note:[/] {escape(note)}")
@@ -79,16 +87,15 @@ def verify(
     say(console, f"[green]{escape(str(dataset))}: {found.shards:,} shards follow from their inputs[/]")
 
 
-def _run(recipe: "Recipe", out: Path, workers: int, json_file: Path | None) -> None:
+def _run(recipe: "Recipe", out: Path, driver: "Driver", json_file: Path | None) -> None:
     from model_export.curation.output import json_bytes, write_whole, writing
     from model_export.curation.progress import CurationProgress
     from model_export.curation.recipe import curation_of
     from model_export.curation.run import curate as make
     from model_export.curation.stage_report import show_stages
-    from model_export.drivers.local import LocalDriver
 
     with CurationProgress(Console(stderr=True)) as progress:
-        content = make(curation_of(recipe, out, LocalDriver(workers)), progress)
+        content = make(curation_of(recipe, out, driver), progress)
     console, stages = Console(), content["stages"]
     show_stages(console, stages)
     say(
@@ -111,7 +118,9 @@ def queries(
     least_pmi: Annotated[float, typer.Option(help="Pointwise mutual information of a pair of words, in bits.")] = 3.0,
     least_views: Annotated[int, typer.Option(min=0, help="Views of a title.")] = 1_000,
     text_column: Annotated[str, typer.Option(help="Column of the texts in Parquet files.")] = "text",
-    workers: _Workers = 1,
+    workers: Workers = None,
+    driver: DriverChoice = DriverName.LOCAL,
+    ray_address: RayAddress = None,
 ) -> None:
     """Make a query list of words, pairs of words, titles and synsets, each with its source and count."""
     from collections import Counter
@@ -120,15 +129,15 @@ def queries(
     from model_export.curation.query_list import write_queries
     from model_export.curation.query_sources import QuerySources, make_queries
     from model_export.data.patterns import expand_ranges
-    from model_export.drivers.local import LocalDriver
     from model_export.errors import DataError
 
     if not (text or titles or wordnet):
         raise DataError("no source: give --text, --titles or --wordnet")
     names = [each for name in text or () for each in expand_ranges(name)]
     sources = QuerySources(names, text_column, titles or (), wordnet, least, least_pmi, least_views)
-    with CurationProgress(Console(stderr=True)) as progress:
-        found = make_queries(sources, progress, driver=LocalDriver(workers))
+    beside = out.parent if driver is DriverName.RAY else None  # where every node sees it
+    with driving(driver, workers, ray_address) as chosen, CurationProgress(Console(stderr=True)) as progress:
+        found = make_queries(sources, progress, driver=chosen, work=beside)
     write_queries(out, found)
     counts = ", ".join(f"{count:,} {source}" for source, count in Counter(query.source for query in found).items())
     say(Console(), f"[green]wrote[/] {escape(str(out))}: {len(found):,} queries ({counts})")

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
 from model_export.cli.output import say
 
 _Data = Annotated[
@@ -15,7 +16,6 @@ _Data = Annotated[
     typer.Argument(metavar="DATA", help="Parquet files, folders of them, or WebDataset tars ({000..009}.tar)."),
 ]
 _Out = Annotated[Path, typer.Option(help="Folder for the shards and dataset.json. The same command continues there.")]
-_Workers = Annotated[int, typer.Option(min=1, help="Processes. Their number does not change a byte.")]
 
 
 def filter_pairs(
@@ -37,7 +37,9 @@ def filter_pairs(
     aspect: Annotated[float, typer.Option(help="Most times that the longer side is the shorter one.")] = 3.0,
     text_column: Annotated[str, typer.Option(help="Column of the captions.")] = "text",
     image_column: Annotated[str, typer.Option(help="Column of the encoded pictures.")] = "image",
-    workers: _Workers = 1,
+    workers: Workers = None,
+    driver: DriverChoice = DriverName.LOCAL,
+    ray_address: RayAddress = None,
 ) -> None:
     """Keep pairs with a caption in natural language, and with pictures that show something."""
     from model_export.curation.image_filter import ImageFilter
@@ -48,7 +50,6 @@ def filter_pairs(
     from model_export.curation.stage import Stage
     from model_export.curation.stage_report import show_stages
     from model_export.curation.text_filter import TextFilter
-    from model_export.drivers.local import LocalDriver
     from model_export.errors import CurationError
 
     stages: list[Stage] = []
@@ -59,8 +60,8 @@ def filter_pairs(
     if not stages:
         raise CurationError("nothing to filter: give --text or --images")
     columns = InputColumns(text=text_column, image=image_column)
-    with CurationProgress(Console(stderr=True)) as progress:
-        content = run(Curation(data, stages, out, columns, driver=LocalDriver(workers)), progress)
+    with driving(driver, workers, ray_address) as chosen, CurationProgress(Console(stderr=True)) as progress:
+        content = run(Curation(data, stages, out, columns, driver=chosen), progress)
     show_stages(Console(), content["stages"])
     say(Console(), f"[green]wrote[/] {escape(str(out))}")
 
@@ -83,7 +84,9 @@ def balance(
         Path | None, typer.Option(help="Parquet file of the queries' counts: read if it exists, else written.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw matched and kept pairs into this PNG file.")] = None,
-    workers: _Workers = 1,
+    workers: Workers = None,
+    driver: DriverChoice = DriverName.LOCAL,
+    ray_address: RayAddress = None,
 ) -> None:
     """Keep at most T pairs a query, so that frequent things do not crowd out rare ones."""
     from model_export.curation.balance import BalanceSettings, method_named
@@ -95,21 +98,19 @@ def balance(
     from model_export.curation.run import curate as run
     from model_export.curation.stage_report import show_stages
     from model_export.data.patterns import file_names
-    from model_export.drivers.local import LocalDriver
 
     if plot:
         check_balance_plot(plot)
     settings = BalanceSettings(method_named(method), most, seed)
     wanted = read_queries(queries)
     names = file_names(data)
-    with CurationProgress(Console(stderr=True)) as progress:
-        driver = LocalDriver(workers)
-        over = partial(Passes, run_tasks=driver.run)
+    with driving(driver, workers, ray_address) as chosen, CurationProgress(Console(stderr=True)) as progress:
+        over = partial(Passes, run_tasks=chosen.run)
         passes = over(names, begin=progress.begin, advance=progress.advance)
         matched = counted(counts, passes, len(wanted.queries), wanted.digest).matched
         plan = plan_balance(passes, settings, matched)
         notes = {"queries": wanted.digest}
-        content = run(Curation(data, [plan], out, notes=notes, driver=driver), progress)
+        content = run(Curation(data, [plan], out, notes=notes, driver=chosen), progress)
         made = over(file_names([str(out)]), begin=progress.begin, advance=progress.advance)
         kept = count_matches(made, len(wanted.queries))
     console = Console()

@@ -45,15 +45,23 @@ class QuerySources:
     least_views: int = 1_000
 
 
-def make_queries(sources: QuerySources, progress: CurationProgress, *, driver: Driver = _HERE) -> list[Query]:
+def make_queries(
+    sources: QuerySources, progress: CurationProgress, *, driver: Driver = _HERE, work: Path | None = None
+) -> list[Query]:
     """Return the queries of all sources; one that an earlier source has is not listed again.
+
+    Args:
+        sources: of the queries.
+        progress: of pieces of text.
+        driver: counts the texts.
+        work: folder for the counts, which every process of the driver sees; the system's temporary one by default.
 
     Raises:
         DataError: a source cannot be read, or is not UTF-8.
     """
     queries: dict[str, Query] = {}
     for found in (
-        _of_texts(sources, progress, driver),
+        _of_texts(sources, progress, driver, work),
         _of_titles(sources),
         _of_synsets(sources.wordnet) if sources.wordnet else (),
     ):
@@ -75,12 +83,13 @@ def pmi(both: int, first: int, second: int, words: int) -> float:
     return math.log2(both * words) - math.log2(first * second)
 
 
-def _of_texts(sources: QuerySources, progress: CurationProgress, driver: Driver) -> Iterator[Query]:
+def _of_texts(sources: QuerySources, progress: CurationProgress, driver: Driver, work: Path | None) -> Iterator[Query]:
     pieces = text_pieces(sources.texts, sources.column)
     if not pieces:
         return
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=work) as name:
         folder, total = Path(name), 0
+        driver.check_folder(folder)
         progress.begin("pieces of text", len(pieces))
         for words in driver.run(PieceCounter(folder), pieces, name=lambda piece: piece.name):
             total += words

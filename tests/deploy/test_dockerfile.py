@@ -67,14 +67,16 @@ def environment(name: str) -> dict[str, str]:
 
 
 SERVING = ["cpu", "gpu"]
+EXTRAS = {"training": "cpu,train", "training-ray": "cpu,train", "curation-ray": "cpu,curate,scale"}
+"""Extras of the offline half's images."""
 TRAINING = ["training", "training-ray"]
 IMAGES = pytest.mark.parametrize("image", SERVING)
-ALL_IMAGES = pytest.mark.parametrize("image", [*SERVING, *TRAINING])
+ALL_IMAGES = pytest.mark.parametrize("image", [*SERVING, *EXTRAS])
 
 
 def test_a_plain_build_is_the_cpu_image() -> None:
     """All targets exist; the one without a GPU is the default."""
-    assert {*SERVING, *TRAINING} <= STAGES.keys()
+    assert {*SERVING, *EXTRAS} <= STAGES.keys()
     assert list(STAGES)[-1] == "cpu"
 
 
@@ -114,22 +116,24 @@ def test_environment_holds_the_pinned_runtime_only(image: str) -> None:
     assert not re.search(r"\[.*(train|convert|dev).*\]|apt-get", " ".join(runs))
 
 
-@pytest.mark.parametrize("image", TRAINING)
-def test_a_training_image_has_the_pinned_extra(image: str) -> None:
-    """With torch, and the CPU's runtime for teachers that are bundles; Ray alone is not in the pins."""
+@pytest.mark.parametrize("image", EXTRAS)
+def test_an_offline_image_has_the_pinned_extras(image: str) -> None:
+    """And the CPU's runtime for bundles; those on Ray have its dashboard too."""
     runs = final(f"build-{image}", "RUN")
     assert "python -m venv --without-pip /opt/venv" in runs
-    (dependencies,) = [run for run in runs if '".[cpu,train]"' in run]
+    (dependencies,) = [run for run in runs if f'".[{EXTRAS[image]}]"' in run]
     assert "-c constraints.txt" in dependencies
-    assert (image == "training-ray") == any(
+    assert image.endswith("-ray") == any(
         re.search(r'-c constraints.txt "ray\[default\]==[\d.]+"$', run) for run in runs
     )
-    assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert re.search(
+        r"^torch==" if image in TRAINING else r"^ray==", (ROOT / "constraints.txt").read_text(), re.MULTILINE
+    )
     assert not re.search(r"apt-get|\[.*dev.*\]", " ".join(runs))
 
 
-@pytest.mark.parametrize("image", TRAINING)
-def test_a_training_image_is_a_command(image: str) -> None:
+@pytest.mark.parametrize("image", EXTRAS)
+def test_an_offline_image_is_a_command(image: str) -> None:
     """Started alone it shows the help; only /tmp is written to."""
     (entrypoint,) = final(image, "ENTRYPOINT")
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -157,7 +161,7 @@ def test_the_build_backend_is_pinned_too(image: str) -> None:
 @ALL_IMAGES
 def test_a_change_of_a_text_installs_no_dependency_again(image: str) -> None:
     """Only what decides the dependencies is copied before they are installed."""
-    extra = "cpu,train" if image in TRAINING else image
+    extra = EXTRAS.get(image, image)
     instructions = [each for stage in lineage(f"build-{image}") for each in stage.instructions]
     install = next(
         at for at, (name, arguments) in enumerate(instructions) if name == "RUN" and f'".[{extra}]"' in arguments

@@ -17,6 +17,7 @@ from model_export.curation.progress import CurationProgress
 from model_export.curation.run import Curation, curate
 from model_export.curation.stage import TEXT, StageResult, digest_of, split
 from model_export.drivers.local import LocalDriver
+from model_export.drivers.ray_data import RayDriver
 
 WORDS = ("dog", "cat", "red", "car", "tree", "house", "IMG", "blue", "boat", "sky")
 SMALL = PieceSizes(piece=4_000, table=1_000)
@@ -64,9 +65,13 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def main(data: str, out: str, workers: str, seconds: str) -> None:
+def main(data: str, out: str, workers: str, seconds: str, ray: str = "") -> None:
     """Curate the files of a folder, and write the ids of the processes behind one another into ``OUT.pids``."""
     stages = (Without("IMG", float(seconds)), Without("sky", name="without sky"))
+    if ray:
+        with RayDriver(int(workers), ray) as cluster, quiet() as progress:
+            curate(Curation([data], stages, Path(out), sizes=SMALL, driver=cluster), progress)
+        return
     with Path(f"{out}.pids").open("a", encoding="ascii", buffering=1) as pids, quiet() as progress:
         driver = LocalDriver(int(workers), started=lambda pid: print(pid, file=pids))
         curate(Curation([data], stages, Path(out), sizes=SMALL, driver=driver), progress)

@@ -1,0 +1,243 @@
+"""Tests of the driver on a cluster of three processes of Ray on this machine; it is started once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from model_export.curation.run import Curation, curate
+from model_export.drivers.driver import Driver
+from model_export.drivers.local import LocalDriver
+from model_export.drivers.ray_actor import Setting, versions
+from model_export.drivers.ray_data import RayDriver
+from model_export.errors import DataError, DriverError
+from tests.model_export.test_cli import error_of, in_this_process
+from tests.support.curating import SMALL, Without, content_of, quiet, write_texts
+from tests.support.places import ROOT
+from tests.support.ray_cluster import RayCluster, ray_cluster
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings(r"ignore:::ray(\.|$)")]
+
+ROWS = {"b.parquet": 130, "a.parquet": 45, "c.parquet": 300}
+STAGES = (Without("IMG"), Without("sky", name="without sky"))
+Curating = Callable[[Path, Path], "subprocess.Popen[str]"]
+KILLS = int(os.environ.get("KILLS", "3"))
+RUN = "import sys; from tests.support.curating import main; main(*sys.argv[1:])"
+"""Other processes do not find what the main module defines."""
+PATIENCE_S = 240.0
+"""Processes of Ray start one after another, which takes long on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """Start a cluster of two nodes."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(ROOT))
+        with ray_cluster() as started:
+            yield started
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Write three files."""
+    write_texts(tmp_path / "data", ROWS)
+    return tmp_path / "data"
+
+
+def curated(data: Path, out: Path, driver: Driver) -> dict[str, bytes]:
+    """Curate, and return the data set."""
+    with quiet() as progress:
+        curate(Curation([str(data)], STAGES, out, sizes=SMALL, driver=driver), progress)
+    return content_of(out)
+
+
+@pytest.fixture
+def curating(cluster: RayCluster) -> Iterator[Curating]:
+    """Return a function that starts a slow curation on the cluster as a process of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(data: Path, out: Path) -> "subprocess.Popen[str]":
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", RUN, data, out, "2", "0.2", cluster.address],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def shards(out: Path) -> int:
+    """Return the number of finished shards."""
+    return len(list(out.glob("records/0*.json")))
+
+
+def after_a_shard(out: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a further shard is finished."""
+    done = shards(out)
+    wait_until(lambda: shards(out) > done or process.poll() is not None, within_s=PATIENCE_S)
+    assert process.poll() is None, process.communicate()[0]
+
+
+def square(number: int) -> int:
+    """Return the square of a number; refuse 13, fail at 14."""
+    if number == 13:
+        raise DataError("13: brings bad luck; name another number")
+    if number == 14:
+        raise ValueError(number)
+    return number * number
+
+
+def killed(number: int) -> int:
+    """End the process, unless the number is odd."""
+    if number % 2 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_bytes_are_the_same_on_a_cluster(
+    data: Path, tmp_path: Path, cluster: RayCluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """For 1, 2 and 8 workers as in this process; Ray writes nothing on the terminal."""
+    wanted = curated(data, tmp_path / "here", LocalDriver())
+
+    assert 10 < len(wanted)
+    for workers in (1, 2, 8):
+        with RayDriver(workers, cluster.address) as driver:
+            assert wanted == curated(data, tmp_path / f"{workers}", driver)
+        assert not list((tmp_path / f"{workers}").rglob(".*.partial"))
+    assert ("", "") == capfd.readouterr()
+
+
+@pytest.mark.timeout(max(600, 180 * KILLS))
+def test_nothing_is_lost_or_doubled_by_kills_of_driver_worker_and_node(
+    tmp_path: Path, cluster: RayCluster, curating: Curating
+) -> None:
+    """Killed with -9 in turn, each after a further shard; a killed driver's command is given again."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_texts(data, {"a.parquet": 130, "b.parquet": 600 * KILLS})
+    wanted = curated(data, tmp_path / "here", LocalDriver())
+    process = curating(data, out)
+
+    for kill in range(KILLS):
+        after_a_shard(out, process)
+        victim = ("worker", "node", "driver")[kill % 3]
+        if victim == "worker":
+            wait_until(lambda: len(cluster.workers()) > 0, within_s=PATIENCE_S)
+            os.kill(cluster.workers()[0], signal.SIGKILL)
+        elif victim == "node":
+            cluster.kill_node()
+        else:
+            process.kill()
+            process.communicate()
+            process = curating(data, out)
+        assert process.poll() is None, "it ended before the kill"
+    after_a_shard(out, process)
+    assert shards(out) < shards(tmp_path / "here"), "too little was left to do"
+    process.kill()
+    process.communicate()
+
+    with RayDriver(2, cluster.address) as driver:
+        assert wanted == curated(data, out, driver)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_sigterm_ends_it_within_seconds(data: Path, tmp_path: Path, curating: Curating) -> None:
+    """Without a traceback."""
+    process = curating(data, tmp_path / "out")
+    after_a_shard(tmp_path / "out", process)
+    began = time.monotonic()
+    process.terminate()
+
+    assert "" == process.communicate()[0]
+    assert 128 + signal.SIGTERM == process.returncode
+    assert time.monotonic() - began < 30
+
+
+def test_results_and_errors_come_out_as_from_this_machine(cluster: RayCluster) -> None:
+    """An error of ours as it is, any other with the place where it was raised."""
+    with RayDriver(2, cluster.address) as driver:
+        assert {number * number for number in range(5)} == set(driver.run(square, range(5)))
+        with pytest.raises(DataError, match=r"^13: brings bad luck; name another number$"):
+            list(driver.run(square, [13, 1]))
+        with pytest.raises(ValueError, match="14") as caught:
+            list(driver.run(square, [1, 14]))
+    assert "in square" in caught.value.__notes__[0]
+    assert [0, 1] == sorted(RayDriver().run(square, [0, 1], threads=True)), "few tasks for threads need no cluster"
+
+
+def test_a_task_that_kills_its_process_again_and_again_ends_the_run(cluster: RayCluster) -> None:
+    """The message names it."""
+    with (
+        RayDriver(2, cluster.address, most_attempts=2) as driver,
+        pytest.raises(DriverError, match=r"number 4: the process was killed 2 times; .* fewer --workers"),
+    ):
+        list(driver.run(killed, [1, 4, 3], name=lambda number: f"number {number}"))
+
+
+def test_a_node_that_does_not_see_the_folder_is_refused(tmp_path: Path, cluster: RayCluster) -> None:
+    """Before any task; the message names node and folder."""
+    with RayDriver(1, cluster.address, seen_within_s=0.2) as driver:
+        driver.check_folder(tmp_path)
+        [(path, _)] = driver._tokens
+        Path(path).write_text("of another disk")
+
+        with pytest.raises(DriverError, match=rf"node 127\.0\.0\.1 does not see the folder {tmp_path} of the machine"):
+            driver.check_folder(tmp_path)
+        with pytest.raises(DriverError, match=r"does not see the folder"):
+            list(driver.run(square, [1]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_node_with_other_packages_is_refused() -> None:
+    """They may write other bytes."""
+    setting = Setting("/", (), versions() | {"pyarrow": "1.0"}, 0)
+
+    assert "has pyarrow" in (setting.problem() or "")
+    assert Setting("/", (), versions(), 0).problem() is None
+
+
+def test_commands_run_on_a_cluster(data: Path, tmp_path: Path, cluster: RayCluster) -> None:
+    """The data set is that of the command without --driver."""
+    queries = tmp_path / "queries.tsv"
+    queries.write_text("dog\ncat\nred car\n")
+    match = ("curate", "match", data, "--queries", queries)
+    in_this_process(*match, "--out", tmp_path / "here")
+    found = in_this_process(*match, "--out", tmp_path / "ray", "--driver", "ray", "--ray-address", cluster.address)
+
+    assert 0 == found.returncode, found.stderr
+    assert content_of(tmp_path / "here") == content_of(tmp_path / "ray")
+
+
+def test_an_address_without_ray_is_refused(data: Path, tmp_path: Path) -> None:
+    """One line names it."""
+    line = error_of(
+        in_this_process("curate", "filter", data, "--out", tmp_path / "out", "--ray-address", "127.0.0.1:1")
+    )
+
+    assert "error: --ray-address needs --driver ray" == line
+
+
+def test_without_ray_the_message_says_what_to_install(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names the extra."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = in_this_process("curate", "filter", data, "--out", tmp_path / "out", "--driver", "ray")
+
+    assert "ray is not installed; this needs the extra scale:" in error_of(done, 3)
