@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ _MOST_BLOCKS: Final = 10_000
 _FEW: Final = 16
 """Tasks for threads that are not worth the start of processes."""
 _NODES_WITHIN_S: Final = 120.0
+_ASKED_EVERY_S: Final = 0.5
 
 
 class RayDriver:
@@ -114,22 +116,34 @@ class RayDriver:
         path = folder.resolve() / f".{token}.partial"
         path.write_text(token)
         self._tokens.append((str(path), token))
-        asked = {
-            ray.remote(problem_of)
-            .options(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node["NodeID"]))
-            .remote(self._setting()): node["NodeManagerAddress"]
-            for node in ray.nodes()
-            if node["Alive"] and node["Resources"].get("CPU")
-        }
-        for answer, address in asked.items():
+        nodes = _nodes(ray)
+        asked = {identity: self._ask(ray, identity) for identity in nodes}
+        for identity, answer in asked.items():
+            if problem := self._answer(ray, identity, answer):
+                raise DriverError(f"node {nodes[identity]} {problem}")
+
+    def _ask(self, ray: Any, identity: str) -> Any:  # noqa: ANN401 - the module, and a reference
+        task = ray.remote(problem_of).options(num_cpus=0, max_retries=0, scheduling_strategy=on_node(identity))
+        return task.remote(self._setting())
+
+    def _answer(self, ray: Any, identity: str, answer: Any) -> str | None:  # noqa: ANN401 - the module, and a reference
+        """Return the problem of a node; None for one that has gone meanwhile."""
+        deadline = time.monotonic() + _NODES_WITHIN_S
+        while True:
             try:
-                problem = ray.get(answer, timeout=_NODES_WITHIN_S)
+                found: str | None = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
-                problem = f"does not answer within {_NODES_WITHIN_S:.0f} s; remove it from the cluster"
+                return f"does not answer within {_NODES_WITHIN_S:.0f} s; remove it from the cluster"
             except ray.exceptions.RayError as error:
-                problem = f"cannot run anyclass ({reason(error)}); give every node the same packages"
-            if problem:
-                raise DriverError(f"node {address} {problem}")
+                if identity not in _nodes(ray):
+                    return None
+                # A node that has just started is known before tasks can be sent to it.
+                if isinstance(error, ray.exceptions.RayTaskError) or time.monotonic() > deadline:
+                    return f"cannot run anyclass ({reason(error)}); give every node the same packages"
+            else:
+                return found
+            time.sleep(_ASKED_EVERY_S)
+            answer = self._ask(ray, identity)
 
     def _outcomes(self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[tuple[int, Any]]:
         """Yield the number of each task, and its result or its error."""
@@ -164,3 +178,12 @@ class RayDriver:
         if self._ray is None:
             self._ray = self._connected.enter_context(connection(self._address, self._workers))
         return self._ray
+
+
+def _nodes(ray: Any) -> dict[str, str]:  # noqa: ANN401 - the module
+    """Return the ids of nodes that run tasks → their addresses."""
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    }
