@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
 from model_export.cli.output import say
 
 _Data = Annotated[
@@ -47,7 +48,9 @@ def dedup(
     image_column: Annotated[str, typer.Option(help="Column of the encoded pictures.")] = "image",
     id_column: Annotated[str, typer.Option(help="Column of the ids, if the data have one.")] = "id",
     plot: Annotated[Path | None, typer.Option(help="Draw the groups by size into this PNG file.")] = None,
-    workers: _Workers = 1,
+    workers: Workers = None,
+    driver: DriverChoice = DriverName.LOCAL,
+    ray_address: RayAddress = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file too.")] = None,
 ) -> None:
     """Keep one of several copies of a picture, the largest."""
@@ -62,7 +65,6 @@ def dedup(
     from model_export.curation.run import curate as run
     from model_export.curation.semantic import VectorFiles
     from model_export.curation.stage_report import show_stages
-    from model_export.drivers.local import LocalDriver
     from model_export.evaluation.report import check_output
 
     if plot:
@@ -72,14 +74,13 @@ def dedup(
     settings = DedupSettings(methods_named(method), similarity, cosine, seed)
     check_folder(out, settings)
     columns = InputColumns(id=id_column, text=text_column, image=image_column)
-    driver = LocalDriver(workers)
-    pictures = Pictures(data, columns, signatures or out / SIGNATURES, driver)
-    with CurationProgress(Console(stderr=True)) as progress:
+    with driving(driver, workers, ray_address) as chosen, CurationProgress(Console(stderr=True)) as progress:
+        pictures = Pictures(data, columns, signatures or out / SIGNATURES, chosen)
         files = VectorFiles(vectors, vector_column) if vectors else None
         plan = plan_dedup(pictures, settings, progress, files)
         share_digests(pictures, out)
         notes = {"dedup": settings.as_json()}
-        content = run(Curation(data, [plan.stage], out, columns, notes=notes, driver=driver), progress)
+        content = run(Curation(data, [plan.stage], out, columns, notes=notes, driver=chosen), progress)
     console = Console()
     show_stages(console, content["stages"])
     show_groups(console, plan)
