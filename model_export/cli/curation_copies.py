@@ -1,7 +1,7 @@
 """The commands ``curate dedup`` and ``curate overlap``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -9,6 +9,10 @@ from rich.markup import escape
 
 from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
 from model_export.cli.output import say
+
+if TYPE_CHECKING:
+    from model_export.curation.overlap import Overlap
+    from model_export.curation.overlap_accuracy import AccuracyChange
 
 _Data = Annotated[
     list[str],
@@ -110,6 +114,13 @@ def overlap(
     clean: Annotated[
         Path | None, typer.Option(help="Write the evaluation set without these pictures into this folder.")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Measure this bundle on the evaluation set with and without these pictures.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Classes for --bundle, one a line. \\[default: the labels]")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="Column of the classes, for --bundle.")] = "label",
     signatures: Annotated[
         Path | None,
         typer.Option(help="Folder of the training set's signatures, kept for other runs. \\[default: a temporary one]"),
@@ -126,13 +137,16 @@ def overlap(
     from model_export.curation.deduplicating import Pictures, check_ids
     from model_export.curation.output import json_bytes, write_whole, writing
     from model_export.curation.overlap import find_overlap, without_overlap, write_pairs
+    from model_export.curation.overlap_accuracy import accuracy_change
     from model_export.curation.pieces import InputColumns
     from model_export.curation.progress import CurationProgress
     from model_export.curation.run import Curation
     from model_export.curation.run import curate as run
     from model_export.drivers.local import LocalDriver
     from model_export.errors import CurationError
-    from model_export.evaluation.report import check_output
+    from model_export.evaluation.data.sources import SampleColumns
+    from model_export.evaluation.report import Bars, check_output
+    from service.model.loading import load_bundle
 
     settings = DedupSettings(methods_named(method), similarity)
     if Method.SEMANTIC in settings.methods:
@@ -141,25 +155,44 @@ def overlap(
         check_output(path)
     columns = InputColumns(id=id_column, text="", image=image_column)
     driver = LocalDriver(workers)
+    change = None
+    if bundle:
+        load_bundle(bundle)  # a wrong one is refused before the long work
     with CurationProgress(Console(stderr=True)) as progress, tempfile.TemporaryDirectory(prefix="overlap-") as folder:
         mine = Pictures(train, columns, signatures or Path(folder) / "training", driver)
         theirs = Pictures(evaluation, columns, Path(folder) / "evaluation", driver)
-        if clean:
+        if clean or bundle:
             check_ids(theirs, progress)
         found = find_overlap(mine, theirs, settings, progress)
-        if clean:
-            run(Curation(evaluation, [without_overlap(found)], clean, columns, driver=driver), progress)
+        rest = clean or Path(folder) / "clean"
+        if clean or bundle:
+            run(Curation(evaluation, [without_overlap(found)], rest, columns, driver=driver), progress)
+        if bundle:
+            names, samples = ([*evaluation], [str(rest)]), SampleColumns(image_column, label_column)
+            with Bars(Console(stderr=True)) as bars:
+                change = accuracy_change(bundle, names, samples, classes, bars)
+    _show_overlap(found, change)
+    for path in filter(None, (pairs, json_file)):
+        with writing(path):
+            if path is pairs:
+                write_pairs(path, found)
+            else:
+                accuracy = {"accuracy": change.as_json()} if change else {}
+                write_whole(path, json_bytes(found.as_json() | accuracy))
+    for path in filter(None, (pairs, json_file, clean)):
+        say(Console(), f"[green]wrote[/] {escape(str(path))}")
+
+
+def _show_overlap(found: "Overlap", change: "AccuracyChange | None") -> None:
     console = Console()
     say(
         console,
         f"{found.copies:,} of {found.pictures:,} pictures of the evaluation set are among {found.training:,} of the "
         f"training set: {100 * found.share:.2f}% ± {100 * found.error:.2f}% ({found.exact:,} exact copies)",
     )
-    for path in filter(None, (pairs, json_file)):
-        with writing(path):
-            if path is pairs:
-                write_pairs(path, found)
-            else:
-                write_whole(path, json_bytes(found.as_json()))
-    for path in filter(None, (pairs, json_file, clean)):
-        say(console, f"[green]wrote[/] {escape(str(path))}")
+    if change:
+        say(
+            console,
+            f"accuracy {100 * change.accuracy:.2f}% with them, {100 * change.clean_accuracy:.2f}% without, difference "
+            f"{100 * change.difference:+.2f}% ± {100 * change.standard_error:.2f}% (templates {change.templates})",
+        )

@@ -10,10 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from model_export.curation.overlap_accuracy import AccuracyChange
 from model_export.evaluation.data.sources import open_data
 from tests.model_export.test_cli import in_this_process
+from tests.support.labelled import write_parquet
 from tests.support.pictures import encode
 from tests.support.planted import COPIES, scene
+from tests.support.tiny_bundle import write_tiny_bundle
 
 TRAINED, OWN = 10, 6
 
@@ -78,6 +81,27 @@ def test_exact_copies_alone(sets: tuple[Path, Path]) -> None:
     """The method exact finds the same pixels only."""
     done = in_this_process("curate", "overlap", sets[0], "--with", sets[1], "--method", "exact")
     assert "1 of 9 pictures" in done.stdout
+
+
+def test_accuracy_with_and_without_the_overlap(tmp_path: Path) -> None:
+    """Of eight pictures, two that are trained on are right, and of the others half: 62.5% with them, 50% without."""
+    colours = ["red", "blue", "red", "blue", "green", "green", "blue", "red"]
+    labels = ["red", "blue", "red", "blue", "green", "red", "green", "blue"]
+    pictures = [Image.new("RGB", (20 + at, 20), colour) for at, colour in enumerate(colours)]
+    labelled = [(encode(picture, "PNG"), label) for picture, label in zip(pictures, labels, strict=True)]
+    train = write_parquet(tmp_path / "train.parquet", labelled[:2])
+    evaluation = write_parquet(tmp_path / "eval.parquet", labelled)
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    some = ("curate", "overlap", train, "--with", evaluation, "--bundle")
+    done = in_this_process(*some, bundle, "--json", tmp_path / "overlap.json")
+
+    assert 0 == done.returncode, done.stderr
+    assert "accuracy 62.50% with them, 50.00% without, difference +12.50%" in done.stdout
+    found = json.loads((tmp_path / "overlap.json").read_text())["accuracy"]
+    assert (8, 6) == (found["images"], found["clean_images"])
+    assert found["standard_error"] == pytest.approx(2 / 8 * math.sqrt(0.5 * 0.5 / 6))
+    assert 0 != in_this_process(*some, tmp_path / "none").returncode
+    assert AccuracyChange("t", 5, 0.8, 5, 0.8, 0.0, 0.0) == AccuracyChange.of("t", (5, 0.8), (5, 0.8))
 
 
 def test_wrong_input_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
