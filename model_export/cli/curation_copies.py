@@ -58,7 +58,6 @@ def dedup(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file too.")] = None,
 ) -> None:
     """Keep one of several copies of a picture, the largest."""
-    from model_export.curation.balance_report import check_balance_plot
     from model_export.curation.dedup import DedupSettings, methods_named
     from model_export.curation.dedup_report import dedup_json, show_groups, write_groups_plot
     from model_export.curation.deduplicating import SIGNATURES, Pictures, check_folder, plan_dedup, share_digests
@@ -70,9 +69,10 @@ def dedup(
     from model_export.curation.semantic import VectorFiles
     from model_export.curation.stage_report import show_stages
     from model_export.evaluation.report import check_output
+    from model_export.plots import check_plot
 
     if plot:
-        check_balance_plot(plot)
+        check_plot(plot, "curate")
     if json_file:
         check_output(json_file)
     settings = DedupSettings(methods_named(method), similarity, cosine, seed)
@@ -83,7 +83,8 @@ def dedup(
         files = VectorFiles(vectors, vector_column) if vectors else None
         plan = plan_dedup(pictures, settings, progress, files)
         share_digests(pictures, out)
-        notes = {"dedup": settings.as_json()}
+        recorded = {"method": method, "similarity": similarity, "seed": seed}
+        notes = {"dedup": settings.as_json(), "settings": {"dedup": recorded}}
         content = run(Curation(data, [plan.stage], out, columns, notes=notes, driver=chosen), progress)
     console = Console()
     show_stages(console, content["stages"])

@@ -1,18 +1,15 @@
 """The commands ``curate run``, ``curate match`` and ``curate verify``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from model_export.cli.curation_running import ShardKind, Shards, run_recipe
 from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
 from model_export.cli.output import FAILED, say
-
-if TYPE_CHECKING:
-    from model_export.curation.recipe import Recipe
-    from model_export.drivers.driver import Driver
 
 _Out = Annotated[Path, typer.Option(help="Folder of the data set. A run that was stopped goes on in it.")]
 _Json = Annotated[Path | None, typer.Option("--json", help="Write the content of dataset.json to this file too.")]
@@ -26,12 +23,15 @@ def run(
     driver: DriverChoice = DriverName.LOCAL,
     ray_address: RayAddress = None,
     json_file: _Json = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw matched and kept pairs of the balance into this PNG file.")
+    ] = None,
 ) -> None:
     """Run every stage that a recipe names, in order."""
     from model_export.curation.recipe import read_recipe
 
     with driving(driver, workers, ray_address) as chosen:
-        _run(read_recipe(recipe), out, chosen, json_file)
+        run_recipe(read_recipe(recipe), out, chosen, json_file=json_file, plot=plot)
 
 
 def match(
@@ -46,21 +46,24 @@ def match(
     ] = False,
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     image_column: Annotated[str, typer.Option(help="Column of the images, if the data have one.")] = "image",
+    shards: Shards = ShardKind.PARQUET,
     workers: Workers = None,
     driver: DriverChoice = DriverName.LOCAL,
     ray_address: RayAddress = None,
     json_file: _Json = None,
 ) -> None:
     """Find the queries that each text contains as whole words, and keep the pairs with one."""
-    from model_export.curation.recipe import ColumnsSection, DataSection, MatchSection, Recipe
+    from model_export.curation.pieces import InputColumns
+    from model_export.curation.recipe import DataSection, MatchSection, OutputSection, Recipe
 
-    columns = ColumnsSection(text=text_column, image=image_column)
+    columns = InputColumns(text=text_column, image=image_column)
     recipe = Recipe(
         data=DataSection(files=tuple(data), columns=columns),
         match=MatchSection(queries=str(queries), keep_unmatched=keep_unmatched),
+        output=OutputSection.model_validate({"format": shards.value}),
     )
     with driving(driver, workers, ray_address) as chosen:
-        _run(recipe, out, chosen, json_file)
+        run_recipe(recipe, out, chosen, json_file=json_file)
 
 
 def verify(
@@ -85,27 +88,6 @@ def verify(
     if found.problems:
         raise typer.Exit(FAILED)
     say(console, f"[green]{escape(str(dataset))}: {found.shards:,} shards follow from their inputs[/]")
-
-
-def _run(recipe: "Recipe", out: Path, driver: "Driver", json_file: Path | None) -> None:
-    from model_export.curation.output import json_bytes, write_whole, writing
-    from model_export.curation.progress import CurationProgress
-    from model_export.curation.recipe import curation_of
-    from model_export.curation.run import curate as make
-    from model_export.curation.stage_report import show_stages
-
-    with CurationProgress(Console(stderr=True)) as progress:
-        content = make(curation_of(recipe, out, driver), progress)
-    console, stages = Console(), content["stages"]
-    show_stages(console, stages)
-    say(
-        console,
-        f"[green]wrote[/] {escape(str(out))}: {content['rows']:,} of {stages[0]['in']:,} pairs, "
-        f"{len(content['shards']):,} shards, digest {content['digest'][:12]}",
-    )
-    if json_file:
-        with writing(json_file):
-            write_whole(json_file, json_bytes(content))
 
 
 def queries(

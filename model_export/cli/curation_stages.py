@@ -1,21 +1,19 @@
 """The commands ``curate filter`` and ``curate balance``."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from model_export.cli.curation_running import ShardKind, Shards, run_recipe
 from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
-from model_export.cli.output import say
 
 _Data = Annotated[
     list[str],
     typer.Argument(metavar="DATA", help="Parquet files, folders of them, or WebDataset tars ({000..009}.tar)."),
 ]
 _Out = Annotated[Path, typer.Option(help="Folder for the shards and dataset.json. The same command continues there.")]
+_Json = Annotated[Path | None, typer.Option("--json", help="Write the content of dataset.json to this file too.")]
 
 
 def filter_pairs(
@@ -37,33 +35,33 @@ def filter_pairs(
     aspect: Annotated[float, typer.Option(help="Most times that the longer side is the shorter one.")] = 3.0,
     text_column: Annotated[str, typer.Option(help="Column of the captions.")] = "text",
     image_column: Annotated[str, typer.Option(help="Column of the encoded pictures.")] = "image",
+    shards: Shards = ShardKind.PARQUET,
     workers: Workers = None,
     driver: DriverChoice = DriverName.LOCAL,
     ray_address: RayAddress = None,
+    json_file: _Json = None,
 ) -> None:
     """Keep pairs with a caption in natural language, and with pictures that show something."""
-    from model_export.curation.image_filter import ImageFilter
     from model_export.curation.pieces import InputColumns
-    from model_export.curation.progress import CurationProgress
-    from model_export.curation.run import Curation
-    from model_export.curation.run import curate as run
-    from model_export.curation.stage import Stage
-    from model_export.curation.stage_report import show_stages
-    from model_export.curation.text_filter import TextFilter
+    from model_export.curation.recipe import DataSection, FilterSection, OutputSection, Recipe
     from model_export.errors import CurationError
 
-    stages: list[Stage] = []
-    if text:
-        stages.append(TextFilter(tuple(language or ("en",)), confidence))
-    if images:
-        stages.append(ImageFilter(shorter_side, aspect))
-    if not stages:
+    if not (text or images):
         raise CurationError("nothing to filter: give --text or --images")
-    columns = InputColumns(text=text_column, image=image_column)
-    with driving(driver, workers, ray_address) as chosen, CurationProgress(Console(stderr=True)) as progress:
-        content = run(Curation(data, stages, out, columns, driver=chosen), progress)
-    show_stages(Console(), content["stages"])
-    say(Console(), f"[green]wrote[/] {escape(str(out))}")
+    recipe = Recipe(
+        data=DataSection(files=tuple(data), columns=InputColumns(text=text_column, image=image_column)),
+        filter=FilterSection(
+            text=text,
+            languages=tuple(language or ("en",)),
+            confidence=confidence,
+            images=images,
+            shorter_side=shorter_side,
+            aspect=aspect,
+        ),
+        output=OutputSection.model_validate({"format": shards.value}),
+    )
+    with driving(driver, workers, ray_address) as chosen:
+        run_recipe(recipe, out, chosen, json_file=json_file)
 
 
 def balance(
@@ -84,39 +82,20 @@ def balance(
         Path | None, typer.Option(help="Parquet file of the queries' counts: read if it exists, else written.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw matched and kept pairs into this PNG file.")] = None,
+    shards: Shards = ShardKind.PARQUET,
     workers: Workers = None,
     driver: DriverChoice = DriverName.LOCAL,
     ray_address: RayAddress = None,
+    json_file: _Json = None,
 ) -> None:
     """Keep at most T pairs a query, so that frequent things do not crowd out rare ones."""
-    from model_export.curation.balance import BalanceSettings, method_named
-    from model_export.curation.balance_report import check_balance_plot, show_balance, write_balance_plot
-    from model_export.curation.balancing import Passes, count_matches, counted, plan_balance
-    from model_export.curation.progress import CurationProgress
-    from model_export.curation.query_list import read_queries
-    from model_export.curation.run import Curation
-    from model_export.curation.run import curate as run
-    from model_export.curation.stage_report import show_stages
-    from model_export.data.patterns import file_names
+    from model_export.curation.balance import method_named
+    from model_export.curation.recipe import BalanceSection, DataSection, OutputSection, Recipe
 
-    if plot:
-        check_balance_plot(plot)
-    settings = BalanceSettings(method_named(method), most, seed)
-    wanted = read_queries(queries)
-    names = file_names(data)
-    with driving(driver, workers, ray_address) as chosen, CurationProgress(Console(stderr=True)) as progress:
-        over = partial(Passes, run_tasks=chosen.run)
-        passes = over(names, begin=progress.begin, advance=progress.advance)
-        matched = counted(counts, passes, len(wanted.queries), wanted.digest).matched
-        plan = plan_balance(passes, settings, matched)
-        notes = {"queries": wanted.digest}
-        content = run(Curation(data, [plan], out, notes=notes, driver=chosen), progress)
-        made = over(file_names([str(out)]), begin=progress.begin, advance=progress.advance)
-        kept = count_matches(made, len(wanted.queries))
-    console = Console()
-    show_stages(console, content["stages"])
-    show_balance(console, matched, kept, [query.text for query in wanted.queries], most)
-    if plot:
-        write_balance_plot(plot, matched, kept, most)
-        say(console, f"[green]wrote[/] {escape(str(plot))}")
-    say(console, f"[green]wrote[/] {escape(str(out))}")
+    recipe = Recipe(
+        data=DataSection(files=tuple(data)),
+        balance=BalanceSection(queries=str(queries), method=method_named(method), most=most, seed=seed),
+        output=OutputSection.model_validate({"format": shards.value}),
+    )
+    with driving(driver, workers, ray_address) as chosen:
+        run_recipe(recipe, out, chosen, json_file=json_file, plot=plot, counts=counts)

@@ -54,13 +54,14 @@ def evaluate(
 ) -> None:
     """Measure a bundle's zero-shot accuracy on labelled images, and compare template sets."""
     from model_export.evaluation.data.sources import SampleColumns
-    from model_export.evaluation.plot import check_plot, write_plot
+    from model_export.evaluation.plot import write_plot
     from model_export.evaluation.report import Bars, check_output, show, write_json
     from model_export.evaluation.run import Request
     from model_export.evaluation.run import evaluate as measure
+    from model_export.plots import check_plot
 
     if plot:
-        check_plot(plot)
+        check_plot(plot, "evaluate")
     for output in filter(None, (plot, json_file)):
         check_output(output)
     request = Request(

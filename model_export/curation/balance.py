@@ -13,7 +13,7 @@ import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,10 @@ class BalanceSettings:
         if not 0 <= self.seed < _SEEDS:
             raise CurationError(f"seed {self.seed}: must be from 0 to 2^64 - 1")
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings for a digest."""
+        return {"method": str(self.method), "most": self.most, "seed": self.seed}
+
 
 @dataclass(frozen=True, eq=False)
 class Balance:
@@ -101,12 +105,7 @@ class Balance:
         return digest_of(
             self.name,
             _VERSION,
-            {
-                "method": str(self.settings.method),
-                "most": self.settings.most,
-                "seed": self.settings.seed,
-                "counts": arrays.hexdigest(),
-            },
+            {**self.settings.as_json(), "counts": arrays.hexdigest()},
         )
 
     def run(self, table: pa.Table) -> StageResult:

@@ -14,9 +14,7 @@ from rich.table import Table
 
 from model_export.curation.matches import Counts
 from model_export.curation.stage_report import share
-from model_export.errors import CurationError
 from model_export.files import replacing
-from service.installation import how_to_add
 
 _SHOWN: Final = 10
 _DPI: Final = 120
@@ -80,22 +78,6 @@ def show_balance(console: Console, matched: Counts, kept: Counts, queries: Seque
             heads.add_row(escape(queries[query]), f"{before:,}", f"{after:,}", share(after, before))
     if heads.row_count:
         console.print(heads)
-
-
-def check_balance_plot(path: Path) -> None:
-    """Check the name of a plot before the long work.
-
-    Raises:
-        CurationError: the name is not a PNG's, its folder is missing, or matplotlib is not installed.
-    """
-    if path.suffix.lower() != ".png":
-        raise CurationError(f"{path}: --plot writes a PNG; name it {path.with_suffix('.png')}")
-    if not path.absolute().parent.is_dir():
-        raise CurationError(f"{path}: the folder does not exist; make it first")
-    try:
-        import matplotlib.backends.backend_agg  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        raise CurationError(f"--plot needs matplotlib: {how_to_add('curate')}") from error
 
 
 def write_balance_plot(path: Path, matched: Counts, kept: Counts, most: int) -> None:

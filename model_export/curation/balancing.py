@@ -18,10 +18,13 @@ from model_export.curation.balance import Balance, BalanceSettings, Method, inde
 from model_export.curation.caps import Sample, Windows, bounds, joined, sample, whole_windows, windows
 from model_export.curation.coins import COINS, pair_coins
 from model_export.curation.matches import NONE, Counts, Matches, Rarity
-from model_export.curation.pieces import file_digest
+from model_export.curation.output import writing
 from model_export.curation.query_counts import QueryCounts
+from model_export.curation.query_list import QueryList
 from model_export.curation.stage import ID, QUERIES
+from model_export.curation.tar_shards import queries_in_tar
 from model_export.data.parquet import is_string, open_parquet
+from model_export.data.patterns import is_tar
 from model_export.errors import CurationError, DataError, first_line
 
 _Result = TypeVar("_Result")
@@ -71,28 +74,26 @@ def count_matches(passes: Passes, queries: int) -> Counts:
     return _total(passes.run("count queries", _Count(queries)), queries)
 
 
-def counted(path: Path | None, passes: Passes, queries: int, digest: str) -> QueryCounts:
-    """Read the counts of a file, or count, and write the file if one is named.
+def counted(path: Path, passes: Passes, queries: QueryList, shards: frozenset[str]) -> QueryCounts:
+    """Read the counts of a file, or count and write the file.
 
     Args:
         path: of the file; it need not exist.
         passes: over the shards.
-        queries: length of the query list.
-        digest: of the query list.
+        queries: the list.
+        shards: digest of each shard.
 
     Raises:
         CurationError: the file's counts are of another list or of other shards; a shard was not matched.
         DataError: a shard cannot be read.
     """
-    if path is None:
-        return QueryCounts(count_matches(passes, queries), digest, frozenset())
-    shards = frozenset(passes.run("digests of shards", file_digest))
     if path.exists():
         found = QueryCounts.read(path)
-        found.check(digest, shards)
+        found.check(queries.digest, shards)
         return found
-    made = QueryCounts(count_matches(passes, queries), digest, shards)
-    made.write(path)
+    made = QueryCounts(count_matches(passes, len(queries.queries)), queries.digest, shards)
+    with writing(path):
+        made.write(path)
     return made
 
 
@@ -134,6 +135,8 @@ class _Count:
     queries: int
 
     def __call__(self, name: str) -> Counts:
+        if is_tar(name):
+            return queries_in_tar(Path(name), self.queries)
         return _total((found.counts(self.queries) for found, _ in _matches(name, self.queries)), self.queries)
 
 

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from model_export.curation.making import total_counts
 from model_export.curation.output import DATASET, json_bytes, read_json, write_whole
 from model_export.curation.pieces import InputFile
 from model_export.curation.stage import digest_of
@@ -20,31 +19,47 @@ _FORMAT: Final = 1
 
 
 def provenance(
-    recipe: Mapping[str, Any], inputs: Sequence[InputFile], records: Sequence[Mapping[str, Any]]
+    recipe: Mapping[str, Any],
+    inputs: Sequence[InputFile],
+    steps: Sequence[Mapping[str, Any]],
+    sources: Sequence[InputFile] = (),
 ) -> dict[str, Any]:
     """Describe a data set.
 
     Args:
         recipe: settings and digest of each stage, and of the query list.
         inputs: in the order of the plan.
-        records: of the shards, in any order.
+        steps: of `run.run_steps`; the last one has the data set's own shards.
+        sources: files that the query list was made of.
     """
-    shards = sorted((dict(record) for record in records), key=lambda record: str(record["shard"]))
-    decides = {
-        "recipe": recipe,
-        "inputs": [file.digest for file in inputs],
-        "shards": [[shard["shard"], shard["sha256"]] for shard in shards],
-    }
-    return {
+    shards = steps[-1]["shards"]
+    recipe = {**recipe, "stages": [stage for step in steps for stage in step["stages"]]}
+    content = {
         "format": _FORMAT,
-        "digest": digest_of("dataset", _FORMAT, decides),
         "recipe": recipe,
-        "inputs": [{"name": file.name, "sha256": file.digest} for file in inputs],
+        "inputs": _listed(inputs),
+        "sources": _listed(sources),
         "rows": sum(shard["rows"] for shard in shards),
-        "stages": total_counts(shards),
+        "stages": [*steps[0]["counts"], *(each for step in steps[1:] for each in step["counts"][1:])],
         "shards": shards,
+        "before": [{"stages": step["stages"], "shards": step["shards"]} for step in steps[:-1]],
         "versions": versions(),
     }
+    return {"digest": dataset_digest(content), **content}
+
+
+def dataset_digest(content: Mapping[str, Any]) -> str:
+    """Return the digest of a data set: of its recipe, the bytes of its inputs, and the bytes of its shards."""
+    decides = {
+        "recipe": content["recipe"],
+        "inputs": [file["sha256"] for file in content["inputs"]],
+        "shards": [[shard["shard"], shard["sha256"]] for shard in content["shards"]],
+    }
+    return digest_of("dataset", content["format"], decides)
+
+
+def _listed(files: Sequence[InputFile]) -> list[dict[str, str]]:
+    return [{"name": file.name, "sha256": file.digest} for file in files]
 
 
 def versions() -> dict[str, str]:

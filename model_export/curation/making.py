@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,10 +11,12 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model_export.curation.output import Output, partial_beside, writing
+from model_export.curation.output import TAR, Output, partial_beside, writing
 from model_export.curation.pieces import InputColumns, Piece
 from model_export.curation.reading import read_piece
 from model_export.curation.stage import ID, IMAGE, Stage, StageResult, run_stage
+from model_export.curation.tar_shards import write_tar
+from model_export.data.parquet import PairColumns
 
 READ: Final = "read"
 """Name of the first line of a report: rows that could not be read at all."""
@@ -53,12 +55,12 @@ class StageCounts:
         }
 
 
-def total_counts(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add up the counts of shards, stage by stage."""
-    totals: dict[str, StageCounts] = {}
+def total_counts(stages: Sequence[Stage], records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add up the counts of shards, stage by stage, reading first."""
+    totals = {name: StageCounts(name) for name in (READ, *(stage.name for stage in stages))}
     for record in records:
         for each in record["stages"]:
-            counts = totals.setdefault(each["name"], StageCounts(each["name"]))
+            counts = totals[each["name"]]
             counts.rows += each["in"]
             counts.dropped.update(each["dropped"])
             counts.notes.update(each["notes"])
@@ -91,12 +93,16 @@ class ShardMaker:
         path = self.output.shard(piece.shard)
         with writing(path), partial_beside(path) as partial:
             figures = self.write(piece, partial)
-            return self.output.commit(piece.shard, partial, piece.source, figures)
+            record = self.output.commit(piece.shard, partial, piece.source, figures)
+        if self.output.kind == TAR:
+            index_tar(path, self.columns.of_pairs())
+        return record
 
     def write(self, piece: Piece, path: Path) -> dict[str, Any]:
         """Write the shard of a piece to a file, and return its number of rows and the counts of its stages."""
         counts = [StageCounts(name) for name in (READ, *(stage.name for stage in self.stages))]
-        rows = write_tables(path, self.tables(piece, counts))
+        write = write_tar if self.output.kind == TAR else write_tables
+        rows = write(path, self.tables(piece, counts))
         return {"rows": rows, "stages": [each.as_json() for each in counts]}
 
     def tables(self, piece: Piece, counts: Sequence[StageCounts]) -> Iterator[pa.Table]:
@@ -114,6 +120,13 @@ class ShardMaker:
                 count.add(result)
                 table = result.kept
             yield table
+
+
+def index_tar(path: Path, columns: PairColumns) -> None:
+    """Write the index that training reads a tar by; training makes it if it is absent or older."""
+    from model_export.data.tar import TarPairs  # brings what decodes images
+
+    TarPairs(path, columns)
 
 
 def write_tables(path: Path, tables: Iterator[pa.Table]) -> int:

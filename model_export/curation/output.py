@@ -2,8 +2,10 @@
 
     records/recipe.json       stages and settings, written first
     records/inputs.json       digests of the input files
-    00000.parquet, …          shards
+    00000.parquet, …          shards; or tars, each with an index for training
     records/00000.json, …     digest, counts and source of each shard, written behind it
+    records/stages.json       stages after a look at all rows
+    work/1/, …                shards before stages that need such a look, each a folder like this one
     dataset.json              the whole, when every shard is finished
 
 A kill at any moment leaves finished shards, and at most a partial file, which the next run removes.
@@ -24,7 +26,10 @@ from model_export.errors import CurationError
 from model_export.files import locked, sha256_of, sync
 
 DATASET: Final = "dataset.json"
-_RECORDS: Final = "records"
+PARQUET: Final = "parquet"
+TAR: Final = "tar"
+"""Kinds of shards, as their suffixes."""
+RECORDS: Final = "records"
 _SHOWN: Final = 5
 _PARTIAL: Final = ".partial"
 _READ_AT_ONCE: Final = 8 * 2**20
@@ -33,8 +38,9 @@ _READ_AT_ONCE: Final = 8 * 2**20
 class Output:
     """An output folder. It can be pickled; only the process that drives the others locks it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str = PARQUET) -> None:
         self.folder = folder
+        self.kind = kind
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -44,12 +50,12 @@ class Output:
             CurationError: another run uses it, or it cannot be written.
         """
         with writing(self.folder):
-            (self.folder / _RECORDS).mkdir(parents=True, exist_ok=True)
+            (self.folder / RECORDS).mkdir(parents=True, exist_ok=True)
         refusal = f"{self.folder}: another run writes to this folder; wait for its end, or name another folder"
         with ExitStack() as held:
             with writing(self.folder):
                 held.enter_context(locked(self.folder, CurationError(refusal)))
-                for partial in [*self.folder.glob(f"*{_PARTIAL}"), *self._records.glob(f"*{_PARTIAL}")]:
+                for partial in [*self.folder.glob(f"*{_PARTIAL}"), *self.records.glob(f"*{_PARTIAL}")]:
                     partial.unlink(missing_ok=True)
             yield
 
@@ -63,10 +69,11 @@ class Output:
         Raises:
             CurationError: the folder holds shards of something else; the message names the difference.
         """
-        path = self._records / f"{part}.json"
+        path = self.records / f"{part}.json"
         if (found := read_json(path)) is None:
-            if any(self.folder.glob("*.parquet")):
-                raise CurationError(f"{self.folder}: holds Parquet files of something else; name an empty folder")
+            for kind, name in ((PARQUET, "Parquet"), (TAR, "tar")):
+                if any(self.folder.glob(f"*.{kind}")):
+                    raise CurationError(f"{self.folder}: holds {name} files of something else; name an empty folder")
             write_whole(path, json_bytes(decides))
             return
         decides = json.loads(json.dumps(decides))
@@ -79,11 +86,11 @@ class Output:
 
     def shard(self, name: str) -> Path:
         """Return the path of a shard."""
-        return self.folder / f"{name}.parquet"
+        return self.folder / f"{name}.{self.kind}"
 
     def finished(self, name: str, source: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the record of a shard that is whole and was made from this source; None if it must be made."""
-        record = read_json(self._records / f"{name}.json")
+        record = read_json(self.records / f"{name}.json")
         if record is None or record.get("source") != source:
             return None
         try:
@@ -104,17 +111,18 @@ class Output:
         digest, size = sha256_of(partial), partial.stat().st_size
         _publish(partial, self.shard(name))
         record = {"shard": self.shard(name).name, "sha256": digest, "bytes": size, "source": source, **figures}
-        write_whole(self._records / f"{name}.json", json_bytes(record))
+        write_whole(self.records / f"{name}.json", json_bytes(record))
         return dict(record)
 
     @property
     def digests(self) -> Path:
         """Return the file of the digests of input files, which spares the next run to read them all again."""
-        return self._records / "digests.json"
+        return self.records / "digests.json"
 
     @property
-    def _records(self) -> Path:
-        return self.folder / _RECORDS
+    def records(self) -> Path:
+        """Return the folder of the records."""
+        return self.folder / RECORDS
 
 
 @contextmanager

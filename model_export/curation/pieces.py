@@ -113,17 +113,8 @@ def file_digest(name: str) -> str:
 
 
 def in_order(names: Sequence[str], digests: Mapping[str, str]) -> list[InputFile]:
-    """Return the files in an order that follows from their last names and contents.
-
-    Raises:
-        DataError: two have the same content.
-    """
-    known: dict[str, str] = {}
-    for name in names:
-        if digests[name] in known:
-            raise DataError(f"{known[digests[name]]} and {name} have the same content; name one of them")
-        known[digests[name]] = name
-    files = [InputFile(name, digest) for digest, name in known.items()]
+    """Return the files in an order that follows from their last names and contents."""
+    files = [InputFile(name, digests[name]) for name in names]
     return sorted(files, key=lambda file: (PurePosixPath(file.name).name, file.digest))
 
 
@@ -131,12 +122,18 @@ def plan(files: Sequence[InputFile], columns: InputColumns, sizes: PieceSizes) -
     """Cut files into pieces.
 
     Raises:
-        DataError: a file cannot be read, lacks the column of texts, or holds a column of another type.
+        DataError: a file cannot be read, lacks the column of texts, or holds a column of another type; or two with rows
+            have the same content.
     """
     with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
         groups = list(threads.map(lambda file: _groups(file.name, columns), files))
     pieces: list[Piece] = []
+    known: dict[str, str] = {}
     for file, (rows, size) in zip(files, groups, strict=True):
+        if rows.sum():
+            if file.digest in known:
+                raise DataError(f"{known[file.digest]} and {file.name} have the same content; name one of them")
+            known[file.digest] = file.name
         for first, stop in _cuts(size.tolist(), sizes.piece):
             here, total = int(rows[first:stop].sum()), int(size[first:stop].sum())
             if here:

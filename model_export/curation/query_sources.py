@@ -44,6 +44,11 @@ class QuerySources:
     least_pmi: float = 3.0
     least_views: int = 1_000
 
+    @property
+    def synset_files(self) -> list[Path]:
+        """Return WordNet's files."""
+        return [self.wordnet / name for name in _SYNSETS] if self.wordnet else []
+
 
 def make_queries(
     sources: QuerySources, progress: CurationProgress, *, driver: Driver = _HERE, work: Path | None = None
@@ -63,7 +68,7 @@ def make_queries(
     for found in (
         _of_texts(sources, progress, driver, work),
         _of_titles(sources),
-        _of_synsets(sources.wordnet) if sources.wordnet else (),
+        _of_synsets(sources.synset_files),
     ):
         for query in found:
             if 0 < len(query.text) <= LONGEST:
@@ -126,11 +131,11 @@ def _title(line: str, where: str) -> tuple[str, int]:
     return title, int(count)
 
 
-def _of_synsets(folder: Path) -> Iterator[Query]:
+def _of_synsets(files: Sequence[Path]) -> Iterator[Query]:
     """Yield the first word of each synset; see wndb(5WN) for the format."""
     names: Counter[str] = Counter()
-    for name in _SYNSETS:
-        for where, line in _lines(folder / name):
+    for path in files:
+        for where, line in _lines(path):
             if line.startswith(" "):
                 continue  # the licence
             fields = line.split(" ")

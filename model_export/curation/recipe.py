@@ -4,70 +4,93 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from model_export.curation.match import Match
-from model_export.curation.pieces import InputColumns, PieceSizes
-from model_export.curation.query_list import QueryList, read_queries
-from model_export.curation.run import Curation
-from model_export.curation.stage import Stage
+from model_export.curation.balance import BalanceSettings, Method
+from model_export.curation.dedup import DedupSettings
+from model_export.curation.image_filter import ImageFilter
+from model_export.curation.pieces import InputColumns
+from model_export.curation.query_sources import QuerySources
 from model_export.curation.text_filter import TextFilter
 from model_export.data.locations import is_url
-from model_export.drivers.driver import Driver
 from model_export.errors import RecipeError, SourceError
 from model_export.files import Section, checked
-
-QUERIES_COPY: Final = "records/queries.tsv"
-"""The query list, in the output folder: `curate verify` needs nothing but it and the data."""
-
-
-class ColumnsSection(Section):
-    """Names of the columns in the data."""
-
-    id: str = "id"
-    text: str = "text"
-    image: str = "image"
-    image_ref: str = "image_ref"
-    url: str = "url"
-    label: str = "label"
 
 
 class DataSection(Section):
     """Files of the pairs, relative to the recipe's folder."""
 
     files: tuple[str, ...] = Field(min_length=1)
-    columns: ColumnsSection = ColumnsSection()
+    columns: InputColumns = InputColumns()
+
+
+class QueriesSection(Section):
+    """Sources of the query list, relative to the recipe's folder; see `QuerySources`."""
+
+    text: tuple[str, ...] = ()
+    text_column: str = QuerySources.column
+    titles: tuple[str, ...] = ()
+    wordnet: str | None = None
+    least: PositiveInt = QuerySources.least
+    least_pmi: float = QuerySources.least_pmi
+    least_views: NonNegativeInt = QuerySources.least_views
 
 
 class MatchSection(Section):
-    """Stage ``match``: the list, relative to the recipe's folder."""
+    """Stage ``match``: the list, relative to the recipe's folder; without one, that of ``queries``."""
 
-    queries: str
+    queries: str | None = None
     keep_unmatched: bool = False
 
 
 class FilterSection(Section):
-    """Stage ``filter``; see `TextFilter`."""
+    """Stages ``filter text`` and ``filter images``; see `TextFilter` and `ImageFilter`, which check the values."""
 
-    languages: tuple[str, ...] = Field(default=("en",), min_length=1)
-    confidence: float = Field(default=0.25, gt=0, le=1)
+    text: bool = True
+    languages: tuple[str, ...] = TextFilter.languages
+    confidence: float = TextFilter.confidence
+    images: bool = False
+    shorter_side: int = ImageFilter.shorter_side
+    aspect: float = ImageFilter.aspect
+
+
+class DedupSection(Section):
+    """Stage ``dedup``; see `DedupSettings`, which checks the values."""
+
+    method: str = ",".join(DedupSettings.methods)
+    similarity: float = DedupSettings.similarity
+    seed: int = DedupSettings.seed
+
+
+class BalanceSection(Section):
+    """Stage ``balance``: the list of matched data; without one, that of the recipe. See `BalanceSettings`."""
+
+    queries: str | None = None
+    method: Method = BalanceSettings.method
+    most: int = BalanceSettings.most
+    seed: int = BalanceSettings.seed
 
 
 class OutputSection(Section):
-    """Sizes in MiB, uncompressed: of the data of a shard, and of a table in memory."""
+    """Sizes in MiB, uncompressed, of the data of a shard and of a table in memory; see `Curation` for the rest."""
 
     shard_mib: PositiveInt = 256
     table_mib: PositiveInt = 32
+    keep_work: bool = False
+    format: Literal["parquet", "tar"] = "parquet"
 
 
 class Recipe(Section):
     """Data and stages; a stage without a section is left out."""
 
     data: DataSection
+    queries: QueriesSection | None = None
     match: MatchSection | None = None
     filter: FilterSection | None = None
+    dedup: DedupSection | None = None
+    balance: BalanceSection | None = None
     output: OutputSection = OutputSection()
 
 
@@ -86,72 +109,51 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: is not TOML ({error})") from error
     except SourceError as error:
         raise RecipeError(str(error)) from error
-    files = tuple(_beside(path, name) for name in recipe.data.files)
-    changes: dict[str, Any] = {"data": recipe.data.model_copy(update={"files": files})}
+    check(recipe, str(path))
+    changes: dict[str, Any] = {"data": _moved(path, recipe.data, "files")}
+    if recipe.queries:
+        changes["queries"] = _moved(path, recipe.queries, "text", "titles", "wordnet")
     if recipe.match:
-        changes["match"] = recipe.match.model_copy(update={"queries": _beside(path, recipe.match.queries)})
+        changes["match"] = _moved(path, recipe.match, "queries")
+    if recipe.balance:
+        changes["balance"] = _moved(path, recipe.balance, "queries")
     return recipe.model_copy(update=changes)
 
 
-def curation_of(recipe: Recipe, out: Path, driver: Driver) -> Curation:
-    """Return the curation that a recipe describes.
+def check(recipe: Recipe, where: str) -> None:
+    """Check that each stage has its query list, and one only.
 
     Raises:
-        DataError: the query list cannot be used.
+        RecipeError: a list is missing, or unused, or named twice.
     """
-    queries = read_queries(Path(recipe.match.queries)) if recipe.match else None
-    settings = recipe.model_dump(mode="json", include={"match", "filter"}, exclude_none=True)
-    if queries and recipe.match:
-        settings["match"]["queries"] = {"sha256": queries.digest, "count": len(queries.queries)}
-    return Curation(
-        recipe.data.files,
-        stages_of(recipe, queries),
-        out,
-        columns=InputColumns(**recipe.data.columns.model_dump()),
-        sizes=PieceSizes(recipe.output.shard_mib * 2**20, recipe.output.table_mib * 2**20),
-        notes={"settings": settings},
-        driver=driver,
-        companions={QUERIES_COPY: Path(recipe.match.queries)} if recipe.match else {},
-    )
+    match, balance = recipe.match, recipe.balance
+    wrong = None
+    if recipe.queries and not (recipe.queries.text or recipe.queries.titles or recipe.queries.wordnet):
+        wrong = "queries: names no source; give text, titles or wordnet"
+    elif recipe.queries and not match:
+        wrong = "queries: makes a list that no stage uses; add [match]"
+    elif match and bool(match.queries) == bool(recipe.queries):
+        wrong = "match.queries: name a list, or its sources under [queries], and not both"
+    elif balance and match and balance.queries:
+        wrong = "balance.queries: is the list of [match]; leave it out"
+    elif balance and not match and not balance.queries:
+        wrong = "balance.queries: name the list that the data were matched with, or add [match]"
+    elif recipe.filter and not (recipe.filter.text or recipe.filter.images):
+        wrong = "filter: nothing to filter; set text or images to true"
+    if wrong:
+        raise RecipeError(f"{where}: {wrong}")
 
 
-def stages_of(recipe: Recipe, queries: QueryList | None) -> tuple[Stage, ...]:
-    """Return the stages of a recipe, in order."""
-    stages: list[Stage] = []
-    if recipe.match and queries:
-        stages.append(Match(queries, keep_unmatched=recipe.match.keep_unmatched))
-    if recipe.filter:
-        stages.append(TextFilter(recipe.filter.languages, recipe.filter.confidence))
-    return tuple(stages)
-
-
-def recorded_curation(folder: Path, recipe: dict[str, Any]) -> Curation:
-    """Return the curation that a data set was made by, without its data.
-
-    Args:
-        folder: of the data set.
-        recipe: from its ``dataset.json``.
-
-    Raises:
-        RecipeError: it has settings that this version does not know.
-        DataError: its copy of the query list is damaged.
-    """
-    settings = dict(recipe.get("settings", {}))
-    if "match" in settings:
-        settings["match"] = {**settings["match"], "queries": str(folder / QUERIES_COPY)}
-    try:
-        known = checked(Recipe, {"data": {"files": ["-"], "columns": recipe["columns"]}, **settings}, folder)
-    except SourceError as error:
-        raise RecipeError(f"{error}; verify it with the version of anyclass that made it") from error
-    queries = read_queries(folder / QUERIES_COPY) if known.match else None
-    return Curation(
-        (),
-        stages_of(known, queries),
-        folder,
-        columns=InputColumns(**recipe["columns"]),
-        sizes=PieceSizes(**recipe["sizes"]),
-        notes={"settings": recipe.get("settings", {})},
-    )
+def _moved(recipe: Path, section: Any, *names: str) -> Any:  # noqa: ANN401 - any section
+    """Return a section with the paths under these names relative to the working folder."""
+    moved: dict[str, Any] = {}
+    for name in names:
+        value = getattr(section, name)
+        if isinstance(value, str):
+            moved[name] = _beside(recipe, value)
+        elif value is not None:
+            moved[name] = tuple(_beside(recipe, each) for each in value)
+    return section.model_copy(update=moved)
 
 
 def _beside(recipe: Path, name: str) -> str:

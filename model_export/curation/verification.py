@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow.parquet as pq
 
-from model_export.curation.dataset import read_dataset, versions
+from model_export.curation.dataset import dataset_digest, read_dataset, versions
 from model_export.curation.making import ShardMaker
-from model_export.curation.output import Output
+from model_export.curation.output import DATASET, PARQUET, Output
 from model_export.curation.pieces import InputFile, Piece, file_digest, plan
+from model_export.curation.planned import Rows
 from model_export.curation.progress import CurationProgress
-from model_export.curation.recipe import recorded_curation
+from model_export.curation.recipe_stages import QUERIES_COPY, recorded_curation, remade_queries
+from model_export.curation.run import Curation, Prepared, deciding, prepared
 from model_export.data.locations import is_url
 from model_export.drivers.driver import Driver
 from model_export.drivers.local import LocalDriver
@@ -26,8 +28,7 @@ from model_export.files import sha256_of
 _HERE: Final = LocalDriver()
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(NamedTuple):
     """Result of a verification.
 
     Attributes:
@@ -59,43 +60,96 @@ def verify_dataset(
     records = {record["shard"]: record for record in content["shards"]}
     if unknown := [name for name in only if name not in records]:
         raise CurationError(f"{folder}: has no shard {unknown[0]}; {len(records)} are listed in dataset.json")
-    wanted = [records[name] for name in only or records]
     problems: list[str] = []
-    curation = recorded_curation(folder, content["recipe"])
-    made_by = content["recipe"]["stages"]
-    if [stage.name for stage in curation.stages] != [each["name"] for each in made_by]:
-        raise CurationError(
-            f"{folder}: was made by a command that keeps no settings for this; verify takes what 'curate run' and "
-            "'curate match' make"
-        )
-    for stage, recorded in zip(curation.stages, made_by, strict=True):
-        if stage.digest != recorded["digest"]:
-            problems.append(f"stage {stage.name}: its rules, its model or its query list are others here")
+    if content["digest"] != dataset_digest(content):
+        problems.append(f"{DATASET}: its digest does not follow from its recipe, inputs and shards")
+    curation = recorded_curation(folder, content["recipe"], driver)
+    known = deciding((*curation.stages, *curation.planned))
+    if [stage["name"] for stage in known] != [stage["name"] for stage in content["recipe"]["stages"]]:
+        raise CurationError(f"{folder}: has stages without settings; verify takes what the commands of curate make")
+    sources = _unchanged(folder, content["sources"], problems, progress, driver)
+    if sources and len(sources) == len(content["sources"]) and not only:
+        problems += _list_problems(folder, content["recipe"]["settings"], sources, driver, progress)
     intact = _unchanged(folder, content["inputs"], problems, progress, driver)
-    pieces = {_key(piece.source): piece for piece in plan(intact, curation.columns, curation.sizes)}
-    tasks = [
-        replace(pieces[_key(record["source"])], number=int(Path(record["shard"]).stem))
-        for record in wanted
-        if _key(record["source"]) in pieces
-    ]
-    again = _Again(ShardMaker(curation.stages, curation.columns, Output(folder)))
-    progress.begin("shards", len(tasks))
-    notes: list[str] = []
-    for piece, digest, same_rows in driver.run(again, tasks, name=lambda each: each.shard):
-        shard = f"{piece.shard}.parquet"
-        if same_rows is None:
-            problems.append(f"{shard}: is missing or cannot be read")
-        elif not same_rows or sha256_of(folder / shard) != records[shard]["sha256"]:
-            problems.append(f"{shard}: differs from the shard that follows from {piece.file.name}")
-        elif digest != records[shard]["sha256"]:
-            made, here = content["versions"]["pyarrow"], versions()["pyarrow"]
-            notes.append(f"{shard}: has the same rows in other bytes (pyarrow {made} wrote it, here is {here})")
-        progress.advance()
-    return Verified(len(tasks), tuple(problems), tuple(sorted(notes)))
+    if curation.planned and len(intact) < len(content["inputs"]):
+        problems.append("shards: were not made again, because a stage looks at all rows; restore the inputs first")
+        return Verified(0, tuple(problems), ())
+    again = _Again(content, [records[name] for name in only or records], curation)
+    if not curation.planned:
+        found = again.compare(Prepared(Rows(intact, curation.columns), curation.stages, []), progress)
+    else:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".verify-") as work, Output(Path(work)).locked():
+            found = again.compare(prepared(curation, intact, Output(Path(work)), progress), progress)
+    return found._replace(problems=(*problems, *found.problems))
+
+
+def _list_problems(
+    folder: Path, settings: Mapping[str, Any], sources: Sequence[InputFile], driver: Driver, progress: CurationProgress
+) -> list[str]:
+    """Make the query list again, and return a line if it differs."""
+    digest = remade_queries(folder, settings["queries"], [file.name for file in sources], driver, progress)
+    same = digest == settings["match"]["queries"]["sha256"]
+    return [] if same else [f"{QUERIES_COPY}: differs from the list that follows from its sources"]
+
+
+class _Again(NamedTuple):
+    """Makes shards of a data set again.
+
+    Attributes:
+        content: of `dataset.json`.
+        wanted: records of the shards.
+        curation: that the data set was made by.
+    """
+
+    content: Mapping[str, Any]
+    wanted: Sequence[Mapping[str, Any]]
+    curation: Curation
+
+    def compare(self, ready: Prepared, progress: CurationProgress) -> Verified:
+        """Compare stages and shards with those that follow from the rows before the last step."""
+        problems, notes = [], []
+        stages = [*(each for step in ready.before for each in step["stages"]), *deciding(ready.stages)]
+        for here, recorded in zip(stages, self.content["recipe"]["stages"], strict=True):
+            if here["digest"] != recorded["digest"]:
+                problems.append(f"stage {here['name']}: its rules, its model, its query list or its plan differ here")
+        folder, driver = self.curation.out, self.curation.driver
+        digests = {record["shard"]: record["sha256"] for record in self.wanted}
+        pieces = plan(ready.rows.files, ready.rows.columns, self.curation.sizes)
+        tasks = _tasks(pieces, self.wanted, by_number=bool(ready.before))
+        comparison = _Comparison(ShardMaker(ready.stages, ready.rows.columns, Output(folder, self.curation.kind)))
+        progress.begin("shards", len(tasks))
+        for piece, digest, same_rows in driver.run(comparison, tasks, name=lambda each: each.shard):
+            shard = comparison.maker.output.shard(piece.shard).name
+            if same_rows is None:
+                problems.append(f"{shard}: is missing or cannot be read")
+            elif not same_rows or sha256_of(folder / shard) != digests[shard]:
+                origin = "the inputs" if ready.before else piece.file.name
+                problems.append(f"{shard}: differs from the shard that follows from {origin}")
+            elif digest != digests[shard]:
+                wrote, reads = self.content["versions"]["pyarrow"], versions()["pyarrow"]
+                notes.append(f"{shard}: has the same rows in other bytes (pyarrow {wrote} wrote it, here is {reads})")
+            progress.advance()
+        return Verified(len(tasks), tuple(problems), tuple(sorted(notes)))
+
+
+def _tasks(pieces: Sequence[Piece], records: Sequence[Mapping[str, Any]], *, by_number: bool) -> list[Piece]:
+    """Return the piece of each record.
+
+    Args:
+        pieces: of the rows before the last step.
+        records: of shards.
+        by_number: the pieces are those of all rows, as when the shards were made; else some inputs may be missing.
+    """
+    numbers = [int(Path(record["shard"]).stem) for record in records]
+    if by_number:
+        return [pieces[number] for number in numbers if number < len(pieces)]
+    known = {_key(piece.source): piece for piece in pieces}
+    keys = [_key(record["source"]) for record in records]
+    return [replace(known[key], number=number) for key, number in zip(keys, numbers, strict=True) if key in known]
 
 
 @dataclass(frozen=True)
-class _Again:
+class _Comparison:
     """Makes a shard again in a temporary place, and compares it."""
 
     maker: ShardMaker
@@ -103,12 +157,14 @@ class _Again:
     def __call__(self, piece: Piece) -> tuple[Piece, str, bool | None]:
         """Return the piece, the digest of the new shard, and whether both have the same rows; None without one."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "shard.parquet"
+            path = Path(folder) / "shard"
             self.maker.write(piece, path)
             digest = sha256_of(path)
             old = self.maker.output.shard(piece.shard)
             try:
-                same = sha256_of(old) == digest or pq.read_table(old).equals(pq.read_table(path))
+                same = sha256_of(old) == digest
+                if not same and self.maker.output.kind == PARQUET:
+                    same = pq.read_table(old).equals(pq.read_table(path))
             except OSError:
                 return piece, digest, None
             except ValueError:  # Arrow's errors
@@ -139,7 +195,7 @@ def _problem(file: InputFile) -> tuple[str, str]:
     return file.name, f"{file.name}: its bytes are not those read" if changed else ""
 
 
-def _key(source: dict[str, Any]) -> tuple[str, int, int]:
+def _key(source: Mapping[str, Any]) -> tuple[str, int, int]:
     first, stop = source["row_groups"]
     return source["sha256"], first, stop
 

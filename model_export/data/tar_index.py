@@ -149,6 +149,7 @@ class _Samples:
 
     def __init__(self, size: int) -> None:
         self.digest = hashlib.sha256(str(size).encode())
+        self._is_empty = True
         self._entries = bytearray()
         self._keys = array("Q")
         self._key: bytes | None = None
@@ -161,6 +162,7 @@ class _Samples:
             TarError: its name leads out of the tar file, or occurs twice.
         """
         self.digest.update(member.header)
+        self._is_empty = False
         name = member.name
         if name.startswith(b"/") or b".." in name.split(b"/"):
             raise TarError(f"{printable(name)} leads out of the tar file; write it with plain names")
@@ -181,7 +183,7 @@ class _Samples:
         """Return the entries of all samples.
 
         Raises:
-            TarError: a key occurs twice, or no sample has an image.
+            TarError: a key occurs twice, or no sample of a tar with members has an image.
         """
         self._close()
         entries = np.frombuffer(self._entries, SAMPLE)
@@ -190,7 +192,7 @@ class _Samples:
             again = int(entries["image"][first[counts > 1][0]])
             name = printable(name_of(read_at(BLOCK, again - BLOCK)))
             raise TarError(f"{name} has a key that occurs twice; give each sample a key of its own")
-        if not len(entries):
+        if not len(entries) and not self._is_empty:
             raise TarError("has no images; add members such as 0001.jpg with 0001.txt")
         return entries
 

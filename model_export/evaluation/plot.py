@@ -1,17 +1,14 @@
 """Plot an evaluation: bars for the template sets, and a confusion matrix if it is small enough to read."""
 
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from model_export.errors import DataError
 from model_export.evaluation.figures import Figures, confusion_matrix
 from model_export.evaluation.run import Evaluation
 from model_export.files import replacing
-from service.installation import how_to_add
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,20 +25,6 @@ _MEASURES: Final = (
 )
 _CELLS_WITH_NUMBERS: Final = 15  # most classes whose cells have room for a number
 _NAME_CHARS: Final = 28
-
-
-def check_plot(path: Path) -> None:
-    """Check the options of a plot before the long work.
-
-    Raises:
-        DataError: the name is not a PNG's, or matplotlib is not installed.
-    """
-    if path.suffix.lower() != ".png":
-        raise DataError(f"{path}: --plot writes a PNG; name it {path.with_suffix('.png')}")
-    try:
-        import_module("matplotlib.backends.backend_agg")
-    except ImportError as exc:
-        raise DataError(f"--plot needs matplotlib, and {exc.name} is not installed: {how_to_add('evaluate')}") from exc
 
 
 def write_plot(path: Path, evaluation: Evaluation) -> None:

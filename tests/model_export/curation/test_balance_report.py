@@ -9,11 +9,11 @@ from rich.console import Console
 from model_export.curation.balance_report import (
     Band,
     bands,
-    check_balance_plot,
     show_balance,
     write_balance_plot,
 )
-from model_export.errors import CurationError
+from model_export.errors import DataError
+from model_export.plots import check_plot
 
 MATCHED = np.array([1_200, 0, 5, 9, 10, 0, 30])
 KEPT = np.array([100, 0, 5, 9, 10, 0, 30])
@@ -45,14 +45,14 @@ def test_the_plot_is_a_png(tmp_path: Path) -> None:
     """Matched and kept are drawn, also of queries that all have no pairs."""
     for name, matched, kept in (("some", MATCHED, KEPT), ("none", MATCHED * 0, KEPT * 0)):
         path = tmp_path / f"{name}.png"
-        check_balance_plot(path)
+        check_plot(path, "curate")
         write_balance_plot(path, matched, kept, 100)
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_wrong_plot_is_refused_early(tmp_path: Path) -> None:
     """Another format and a missing folder are named."""
-    with pytest.raises(CurationError, match=r"name it .*kept\.png"):
-        check_balance_plot(tmp_path / "kept.jpg")
-    with pytest.raises(CurationError, match="folder does not exist"):
-        check_balance_plot(tmp_path / "no" / "kept.png")
+    with pytest.raises(DataError, match=r"name it .*kept\.png"):
+        check_plot(tmp_path / "kept.jpg", "curate")
+    with pytest.raises(DataError, match="folder does not exist"):
+        check_plot(tmp_path / "no" / "kept.png", "curate")
