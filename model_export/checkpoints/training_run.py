@@ -31,6 +31,7 @@ from service.model.manifest import (
     FileEntry,
     ImageSection,
     Provenance,
+    Sha256,
     SigmoidScoring,
     Slug,
     SoftmaxScoring,
@@ -54,10 +55,11 @@ class _Section(Section):
 
 
 class RunProvenance(_Section):
-    """Source of a run's weights, as far as its other files do not state it."""
+    """Source of a run's weights and digests of its curated data, as far as its other files do not state it."""
 
     source: str
     licence: str | None = None
+    data: tuple[Sha256, ...] | None = None
 
 
 class RunConfig(_Section, Generic[C]):
@@ -183,6 +185,7 @@ def load_training_run(path: Path, *, averaged: bool = False) -> ModelSource:
         provenance=Provenance(
             source=config.provenance.source + (", moving average of the weights" if averaged else ""),
             source_sha256=FileEntry.of(file).sha256,
+            data=config.provenance.data,
             licence=config.provenance.licence,
             recipe=_read_recipe(path / RECIPE),
             card=decoded(read(card, hint=_HINT), card) if card.exists() else None,

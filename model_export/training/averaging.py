@@ -132,5 +132,7 @@ def _config(last: Path, models: Sequence[ModelSource], shares: Sequence[float]) 
         f"{share / sum(shares):.3g} of sha256:{model.provenance.source_sha256} ({model.provenance.source})"
         for model, share in zip(models, shares, strict=True)
     )
+    data = dict.fromkeys(digest for model in models for digest in model.provenance.data or ())
+    config["provenance"]["data"] = list(data) or None
     config["provenance"]["source"] = "mean of weights: " + "; ".join(parts)
     return config

@@ -16,6 +16,7 @@ from torch import nn
 from model_export.checkpoints.layouts import RECIPE
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.training_run import CONFIG, WEIGHTS
+from model_export.data.curated import curated_digests
 from model_export.data.reader import PairReader
 from model_export.errors import RecipeError, TrainingError
 from model_export.families.tokenizers import TOKENIZER
@@ -111,6 +112,7 @@ def _train(
     console: Console,
     held: ExitStack,
 ) -> Path:
+    data = curated_digests(recipe.data.files)
     checkpoint = _open_run(run, recipe, resume=resume, ranks=ranks, console=console)
     first_step = checkpoint.state.step if checkpoint else 0
     with ranks.leader_first():  # which may download it
@@ -136,7 +138,7 @@ def _train(
     if not checkpoint and ranks.leads:
         (run / TOKENIZER).write_bytes(prepared.blueprint.tokenizer)
         shutil.copyfile(recipe_path, run / RECIPE)
-        write_json(run / CONFIG, _config(recipe, prepared.blueprint, start))
+        write_json(run / CONFIG, _config(recipe, prepared.blueprint, start, data))
     if not checkpoint and not start:
         trainer.whiten()
     del start, weights
@@ -262,7 +264,7 @@ def _check_new(recipe: Recipe) -> None:
         raise RecipeError(msg)
 
 
-def _config(recipe: Recipe, blueprint: Blueprint, start: ModelSource | None) -> dict[str, Any]:
+def _config(recipe: Recipe, blueprint: Blueprint, start: ModelSource | None, data: list[str]) -> dict[str, Any]:
     source, licence = f"trained from {recipe.name}", recipe.licence
     if start is not None:
         known = start.provenance
@@ -277,7 +279,7 @@ def _config(recipe: Recipe, blueprint: Blueprint, start: ModelSource | None) -> 
         "image": blueprint.image.model_dump(mode="json"),
         "text": blueprint.text.model_dump(mode="json"),
         "templates": {name: list(templates) for name, templates in recipe.captions.template_sets.items()},
-        "provenance": {"source": source, "licence": licence},
+        "provenance": {"source": source, "licence": licence, "data": data or None},
     }
 
 

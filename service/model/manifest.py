@@ -167,10 +167,11 @@ class Agreement(_Section):
 
 
 class Provenance(_Section):
-    """Origin of the weights."""
+    """Origin of the weights; `data` has the digests of the curated data sets that they were trained on."""
 
     source: str
     source_sha256: Sha256 | None = None
+    data: tuple[Sha256, ...] | None = None
     licence: str | None = None
     recipe: dict[str, JsonValue] | None = None
     card: str | None = None
