@@ -15,6 +15,36 @@ from model_export.drivers.local import LocalDriver
 from model_export.errors import DataError
 from tests.support.curating import quiet
 
+CORPUS = """\
+the old lighthouse stands above the red cliffs
+a red bicycle leans against the old wall
+polar bear and polar bear cub on the ice
+the polar bear swims and the cub follows
+red cliffs and white sand below the old lighthouse
+hot air balloon over the red cliffs
+a hot air balloon lands on the white sand
+the old wall of the old town
+"""
+NLTK = {
+    "air balloon": (2, 5.022367813028454),
+    "hot air": (2, 5.022367813028454),
+    "white sand": (2, 5.022367813028454),
+    "polar bear": (3, 4.437405312307298),
+    "red cliffs": (3, 4.022367813028454),
+    "old lighthouse": (2, 3.700439718141092),
+    "old wall": (2, 3.700439718141092),
+    "on the": (2, 2.562936194391157),
+    "the old": (5, 2.562936194391156),
+    "the red": (2, 1.562936194391157),
+}
+"""Count and pointwise mutual information of each pair that NLTK 3.10.4 finds twice in `CORPUS`, printed by
+
+    finder = BigramCollocationFinder.from_documents([line.split() for line in CORPUS.splitlines()])
+    finder.apply_freq_filter(2)
+    print(finder.score_ngrams(BigramAssocMeasures.pmi), finder.ngram_fd)
+
+of nltk.collocations, whose BigramAssocMeasures is that of nltk.metrics."""
+
 
 def made(*, workers: int = 1, **sources: object) -> list[Query]:
     """Make a list."""
@@ -49,6 +79,21 @@ def test_words_and_pairs_are_those_of_a_plain_count(tmp_path: Path, monkeypatch:
         assert {w: n for w, n in words.items() if n >= 5} == {q.text: q.seen for q in found if q.source == "words"}
         assert high == {q.text: q.seen for q in found if q.source == "pairs of words"}
         assert found == sorted(found, key=lambda query: (query.source != "words", -query.seen, query.text))
+
+
+def test_pairs_of_words_have_the_mutual_information_of_nltk(tmp_path: Path) -> None:
+    """The same pairs and counts, and each is listed up to the number that NLTK gives, and not above it."""
+    (tmp_path / "a.txt").write_text(CORPUS)
+
+    def pairs(least: float) -> dict[str, int]:
+        found = made(texts=[str(tmp_path / "a.txt")], least=2, least_pmi=least)
+        return {query.text: query.seen for query in found if query.source == "pairs of words"}
+
+    assert {pair: count for pair, (count, _) in NLTK.items()} == pairs(-99)
+    for number in {number for _, number in NLTK.values()}:
+        near = 1e-9
+        assert {pair for pair, (_, its) in NLTK.items() if its > number - near} == set(pairs(number - near))
+        assert {pair for pair, (_, its) in NLTK.items() if its > number + near} == set(pairs(number + near))
 
 
 def test_the_list_is_the_same_for_any_workers_and_from_parquet(tmp_path: Path) -> None:
