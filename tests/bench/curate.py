@@ -20,6 +20,7 @@ from model_export.curation.balance import Balance, BalanceSettings, Method
 from model_export.curation.balancing import Passes, count_matches, plan_balance
 from model_export.curation.text_filter import TextFilter
 from tests.bench.copies import measure_dedup
+from tests.bench.curation_memory import PAIRS, measure_memory
 from tests.support.made_titles import EVEN, YFCC, made_titles
 from tests.support.matched import write_shards, zipf_pairs
 
@@ -89,6 +90,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "filter": lambda _: time_filter(),
     "balance": lambda _: time_balance(),
     "dedup": lambda given: measure_dedup(given.pictures),
+    "memory": lambda given: measure_memory(given.pairs, _say),
 }
 
 
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument(
         "--pictures", nargs="+", default=[], metavar="FILE", help="Parquet files for dedup (random pictures)"
     )
+    parser.add_argument("--pairs", nargs="+", type=int, default=PAIRS, metavar="N", help="numbers of pairs for memory")
     given = parser.parse_args()
     for name in given.parts or PARTS:
         PARTS[name](given)
