@@ -28,7 +28,7 @@ def expected_rows(model: type[BaseModel] = Recipe, place: str = "") -> Iterator[
         elif inner := [each for each in kinds if issubclass(each, BaseModel)]:
             yield from expected_rows(inner[0], f"{place}{name}.")
         else:
-            kind: Any = str if issubclass(kinds[0], StrEnum) else field.annotation
+            kind: Any = str if kinds and issubclass(kinds[0], StrEnum) else field.annotation
             yield f"`{place}{name}`", type_name(kind), default_of(name, field)
 
 
