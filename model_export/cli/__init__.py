@@ -1,8 +1,9 @@
-"""``anyclass-export``: train, average, export, verify, evaluate, curate.
+"""``anyclass-export``: train, average, export, verify, evaluate, embed, score, curate.
 
 Exit codes: 0 for success; 1 if a bundle fails a check, an evaluation meets unreadable images, or a process or the
 server of the data is lost; 2 for wrong input or usage; 3 if a package is missing. Commands import everything heavy
-themselves, so that ``--help`` is quick, and ``verify``, ``evaluate`` and ``curate`` need no torch.
+themselves, so that ``--help`` is quick, and ``verify``, ``evaluate``, ``embed``, ``score`` and ``curate`` need no
+torch.
 """
 
 import os
@@ -12,6 +13,7 @@ import typer
 
 from model_export.cli.bundles import export, list_sizes, verify
 from model_export.cli.curation import curate
+from model_export.cli.embedding import embed, score
 from model_export.cli.evaluation import evaluate
 from model_export.cli.output import FAILED, INTERRUPTED, PACKAGE_MISSING, stop
 from model_export.cli.training import average, train
@@ -22,19 +24,26 @@ from service.installation import how_to_add
 INSTALLS = "ANYCLASS_EXPORT_INSTALLS"
 """Set by `scripts/model.sh`, which installs a missing package and tries again: only the exit code reports it then."""
 
-_EXTRAS = {"curate": "curate", "verify": "convert", "evaluate": "evaluate"}
+_EXTRAS = {
+    "curate": "curate",
+    "embed": "curate",
+    "score": "curate",
+    "verify": "convert",
+    "evaluate": "evaluate",
+}
 """The extra with a command's packages; all other commands need ``train``."""
 _PACKAGES = {"ray": "scale", "torch": "train"}
 """The extra with a package, whatever the command."""
 
 app = typer.Typer(
     name="anyclass-export",
-    help="Train CLIP models, export them to bundles that anyclass serves, verify and evaluate bundles, curate pairs.",
+    help="Train CLIP models, export them to bundles that anyclass serves, verify and evaluate bundles, embed pictures, "
+    "curate pairs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (train, average, export, verify, evaluate):
+for command in (train, average, export, verify, evaluate, embed, score):
     app.command()(command)
 app.command("list")(list_sizes)
 app.add_typer(curate)

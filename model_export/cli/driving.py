@@ -62,3 +62,10 @@ def driving(
     if address:
         raise DriverError("--ray-address needs --driver ray")
     yield LocalDriver(workers or 1)
+
+
+def threads_of(name: DriverName, workers: int | None) -> int:
+    """Return the threads of one task: its share of this machine's cores, or the one core that a cluster gives it."""
+    from service.model.engine.cpus import available_cpus
+
+    return 1 if name is DriverName.RAY else max(1, available_cpus() // (workers or 1))

@@ -97,6 +97,19 @@ class Step(NamedTuple):
         return ", ".join([self.planned.name] if self.planned else [stage.name for stage in self.stages])
 
 
+def begin(curation: Curation) -> None:
+    """Claim the output folder, so that costly preparation is not spent on a run that would be refused.
+
+    Raises:
+        CurationError: the folder is in use, or holds something else; or it cannot be written.
+        DataError: no data are named.
+    """
+    input_names(curation.data)
+    output = Output(curation.out, curation.kind)
+    with output.locked():
+        output.claim("recipe", curation.recipe)
+
+
 def curate(curation: Curation, progress: CurationProgress) -> dict[str, Any]:
     """Make a data set, or the rest of one, and return the content of its `dataset.json`.
 
@@ -109,9 +122,7 @@ def curate(curation: Curation, progress: CurationProgress) -> dict[str, Any]:
         DataError: the data cannot be read.
         DriverError: a node of the cluster does not see the folder, or processes are killed.
     """
-    names = file_names(curation.data)
-    if not names:
-        raise DataError("no data: name Parquet or tar files, or folders of them")
+    names = input_names(curation.data)
     output = Output(curation.out, curation.kind)
     with output.locked():
         curation.driver.check_folder(output.folder)
@@ -237,6 +248,18 @@ def _is_whole(file: InputFile) -> bool:
         return file_digest(file.name) == file.digest
     except DataError:
         return False
+
+
+def input_names(data: Sequence[str]) -> list[str]:
+    """Return the files that data stand for.
+
+    Raises:
+        DataError: none are named, or a name cannot be used.
+    """
+    names = file_names(data)
+    if not names:
+        raise DataError("no data: name Parquet or tar files, or folders of them")
+    return names
 
 
 def _digests(output: Output, names: Sequence[str], driver: Driver, progress: CurationProgress) -> dict[str, str]:

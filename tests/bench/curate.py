@@ -19,8 +19,11 @@ import pyarrow.parquet as pq
 from model_export.curation.balance import Balance, BalanceSettings, Method
 from model_export.curation.balancing import Passes, count_matches, plan_balance
 from model_export.curation.text_filter import TextFilter
+from service.model.manifest import DEMO_BUNDLE
+from tests.bench import pictures
 from tests.bench.copies import measure_dedup
 from tests.bench.curation_memory import PAIRS, measure_memory
+from tests.bench.embedding import measure_embedding
 from tests.support.made_titles import EVEN, YFCC, made_titles
 from tests.support.matched import write_shards, zipf_pairs
 
@@ -91,6 +94,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "balance": lambda _: time_balance(),
     "dedup": lambda given: measure_dedup(given.pictures),
     "memory": lambda given: measure_memory(given.pairs, _say),
+    "embed": lambda given: measure_embedding(given.bundle, given.provider, given.rows, tuple(given.size)),
 }
 
 
@@ -102,6 +106,10 @@ def main() -> None:
         "--pictures", nargs="+", default=[], metavar="FILE", help="Parquet files for dedup (random pictures)"
     )
     parser.add_argument("--pairs", nargs="+", type=int, default=PAIRS, metavar="N", help="numbers of pairs for memory")
+    parser.add_argument("--bundle", type=Path, default=DEMO_BUNDLE, help="for embed (the demo)")
+    parser.add_argument("--provider", default="cpu", help="for embed (cpu)")
+    parser.add_argument("--rows", type=int, default=1_024, help="pictures for embed (1024)")
+    parser.add_argument("--size", type=int, nargs=2, default=pictures.USUAL, help="of the pictures for embed")
     given = parser.parse_args()
     for name in given.parts or PARTS:
         PARTS[name](given)
