@@ -141,7 +141,7 @@ bench-engines: dev ## Time a bundle on the providers of this machine, in turn (B
 bench-export: dev ## Speed beside the plain export of transformers' model (SIZE=, BENCH_ARGS=--operators shows the fusions)
 	@$(DEV)python -m tests.bench.export $(SIZE) $(BENCH_ARGS)
 
-bench-curate: dev ## Speed of the stages of curation (BENCH_ARGS= names some: filter balance dedup memory)
+bench-curate: dev ## Speed of the stages of curation (BENCH_ARGS= names some: filter balance dedup memory embed)
 	@$(DEV)python -m tests.bench.curate $(BENCH_ARGS)
 
 bench-match: dev ## Time the search for queries beside pyahocorasick's (pip install pyahocorasick==2.3.1 first)
