@@ -32,7 +32,7 @@ _EXTRAS = {
     "evaluate": "evaluate",
 }
 """The extra with a command's packages; all other commands need ``train``."""
-_PACKAGES = {"ray": "scale", "torch": "train"}
+_PACKAGES = {"onnxruntime": "cpu", "ray": "scale", "torch": "train"}
 """The extra with a package, whatever the command."""
 
 app = typer.Typer(

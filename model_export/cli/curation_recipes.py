@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from model_export.cli.curation_running import ShardKind, Shards, run_recipe
-from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
+from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving, threads_of
 from model_export.cli.output import FAILED, say
 
 _Out = Annotated[Path, typer.Option(help="Folder of the data set. A run that was stopped goes on in it.")]
@@ -31,7 +31,8 @@ def run(
     from model_export.curation.recipe import read_recipe
 
     with driving(driver, workers, ray_address) as chosen:
-        run_recipe(read_recipe(recipe), out, chosen, json_file=json_file, plot=plot)
+        threads = threads_of(driver, workers)
+        run_recipe(read_recipe(recipe), out, chosen, json_file=json_file, plot=plot, threads=threads)
 
 
 def match(
@@ -70,6 +71,10 @@ def verify(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="The folder of a data set.")],
     *,
     shard: Annotated[list[str] | None, typer.Option(help="Make this shard again only. \\[default: every one]")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="The bundle that a CLIP score was made with. \\[default: compare digests only]"),
+    ] = None,
     workers: Workers = None,
     driver: DriverChoice = DriverName.LOCAL,
     ray_address: RayAddress = None,
@@ -79,7 +84,8 @@ def verify(
     from model_export.curation.verification import verify_dataset
 
     with driving(driver, workers, ray_address) as chosen, CurationProgress(Console(stderr=True)) as progress:
-        found = verify_dataset(dataset, progress, only=shard or (), driver=chosen)
+        threads = threads_of(driver, workers)
+        found = verify_dataset(dataset, progress, only=shard or (), driver=chosen, bundle=bundle, threads=threads)
     console = Console()
     for note in found.notes:
         say(console, f"[yellow]note:[/] {escape(note)}")
@@ -87,7 +93,8 @@ def verify(
         say(console, f"[red]differs:[/] {escape(problem)}")
     if found.problems:
         raise typer.Exit(FAILED)
-    say(console, f"[green]{escape(str(dataset))}: {found.shards:,} shards follow from their inputs[/]")
+    verdict = "follow from their inputs" if found.remade else "and the inputs have their recorded bytes"
+    say(console, f"[green]{escape(str(dataset))}: {found.shards:,} shards {verdict}[/]")
 
 
 def queries(

@@ -33,6 +33,7 @@ def run_recipe(
     json_file: Path | None = None,
     plot: Path | None = None,
     counts: Path | None = None,
+    threads: int | None = None,
 ) -> None:
     """Make a data set, and print its stages.
 
@@ -43,6 +44,7 @@ def run_recipe(
         json_file: for the content of `dataset.json`.
         plot: PNG file for matched and kept pairs of a balance.
         counts: file for the queries' counts before a balance.
+        threads: of a bundle's engine in each task.
     """
     from model_export.curation.output import json_bytes, write_whole, writing
     from model_export.curation.progress import CurationProgress
@@ -58,7 +60,7 @@ def run_recipe(
             raise CurationError("--plot draws matched and kept pairs of a balance; add [balance] to the recipe")
         check_plot(plot, "curate")
     with CurationProgress(Console(stderr=True)) as progress:
-        curation = curation_of(recipe, out, driver, progress, counts=counts)
+        curation = curation_of(recipe, out, driver, progress, counts=counts, threads=threads)
         for planned in curation.planned:
             planned.check(file_names(curation.data), driver, progress)
         content = curate(curation, progress)

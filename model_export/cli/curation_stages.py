@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from model_export.cli.curation_running import ShardKind, Shards, run_recipe
-from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
+from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving, threads_of
+from service.model.engine.provider_table import ProviderName
 
 _Data = Annotated[
     list[str],
@@ -33,6 +34,12 @@ def filter_pairs(
     ] = False,
     shorter_side: Annotated[int, typer.Option(help="Fewest pixels of a picture's shorter side.")] = 200,
     aspect: Annotated[float, typer.Option(help="Most times that the longer side is the shorter one.")] = 3.0,
+    clip_score: Annotated[
+        float | None,
+        typer.Option(metavar="COSINE", help="Drop pairs whose picture and caption differ more; needs --bundle."),
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="The folder of the bundle for --clip-score.")] = None,
+    provider: Annotated[ProviderName, typer.Option(help="Execution provider that runs the bundle.")] = "auto",
     text_column: Annotated[str, typer.Option(help="Column of the captions.")] = "text",
     image_column: Annotated[str, typer.Option(help="Column of the encoded pictures.")] = "image",
     shards: Shards = ShardKind.PARQUET,
@@ -41,13 +48,15 @@ def filter_pairs(
     ray_address: RayAddress = None,
     json_file: _Json = None,
 ) -> None:
-    """Keep pairs with a caption in natural language, and with pictures that show something."""
+    """Keep pairs with a caption in natural language, with pictures that show something, and that fit each other."""
     from model_export.curation.pieces import InputColumns
     from model_export.curation.recipe import DataSection, FilterSection, OutputSection, Recipe
     from model_export.errors import CurationError
 
-    if not (text or images):
-        raise CurationError("nothing to filter: give --text or --images")
+    if (clip_score is None) != (bundle is None):
+        raise CurationError("--clip-score and --bundle belong together; give both")
+    if not (text or images or bundle):
+        raise CurationError("nothing to filter: give --text, --images or --clip-score")
     recipe = Recipe(
         data=DataSection(files=tuple(data), columns=InputColumns(text=text_column, image=image_column)),
         filter=FilterSection(
@@ -57,11 +66,14 @@ def filter_pairs(
             images=images,
             shorter_side=shorter_side,
             aspect=aspect,
+            clip_score=clip_score,
+            bundle=str(bundle) if bundle else None,
+            provider=provider,
         ),
         output=OutputSection.model_validate({"format": shards.value}),
     )
     with driving(driver, workers, ray_address) as chosen:
-        run_recipe(recipe, out, chosen, json_file=json_file)
+        run_recipe(recipe, out, chosen, json_file=json_file, threads=threads_of(driver, workers))
 
 
 def balance(

@@ -46,7 +46,10 @@ class MatchSection(Section):
 
 
 class FilterSection(Section):
-    """Stages ``filter text`` and ``filter images``; see `TextFilter` and `ImageFilter`, which check the values."""
+    """Stages ``filter text``, ``filter images`` and ``clip score``.
+
+    See `TextFilter`, `ImageFilter` and `ClipScore`, which check the values.
+    """
 
     text: bool = True
     languages: tuple[str, ...] = TextFilter.languages
@@ -54,6 +57,9 @@ class FilterSection(Section):
     images: bool = False
     shorter_side: int = ImageFilter.shorter_side
     aspect: float = ImageFilter.aspect
+    clip_score: float | None = None
+    bundle: str | None = None
+    provider: str = "auto"
 
 
 class DedupSection(Section):
@@ -115,18 +121,20 @@ def read_recipe(path: Path) -> Recipe:
         changes["queries"] = _moved(path, recipe.queries, "text", "titles", "wordnet")
     if recipe.match:
         changes["match"] = _moved(path, recipe.match, "queries")
+    if recipe.filter:
+        changes["filter"] = _moved(path, recipe.filter, "bundle")
     if recipe.balance:
         changes["balance"] = _moved(path, recipe.balance, "queries")
     return recipe.model_copy(update=changes)
 
 
 def check(recipe: Recipe, where: str) -> None:
-    """Check that each stage has its query list, and one only.
+    """Check that each stage has its query list, and one only, and the CLIP score its bundle.
 
     Raises:
-        RecipeError: a list is missing, or unused, or named twice.
+        RecipeError: a list or the bundle is missing, or unused, or a list is named twice.
     """
-    match, balance = recipe.match, recipe.balance
+    match, balance, chosen = recipe.match, recipe.balance, recipe.filter
     wrong = None
     if recipe.queries and not (recipe.queries.text or recipe.queries.titles or recipe.queries.wordnet):
         wrong = "queries: names no source; give text, titles or wordnet"
@@ -138,8 +146,10 @@ def check(recipe: Recipe, where: str) -> None:
         wrong = "balance.queries: is the list of [match]; leave it out"
     elif balance and not match and not balance.queries:
         wrong = "balance.queries: name the list that the data were matched with, or add [match]"
-    elif recipe.filter and not (recipe.filter.text or recipe.filter.images):
-        wrong = "filter: nothing to filter; set text or images to true"
+    elif chosen and (chosen.clip_score is None) != (chosen.bundle is None):
+        wrong = "filter: clip_score and bundle belong together; give both"
+    elif chosen and not (chosen.text or chosen.images or chosen.bundle):
+        wrong = "filter: nothing to filter; set text or images to true, or give clip_score and bundle"
     if wrong:
         raise RecipeError(f"{where}: {wrong}")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from model_export.curation.balance import BalanceSettings
 from model_export.curation.dedup import DedupSettings, Method, methods_named
 from model_export.curation.image_filter import ImageFilter
 from model_export.curation.match import Match
 from model_export.curation.output import Output
-from model_export.curation.pieces import InputColumns, InputFile, PieceSizes, file_digest
+from model_export.curation.pieces import InputFile, PieceSizes, file_digest
 from model_export.curation.planned import PlannedStage
 from model_export.curation.planned_balance import PlannedBalance
 from model_export.curation.planned_dedup import PlannedDedup
@@ -25,9 +25,13 @@ from model_export.curation.stage import Stage
 from model_export.curation.text_filter import TextFilter
 from model_export.data.patterns import expand_ranges
 from model_export.drivers.driver import Driver
-from model_export.errors import RecipeError, SourceError
-from model_export.files import checked
+from model_export.errors import RecipeError
 
+if TYPE_CHECKING:
+    from model_export.curation.encoding import BundleEncoder
+
+ENCODER: Final = "encoder"
+"""Key of the recorded settings for `BundleEncoder.decides`, in place of a folder's name."""
 QUERIES_COPY: Final = "records/queries.tsv"
 """The query list, in the output folder: `curate verify` needs nothing but it and the data."""
 _MADE: Final = "made"
@@ -48,7 +52,13 @@ class Stages:
 
 
 def curation_of(
-    recipe: Recipe, out: Path, driver: Driver, progress: CurationProgress, *, counts: Path | None = None
+    recipe: Recipe,
+    out: Path,
+    driver: Driver,
+    progress: CurationProgress,
+    *,
+    counts: Path | None = None,
+    threads: int | None = None,
 ) -> Curation:
     """Return the curation that a recipe describes; make its query list, if it names the list's sources.
 
@@ -58,15 +68,25 @@ def curation_of(
         driver: runs the tasks.
         progress: of the making of the list.
         counts: file for the queries' counts before a balance; by default, one in the output folder.
+        threads: of a bundle's engine in each task.
 
     Raises:
         CurationError: a setting is out of range.
+        BundleError, ProviderUnavailable, ConfigurationError: the bundle of the CLIP score cannot be run.
         DataError: the query list cannot be used, or its sources.
     """
     check(recipe, "recipe")
     named = (recipe.match and recipe.match.queries) or (recipe.balance and recipe.balance.queries)
-    stages_of(recipe, QueryList(()))  # refuses wrong settings before a list is made
-    settings = recipe.model_dump(mode="json", include={"match", "filter", "dedup", "balance"}, exclude_none=True)
+    encoder = _encoder(recipe.filter, threads)
+    stages_of(recipe, QueryList(()), encoder=encoder)  # refuses wrong settings before a list is made
+    settings = recipe.model_dump(
+        mode="json",
+        include={"match", "filter", "dedup", "balance"},
+        exclude={"filter": {"bundle", "provider"}},
+        exclude_none=True,
+    )
+    if encoder:
+        settings["filter"][ENCODER] = encoder.decides
     sources: Sequence[InputFile] = ()
     queries: QueryList | None = None
     if recipe.queries:
@@ -78,7 +98,7 @@ def curation_of(
         settings["match" if recipe.match else "balance"]["queries"] = noted
     if recipe.queries:
         settings["queries"] = _recorded(recipe.queries, sources)
-    stages = stages_of(recipe, queries, counts=counts)
+    stages = stages_of(recipe, queries, encoder=encoder, counts=counts)
     return Curation(
         recipe.data.files,
         stages.plain,
@@ -95,8 +115,16 @@ def curation_of(
     )
 
 
-def stages_of(recipe: Recipe, queries: QueryList | None, *, counts: Path | None = None) -> Stages:
+def stages_of(
+    recipe: Recipe, queries: QueryList | None, *, encoder: BundleEncoder | None = None, counts: Path | None = None
+) -> Stages:
     """Return the stages of a recipe.
+
+    Args:
+        recipe: checked.
+        queries: the list; without one, its stages are left out.
+        encoder: for the CLIP score.
+        counts: file for the queries' counts before a balance.
 
     Raises:
         CurationError: a setting is out of range.
@@ -104,7 +132,7 @@ def stages_of(recipe: Recipe, queries: QueryList | None, *, counts: Path | None 
     plain: list[Stage] = []
     if recipe.match and queries:
         plain.append(Match(queries, keep_unmatched=recipe.match.keep_unmatched))
-    plain += filters(recipe.filter) if recipe.filter else []
+    plain += filters(recipe.filter, encoder) if recipe.filter else []
     planned: list[PlannedStage] = []
     if recipe.dedup:
         methods = methods_named(recipe.dedup.method)
@@ -120,8 +148,8 @@ def stages_of(recipe: Recipe, queries: QueryList | None, *, counts: Path | None 
     return Stages(tuple(plain), tuple(planned))
 
 
-def filters(section: FilterSection) -> list[Stage]:
-    """Return the stages of a section ``filter``: captions first, which is cheaper.
+def filters(section: FilterSection, encoder: BundleEncoder | None) -> list[Stage]:
+    """Return the stages of a section ``filter``, the cheaper ones first.
 
     Raises:
         CurationError: a setting is out of range.
@@ -131,43 +159,19 @@ def filters(section: FilterSection) -> list[Stage]:
         stages.append(TextFilter(section.languages, section.confidence))
     if section.images:
         stages.append(ImageFilter(section.shorter_side, section.aspect))
+    if section.clip_score is not None and encoder:
+        from model_export.curation.clip_score import ClipScore  # brings the engine
+
+        stages.append(ClipScore(encoder, section.clip_score))
     return stages
 
 
-def recorded_curation(folder: Path, recipe: Mapping[str, Any], driver: Driver) -> Curation:
-    """Return the curation that a data set was made by, without its data.
+def _encoder(section: FilterSection | None, threads: int | None) -> BundleEncoder | None:
+    if section is None or section.bundle is None:
+        return None
+    from model_export.curation.encoding import BundleEncoder  # brings the engine
 
-    Args:
-        folder: of the data set.
-        recipe: from its ``dataset.json``.
-        driver: runs the tasks.
-
-    Raises:
-        RecipeError: it has settings that this version does not know.
-        DataError: its copy of the query list is damaged.
-    """
-    settings = {name: dict(each) for name, each in recipe.get("settings", {}).items()}
-    settings.pop("queries", None)
-    for name in ("match", "balance"):
-        if "queries" in settings.get(name, {}):
-            settings[name]["queries"] = str(folder / QUERIES_COPY)
-    try:
-        known = checked(Recipe, {"data": {"files": ["-"], "columns": recipe["columns"]}, **settings}, folder)
-    except SourceError as error:
-        raise RecipeError(f"{error}; verify it with the version of anyclass that made it") from error
-    queries = read_queries(folder / QUERIES_COPY) if known.match or known.balance else None
-    stages = stages_of(known, queries)
-    return Curation(
-        (),
-        stages.plain,
-        folder,
-        columns=InputColumns(**recipe["columns"]),
-        sizes=PieceSizes(**recipe["sizes"]),
-        notes={"settings": recipe.get("settings", {})},
-        driver=driver,
-        planned=stages.planned,
-        kind=recipe["format"],
-    )
+    return BundleEncoder(Path(section.bundle), section.provider, threads=threads)
 
 
 def remade_queries(

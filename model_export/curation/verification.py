@@ -17,7 +17,8 @@ from model_export.curation.output import DATASET, PARQUET, Output
 from model_export.curation.pieces import InputFile, Piece, file_digest, plan
 from model_export.curation.planned import Rows
 from model_export.curation.progress import CurationProgress
-from model_export.curation.recipe_stages import QUERIES_COPY, recorded_curation, remade_queries
+from model_export.curation.recipe_stages import QUERIES_COPY, remade_queries
+from model_export.curation.recorded import bundle_named, opened_encoder, recorded_curation, recorded_encoder
 from model_export.curation.run import Curation, Prepared, deciding, prepared
 from model_export.data.locations import is_url
 from model_export.drivers.driver import Driver
@@ -32,29 +33,40 @@ class Verified(NamedTuple):
     """Result of a verification.
 
     Attributes:
-        shards: number of shards that were made again.
+        shards: number of shards that were made again, or read.
         problems: a line for each input or shard that differs.
-        notes: a line for each difference that leaves the rows the same.
+        notes: a line for each difference that leaves the rows the same, and for what was not verified.
+        remade: the shards were made again; else only their bytes were compared with the recorded digests.
     """
 
     shards: int
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    remade: bool = True
 
 
 def verify_dataset(
-    folder: Path, progress: CurationProgress, *, only: Sequence[str] = (), driver: Driver = _HERE
+    folder: Path,
+    progress: CurationProgress,
+    *,
+    only: Sequence[str] = (),
+    driver: Driver = _HERE,
+    bundle: Path | None = None,
+    threads: int | None = None,
 ) -> Verified:
-    """Read every input again, and make shards again.
+    """Read every input again, and make shards again; those that a bundle made only if it is named.
 
     Args:
         folder: of the data set.
         progress: of files and shards.
         only: names of the shards to make again; all if it is empty.
         driver: runs the tasks.
+        bundle: folder of the bundle that the data set was made with.
+        threads: of the bundle's engine in each task.
 
     Raises:
-        CurationError: the folder holds no data set, or no shard of such a name.
+        CurationError: the folder holds no data set, or no shard of such a name; or it was made with another bundle.
+        BundleError, ProviderUnavailable, ConfigurationError: the bundle cannot be run here.
     """
     content = read_dataset(folder)
     records = {record["shard"]: record for record in content["shards"]}
@@ -63,7 +75,19 @@ def verify_dataset(
     problems: list[str] = []
     if content["digest"] != dataset_digest(content):
         problems.append(f"{DATASET}: its digest does not follow from its recipe, inputs and shards")
-    curation = recorded_curation(folder, content["recipe"], driver)
+    wanted = [records[name] for name in only or records]
+    recorded, encoder, notes = recorded_encoder(content["recipe"]), None, list[str]()
+    if bundle and not recorded:
+        raise CurationError(f"{folder}: was made without a bundle; leave --bundle out")
+    if recorded and not bundle:
+        _unchanged(folder, [*content["sources"], *content["inputs"]], problems, progress, driver)
+        problems += _changed_shards(folder, wanted, progress, driver)
+        note = f"shards were not made again: they need the bundle {bundle_named(recorded)}; name its folder by --bundle"
+        return Verified(len(wanted), tuple(problems), (note,), remade=False)
+    if recorded and bundle:
+        encoder = opened_encoder(folder, recorded, bundle, threads)
+        notes += _engine_notes(recorded, encoder.decides)
+    curation = recorded_curation(folder, content["recipe"], driver, encoder)
     known = deciding((*curation.stages, *curation.planned))
     if [stage["name"] for stage in known] != [stage["name"] for stage in content["recipe"]["stages"]]:
         raise CurationError(f"{folder}: has stages without settings; verify takes what the commands of curate make")
@@ -73,14 +97,45 @@ def verify_dataset(
     intact = _unchanged(folder, content["inputs"], problems, progress, driver)
     if curation.planned and len(intact) < len(content["inputs"]):
         problems.append("shards: were not made again, because a stage looks at all rows; restore the inputs first")
-        return Verified(0, tuple(problems), ())
-    again = _Again(content, [records[name] for name in only or records], curation)
+        return Verified(0, tuple(problems), tuple(notes))
+    again = _Again(content, wanted, curation)
     if not curation.planned:
         found = again.compare(Prepared(Rows(intact, curation.columns), curation.stages, []), progress)
     else:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verify-") as work, Output(Path(work)).locked():
             found = again.compare(prepared(curation, intact, Output(Path(work)), progress), progress)
-    return found._replace(problems=(*problems, *found.problems))
+    return found._replace(problems=(*problems, *found.problems), notes=(*notes, *found.notes))
+
+
+def _changed_shards(
+    folder: Path, wanted: Sequence[Mapping[str, Any]], progress: CurationProgress, driver: Driver
+) -> list[str]:
+    """Return a line for each shard whose bytes are not those that its record names."""
+    progress.begin("shards", len(wanted))
+    shards = [(folder / record["shard"], record["sha256"]) for record in wanted]
+    differing = []
+    for name, intact in driver.run(_is_intact, shards, threads=True):
+        if not intact:
+            differing.append(f"{name}: is missing, or its bytes are not those recorded")
+        progress.advance()
+    return sorted(differing)
+
+
+def _is_intact(shard: tuple[Path, str]) -> tuple[str, bool]:
+    path, digest = shard
+    try:
+        return path.name, sha256_of(path) == digest
+    except OSError:
+        return path.name, False
+
+
+def _engine_notes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return a line for each property of the engine that may change its bytes, and is another one here."""
+    return [
+        f"engine: {name} was {recorded[name]}, here it is {here[name]}"
+        for name in ("provider", "precision", "versions")
+        if here[name] != recorded[name]
+    ]
 
 
 def _list_problems(
@@ -111,7 +166,9 @@ class _Again(NamedTuple):
         stages = [*(each for step in ready.before for each in step["stages"]), *deciding(ready.stages)]
         for here, recorded in zip(stages, self.content["recipe"]["stages"], strict=True):
             if here["digest"] != recorded["digest"]:
-                problems.append(f"stage {here['name']}: its rules, its model, its query list or its plan differ here")
+                problems.append(
+                    f"stage {here['name']}: its rules, its model or engine, its query list or its plan differ here"
+                )
         folder, driver = self.curation.out, self.curation.driver
         digests = {record["shard"]: record["sha256"] for record in self.wanted}
         pieces = plan(ready.rows.files, ready.rows.columns, self.curation.sizes)

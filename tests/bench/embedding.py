@@ -1,4 +1,4 @@
-"""Time `anyclass-export embed` beside the bare loop: `make bench-curate BENCH_ARGS=embed`.
+"""Time `anyclass-export embed` and the CLIP score beside the bare loop: `make bench-curate BENCH_ARGS=embed`.
 
 In turns, on the same pictures in one process: the engine alone on ready pixels, a loop that decodes in threads and
 encodes full batches (as in `tests.bench.bare`), and the whole stage from a Parquet file to a committed shard.
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from model_export.curation.clip_score import ClipScore
 from model_export.curation.embed import Embed
 from model_export.curation.encoding import BundleEncoder
 from model_export.curation.progress import CurationProgress
@@ -44,7 +45,7 @@ def measure_embedding(bundle: Path, provider: str, rows: int, size: tuple[int, i
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.parquet"
         pq.write_table(pa.table({"image": files, "text": [f"picture {row}" for row in range(rows)]}), data)
-        stages: dict[str, Stage] = {"embed": Embed(encoder)}
+        stages: dict[str, Stage] = {"embed": Embed(encoder), "CLIP score": ClipScore(encoder, -1)}
         bare = _Bare(encoder, files)
         runs: dict[str, Callable[[], None]] = {"engine alone": bare.engine, "bare loop": bare.loop}
         for name, stage in stages.items():
