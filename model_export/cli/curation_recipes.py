@@ -73,7 +73,7 @@ def verify(
     shard: Annotated[list[str] | None, typer.Option(help="Make this shard again only. \\[default: every one]")] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(help="The bundle that a CLIP score was made with. \\[default: compare digests only]"),
+        typer.Option(help="The bundle of a CLIP score, of embed or of score. \\[default: compare digests only]"),
     ] = None,
     workers: Workers = None,
     driver: DriverChoice = DriverName.LOCAL,

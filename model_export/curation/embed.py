@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,18 @@ class Embed:
             "drop_broken": self.drop_broken,
             "encoder": self.encoder.decides,
         }
+
+    @classmethod
+    def recorded(cls, encoder: BundleEncoder, settings: Mapping[str, Any]) -> Self:
+        """Return the stage whose `settings` these are. Raises KeyError if one is missing."""
+        return cls(
+            encoder,
+            settings["images"],
+            settings["texts"],
+            tuple(settings["columns"]),
+            settings["dtype"],
+            settings["drop_broken"],
+        )
 
     @property
     def digest(self) -> str:

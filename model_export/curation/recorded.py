@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from model_export.curation.pieces import InputColumns, PieceSizes
-from model_export.curation.planned import PlannedStage
 from model_export.curation.query_list import read_queries
 from model_export.curation.recipe import Recipe
-from model_export.curation.recipe_stages import ENCODER, QUERIES_COPY, stages_of
+from model_export.curation.recipe_stages import ENCODER, QUERIES_COPY, Stages, stages_of
 from model_export.curation.run import Curation
 from model_export.curation.stage import Stage
 from model_export.drivers.driver import Driver
@@ -19,6 +18,8 @@ from model_export.files import checked
 
 if TYPE_CHECKING:
     from model_export.curation.encoding import BundleEncoder
+
+_OTHER_VERSION: Final = "verify it with the version of anyclass that made it"
 
 
 def recorded_encoder(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -78,23 +79,37 @@ def recorded_curation(
         RecipeError: it has settings that this version does not know.
         DataError: its copy of the query list is damaged.
     """
-    plain, planned = _stages(folder, recipe, encoder)
+    settings = recipe.get("settings", {})
+    if encoder and not settings.keys().isdisjoint(("embed", "score")):
+        stages = Stages((_embedding(folder, settings, encoder),), ())
+    else:
+        stages = _stages(folder, recipe, encoder)
     return Curation(
         (),
-        plain,
+        stages.plain,
         folder,
         columns=InputColumns(**recipe["columns"]),
         sizes=PieceSizes(**recipe["sizes"]),
-        notes={"settings": recipe.get("settings", {})},
+        notes={"settings": settings},
         driver=driver,
-        planned=planned,
+        planned=stages.planned,
         kind=recipe["format"],
     )
 
 
-def _stages(
-    folder: Path, recipe: Mapping[str, Any], encoder: BundleEncoder | None
-) -> tuple[Sequence[Stage], Sequence[PlannedStage]]:
+def _embedding(folder: Path, settings: Mapping[str, Any], encoder: BundleEncoder) -> Stage:
+    from model_export.curation.embed import Embed  # brings the engine
+    from model_export.curation.score import Score
+
+    try:
+        if "embed" in settings:
+            return Embed.recorded(encoder, settings["embed"])
+        return Score.recorded(encoder, settings["score"])
+    except KeyError as error:
+        raise RecipeError(f"{folder}: setting {error} is missing; {_OTHER_VERSION}") from error
+
+
+def _stages(folder: Path, recipe: Mapping[str, Any], encoder: BundleEncoder | None) -> Stages:
     settings = {name: dict(each) for name, each in recipe.get("settings", {}).items()}
     settings.pop("queries", None)
     for name in ("match", "balance"):
@@ -105,7 +120,6 @@ def _stages(
     try:
         known = checked(Recipe, {"data": {"files": ["-"], "columns": recipe["columns"]}, **settings}, folder)
     except SourceError as error:
-        raise RecipeError(f"{error}; verify it with the version of anyclass that made it") from error
+        raise RecipeError(f"{error}; {_OTHER_VERSION}") from error
     queries = read_queries(folder / QUERIES_COPY) if known.match or known.balance else None
-    stages = stages_of(known, queries, encoder=encoder)
-    return stages.plain, stages.planned
+    return stages_of(known, queries, encoder=encoder)

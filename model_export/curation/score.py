@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,21 @@ class Score:
             "drop_broken": self.drop_broken,
             "encoder": self.encoder.decides,
         }
+
+    @classmethod
+    def recorded(cls, encoder: BundleEncoder, settings: Mapping[str, Any]) -> Self:
+        """Return the stage whose `settings` these are, with its matrix. Raises KeyError if one is missing."""
+        labels = LabelList(tuple(settings["labels"]), tuple(settings["templates"]))
+        return cls(
+            encoder,
+            labels,
+            settings["scoring"],
+            settings["temperature"],
+            settings["top"],
+            tuple(settings["columns"]),
+            settings["drop_broken"],
+            label_matrix(encoder, labels),
+        )
 
     @property
     def digest(self) -> str:

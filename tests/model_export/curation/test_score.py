@@ -122,6 +122,39 @@ def export(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.parametrize(
+    "options", [("embed", "--text", "--dtype", "float16"), ("score", "--labels"), ("score", "--top", 2, "--labels")]
+)
+def test_verify_makes_the_shards_again_with_the_bundle(
+    tmp_path: Path,
+    table: pa.Table,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[object, ...],
+) -> None:
+    """Without it, it compares digests, and says so; a shard that was changed is named by both."""
+    data, labels, out = tmp_path / "data.parquet", tmp_path / "labels.txt", tmp_path / "out"
+    pq.write_table(table, data)
+    labels.write_text("\n".join(NAMES))
+    command = (*options, labels) if options[-1] == "--labels" else options
+    assert export(monkeypatch, *command, data, "--bundle", DEMO_BUNDLE, "--provider", "cpu", "--out", out) == 0
+    capsys.readouterr()
+
+    assert export(monkeypatch, "curate", "verify", out, "--bundle", DEMO_BUNDLE) == 0
+    assert "1 shards follow from their inputs" in (shown := capsys.readouterr().out)
+    assert "note" not in shown
+    assert export(monkeypatch, "curate", "verify", out) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "shards were not made again: they need the bundle demo, revision" in shown
+    assert "1 shards and the inputs have their recorded bytes" in shown
+
+    rows = pq.read_table(out / "00000.parquet")
+    pq.write_table(rows.slice(1), out / "00000.parquet")
+    for more in ((), ("--bundle", DEMO_BUNDLE)):
+        assert export(monkeypatch, "curate", "verify", out, *more) == 1
+        assert "differs: 00000.parquet: " in capsys.readouterr().out
+
+
 def test_the_commands_from_files_to_shards(
     tmp_path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
