@@ -12,6 +12,27 @@ from model_export.errors import TrainingError, first_line
 from model_export.training.recipe import Recipe
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, and of ARM
+
+
+def chosen(precision: str, device: torch.device) -> str:
+    """Return the precision that ``auto`` is on a device: bf16 if it has instructions for it, otherwise fp32.
+
+    A CPU without them computes bf16 in software: a step of the demo model took 6 times as long as in fp32.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if _has_bf16(device) else "fp32"
+
+
+def slow_precision(recipe: Recipe, device: torch.device) -> str | None:
+    """Return a note if a recipe asks for a precision that a device computes in software."""
+    if recipe.optim.precision != "bf16" or _has_bf16(device):
+        return None
+    return (
+        f"this {device.type.upper()} has no instructions for bf16: each step takes several times as long as in fp32; "
+        'take optim.precision = "auto" or "fp32"'
+    )
 
 
 def check_device(recipe: Recipe, device: torch.device) -> None:
@@ -32,6 +53,7 @@ def check_device(recipe: Recipe, device: torch.device) -> None:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which a model is computed."""
+    precision = chosen(precision, device)
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, _DTYPES[precision])
 
 
@@ -47,6 +69,13 @@ def compile_towers(model: TwoTowers) -> None:
     """Compile both towers in place; names of parameters stay."""
     model.visual.compile()
     model.text.compile()
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in _BF16_INSTRUCTIONS)
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -186,7 +186,7 @@ class OptimSection(Section):
     warmup_steps: NonNegativeInt = 2000
     clip_grad_norm: PositiveFloat | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     micro_batch: PositiveInt | None = None
     """Pairs whose activations are in memory at a time; loss and gradients stay those of the batch."""
     accept_batch_norm: bool = False

@@ -24,7 +24,7 @@ from model_export.files import write_json
 from model_export.training import checkpoints
 from model_export.training.blueprint import Blueprint, blueprint_of_recipe, blueprint_of_run, blueprint_with
 from model_export.training.joining import joined
-from model_export.training.precision import check_device
+from model_export.training.precision import check_device, chosen, slow_precision
 from model_export.training.preparation import Prepared, prepare
 from model_export.training.progress import Reporter, Silence
 from model_export.training.ranks import Ranks
@@ -147,11 +147,13 @@ def _train(
         f"{prepared.train_rows:,} pairs to train, {prepared.validation_rows:,} held out · image tower {image}, "
         f"text tower {text} · {prepared.plan.total_steps:,} steps of {recipe.optim.batch_size} on {ranks.device.type}"
         + (f", {ranks.size} processes" if ranks.size > 1 else "")
-        + (f", from step {first_step:,}" if first_step else ""),
+        + (f", from step {first_step:,}" if first_step else "")
+        + f", in {chosen(recipe.optim.precision, ranks.device)}",
         highlight=False,
         soft_wrap=True,
     )
-    for note in prepared.notes:
+    slow = slow_precision(recipe, ranks.device)
+    for note in (*prepared.notes, *([slow] if slow else [])):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     total_steps = prepared.plan.total_steps
     opened = Reporter(run, console, total_steps=total_steps, first_step=first_step) if ranks.leads else Silence()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +20,7 @@ from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import RecipeError, SourceError, TrainingError
 from model_export.training import trainer as trainers
 from model_export.training.optimizer import Optimizer
+from model_export.training.precision import chosen
 from model_export.training.run import train
 from model_export.training.trainer import Trainer
 from tests.model_export.test_cli import in_this_process
@@ -205,6 +208,33 @@ def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"optim.precision is fp16, which is for GPUs .* use \"bf16\" or \"fp32\""):
         train(recipe(tmp_path, precision='"fp16"'), out=tmp_path / "run", device="cpu", console=quiet())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("instruction", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_auto_is_bf16_where_the_device_has_it(instruction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without the instructions computes bf16 in software, several times more slowly than fp32."""
+    cpu = torch.device("cpu")
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, instruction: True})
+    assert chosen("auto", cpu) == "bf16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": True, instruction: False})
+    assert chosen("auto", cpu) == "fp32"
+    assert chosen("bf16", cpu) == "bf16"
+
+
+def test_a_slow_precision_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bf16 that was asked for is computed, after a note; the line of the run says the precision."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    said = StringIO()
+    console = Console(file=said, width=200)
+
+    train(recipe(tmp_path, precision='"bf16"'), out=tmp_path / "run", device="cpu", console=console)
+    train(recipe(tmp_path, precision='"auto"'), out=tmp_path / "other", device="cpu", console=console)
+
+    text = said.getvalue()
+    assert ", in bf16\n" in text
+    assert ", in fp32\n" in text
+    assert text.count('take optim.precision = "auto" or "fp32"') == 1
 
 
 @pytest.mark.parametrize("muon_lr", [None, 0.02])
