@@ -57,7 +57,7 @@ def test_filter_takes_settings(raw: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("--language", "xx"), "language 'xx' is unknown"),
         (("--confidence", "2"), "above 0 and at most 1"),
-        (("--no-text",), "give --text or --images"),
+        (("--no-text",), "give --text, --images or --clip-score"),
         (("--images",), "no column 'image'"),
     ):
         done = in_this_process("curate", "filter", raw, "--out", tmp_path / "no", *arguments)
