@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from model_export.cli.curation_running import ShardKind, Shards
 from model_export.cli.driving import DriverChoice, DriverName, RayAddress, Workers, driving
 from model_export.cli.output import say
 
@@ -52,6 +53,7 @@ def dedup(
     image_column: Annotated[str, typer.Option(help="Column of the encoded pictures.")] = "image",
     id_column: Annotated[str, typer.Option(help="Column of the ids, if the data have one.")] = "id",
     plot: Annotated[Path | None, typer.Option(help="Draw the groups by size into this PNG file.")] = None,
+    shards: Shards = ShardKind.PARQUET,
     workers: Workers = None,
     driver: DriverChoice = DriverName.LOCAL,
     ray_address: RayAddress = None,
@@ -85,7 +87,8 @@ def dedup(
         share_digests(pictures, out)
         recorded = {"method": method, "similarity": similarity, "seed": seed}
         notes = {"dedup": settings.as_json(), "settings": {"dedup": recorded}}
-        content = run(Curation(data, [plan.stage], out, columns, notes=notes, driver=chosen), progress)
+        curation = Curation(data, [plan.stage], out, columns, notes=notes, driver=chosen, kind=shards.value)
+        content = run(curation, progress)
     console = Console()
     show_stages(console, content["stages"])
     show_groups(console, plan)

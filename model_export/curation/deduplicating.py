@@ -136,11 +136,12 @@ def check_folder(out: Path, settings: DedupSettings) -> None:
     """Check before the pictures are signed that a folder holds nothing else than this removal of copies.
 
     Raises:
-        CurationError: it holds Parquet files of something else, or of other settings.
+        CurationError: it holds shards of something else, or of other settings.
     """
     found = read_json(out / "records" / "recipe.json")
-    if found is None and any(out.glob("*.parquet")):
-        raise CurationError(f"{out}: holds Parquet files of something else; name an empty folder")
+    for kind, named in (("parquet", "Parquet"), ("tar", "tar")):
+        if found is None and any(out.glob(f"*.{kind}")):
+            raise CurationError(f"{out}: holds {named} files of something else; name an empty folder")
     if found is not None and found.get("dedup") != settings.as_json():
         raise CurationError(f"{out}: holds a data set of another recipe; name another folder, or delete this one")
 

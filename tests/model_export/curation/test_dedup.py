@@ -15,6 +15,9 @@ from model_export.curation.deduplicating import DedupPlan, Pictures, plan_dedup
 from model_export.curation.groups import Groups
 from model_export.curation.pieces import InputColumns
 from model_export.curation.stage import ID, run_stage
+from model_export.data.opening import open_pairs
+from model_export.data.parquet import PairColumns
+from model_export.data.reader import PairReader
 from model_export.errors import CurationError
 from tests.model_export.test_cli import in_this_process
 from tests.support.curating import content_of, quiet
@@ -165,6 +168,27 @@ def test_the_command_makes_the_same_bytes_for_any_number_of_processes(raw: Path,
     again = in_this_process(*some, "--out", tmp_path / "two", "--workers", 2)
     assert 0 == again.returncode, again.stderr
     assert content_of(tmp_path / "one") == content_of(tmp_path / "two")
+
+
+def test_tars_hold_the_pairs_that_parquet_holds(tmp_path: Path) -> None:
+    """With ``--format tar``; verify makes them again."""
+    data = write(tmp_path / "raw", rows_of(2), files=1)
+    some = ("curate", "dedup", data, "--out")
+    assert 0 == in_this_process(*some, tmp_path / "parquet").returncode
+    made = in_this_process(*some, tmp_path / "tar", "--format", "tar")
+    assert 0 == made.returncode, made.stderr
+
+    assert not list((tmp_path / "tar").glob("*.parquet"))
+    pairs, rows = (
+        PairReader(open_pairs([str(tmp_path / kind)], PairColumns()), groups_in_memory=4) for kind in ("tar", "parquet")
+    )
+    assert 0 < len(rows) == len(pairs) < 8
+    assert [pairs[row][:2] for row in range(len(pairs))] == [rows[row][:2] for row in range(len(rows))]
+    assert 0 == in_this_process("curate", "verify", tmp_path / "tar").returncode
+    (tmp_path / "tar/records/recipe.json").unlink()
+    refused = in_this_process(*some, tmp_path / "tar")
+    assert 2 == refused.returncode
+    assert "holds tar files of something else" in refused.stderr
 
 
 def test_what_cannot_work_is_refused_before_pictures_are_read(raw: Path, tmp_path: Path) -> None:
