@@ -1,7 +1,7 @@
 """The commands ``embed`` and ``score``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.console import Console
@@ -13,11 +13,15 @@ from service.model.choices import Preprocessing, ScoringMethod
 from service.model.engine.provider_table import ProviderName
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from model_export.curation.run import Curation
 
 _Data = Annotated[
     list[str],
-    typer.Argument(metavar="DATA...", help="Parquet files, WebDataset tars ({000..009}.tar), folders of them."),
+    typer.Argument(
+        metavar="DATA...", help="Parquet files, WebDataset tars ({000..009}.tar), folders of them, or of pictures."
+    ),
 ]
 _Bundle = Annotated[Path, typer.Option(help="The folder of a bundle.")]
 _Out = Annotated[Path, typer.Option(help="Folder for the shards and dataset.json. The same command continues there.")]
@@ -33,6 +37,7 @@ _Provider = Annotated[ProviderName, typer.Option(help="Execution provider that r
 _Preprocessing = Annotated[Preprocessing, typer.Option(help="exact: CLIP's own to the bit. fast: decodes less.")]
 _BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Pictures or texts encoded at a time.")]
 _Json = Annotated[Path | None, typer.Option("--json", help="Write the content of dataset.json to this file too.")]
+_SHOWN_KINDS: Final = 5
 
 
 def embed(
@@ -160,6 +165,8 @@ def _run(curation: "Curation", json_file: Path | None) -> None:
     from model_export.curation.run import curate
     from model_export.curation.stage_report import show_stages
 
+    for line in _passed_over(curation):
+        say(Console(stderr=True), line)
     before = _rows_in(curation.out)
     started = time.monotonic()
     with CurationProgress(Console(stderr=True)) as progress:
@@ -176,6 +183,18 @@ def _run(curation: "Curation", json_file: Path | None) -> None:
     if json_file:
         with writing(json_file):
             write_whole(json_file, json_bytes(content))
+
+
+def _passed_over(curation: "Curation") -> "Iterator[str]":
+    """Yield a line for each folder of pictures that has other files too."""
+    from model_export.curation.inputs import input_names
+    from model_export.curation.picture_folders import is_picture_folder, passed_over
+
+    for name in filter(is_picture_folder, input_names(curation.data, texts=bool(curation.columns.text))):
+        if found := passed_over(name):
+            shown = sorted(found.items(), key=lambda each: (-each[1], each[0]))[:_SHOWN_KINDS]
+            kinds = [f"{kind} {count:,}" for kind, count in shown] + ["…"] * (len(found) > _SHOWN_KINDS)
+            yield f"{escape(name)}: passed over {found.total():,} that are no pictures: {escape(', '.join(kinds))}"
 
 
 def _rows_in(out: Path) -> int:

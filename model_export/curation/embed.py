@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_export.curation.encoding import BundleEncoder, Encoded
+from model_export.curation.encoding import NO_PICTURE, BundleEncoder, Encoded
 from model_export.curation.stage import ID, IMAGE, TEXT, StageResult, digest_of
 from model_export.errors import CurationError
 
@@ -24,7 +24,7 @@ TEXT_PROBLEM: Final = "text_problem"
 BROKEN: Final = "broken picture"
 UNUSABLE_TEXT: Final = "no text"
 CUT: Final = "text cut to the context"
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,10 @@ class Embed:
         columns: others that pass through.
         dtype: of a vector's numbers.
         drop_broken: drop a row without a vector; else it stays, with a null and the reason.
+        takes_null_images: as `stage.takes_null_images` asks.
     """
 
+    takes_null_images: ClassVar[bool] = True
     encoder: BundleEncoder
     images: bool = True
     texts: bool = False
@@ -111,7 +113,7 @@ class Counts:
         self._cut += found.cut
         for row, problem in enumerate(found.problems):
             if problem is not None:
-                self._reasons.setdefault(row, reason)
+                self._reasons.setdefault(row, NO_PICTURE if problem == NO_PICTURE else reason)
         return np.array([problem is not None for problem in found.problems], dtype=np.bool_)
 
     def result(self, table: pa.Table, lacking: npt.NDArray[np.bool_], *, drop: bool) -> StageResult:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from model_export.curation.output import TAR, Output, partial_beside, writing
 from model_export.curation.pieces import InputColumns, Piece
 from model_export.curation.reading import read_piece
-from model_export.curation.stage import ID, IMAGE, Stage, StageResult, run_stage
+from model_export.curation.stage import ID, IMAGE, Stage, StageResult, run_stage, takes_null_images
 from model_export.curation.tar_shards import write_tar
 from model_export.data.parquet import PairColumns
 
@@ -112,7 +112,7 @@ class ShardMaker:
             piece: of the data.
             counts: of reading, then of each stage.
         """
-        for result in read_piece(piece, self.columns):
+        for result in read_piece(piece, self.columns, null_images=takes_null_images(self.stages)):
             counts[0].add(result)
             table = result.kept
             for stage, count in zip(self.stages, counts[1:], strict=True):

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from model_export.curation.picture_folders import folder_digest, is_picture_folder, paths_digest, picture_groups
 from model_export.curation.stage import ID, IMAGE, IMAGE_REF, TEXT, URL
 from model_export.data.locations import describe, open_file, refusing
 from model_export.data.pairs import Rows
@@ -50,7 +51,7 @@ class InputColumns(NamedTuple):
 
 
 class InputFile(NamedTuple):
-    """A file of the data: its name as given, and the sha256 of its bytes."""
+    """A file of the data, or a folder of pictures: its name as given, and its `file_digest`."""
 
     name: str
     digest: str
@@ -68,6 +69,7 @@ class Piece:
         first_row: number of its first row within the file.
         rows: number of its rows.
         batch_rows: rows that are read at a time.
+        paths: of its pictures, if the file is a folder of them.
     """
 
     number: int
@@ -77,6 +79,7 @@ class Piece:
     first_row: int
     rows: int
     batch_rows: int
+    paths: tuple[str, ...] = ()
 
     @property
     def shard(self) -> str:
@@ -86,7 +89,8 @@ class Piece:
     @property
     def source(self) -> dict[str, Any]:
         """Return the piece for the record of its shard: which rows of which content."""
-        return {"sha256": self.file.digest, "row_groups": [self.first, self.stop], "rows": self.rows}
+        source = {"sha256": self.file.digest, "row_groups": [self.first, self.stop], "rows": self.rows}
+        return source | {"paths": paths_digest(self.paths)} if self.paths else source
 
 
 class PieceSizes(NamedTuple):
@@ -100,11 +104,13 @@ class PieceSizes(NamedTuple):
 
 
 def file_digest(name: str) -> str:
-    """Return the sha256 of a file in hexadecimal.
+    """Return the sha256 of a file, or of a folder of pictures, in hexadecimal.
 
     Raises:
         DataError: it cannot be read.
     """
+    if is_picture_folder(name):
+        return folder_digest(name)
     digest = hashlib.sha256()
     with refusing(name), open_file(name) as file:
         while block := file.read(_READ_AT_ONCE):
@@ -129,7 +135,7 @@ def plan(files: Sequence[InputFile], columns: InputColumns, sizes: PieceSizes) -
         groups = list(threads.map(lambda file: _groups(file.name, columns), files))
     pieces: list[Piece] = []
     known: dict[str, str] = {}
-    for file, (rows, size) in zip(files, groups, strict=True):
+    for file, (rows, size, paths) in zip(files, groups, strict=True):
         if rows.sum():
             if file.digest in known:
                 raise DataError(f"{known[file.digest]} and {file.name} have the same content; name one of them")
@@ -138,7 +144,8 @@ def plan(files: Sequence[InputFile], columns: InputColumns, sizes: PieceSizes) -
             here, total = int(rows[first:stop].sum()), int(size[first:stop].sum())
             if here:
                 batch = max(1, min(here, sizes.table * here // max(1, total)))
-                pieces.append(Piece(len(pieces), file, first, stop, int(rows[:first].sum()), here, batch))
+                row = int(rows[:first].sum())
+                pieces.append(Piece(len(pieces), file, first, stop, row, here, batch, paths[row : row + here]))
     return pieces
 
 
@@ -154,18 +161,21 @@ def _cuts(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:
         yield first, len(sizes)
 
 
-def _groups(name: str, columns: InputColumns) -> tuple[Rows, Rows]:
-    """Return the number of rows and of bytes of each row group of a file, int64."""
+def _groups(name: str, columns: InputColumns) -> tuple[Rows, Rows, tuple[str, ...]]:
+    """Return the number of rows and of bytes of each row group of a file, int64, and the paths of a folder."""
+    if is_picture_folder(name):
+        return picture_groups(name)
     if is_tar(name):
         from model_export.data.tar import TarPairs  # brings what decodes images
 
         rows = TarPairs(name, columns.of_pairs()).group_rows
-        return rows, rows * describe(name).size // max(1, int(rows.sum()))
+        return rows, rows * describe(name).size // max(1, int(rows.sum())), ()
     file = checked_parquet(name, columns)
     found = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     return (
         np.array([group.num_rows for group in found], dtype=np.int64),
         np.array([group.total_byte_size for group in found], dtype=np.int64),
+        (),
     )
 
 

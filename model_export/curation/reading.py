@@ -8,9 +8,10 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from model_export.curation.picture_folders import is_picture_folder, picture_tables
 from model_export.curation.pieces import InputColumns, Piece, checked_parquet
 from model_export.curation.stage import ID, IMAGE, IMAGE_REF, TEXT, URL, StageResult, row_ids, split
-from model_export.data.pairs import BrokenRowError, Pair
+from model_export.data.pairs import BrokenRowError
 from model_export.data.patterns import is_tar
 from model_export.errors import DataError, first_line
 
@@ -20,62 +21,72 @@ _TYPES: Final = {ID: pa.string(), TEXT: pa.string(), URL: pa.string(), IMAGE_REF
 _NO_IMAGE: Final = "no image"
 
 
-def read_piece(piece: Piece, columns: InputColumns) -> Iterator[StageResult]:
-    """Yield the rows of a piece in order, in tables; rows without an image are dropped from data with images.
+def read_piece(piece: Piece, columns: InputColumns, *, null_images: bool = False) -> Iterator[StageResult]:
+    """Yield the rows of a piece in order, in tables.
+
+    Args:
+        piece: of the data.
+        columns: names in the data.
+        null_images: keep rows without an image; else they are dropped from data with images.
 
     Raises:
         DataError: the file is damaged or was changed.
     """
-    yield from _tar(piece, columns) if is_tar(piece.file.name) else _parquet(piece, columns)
-
-
-def _parquet(piece: Piece, columns: InputColumns) -> Iterator[StageResult]:
-    name = piece.file.name
-    file = checked_parquet(name, columns, buffer_size=_BUFFER)
-    row, renamed = piece.first_row, columns.renamed()
+    if is_picture_folder(piece.file.name):
+        tables = picture_tables(piece.file.name, piece.paths, piece.batch_rows)
+    elif is_tar(piece.file.name):
+        tables = _tar(piece, columns)
+    else:
+        tables = _parquet(piece, columns)
+    row = piece.first_row
     try:
-        batches = file.iter_batches(piece.batch_rows, row_groups=list(range(piece.first, piece.stop)))
-        for batch in batches:
+        for table in tables:
             # One file is read at a time: 2 to 5 times the bytes of a table are in memory.
-            table = pa.Table.from_batches([batch])
-            table = table.rename_columns([renamed.get(each, each) for each in table.column_names])
-            yield _usable(table, piece, row)
-            row += batch.num_rows
+            yield _usable(table, piece, row, null_images=null_images)
+            row += table.num_rows
     except (OSError, IndexError, pa.ArrowException) as error:
+        name = piece.file.name
         raise DataError(f"{name}: row {row:,} and following cannot be read ({first_line(error)})") from error
 
 
-def _tar(piece: Piece, columns: InputColumns) -> Iterator[StageResult]:
+def _parquet(piece: Piece, columns: InputColumns) -> Iterator[pa.Table]:
+    file = checked_parquet(piece.file.name, columns, buffer_size=_BUFFER)
+    renamed = columns.renamed()
+    for batch in file.iter_batches(piece.batch_rows, row_groups=list(range(piece.first, piece.stop))):
+        table = pa.Table.from_batches([batch])
+        yield table.rename_columns([renamed.get(each, each) for each in table.column_names])
+
+
+def _tar(piece: Piece, columns: InputColumns) -> Iterator[pa.Table]:
     from model_export.data.tar import GROUP, TarPairs  # brings what decodes images
 
     file = TarPairs(piece.file.name, columns.of_pairs())
-    row = piece.first_row
     groups_at_once = max(1, piece.batch_rows // GROUP)
     for first in range(piece.first, piece.stop, groups_at_once):
-        pairs: list[Pair | None] = []
+        pairs: list[tuple[bytes | None, str | None, str | None]] = []
         for group in range(first, min(first + groups_at_once, piece.stop)):
             samples = file.load(group)
             pairs += [_pair(samples, at) for at in range(int(file.group_rows[group]))]
-        table = pa.table(
+        images, texts, labels = zip(*pairs, strict=True)
+        yield pa.table(
             {
-                IMAGE: pa.array([pair and pair.image for pair in pairs], pa.binary()),
-                TEXT: pa.array([pair and pair.text for pair in pairs], pa.string()),
-                columns.label: pa.array([pair and pair.label for pair in pairs], pa.string()),
+                IMAGE: pa.array(images, pa.binary()),
+                TEXT: pa.array(texts, pa.string()),
+                columns.label: pa.array(labels, pa.string()),
             }
         )
-        yield _usable(table, piece, row)
-        row += table.num_rows
 
 
-def _pair(samples: Any, at: int) -> Pair | None:  # noqa: ANN401 - a PairGroup
+def _pair(samples: Any, at: int) -> tuple[bytes | None, str | None, str | None]:  # noqa: ANN401 - a group of a tar
+    """Return the image, the text and the label of a sample."""
     try:
-        pair: Pair = samples[at]
+        image, text, label = samples[at]
     except BrokenRowError:
-        return None
-    return pair
+        return (None, *samples.texts(at))
+    return image, text, label
 
 
-def _usable(table: pa.Table, piece: Piece, row: int) -> StageResult:
+def _usable(table: pa.Table, piece: Piece, row: int, *, null_images: bool) -> StageResult:
     """Add missing ids, cast columns, replace text that is not UTF-8 by null, and drop rows without an image."""
     given = ID in table.column_names
     ids = row_ids(piece.file.digest, row, table.num_rows)
@@ -87,7 +98,7 @@ def _usable(table: pa.Table, piece: Piece, row: int) -> StageResult:
         if name in table.column_names:
             column = table[name] if kind == pa.binary() else _valid(table[name])
             table = table.set_column(table.column_names.index(name), name, column.cast(kind))
-    if IMAGE not in table.column_names:
+    if null_images or IMAGE not in table.column_names:
         return StageResult(table, {})
     lacking = pc.is_null(table[IMAGE])
     return split(table, pc.if_else(lacking, pa.scalar(_NO_IMAGE), pa.scalar(None, pa.string())))

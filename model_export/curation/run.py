@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from model_export.curation.dataset import provenance, write_dataset
+from model_export.curation.inputs import check_unchanged, input_digests, input_names
 from model_export.curation.making import ShardMaker, total_counts
-from model_export.curation.output import DATASET, PARQUET, Output, json_bytes, read_json, write_whole, writing
+from model_export.curation.output import DATASET, PARQUET, Output, read_json, write_whole, writing
 from model_export.curation.pieces import InputColumns, InputFile, Piece, PieceSizes, file_digest, in_order, plan
 from model_export.curation.planned import PlannedStage, Rows
 from model_export.curation.progress import CurationProgress
 from model_export.curation.stage import Stage
-from model_export.data.locations import describe, is_url
-from model_export.data.patterns import file_names
+from model_export.data.locations import is_url
 from model_export.drivers.driver import Driver
 from model_export.drivers.local import LocalDriver
 from model_export.errors import DataError
@@ -104,7 +104,7 @@ def begin(curation: Curation) -> None:
         CurationError: the folder is in use, or holds something else; or it cannot be written.
         DataError: no data are named.
     """
-    input_names(curation.data)
+    input_names(curation.data, texts=bool(curation.columns.text))
     output = Output(curation.out, curation.kind)
     with output.locked():
         output.claim("recipe", curation.recipe)
@@ -119,10 +119,10 @@ def curate(curation: Curation, progress: CurationProgress) -> dict[str, Any]:
 
     Raises:
         CurationError: the folder is in use, or holds something else; or it cannot be written.
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or are changed meanwhile.
         DriverError: a node of the cluster does not see the folder, or processes are killed.
     """
-    names = input_names(curation.data)
+    names = input_names(curation.data, texts=bool(curation.columns.text))
     output = Output(curation.out, curation.kind)
     with output.locked():
         curation.driver.check_folder(output.folder)
@@ -130,11 +130,12 @@ def curate(curation: Curation, progress: CurationProgress) -> dict[str, Any]:
         for name, source in curation.companions.items():
             with writing(curation.out / name):
                 write_whole(curation.out / name, source.read_bytes())
-        digests = _digests(output, names, curation.driver, progress)
+        digests = input_digests(output, names, curation.driver, progress)
         files = in_order(names, digests)
         output.claim("inputs", {_beside(output, file.name): file.digest for file in files})
         if not curation.planned or (content := _finished(output, curation.driver, progress)) is None:
             steps = run_steps(curation, files, output, progress)
+            check_unchanged(output, names)
             named, sources = (
                 [InputFile(_beside(output, file.name), file.digest) for file in each]
                 for each in (files, curation.sources)
@@ -248,39 +249,6 @@ def _is_whole(file: InputFile) -> bool:
         return file_digest(file.name) == file.digest
     except DataError:
         return False
-
-
-def input_names(data: Sequence[str]) -> list[str]:
-    """Return the files that data stand for.
-
-    Raises:
-        DataError: none are named, or a name cannot be used.
-    """
-    names = file_names(data)
-    if not names:
-        raise DataError("no data: name Parquet or tar files, or folders of them")
-    return names
-
-
-def _digests(output: Output, names: Sequence[str], driver: Driver, progress: CurationProgress) -> dict[str, str]:
-    """Return the digest of each file; unchanged files keep the digest from an earlier run."""
-    known = read_json(output.digests) or {}
-    marks = {name: list(describe(name)) for name in names}
-    digests = {name: known[name][1] for name in names if name in known and known[name][0] == marks[name]}
-    todo = [name for name in dict.fromkeys(names) if name not in digests]
-    progress.begin("input files", len(todo))
-    try:
-        for name, digest in driver.run(_named_digest, todo, threads=True):
-            digests[name] = digest
-            progress.advance()
-    finally:
-        with writing(output.digests):
-            write_whole(output.digests, json_bytes({name: [marks[name], digests[name]] for name in digests}))
-    return digests
-
-
-def _named_digest(name: str) -> tuple[str, str]:
-    return name, file_digest(name)
 
 
 def _piece_name(piece: Piece) -> str:

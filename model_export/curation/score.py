@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ SCORES: Final = "scores"
 TOP_LABELS: Final = "labels"
 LABELS_KEY: Final = "labels"
 """Key of the schema's metadata: the labels as JSON, in the order of `SCORES`."""
-_VERSION: Final = 1
+_VERSION: Final = 2
 _TEXTS_AT_ONCE: Final = 64
 
 
@@ -44,9 +44,11 @@ class Score:
         top: write the best labels and their scores, in place of all scores.
         columns: others that pass through.
         drop_broken: drop a row without scores; else it stays, with a null and the reason.
-        matrix: vectors of the labels, float32 ``[labels, dim]``, from `with_matrix`.
+        matrix: vectors of the labels, float32 ``[labels, dim]``, from `label_matrix`.
+        takes_null_images: as `stage.takes_null_images` asks.
     """
 
+    takes_null_images: ClassVar[bool] = True
     encoder: BundleEncoder
     labels: LabelList
     method: ScoringMethod | None = None

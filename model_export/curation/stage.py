@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -60,6 +60,11 @@ class Stage(Protocol):
 
     def run(self, table: pa.Table) -> StageResult:
         """Return the rows that stay. The same table gives the same result on every machine."""
+
+
+def takes_null_images(stages: Sequence[Stage]) -> bool:
+    """Return whether the first stage has its own answer to a row without an image; else reading drops such rows."""
+    return bool(stages) and bool(getattr(stages[0], "takes_null_images", False))
 
 
 def digest_of(name: str, version: int, settings: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ def file_names(names: Sequence[str]) -> list[str]:
     Raises:
         DataError: a range or a folder cannot be used.
     """
-    return [file for name in names for each in _expanded(name) for file in _files(each)]
+    return [file for name in names for each in expanded(name) for file in _files(each)]
 
 
 def is_tar(name: str) -> bool:
@@ -46,14 +46,22 @@ def is_tar(name: str) -> bool:
     return PurePosixPath(name.partition("?")[0] if is_url(name) else name).suffix == ".tar"
 
 
-def _expanded(name: str) -> list[str]:
+def expanded(name: str) -> list[str]:
+    """Expand the ranges of a name, unless a file or a folder is named so. Raises DataError; see `expand_ranges`."""
     return [name] if not is_url(name) and Path(name).exists() else expand_ranges(name)
 
 
 def _files(name: str) -> list[str]:
     if is_url(name) or not Path(name).is_dir():
         return [name]
-    for kind in _KINDS:
-        if files := sorted(file for file in Path(name).iterdir() if file.suffix == kind and file.is_file()):
-            return list(map(str, files))
+    if files := files_in(name):
+        return files
     raise DataError(f"{name}: holds no files named {' or '.join(_KINDS)}; name a folder of one of them, or the files")
+
+
+def files_in(folder: str) -> list[str]:
+    """Return the Parquet files of a folder, or else its tars, in order."""
+    for kind in _KINDS:
+        if files := sorted(file for file in Path(folder).iterdir() if file.suffix == kind and file.is_file()):
+            return list(map(str, files))
+    return []

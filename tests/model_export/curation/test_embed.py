@@ -14,14 +14,14 @@ from model_export.curation.pieces import PieceSizes
 from model_export.curation.run import Curation, curate
 from model_export.drivers.local import LocalDriver
 from model_export.errors import CurationError
-from service.images.decoding import decode
+from service.images.decoding import DEFAULT_LIMITS, decode
 from service.model.engine.engine import OnnxEngine
 from service.model.loading import load_bundle
 from service.model.manifest import DEMO_BUNDLE
 from service.model.tokenizer import Tokenizer
 from tests.support.curating import content_of, quiet
 from tests.support.pairs import COLOURS, encoded_picture
-from tests.support.tars import write_tars
+from tests.support.tars import write_tar, write_tars
 
 SMALL = PieceSizes(piece=30_000, table=10_000)
 TEXTS = ("a dog", "a red car", None, "word " * 200)
@@ -123,6 +123,45 @@ def test_rows_without_a_vector_are_dropped_on_demand(encoder: BundleEncoder, tmp
     assert found.num_rows == 18
     assert found["image_embedding"].null_count == 0
     assert recorded["stages"][1]["dropped"] == {"broken picture": 2}
+
+
+def test_rows_without_a_picture_stay(encoder: BundleEncoder, tmp_path: Path) -> None:
+    """They have a null and the reason, and the vector of their caption; they are counted, and dropped on demand."""
+    data = tmp_path / "data.parquet"
+    write_pictures(data, 20)
+    table = pq.read_table(data)
+    pictures = [None if row in {7, 8} else picture for row, picture in enumerate(table["image"].to_pylist())]
+    table = table.set_column(1, "image", pa.array(pictures, pa.binary()))
+    pq.write_table(table, data, row_group_size=10)
+    both = embed(data, tmp_path / "both", Embed(encoder, texts=True))
+    texts = embed(data, tmp_path / "texts", Embed(encoder, images=False, texts=True))
+    dropped = embed(data, tmp_path / "dropped", Embed(encoder, drop_broken=True))
+
+    assert both["id"].to_pylist() == texts["id"].to_pylist() == table["id"].to_pylist()
+    assert [row for row, why in enumerate(both["image_problem"].to_pylist()) if why == "no picture"] == [7, 8]
+    assert both["image_embedding"].slice(7, 2).null_count == 2
+    assert both["text_embedding"].slice(8, 1).null_count == 0
+    assert both["text_embedding"].equals(texts["text_embedding"])
+    assert dropped.num_rows == 16
+    recorded = [json.loads((tmp_path / name / "dataset.json").read_bytes())["stages"] for name in ("both", "dropped")]
+    assert [stages[0]["dropped"] for stages in recorded] == [{}, {}]
+    assert recorded[0][1]["notes"] == {
+        "broken picture": 2,
+        "no picture": 2,
+        "no text": 5,
+        "text cut to the context": 5,
+    }
+    assert recorded[1][1]["dropped"] == {"broken picture": 2, "no picture": 2}
+
+
+def test_a_caption_in_a_tar_outlives_its_picture(encoder: BundleEncoder, tmp_path: Path) -> None:
+    """A picture that is too large to be read is none; its caption has a vector."""
+    members = [("1.png", bytes(DEFAULT_LIMITS.max_bytes + 1)), ("1.txt", b"a dog")]
+    write_tar(tmp_path / "data.tar", members)
+    found = embed(tmp_path / "data.tar", tmp_path / "out", Embed(encoder, texts=True))
+
+    assert found["image_problem"].to_pylist() == ["no picture"]
+    assert found["text_problem"].to_pylist() == [None]
 
 
 def test_tars_are_embedded(encoder: BundleEncoder, tmp_path: Path) -> None:

@@ -164,6 +164,15 @@ def test_the_commands_from_files_to_shards(
     labels.write_text("\n".join(NAMES))
     common = (data, "--bundle", DEMO_BUNDLE, "--provider", "cpu")
 
+    nulls = table.append_column("photo", pa.array([*table["image"].to_pylist()[:3], None], pa.binary()))
+    pq.write_table(nulls.drop_columns(["image"]), tmp_path / "nulls.parquet")
+    with_nulls = (tmp_path / "nulls.parquet", *common[1:], "--image-column", "photo", "--labels", labels)
+
+    assert export(monkeypatch, "score", *with_nulls, "--out", tmp_path / "nulls") == 0
+    assert "no picture, kept" in capsys.readouterr().out
+    scored = pq.read_table(tmp_path / "nulls" / "00000.parquet")
+    assert scored["image_problem"].to_pylist() == [None, None, None, "no picture"]
+    assert scored["scores"].null_count == 1
     assert export(monkeypatch, "embed", *common, "--out", tmp_path / "vectors", "--json", tmp_path / "embed.json") == 0
     assert "broken picture, kept" in capsys.readouterr().out
     assert json.loads((tmp_path / "embed.json").read_bytes())["rows"] == 4
