@@ -23,7 +23,8 @@ def address() -> str:
 
 def torchrun(arguments: list[str]) -> int:
     """Run torchrun in the pod that this runs in; return its exit code."""
-    return subprocess.call(["torchrun", *arguments])
+    # As a module: a worker of Ray need not have the scripts of its Python on its PATH.
+    return subprocess.call([sys.executable, "-m", "torch.distributed.run", *arguments])
 
 
 def main() -> int:
@@ -46,8 +47,10 @@ def main() -> int:
         *arguments,
     ]
     # A task that was lost with its pod is not tried alone: the others wait for a new meeting place.
-    task = ray.remote(torchrun).options(num_gpus=options.gpus, max_retries=0)
-    running = [task.options(scheduling_strategy=place).remote(command) for place in places]
+    running = [
+        ray.remote(torchrun).options(num_gpus=options.gpus, max_retries=0, scheduling_strategy=place).remote(command)
+        for place in places
+    ]
     while running:
         (done, *_), running = ray.wait(running)
         if code := ray.get(done):

@@ -147,9 +147,12 @@ import sys
 class Place:
     def __init__(self, pods, index): self.index = index
 
+class Remote:
+    def __init__(self, function): self.function = function
+    def options(self, **options): return Bound(self.function, options)
+
 class Bound:
     def __init__(self, function, options): self.function, self.all = function, options
-    def options(self, **more): return Bound(self.function, {**self.all, **more})
     def remote(self, *arguments):
         place = self.all["scheduling_strategy"].index
         print("task", self.function.__name__, place, self.all.get("num_gpus"), flush=True)
@@ -160,13 +163,15 @@ class Group:
     def ready(self): return None
 
 def init(): print("init", flush=True)
-def remote(function): return Bound(function, {})
+def remote(function): return Remote(function)
 def get(result): return result
 def wait(results): return results[:1], results[1:]
 '''
 MODULES = {
     "ray/__init__.py": FAKE,
     "ray/util/__init__.py": "def get_node_ip_address(): return '10.0.0.7'\n",
+    "torch/__init__.py": "",
+    "torch/distributed/__init__.py": "",
     "ray/util/placement_group.py": "from ray import Group as placement_group\n",
     "ray/util/scheduling_strategies.py": "from ray import Place as PlacementGroupSchedulingStrategy\n",
 }
@@ -178,12 +183,12 @@ def start(folder: Path, arguments: list[str], *, code: int = 0) -> tuple[int, li
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
-    torchrun = folder / "torchrun"
-    torchrun.write_text(f'#!/bin/sh\necho torchrun "$@"\nexit {code}\n', "utf-8")
-    torchrun.chmod(0o755)
+    (folder / "torch/distributed/run.py").write_text(
+        f"import sys\nprint('torchrun', *sys.argv[1:], flush=True)\nsys.exit({code})\n", "utf-8"
+    )
     done = subprocess.run(
         [sys.executable, START, *arguments],
-        env={**os.environ, "PYTHONPATH": str(folder), "PATH": f"{folder}:{os.environ['PATH']}"},
+        env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         check=False,

@@ -28,12 +28,12 @@ _MEMORY: Final = 80 * 2**20
 class RayCluster:
     """A cluster of ``nodes`` processes of Ray; see `ray_cluster`."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, gpus: int) -> None:
         from ray.cluster_utils import Cluster
 
         each = {"include_dashboard": False, "node_ip_address": "127.0.0.1", "object_store_memory": _MEMORY}
         self._each = each
-        self._nodes = nodes
+        self._nodes, self._gpus = nodes, gpus
         self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **each})
         self.complete()
 
@@ -50,7 +50,7 @@ class RayCluster:
         for last in (False, False, True):
             try:
                 while len(self._cluster.worker_nodes) < self._nodes:
-                    self._cluster.add_node(num_cpus=1, **self._each)
+                    self._cluster.add_node(num_cpus=1, num_gpus=self._gpus, **self._each)
             except Exception:  # Ray waits 30 s for a node, which a busy machine exceeds
                 if last:
                     raise
@@ -84,15 +84,15 @@ def _works_for(process: Path, nodes: set[int]) -> bool:
 
 
 @contextmanager
-def ray_cluster(nodes: int = 2) -> Iterator[RayCluster]:
-    """Start a cluster, with files in a folder of its own, and end it."""
+def ray_cluster(nodes: int = 2, gpus: int = 0) -> Iterator[RayCluster]:
+    """Start a cluster, with files in a folder of its own, and end it; each node says that it has so many GPUs."""
     before = dict(os.environ)
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets have short names
     os.environ.update(_ENVIRONMENT, RAY_TMPDIR=folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cluster = RayCluster(nodes)
+            cluster = RayCluster(nodes, gpus)
             try:
                 yield cluster
             finally:
