@@ -12,6 +12,7 @@
   * DriverError
   * SourceError
     · HubUnreachableError, in hub/errors.py
+    · IncompleteError
   * ExportError
     · ParityError
 
@@ -69,6 +70,10 @@ class DriverError(ModelExportError):
 
 class SourceError(ModelExportError):
     """Weights or their companion files are missing, corrupt or of another shape."""
+
+
+class IncompleteError(SourceError):
+    """A source lacks files: by the names of those it has, no reader can read it."""
 
 
 class ExportError(ModelExportError):

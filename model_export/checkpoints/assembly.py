@@ -17,7 +17,7 @@ from model_export.families.family import Convert, Family, ModelConfig
 from model_export.families.key_tables import with_flat_scalars
 from model_export.families.sizes import named_size
 from model_export.families.table import family_of
-from model_export.families.tokenizers import TextTokens, has_tokenizer
+from model_export.families.tokenizers import TextTokens
 from service.model.manifest import FileEntry, ImageSection, Provenance, SigmoidScoring, SoftmaxScoring
 
 
@@ -51,19 +51,6 @@ def named_config(arch: str, options: SourceOptions, path: Path) -> tuple[Family[
     config = named_size(arch).config
     family = family_of(config)
     return family, family.named(config, arch, options.activation, path)
-
-
-def tokenizer_place(file: Path, options: SourceOptions) -> Path | None:
-    """Return the folder of the weights if it holds a tokenizer, else the file that the user names, if any.
-
-    Raises:
-        SourceError: both are given.
-    """
-    if not has_tokenizer(file.parent):
-        return options.tokenizer
-    if options.tokenizer is not None:
-        raise SourceError(f"{file.parent}: brings a tokenizer; leave --tokenizer out, or take its tokenizer files away")
-    return file.parent
 
 
 def assemble(found: Found, family: Family[Any], config: ModelConfig, tokens: TextTokens) -> ModelSource:

@@ -1,16 +1,21 @@
-"""Brings the files of a source that a user names onto this machine: a path, or a hub id that is fetched."""
+"""Brings the files of a source that a user names onto this machine: a path, or a hub id that is fetched.
+
+What the source's files say of its model is checked before the weights are downloaded, and before torch is imported.
+"""
 
 import dataclasses
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
+from model_export.checkpoints.choice import Choice, Graphs, choose, choose_of_folder
+from model_export.checkpoints.file_choice import FULL_PRECISION
 from model_export.checkpoints.layouts import NOTHING_THERE
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
 from model_export.families.sizes import published_hint
-from model_export.hub.fetch import fetch, hub_id
-from model_export.hub.file_choice import FULL_PRECISION
+from model_export.hub.fetch import Bring, fetch, hub_id
 
 
 def at_hand(
@@ -18,7 +23,7 @@ def at_hand(
     options: SourceOptions,
     *,
     console: Console | None = None,
-    onnx: bool = False,
+    graphs: Graphs = "no",
     variant: str = FULL_PRECISION,
 ) -> tuple[Path, SourceOptions]:
     """Return the path of a source's files, downloaded for a hub id, and its options with origin and licence.
@@ -26,19 +31,51 @@ def at_hand(
     Args:
         source: a hub id, or a path.
         options: facts that the source's files may lack.
-        console: shows what is downloaded.
-        onnx: fetch ONNX encoders instead of weights.
+        console: shows what is downloaded, and why one of two layouts is not read.
+        graphs: whether ONNX encoders are taken.
         variant: of the ONNX encoders.
 
     Raises:
-        SourceError: the path does not exist, or the source cannot be fetched.
+        SourceError: the path does not exist, the source cannot be fetched, or its model is none that is read here.
     """
     hub = hub_id(source)
     if hub is None:
         path = Path(source).expanduser()
         if not path.exists():  # reported before torch is needed
             raise SourceError(f"{path}: {NOTHING_THERE}{published_hint(source)}")
+        if path.is_dir() and graphs != "instead of weights":
+            _report(choose_of_folder(path, options, graphs=graphs), console)
         return path, options
-    fetched = fetch(hub.model_id, revision=hub.revision, console=console, onnx=onnx, variant=variant)
+
+    def chosen(names: frozenset[str], where: str, bring: Bring) -> tuple[str, ...]:
+        choice = choose(names, where, bring, options, graphs=graphs, variant=variant)
+        _report(choice, console)
+        return choice.files
+
+    fetched = fetch(hub.model_id, chosen, revision=hub.revision, console=console)
     licence = options.licence or fetched.licence
     return fetched.folder, dataclasses.replace(options, source_id=fetched.source_id, licence=licence)
+
+
+def choice_of_hub(model_id: str, revision: str | None) -> Choice:
+    """Choose the layout of a model on the hub; of its files only configurations and tokenizers are downloaded.
+
+    Raises:
+        HubUnreachableError: the hub cannot be reached, and the cache does not hold the model.
+        SourceError: the model is none that is read here without options.
+    """
+    choices: list[Choice] = []
+
+    def chosen(names: frozenset[str], where: str, bring: Bring) -> tuple[str, ...]:
+        choices.append(choose(names, where, bring, SourceOptions(), graphs="without weights"))
+        return ()
+
+    fetch(model_id, chosen, revision=revision)
+    return choices[0]
+
+
+def _report(choice: Choice, console: Console | None) -> None:
+    if console is not None:
+        for reason in choice.passed_over:
+            line = f"{reason}; reading the layout {choice.layout} instead"
+            console.print(escape(line), highlight=False, soft_wrap=True)

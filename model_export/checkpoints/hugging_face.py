@@ -13,13 +13,12 @@ from typing import Final
 from torch import Tensor
 
 from model_export.checkpoints.assembly import loaded, model_source
-from model_export.checkpoints.layouts import HF_CONFIG, HF_INDEX, HF_WEIGHTS
+from model_export.checkpoints.description import Description
+from model_export.checkpoints.hugging_face_config import describe
+from model_export.checkpoints.layouts import HF_INDEX, HF_WEIGHTS
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
-from model_export.checkpoints.preprocessing import image_section
 from model_export.checkpoints.weight_files.tensors import read_tensors
 from model_export.errors import SourceError
-from model_export.families.table import FAMILIES
-from model_export.families.tokenizers import has_tokenizer
 from model_export.files import read_object
 from service.model.manifest import FileEntry, Provenance
 
@@ -42,55 +41,37 @@ class _Weights:
     sha256: str
 
 
-def load(path: Path, options: SourceOptions) -> ModelSource:
+def load(path: Path, options: SourceOptions, said: Description | None = None) -> ModelSource:
     """Read a folder.
+
+    Args:
+        path: as the user named it; the bundle's name may follow from it.
+        said: what the files beside the weights say, if it was read already; the weights are beside its file.
 
     Raises:
         SourceError: a file is missing, corrupt, or does not fit the others, or the model is one that cannot be
             exported; the message names the file.
     """
-    if not path.is_dir():
-        raise SourceError(f"{path}: is not a folder with a {HF_CONFIG}")
-    file = path / HF_CONFIG
-    fields = read_object(file, hint="is this the folder of a Hugging Face model?")
-    model_type = str(fields.get("model_type"))
-    family = FAMILIES.get(model_type)
-    if family is None:
-        raise SourceError(f"{file}: model_type is {model_type}; {' and '.join(FAMILIES)} can be exported")
-    if options.arch is not None:
-        raise SourceError(f"{file}: states the architecture; leave --arch out")
-    layout = family.hugging_face
-    said = layout.read(fields, file)
-    image = image_section(path, family=family, image_size=layout.image_size(said))
-    config, tokens = layout.configure(said, file, _tokenizer(path, options))
-    if options.activation is not None and config.activations != {options.activation}:
-        raise SourceError(f"{file}: states the activation, which is not {options.activation}; leave --activation out")
-    weights = _read_weights(path)
-    model, converted = loaded(family, config, weights.tensors, layout.convert, weights.path)
+    said = said or describe(path, options)
+    weights = _read_weights(said.file.parent)
+    model, converted = loaded(said.family, said.config, weights.tensors, said.family.hugging_face.convert, weights.path)
     return model_source(
         path,
         options,
-        family=family,
-        config=config,
+        family=said.family,
+        config=said.config,
         model=model,
-        image=image,
-        tokens=tokens,
+        image=said.image,
+        tokens=said.tokens,
         scale=_exponential(converted["logit_scale"], weights.path),
-        bias=converted["logit_bias"].float().item() if family.has_bias else None,
+        bias=converted["logit_bias"].float().item() if said.family.has_bias else None,
         provenance=Provenance(
             source=options.source_id or path.resolve().name,
             source_sha256=weights.sha256,
             licence=options.licence,
-            recipe={"layout": "hugging_face", "model": config.model_dump(mode="json")},
+            recipe={"layout": "hugging_face", "model": said.config.model_dump(mode="json")},
         ),
     )
-
-
-def _tokenizer(path: Path, options: SourceOptions) -> Path | None:
-    """Return the tokenizer that the user names, if the folder has none."""
-    if options.tokenizer is not None and has_tokenizer(path):
-        raise SourceError(f"{path}: brings its own tokenizer; leave --tokenizer out, or take its tokenizer files away")
-    return options.tokenizer
 
 
 def _read_weights(folder: Path) -> _Weights:

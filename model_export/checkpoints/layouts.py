@@ -1,13 +1,15 @@
 """Recognises the layout of a path by names and first bytes: before anything is read, without torch and onnx."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
-from model_export.errors import SourceError
+from model_export.errors import IncompleteError, SourceError
 
 RECIPE: Final = "recipe.toml"
+RUN_WEIGHTS: Final = {"last": "model.safetensors", "ema": "model-ema.safetensors"}
+"""Of a training run: the last weights, and their moving average."""
 HF_CONFIG: Final = "config.json"
 HF_WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 """The safest first."""
@@ -22,9 +24,6 @@ NOTHING_THERE: Final = "is neither a file or folder nor a hub id such as openai/
 """Message for a source that does not exist."""
 
 _WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth")
-
-_LARGEST_CONFIG: Final = 1 << 20
-"""Bytes of a ``config.json`` in which ``model_type`` is looked for."""
 
 _MAX_HEADER: Final = 100 << 20
 """Bytes of a safetensors header, as the format limits it."""
@@ -73,16 +72,6 @@ def is_training_run(folder: Path) -> bool:
     return (folder / RECIPE).is_file()
 
 
-def is_hugging_face(folder: Path) -> bool:
-    """Return whether a folder holds weights and a ``config.json`` with a ``model_type``."""
-    try:
-        with (folder / HF_CONFIG).open("rb") as stream:
-            typed = b'"model_type"' in stream.read(_LARGEST_CONFIG)
-    except OSError:
-        return False
-    return typed and any((folder / f"{name}{suffix}").exists() for name in HF_WEIGHTS for suffix in ("", HF_INDEX))
-
-
 def is_open_clip(folder: Path) -> bool:
     """Return whether a folder holds open_clip's configuration."""
     return (folder / OPEN_CLIP_CONFIG).is_file()
@@ -98,20 +87,12 @@ def holds_weights(names: Iterable[str]) -> bool:
     return any("/" not in name and name.endswith(_WEIGHT_SUFFIXES) for name in names)
 
 
-def check_layout(path: Path) -> None:
-    """Refuse a path that no reader knows. A file that may hold weights passes: its reader looks into it.
-
-    Raises:
-        SourceError: the path is in none of the layouts; the message lists them.
-    """
-    if path.is_dir():
-        known = any(knows(path) for knows in (is_training_run, is_hugging_face, is_open_clip, has_onnx_towers))
-    else:
-        known = weights_format(path) is not None
-    if not known:
-        raise unknown_layout(path)
-
-
-def unknown_layout(path: Path) -> SourceError:
-    """Return the error for a path in a layout that no reader knows."""
-    return SourceError(f"{path}: is in no layout that is read here: {'; '.join(_READ_HERE)}")
+def unknown_layout(where: Path | str, loose: Collection[str] = ()) -> IncompleteError:
+    """Return the error for a source in a layout that no reader knows, which may hold weights under other names."""
+    held = ""
+    if loose:
+        held = (
+            f"; it holds {', '.join(loose)} without a name and a configuration of these: if that is OpenAI's or "
+            "open_clip's, download it and export the file itself"
+        )
+    return IncompleteError(f"{where}: is in no layout that is read here: {'; '.join(_READ_HERE)}{held}")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from model_export.checkpoints import hugging_face, open_clip, openai, training_run
-from model_export.checkpoints.layouts import NOTHING_THERE, is_hugging_face, is_training_run, unknown_layout
+from model_export.checkpoints.choice import choose_of_folder
+from model_export.checkpoints.layouts import NOTHING_THERE, is_training_run, unknown_layout
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.weight_files.tensors import SUFFIXES, read_tensors
 from model_export.errors import SourceError
@@ -14,19 +15,17 @@ from model_export.errors import SourceError
 
 @dataclass(frozen=True)
 class Reader:
-    """Recognises one layout of weights, and reads it."""
+    """Recognises one layout of a weights file, and reads it."""
 
     recognises: Callable[[Path], bool]
     load: Callable[[Path, SourceOptions], ModelSource]
 
 
 READERS: Final = (
-    Reader(is_training_run, training_run.load),
-    Reader(is_hugging_face, hugging_face.load),
     Reader(open_clip.recognises, open_clip.load),
     Reader(openai.recognises, openai.load),
 )
-"""The first that recognises a path reads it."""
+"""Of files. The first that recognises a path reads it."""
 
 
 def load_model(path: Path, options: SourceOptions) -> ModelSource:
@@ -39,9 +38,20 @@ def load_model(path: Path, options: SourceOptions) -> ModelSource:
         raise SourceError(f"{path}: {NOTHING_THERE}")
     if options.weights != "last" and not is_training_run(path):
         raise SourceError(f"{path}: is no training run, so it has no moving average; leave --weights out")
+    if path.is_dir():
+        return _load_folder(path, options)
     for reader in READERS:
         if reader.recognises(path):
             return reader.load(path, options)
     if path.is_file() and path.suffix in SUFFIXES:
         read_tensors(path)  # says why a file has no names to recognise: truncated, damaged or wanting to run code
     raise unknown_layout(path)
+
+
+def _load_folder(path: Path, options: SourceOptions) -> ModelSource:
+    choice = choose_of_folder(path, options)
+    if choice.layout == "hugging_face":
+        return hugging_face.load(path, options, choice.description)
+    if choice.layout == "open_clip":
+        return open_clip.load(path, options, choice.description)
+    return training_run.load(path, options)

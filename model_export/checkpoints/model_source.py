@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from model_export.bundles.writer import BundleSource
+from model_export.checkpoints.file_choice import WeightsLayout
 from model_export.errors import SourceError
 from model_export.families.family import ModelConfig
 from model_export.families.key_tables import shown
@@ -44,6 +45,7 @@ class SourceOptions:
         source_id: origin of the files, such as ``openai/clip-vit-base-patch32@REVISION``; an alias of the bundle.
         licence: of the weights.
         weights: of a training run: the last ones, or their moving average.
+        layout: of the weights to read, where a folder holds several.
     """
 
     arch: str | None = None
@@ -53,6 +55,7 @@ class SourceOptions:
     source_id: str | None = None
     licence: str | None = None
     weights: Literal["last", "ema"] = "last"
+    layout: WeightsLayout | None = None
 
 
 @dataclass(frozen=True)

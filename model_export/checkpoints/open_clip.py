@@ -7,24 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from model_export.checkpoints.assembly import Found, assemble, named_config, tokenizer_place
+from model_export.checkpoints.assembly import Found, assemble, named_config
+from model_export.checkpoints.description import Description
+from model_export.checkpoints.file_choice import OPEN_CLIP_WEIGHTS, loose_weights, open_clip_weights
 from model_export.checkpoints.layouts import OPEN_CLIP_CONFIG, is_open_clip
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
-from model_export.checkpoints.open_clip_config import image_section, model_config
+from model_export.checkpoints.open_clip_config import describe, tokenizer_place
 from model_export.checkpoints.weight_files.tensors import SUFFIXES, peek_names, read_tensors
 from model_export.errors import SourceError
-from model_export.families.family import Family, ModelConfig
-from model_export.families.tokenizers import TextTokens
-from model_export.files import read_object
+from model_export.families.family import Family
 from service.model.manifest import ImageSection
-
-WEIGHTS: Final = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-)
-"""open_clip's names on the hub, the safest first. The same weights in other layouts may lie beside them."""
 
 _OWN_NAMES: Final = ("text.token_embedding.weight", "visual.trunk.patch_embed.proj.weight")
 """Names of parameters that no other program writes."""
@@ -50,28 +42,23 @@ def recognises(path: Path) -> bool:
     return any(name in names for name in _OWN_NAMES)
 
 
-def load(path: Path, options: SourceOptions) -> ModelSource:
+def load(path: Path, options: SourceOptions, said: Description | None = None) -> ModelSource:
     """Read open_clip's weights: a folder, or a file of one, or a file with ``options.arch``.
+
+    Args:
+        path: as the user named it; the bundle's name may follow from it.
+        said: what the files beside the weights say, if it was read already; the weights are beside its file.
 
     Raises:
         SourceError: a file is missing, not readable, or does not fit the others; a weight is unknown, missing,
             mis-shaped or not finite; or a bundle cannot express the model, its preprocessing or its tokenizer. The
             message names the file and the key.
     """
-    place = _place(path)
+    place = _place(path, said)
     if place.config is None:
         return _load_named(place, options)
-    if options.arch is not None:
-        raise SourceError(f"{place.config}: states the architecture; leave --arch out")
-    fields = read_object(place.config, hint="it stands beside open_clip's weights")
-    family, config = model_config(fields.get("model_cfg", fields), options.activation, place.config)
-    tokens, config = _with_tokenizer(place, family, config, options)
-    preprocessing = fields.get("preprocess_cfg") or {}
-    if family.open_clip.needs_preprocess_cfg and not preprocessing:
-        raise SourceError(f"{place.config}: lacks preprocess_cfg, which says how pictures are prepared")
-    default = family.images.section(config.image.image_size)
-    image = image_section(preprocessing, default=default, path=place.config)
-    return assemble(_found(place, family, image, options), family, config, tokens)
+    said = said or describe(place.weights, options)
+    return assemble(_found(place, said.family, said.image, options), said.family, said.config, said.tokens)
 
 
 def _load_named(place: _Place, options: SourceOptions) -> ModelSource:
@@ -81,34 +68,27 @@ def _load_named(place: _Place, options: SourceOptions) -> ModelSource:
             f"{place.weights}: has no {OPEN_CLIP_CONFIG} beside it; add --arch with a name of `anyclass-export list`"
         )
     family, config = named_config(options.arch, options, place.weights)
-    tokens, config = _with_tokenizer(place, family, config, options)
+    tokens = family.open_clip.read_tokenizer(tokenizer_place(place.weights, options), config, place.weights)
+    config = family.open_clip.complete(config, tokens)
     notes = {"arch": options.arch, "preprocessing": "not stated; that of the published weights of this size"}
     image = family.images.section(config.image.image_size)
     return assemble(_found(place, family, image, options, **notes), family, config, tokens)
 
 
-def _with_tokenizer(
-    place: _Place, family: Family[Any], config: ModelConfig, options: SourceOptions
-) -> tuple[TextTokens, ModelConfig]:
-    tokens = family.open_clip.read_tokenizer(tokenizer_place(place.weights, options), config, place.weights)
-    return tokens, family.open_clip.complete(config, tokens)
-
-
-def _place(path: Path) -> _Place:
-    folder = path if path.is_dir() else path.parent
+def _place(path: Path, said: Description | None = None) -> _Place:
+    held = path if said is None else said.file.parent
+    folder = held if held.is_dir() else held.parent
     config = folder / OPEN_CLIP_CONFIG
-    if not path.is_dir():
+    if not held.is_dir():
         # A name that all such files have tells nothing; the folder's does.
-        named = folder if path.name in WEIGHTS else path
+        named = folder if path.name in OPEN_CLIP_WEIGHTS else path
         return _Place(named, path, config if config.is_file() else None)
-    for name in WEIGHTS:
-        if (path / name).is_file():
-            return _Place(path, path / name, config)
-    held = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if len(held) != 1:
-        shown = ", ".join(file.name for file in held) or "none"
-        raise SourceError(f"{path}: holds no {WEIGHTS[0]}; name the file of the weights (found: {shown})")
-    return _Place(path, held[0], config)
+    names = [file.name for file in folder.iterdir() if file.is_file()]
+    name = open_clip_weights(names)
+    if name is None:
+        shown = ", ".join(loose_weights(names)) or "none"
+        raise SourceError(f"{folder}: holds no {OPEN_CLIP_WEIGHTS[0]}; name the file of the weights (found: {shown})")
+    return _Place(path, folder / name, config)
 
 
 def _found(place: _Place, family: Family[Any], image: ImageSection, options: SourceOptions, **notes: str) -> Found:

@@ -1,4 +1,7 @@
-"""Reads ``open_clip_config.json``: ``model_cfg`` as a configuration of ours, ``preprocess_cfg`` as an image section."""
+"""Reads ``open_clip_config.json``: ``model_cfg`` as a configuration of ours, ``preprocess_cfg`` as an image section.
+
+Needs no torch.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,10 +9,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from model_export.architectures.activations import Activation
+from model_export.checkpoints.description import Description
+from model_export.checkpoints.layouts import OPEN_CLIP_CONFIG
+from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
 from model_export.families.family import Family, ModelConfig
+from model_export.families.open_clip import relatives
 from model_export.families.table import FAMILIES, TITLES
-from model_export.files import checked
+from model_export.families.tokenizers import has_tokenizer
+from model_export.files import checked, read_object
 from service.model.manifest import ImageSection, Rgb
 
 
@@ -23,6 +31,54 @@ class _Preprocess(BaseModel):
     std: float | Rgb | None = None
     interpolation: Literal["bicubic", "bilinear", "random"] | None = None
     resize_mode: Literal["shortest", "squash", "longest"] | None = None
+
+
+def check_kind(folder: Path, options: SourceOptions) -> None:
+    """Check that the configuration in a folder is of a model that can be exported, from this file alone.
+
+    Raises:
+        SourceError: the file is not readable, or of another kind; the message says which models are read.
+    """
+    _read_config(folder / OPEN_CLIP_CONFIG, options)
+
+
+def describe(weights: Path, options: SourceOptions) -> Description:
+    """Read everything but the weights, whose file may still be missing, from the files beside it.
+
+    Raises:
+        SourceError: a file is missing, not readable, or does not fit the others, or a bundle cannot express the model,
+            its preprocessing or its tokenizer; the message names the file.
+    """
+    file = weights.parent / OPEN_CLIP_CONFIG
+    fields, family, config = _read_config(file, options)
+    if options.arch is not None:
+        raise SourceError(f"{file}: states the architecture; leave --arch out")
+    tokens = family.open_clip.read_tokenizer(tokenizer_place(weights, options), config, weights)
+    config = family.open_clip.complete(config, tokens)
+    preprocessing = fields.get("preprocess_cfg") or {}
+    if family.open_clip.needs_preprocess_cfg and not preprocessing:
+        raise SourceError(f"{file}: lacks preprocess_cfg, which says how pictures are prepared")
+    image = image_section(preprocessing, default=family.images.section(config.image.image_size), path=file)
+    return Description(file, family, config, image, tokens)
+
+
+def tokenizer_place(weights: Path, options: SourceOptions) -> Path | None:
+    """Return the folder of the weights if it holds a tokenizer, else the file that the user names, if any.
+
+    Raises:
+        SourceError: both are given.
+    """
+    folder = weights.parent
+    if not has_tokenizer(folder):
+        return options.tokenizer
+    if options.tokenizer is not None:
+        raise SourceError(f"{folder}: brings a tokenizer; leave --tokenizer out, or take its tokenizer files away")
+    return folder
+
+
+def _read_config(file: Path, options: SourceOptions) -> tuple[dict[str, Any], Family[Any], ModelConfig]:
+    fields = read_object(file, hint="it stands beside open_clip's weights")
+    return fields, *model_config(fields.get("model_cfg", fields), options.activation, file)
 
 
 def model_config(fields: object, activation: Activation | None, path: Path) -> tuple[Family[Any], ModelConfig]:
@@ -45,8 +101,10 @@ def model_config(fields: object, activation: Activation | None, path: Path) -> t
     for family in FAMILIES.values():
         if family.open_clip.matches(vision, text):
             return family, family.open_clip.read(sections, activation, path)
-    tower = vision.get("timm_model_name")
-    raise SourceError(f"{path}: its image tower is timm's {tower}, which is not read here; only {TITLES} are")
+    tower = str(vision.get("timm_model_name"))
+    raise SourceError(
+        f"{path}: its image tower is timm's {tower}, which is not read here; only {TITLES} are{relatives(tower)}"
+    )
 
 
 def image_section(fields: object, *, default: ImageSection, path: Path) -> ImageSection:

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model_export.architectures.activations import Activation
-from model_export.checkpoints.assembly import Found, assemble, named_config, tokenizer_place
+from model_export.checkpoints.assembly import Found, assemble, named_config
 from model_export.checkpoints.layouts import is_open_clip
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
+from model_export.checkpoints.open_clip_config import tokenizer_place
 from model_export.checkpoints.weight_files.tensors import is_script_archive, peek_names, read_tensors
 from model_export.errors import SourceError, problems
 from model_export.families.clip.config import (

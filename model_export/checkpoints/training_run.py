@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model_export.checkpoints.layouts import RECIPE
+from model_export.checkpoints.layouts import RECIPE, RUN_WEIGHTS
 from model_export.checkpoints.model_source import (
     LOGIT_BIAS,
     ModelSource,
@@ -39,8 +39,8 @@ from service.model.manifest import (
 )
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-EMA_WEIGHTS: Final = "model-ema.safetensors"
+WEIGHTS: Final = RUN_WEIGHTS["last"]
+EMA_WEIGHTS: Final = RUN_WEIGHTS["ema"]
 """The moving average of a run's weights, if its recipe asked for one."""
 CARD = "card.md"
 DEFAULT_FAMILY: Final = "clip"

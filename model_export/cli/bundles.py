@@ -39,6 +39,10 @@ def export(
         Literal["last", "ema"],
         typer.Option(help="Of a training run: the last weights, or their moving average (optim.ema)."),
     ] = "last",
+    layout: Annotated[
+        Literal["hugging_face", "open_clip"] | None,
+        typer.Option(help="Which of two layouts in one folder to read. \\[default: what its configurations say]"),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name. \\[default: follows from the source]")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the manifest.")] = None,
     data: Annotated[
@@ -67,7 +71,13 @@ def export(
     started = time.monotonic()
     narrator = Narrator(Console())
     options = SourceOptions(
-        arch=arch, activation=activation, tokenizer=tokenizer, name=name, licence=licence, weights=weights
+        arch=arch,
+        activation=activation,
+        tokenizer=tokenizer,
+        name=name,
+        licence=licence,
+        weights=weights,
+        layout=layout,
     )
     manifest = convert(
         Conversion(
@@ -97,6 +107,9 @@ def verify(
         Path | None, typer.Option(help="Compare with torch, from this source, instead of the bundle's probes.")
     ] = None,
     weights: Annotated[Literal["last", "ema"], typer.Option(help="Of --run, as for 'export'.")] = "last",
+    layout: Annotated[
+        Literal["hugging_face", "open_clip"] | None, typer.Option(help="Of --run, as for 'export'.")
+    ] = None,
     provider: Annotated[str, typer.Option(help="The execution provider that runs the graphs.")] = "cpu",
 ) -> None:
     """Check a bundle: digests, batch sizes, text lengths, unit lengths, parity with torch."""
@@ -113,7 +126,7 @@ def verify(
         from model_export.checkpoints.model_source import SourceOptions
         from model_export.export.from_weights import reference_probes
 
-        source = load_model(run, SourceOptions(weights=weights))
+        source = load_model(run, SourceOptions(weights=weights, layout=layout))
         report = verify_bundle(bundle, provider=provider, reference=lambda opened: reference_probes(source, opened))
     show(console, report)
     if report.passed:

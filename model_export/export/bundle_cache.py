@@ -2,6 +2,7 @@
 
 ``python -m model_export.export.bundle_cache MODEL`` prints four lines: ``ready`` or ``missing``, the source with its
 revision pinned, the bundle's path, and ``weights``, ``graphs`` or ``unknown``: a conversion needs torch for weights.
+A source that cannot be converted is refused here, from its configurations, before anything is installed for it.
 Needs no torch, and no network for paths and cached models.
 """
 
@@ -13,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from model_export.checkpoints.layouts import check_layout, has_onnx_towers, holds_weights
+from model_export.checkpoints.choice import choose_of_folder, names_in
+from model_export.checkpoints.layouts import unknown_layout, weights_format
+from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
 from model_export.families.sizes import published_hint
 from service.errors import BundleError
@@ -22,6 +25,9 @@ from service.model.manifest import MANIFEST
 
 _DIGITS: Final = 12
 """Digits of a commit or a digest in the name of a bundle's folder."""
+
+_BY_HAND: Final = "; `make run` takes no such option: convert it with anyclass-export, and serve the bundle"
+"""The end of a message that advises an option."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,12 @@ def locate(model: str, cache: Path) -> Place:
         cache: the folder of bundles.
 
     Raises:
-        SourceError: the source is none of these, its layout is unknown, or the hub refuses it.
+        SourceError: the source is none of these, or the hub refuses it.
     """
     path = Path(model).expanduser()
     if path.exists():
         if (path / MANIFEST).is_file():
             return Place(model, path, ready=True)
-        check_layout(path)
         path = path.absolute()
         return _place(str(path), cache / f"{_slug(path.name)}-{_state(path)}")
     from model_export.hub.fetch import hub_id  # local sources do not need the hub's client
@@ -77,18 +82,30 @@ def locate(model: str, cache: Path) -> Place:
 
 
 def contents(source: str) -> str:
-    """Return ``weights``, whose conversion needs torch, ``graphs``, or ``unknown`` if the hub does not say."""
-    path = Path(source)
-    if path.exists():
-        graphs_only = has_onnx_towers(path) and not holds_weights(each.name for each in path.iterdir())
-        return "graphs" if graphs_only else "weights"
-    from model_export.hub.fetch import file_names
+    """Return ``weights``, whose conversion needs torch, ``graphs``, or ``unknown`` if the hub does not say.
 
-    model_id, _, commit = source.partition("@")
-    try:
-        return "weights" if holds_weights(file_names(model_id, commit)) else "graphs"
-    except SourceError:
-        return "unknown"
+    Downloads a hub model's configurations and tokenizer, which say whether it can be converted.
+
+    Raises:
+        SourceError: the source cannot be converted without options.
+    """
+    path = Path(source)
+    if path.is_dir():
+        choice = choose_of_folder(path, SourceOptions(), graphs="without weights")
+    elif path.exists():
+        if weights_format(path) is None:
+            raise unknown_layout(path)
+        return "weights"
+    else:
+        from model_export.checkpoints.at_hand import choice_of_hub
+        from model_export.hub.errors import HubUnreachableError
+
+        model_id, _, commit = source.partition("@")
+        try:
+            choice = choice_of_hub(model_id, commit)
+        except HubUnreachableError:
+            return "unknown"
+    return "graphs" if choice.layout == "onnx" else "weights"
 
 
 def _hub_place(model_id: str, revision: str | None, cache: Path) -> Place:
@@ -134,10 +151,10 @@ def _slug(name: str) -> str:
 
 def _state(path: Path) -> str:
     """Digest the names, sizes and times of a source's files: reading gigabytes at each start would take too long."""
-    files = [path] if path.is_file() else [file for pattern in ("*", "onnx/*") for file in path.glob(pattern)]
+    files = [path] if path.is_file() else [path / name for name in names_in(path)]
     lines = []
     for file in sorted(files):
-        if file.is_file() and not file.name.startswith("."):
+        if not file.name.startswith("."):
             status = file.stat()
             lines.append(f"{file.relative_to(path.parent)} {status.st_size} {status.st_mtime_ns}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:_DIGITS]
@@ -147,11 +164,12 @@ def main() -> None:
     """Print the place of the bundle of the one argument; an error is one line on stderr."""
     try:
         place = locate(sys.argv[1], cache_folder())
+        held = "unknown" if place.ready else contents(place.source)
     except SourceError as exc:
-        sys.exit(f"anyclass: {exc}")
+        by_hand = _BY_HAND if " --" in str(exc) else ""
+        sys.exit(f"anyclass: {exc}{by_hand}")
     if place.note is not None:
         print(f"anyclass: {place.note}", file=sys.stderr)  # noqa: T201
-    held = "unknown" if place.ready else contents(place.source)
     print("ready" if place.ready else "missing", place.source, place.path, held, sep="\n")  # noqa: T201, read by scripts/model.sh
 
 

@@ -10,11 +10,11 @@ from typing import Final
 
 from model_export.bundles.writer import check_destination
 from model_export.checkpoints.at_hand import at_hand
+from model_export.checkpoints.file_choice import FULL_PRECISION
 from model_export.checkpoints.layouts import has_onnx_towers, holds_weights
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import ExportError
 from model_export.export.console import Narrator
-from model_export.hub.file_choice import FULL_PRECISION
 from model_export.published_onnx.source import OnnxOptions, read_published
 from model_export.published_onnx.to_bundle import write_bundle
 from service.model.loading import load_bundle
@@ -59,6 +59,8 @@ class Conversion:
             )
         if self.calibrate and (self.precision != "int8" or not self.data):
             raise ExportError("--calibrate needs --precision int8 and real images; name them with --data")
+        if self.onnx is not None and self.options.layout is not None:
+            raise ExportError("--onnx takes ONNX encoders, and --layout is for weights; leave one of them out")
         if self.onnx not in {None, FULL_PRECISION} and self.precision != "fp32":
             raise ExportError(f"--onnx {self.onnx} sets the precision; leave --precision out")
 
@@ -82,7 +84,7 @@ def convert(wanted: Conversion, out: Path, *, narrator: Narrator, force: bool = 
         wanted.source,
         wanted.options,
         console=narrator.console,
-        onnx=wanted.onnx is not None,
+        graphs="without weights" if wanted.onnx is None else "instead of weights",
         variant=wanted.onnx or FULL_PRECISION,
     )
     if wanted.precision not in REDUCED:

@@ -217,6 +217,8 @@ class Family(Generic[C]):
         named: completes a named size, given the ``--arch`` and ``--activation`` of the user, and a path for errors.
         padding: of texts in training, as far as vectors depend on it.
         has_bias: whether scores are sigmoids of scale · cosine + bias, rather than a softmax of scale · cosine.
+        relatives: models that may be taken for the family's but are not read, by ``model_type``: which ones are, for
+            messages.
     """
 
     name: str
@@ -232,3 +234,4 @@ class Family(Generic[C]):
     hugging_face: HuggingFaceLayout[Any, C]
     open_clip: OpenClipLayout[C]
     onnx: OnnxLayout
+    relatives: Mapping[str, str]

@@ -7,10 +7,10 @@ files that another program downloaded are not downloaded again. Needs no torch.
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, HFValidationError
@@ -19,15 +19,21 @@ from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 from rich.console import Console
 from rich.markup import escape
 
-from model_export.errors import SourceError
+from model_export.errors import IncompleteError, SourceError
 from model_export.hub import cache
 from model_export.hub.cache import COMMIT, Remote
 from model_export.hub.download import LIBRARY, SHA256
 from model_export.hub.errors import HubUnreachableError, explained
-from model_export.hub.file_choice import FULL_PRECISION, choose, choose_onnx
 
 _REVISION: Final = r"(?!.*\.\.)\w[\w./-]*"  # becomes part of a path
 _HUB_ID: Final = re.compile(rf"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>{_REVISION}))?")
+
+Bring: TypeAlias = Callable[[Iterable[str]], Path]
+"""Downloads files unless the cache holds them, and returns the folder of the snapshot."""
+
+Choose: TypeAlias = Callable[[frozenset[str], str, Bring], tuple[str, ...]]
+"""Chooses what to download, from the names of all files, relative to the repository's root. It is also given a name for
+messages, and a `Bring` for files that it reads. Weights come last: a folder with all of them has every other file."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Fetched:
         source_id: ``OWNER/NAME@COMMIT``.
         revision: the commit, 40 hexadecimal digits.
         licence: as the repository's card states it.
-        files: the requested ones, relative to the folder.
+        files: the chosen ones, relative to the folder.
     """
 
     folder: Path
@@ -78,35 +84,21 @@ def resolve(model_id: str, *, revision: str | None = None) -> str:
     return _ask(asked, files=False)[0]
 
 
-def file_names(model_id: str, revision: str) -> frozenset[str]:
-    """Ask the hub for the names of a model's files. Raises `SourceError`, and `HubUnreachableError`, as `resolve`."""
-    return frozenset(_ask(_checked(model_id, revision), files=True)[1])
-
-
-def fetch(
-    model_id: str,
-    *,
-    revision: str | None = None,
-    console: Console | None = None,
-    onnx: bool = False,
-    variant: str = FULL_PRECISION,
-) -> Fetched:
+def fetch(model_id: str, choose: Choose, *, revision: str | None = None, console: Console | None = None) -> Fetched:
     """Download the files that a reader needs, unless the cache holds them.
 
-    One form of the weights is downloaded, or with ``onnx`` the encoders of one ``variant`` (see
-    `model_export.hub.file_choice`). An interrupted download resumes. Every sha256 that the hub states is checked, also
-    of files that were in the cache. If the hub cannot be reached, a complete cache suffices.
+    An interrupted download resumes. Every sha256 that the hub states is checked, also of files that were in the cache.
+    If the hub cannot be reached, a complete cache suffices.
 
     Args:
         model_id: ``OWNER/NAME``.
+        choose: names the files.
         revision: a branch, tag or commit; by default the repository's main branch.
         console: shows what is downloaded. Progress bars go to stderr, and only to a terminal.
-        onnx: ONNX encoders instead of weights.
-        variant: of the ONNX encoders: ``fp32``, ``fp16``, ``quantized`` and so on.
 
     Raises:
         HubUnreachableError: the hub cannot be reached, and the cache is not complete.
-        SourceError: the model or revision does not exist, this user may not read it, it holds no weights, a digest
+        SourceError: the model or revision does not exist, this user may not read it, ``choose`` refuses it, a digest
             does not match, or the disk is full.
     """
     asked = _checked(model_id, revision)
@@ -116,10 +108,17 @@ def fetch(
     try:
         commit, files = _ask(asked, files=True)
     except HubUnreachableError as exc:
-        fetched = _from_cache(asked, exc, onnx=onnx, variant=variant)
+        fetched = _from_cache(asked, exc, choose)
         _say(console, f"{fetched.source_id}: from the cache, the hub was not reached")
         return fetched
-    names = _choice(files, model_id, onnx=onnx, variant=variant)
+
+    def bring(wanted: Iterable[str]) -> Path:
+        with explained(model_id, revision, _endpoint(), note="; what was received is kept"):
+            for name in wanted:
+                cache.ensure(model_id, commit, files[name], _endpoint())
+        return cache.snapshot(model_id, commit)
+
+    names = choose(frozenset(files), model_id, bring)
     missing = [files[name] for name in names if cache.cached(model_id, commit, name) is None]
     left = cache.remaining(model_id, missing)
     total = sum(files[name].size for name in names)
@@ -128,9 +127,7 @@ def fetch(
         f"{model_id}@{commit[:12]}: {len(names)} files, {total / 1e6:.1f} MB, "
         + (f"{left / 1e6:.1f} MB to download" if missing else "all in the cache"),
     )
-    with explained(model_id, revision, _endpoint(), note="; what was received is kept"):
-        for name in names:
-            cache.ensure(model_id, commit, files[name], _endpoint())
+    bring(names)
     return _fetched(model_id, commit, names)
 
 
@@ -181,25 +178,25 @@ def _files(info: ModelInfo) -> dict[str, Remote]:
     return files
 
 
-def _choice(names: Iterable[str], where: str, *, onnx: bool, variant: str) -> tuple[str, ...]:
-    known = frozenset(names)
-    return choose_onnx(known, variant, where) if onnx else choose(known, where)
-
-
-def _from_cache(asked: HubId, reason: HubUnreachableError, *, onnx: bool, variant: str) -> Fetched:
+def _from_cache(asked: HubId, reason: HubUnreachableError, choose: Choose) -> Fetched:
     """Return an earlier download when the hub cannot be reached."""
     model_id, revision = asked.model_id, asked.revision
     commit = revision if revision and COMMIT.fullmatch(revision) else cache.remembered(model_id, revision)
     folder = cache.snapshot(model_id, commit or "")
     if commit is None or not folder.is_dir():
         raise HubUnreachableError(f"{reason} (it is not in the cache, {constants.HF_HUB_CACHE})") from reason
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+    def bring(wanted: Iterable[str]) -> Path:
+        for name in wanted:
+            cache.check(folder / name, cache.recorded_digest(folder / name))
+        return folder
+
+    names = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     try:
-        chosen = _choice(names, str(folder), onnx=onnx, variant=variant)
-    except SourceError as exc:
+        chosen = choose(names, str(folder), bring)
+    except IncompleteError as exc:
         raise HubUnreachableError(f"{reason} (the cache does not hold all of it: {exc})") from exc
-    for name in chosen:
-        cache.check(folder / name, cache.recorded_digest(folder / name))
+    bring(chosen)
     return _fetched(model_id, commit, chosen)
 
 

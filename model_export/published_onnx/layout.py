@@ -7,11 +7,11 @@ from typing import Final
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from model_export.checkpoints.file_choice import FULL_PRECISION
 from model_export.checkpoints.layouts import ONNX_FOLDER, ONNX_TOWERS
 from model_export.errors import SourceError
 from model_export.families.family import OnnxLayout
 from model_export.graphs.passes import dims_of
-from model_export.hub.file_choice import FULL_PRECISION
 from service.model.manifest import Precision
 
 IMAGE_GRAPH, TEXT_GRAPH = ONNX_TOWERS

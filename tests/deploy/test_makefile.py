@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.model.manifest import DEMO_BUNDLE
+from tests.support.companions import companions
 from tests.support.places import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -83,9 +84,10 @@ def converting_project(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> None:
-    """Make a folder that looks like a Hugging Face checkpoint."""
+    """Make a folder that is a Hugging Face checkpoint but for its weights."""
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "clip"}')
+    for name, content in companions().items():
+        (folder / name).write_bytes(content)
     (folder / "model.safetensors").write_bytes(folder.name.encode())
 
 
@@ -93,7 +95,7 @@ def graphs(folder: Path) -> None:
     """Make a folder that looks like published ONNX graphs without weights."""
     for name in ("config.json", "onnx/vision_model.onnx", "onnx/text_model.onnx"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(folder.name)
+        (folder / name).write_text('{"model_type": "clip"}')
 
 
 LACKING = "exit 3"
@@ -214,6 +216,7 @@ def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> 
     [
         ("./nowhere", "./nowhere: is neither a bundle, a checkpoint's file or folder, a training run, nor a hub id"),
         ("photos", "photos: is in no layout that is read here"),
+        ("of-another-kind", "config.json: model_type is metaclip_2; clip and siglip can be exported; of MetaCLIP the"),
         ("broken", "broken was not converted (see above)"),
     ],
 )
@@ -221,6 +224,8 @@ def test_run_serves_nothing_where_the_model_fails(tmp_path: Path, model: str, sa
     """A missing model or a failed conversion ends make with a message; no other model is served instead."""
     converting_project(tmp_path)
     checkpoint(tmp_path / "broken")
+    checkpoint(tmp_path / "of-another-kind")
+    (tmp_path / "of-another-kind/config.json").write_text('{"model_type": "metaclip_2"}')
     (tmp_path / "photos").mkdir()
     stub(tmp_path / ".venv-export/bin/anyclass-export", "echo 'error: broken: lacks a tensor' >&2; exit 2")
     with pytest.raises(subprocess.CalledProcessError) as caught:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_export.families.clip.config import ClipConfig
+from tests.support.companions import vocabulary
 
 VIT: dict[str, Any] = {
     "embed_dim": 32,
@@ -249,7 +250,5 @@ def reference(tower: str = "vit", activation: str = "quick_gelu") -> tuple[ClipC
 
 def write_vocabulary(path: Path) -> Path:
     """Write a file in the format of the reference tokenizer's, with merges for the 600 tokens of the `TOWERS`."""
-    letters = "abcdefghij"
-    merges = [f"{left} {right}{end}" for left in letters for right in letters for end in ("", "</w>")]
-    path.write_text("\n".join(['"bpe_simple_vocab"', *merges]), encoding="utf-8")
+    path.write_bytes(vocabulary())
     return path

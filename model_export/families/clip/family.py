@@ -79,4 +79,12 @@ CLIP: Final = Family(
         text_outputs=("text_embeds",),
         read_tokenizer=_onnx_tokenizer,
     ),
+    relatives={
+        "metaclip_2": "of MetaCLIP the first version is read, such as facebook/metaclip-b32-400m",
+        "jina_clip": "no Jina CLIP is read",
+        "chinese_clip": "no Chinese-CLIP is read",
+        "altclip": "no AltCLIP is read",
+        "clip_vision_model": "this is a CLIP's image tower alone, and only whole models are read",
+        "clip_text_model": "this is a CLIP's text tower alone, and only whole models are read",
+    },
 )

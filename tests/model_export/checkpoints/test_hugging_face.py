@@ -19,7 +19,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from model_export.checkpoints.hugging_face import load
-from model_export.checkpoints.layouts import is_hugging_face
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.errors import SourceError
 from model_export.export.from_weights import export_model
@@ -276,7 +275,6 @@ def test_weights_saved_by_torch_are_the_same(clip: Path, pristine_clip: Path) ->
     expected = load(pristine_clip, SourceOptions())
     weights = load_file(clip / "model.safetensors")
     as_pickles(clip)
-    assert is_hugging_face(clip)
     assert same_weights(expected, load(clip, SourceOptions()))
 
     (clip / "pytorch_model.bin.index.json").unlink()
@@ -391,7 +389,10 @@ def test_siglip_2_is_read_with_its_own_tokenizer(siglip: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(model_type="siglip2"), "model_type is siglip2; clip and siglip can be exported"),
+        (lambda c: c.update(model_type="siglip2"), "model_type is siglip2; clip and siglip can be exported; of"),
+        (lambda c: c.update(auto_map={"AutoModel": "x.Y"}), "wants code of the repository to be run (auto_map)"),
+        (lambda c: c.pop("text_config"), "lacks text_config: it does not describe both towers of a CLIP"),
+        (lambda c: c.update(vision_config=None), "lacks vision_config: it"),
         (lambda c: c.pop("model_type"), "model_type is None"),
         (lambda c: c.update(model_type=["clip"]), "model_type is ['clip']"),
         (lambda c: c["text_config"].update(layer_norm_eps=1e-12), "text_config.layer_norm_eps is 1e-12; only 1e-05"),
@@ -526,20 +527,6 @@ def test_what_is_no_such_folder_is_refused(clip: Path, tmp_path: Path) -> None:
     assert refusal(clip).startswith(f"{clip}: holds no weights (model.safetensors or pytorch_model.bin")
     (clip / "config.json").unlink()
     assert "config.json: is missing; is this the folder of a Hugging Face model?" in refusal(clip)
-
-
-def test_only_folders_with_weights_and_a_models_type_are_recognised(clip: Path, siglip: Path, tmp_path: Path) -> None:
-    """A training run has a config.json too, but no model_type; a folder of graphs has no weights."""
-    assert is_hugging_face(clip)
-    assert is_hugging_face(siglip)
-    as_shards(clip)
-    assert is_hugging_face(clip)
-    assert not is_hugging_face(clip / "config.json")
-    assert not is_hugging_face(tmp_path)
-    (siglip / "model.safetensors").unlink()
-    assert not is_hugging_face(siglip)
-    (clip / "config.json").write_text('{"name": "a run"}')
-    assert not is_hugging_face(clip)
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from model_export.checkpoints.at_hand import at_hand
+from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
 from model_export.export import bundle_cache
 from model_export.export.bundle_cache import Place, cache_folder, contents, locate
-from model_export.hub.fetch import fetch
 from service.model.manifest import DEMO_BUNDLE
+from tests.support.companions import companions
 from tests.support.hub_server import Hub, hub_client
 
 MODEL = "Acme/Tiny-CLIP"
 HEADER = (2).to_bytes(8, "little") + b"{}"
 """A safetensors file without tensors."""
-FILES = {"config.json": b"{}", "model.safetensors": b"w" * 2000}
+FILES = {**companions(), "model.safetensors": b"w" * 2000}
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_without_the_hub_the_latest_conversion_will_do(
 def test_without_the_hub_a_download_can_still_be_converted(hub: Hub, tmp_path: Path) -> None:
     """A model in the hub's cache needs no hub."""
     commit = hub.add(MODEL, FILES)
-    fetch(MODEL)
+    at_hand(MODEL, SourceOptions())
     hub.down = True
     place = locate(MODEL, tmp_path)
     assert (f"{MODEL}@{commit}", False) == (place.source, place.ready)
@@ -114,37 +116,33 @@ def test_what_no_reader_knows_is_said(tmp_path: Path) -> None:
     for name in ("photos", "photos/cup.jpg", "bare"):
         path = str(tmp_path / name)
         with pytest.raises(SourceError, match=f"^{re.escape(path)}: is in no layout that is read here: a training run"):
-            locate(path, tmp_path)
+            contents(path)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("recipe.toml",),
-        ("config.json", "pytorch_model.bin"),
-        ("config.json", "model.safetensors.index.json"),
-        ("open_clip_config.json",),
-        ("onnx/vision_model_fp16.onnx", "onnx/text_model_fp16.onnx"),
-    ],
-)
-def test_each_layout_is_taken(tmp_path: Path, names: tuple[str, ...]) -> None:
-    """File names identify a source, whatever else is in the folder."""
-    for name in names:
-        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "source" / name).write_bytes(b'{"model_type": "clip"}')
-    assert not locate(str(tmp_path / "source"), tmp_path).ready
+def test_another_kind_of_model_is_refused_by_its_configuration(hub: Hub, tmp_path: Path) -> None:
+    """A refusal precedes any installation, and no weights are downloaded for it."""
+    files = {**FILES, "config.json": b'{"model_type": "jina_clip"}'}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    commit = hub.add(MODEL, files)
+    for source in (str(tmp_path), f"{MODEL}@{commit}"):
+        with pytest.raises(SourceError, match=r"model_type is jina_clip; .*; no Jina CLIP is read$"):
+            contents(source)
+    assert [] == hub.bodies("model.safetensors")
 
 
 def test_neither_torch_nor_onnx_is_needed(tmp_path: Path) -> None:
-    """The serving environment finds the place without the packages of a conversion."""
-    (tmp_path / "recipe.toml").write_bytes(b"")
+    """The serving environment finds the place, and reads the configurations, without the packages of a conversion."""
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
     program = (
         "import sys; sys.modules.update(torch=None, onnx=None, safetensors=None, huggingface_hub=None); "
         "from model_export.export.bundle_cache import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (0, "") == (done.returncode, done.stderr)
-    assert ["missing", str(tmp_path)] == done.stdout.splitlines()[:2]
+    lines = done.stdout.splitlines()
+    assert ["missing", str(tmp_path), "weights"] == [*lines[:2], lines[3]]
 
 
 def test_without_hub_and_cache_it_is_said(hub: Hub, tmp_path: Path) -> None:
@@ -202,7 +200,7 @@ def test_the_name_of_a_size_is_answered_with_its_hub_id(tmp_path: Path, name: st
 
 def test_a_source_of_weights_needs_torch_and_graphs_do_not(hub: Hub, tmp_path: Path) -> None:
     """Known before anything is installed, for folders and for the hub; without the hub it is unknown."""
-    graphs = {"config.json": b"{}", "onnx/vision_model.onnx": b"v", "onnx/text_model.onnx": b"t"}
+    graphs = {**companions(), "onnx/vision_model.onnx": b"v", "onnx/text_model.onnx": b"t"}
     for name, files in (("graphs", graphs), ("weights", {**graphs, "model.safetensors": b"w"})):
         for file, content in files.items():
             path = tmp_path / name / file

@@ -4,25 +4,30 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from transformers import CLIPModel
 
+from model_export.bundles.verification import verify_bundle
+from model_export.checkpoints.at_hand import at_hand
 from model_export.checkpoints.load import load_model
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import DataError, ExportError, SourceError
 from model_export.export.console import Narrator
 from model_export.export.convert import Conversion, convert
+from service.model.arrays import Vectors
 from service.model.engine.engine import OnnxEngine
 from service.model.loading import load_bundle
 from service.model.tokenizer import Tokenizer
 from tests.support.hub_server import Hub, hub_client
 from tests.support.onnx_repository import clip_repository
 from tests.support.pairs import write_pairs
+from tests.support.repositories import Files, laion, marqo, reference_model, timm
 from tests.support.tiny_hugging_face import write_tiny_clip
 from tests.support.tiny_run import write_tiny_run
 
@@ -74,6 +79,42 @@ def test_a_hub_id_becomes_a_bundle_that_can_be_served(hub: Hub, tiny_clip: Path,
     assert load_bundle(local).manifest.revision == manifest.revision
 
 
+@pytest.mark.parametrize(("make", "place"), [(marqo, ""), (timm, ""), (laion, "")])
+def test_a_published_repository_becomes_its_model(
+    hub: Hub, tmp_path: Path, make: Callable[[Path], Files], place: str
+) -> None:
+    """From the hub to a verified bundle, whose vectors are an independent model's; where transformers reads it, its."""
+    hub.add(MODEL, make(tmp_path))
+
+    run(Conversion(MODEL, SourceOptions()), tmp_path / "bundle")
+
+    bundle = load_bundle(tmp_path / "bundle")
+    assert verify_bundle(tmp_path / "bundle").passed
+    section = bundle.manifest.image
+    pixels = np.random.default_rng(0).integers(0, 256, (3, section.height, section.width, 3), np.uint8)
+    ids = Tokenizer.from_bundle(bundle).encode(["a bad cab", "head", "i"])
+    engine = OnnxEngine.load(bundle, "cpu")
+    got = engine.encode_images(pixels), engine.encode_texts(ids)
+    engine.close()
+    normalised = ((torch.from_numpy(pixels) / 255 - torch.tensor(section.mean)) / torch.tensor(section.std)).permute(
+        0, 3, 1, 2
+    )
+    with torch.no_grad():
+        assert_same_vectors(got, reference_model()(normalised, torch.from_numpy(ids)))
+        if place or make is laion:
+            folder = at_hand(MODEL, SourceOptions())[0] / place
+            theirs = CLIPModel.from_pretrained(folder).eval()(input_ids=torch.from_numpy(ids), pixel_values=normalised)
+            assert_same_vectors(got, (theirs.image_embeds, theirs.text_embeds))
+
+
+def assert_same_vectors(got: tuple[Vectors, Vectors], wanted: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Compare unit vectors of images and texts; those of different inputs differ by far more."""
+    for mine, theirs in zip(got, wanted, strict=True):
+        unit = torch.nn.functional.normalize(theirs, dim=1).numpy()
+        np.testing.assert_allclose(mine, unit, rtol=0, atol=1e-4)
+        assert np.abs(mine[0] - mine[1]).max() > 1e-2
+
+
 def test_onnx_graphs_from_the_hub_need_no_torch(hub: Hub, tmp_path: Path) -> None:
     """A repository of graphs without weights is converted without PyTorch."""
     clip_repository(tmp_path / "repository")
@@ -98,6 +139,28 @@ def test_onnx_graphs_from_the_hub_need_no_torch(hub: Hub, tmp_path: Path) -> Non
     engine = OnnxEngine.load(bundle, "cpu")
     vectors = engine.encode_texts(Tokenizer.from_bundle(bundle).encode(["a photo of a cat.", "a rocket"]))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_a_refusal_needs_neither_torch_nor_weights(hub: Hub, tmp_path: Path) -> None:
+    """Exit code 2 and one line, without PyTorch, after a download of the configuration alone."""
+    files = {"config.json": b'{"model_type": "jina_clip", "auto_map": {}}', "model.safetensors": bytes(5000)}
+    hub.add(MODEL, {**files, "tokenizer.json": bytes(5000)})
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['anyclass-export', *sys.argv[1:]]; "
+        "from model_export.cli import main; main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, "export", MODEL, str(tmp_path / "bundle")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
+    )
+
+    assert (2, "", 1) == (done.returncode, done.stdout, len(done.stderr.splitlines()))
+    assert "model_type is jina_clip; clip and siglip can be exported; no Jina CLIP is read" in done.stderr
+    assert ["config.json"] == [sent.name for sent in hub.sent]
 
 
 def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> None:
@@ -130,6 +193,7 @@ def test_int8_is_calibrated_and_compared_on_real_pictures(tmp_path: Path) -> Non
         ),
         (Conversion("x", SourceOptions(), "int8", calibrate=True), "name them with --data"),
         (Conversion("x", SourceOptions(), "int8", onnx="fp16"), "leave --precision out"),
+        (Conversion("x", SourceOptions(layout="open_clip"), onnx="fp32"), "and --layout is for weights"),
     ],
 )
 def test_wishes_that_contradict_each_other_are_refused_first(tmp_path: Path, wanted: Conversion, said: str) -> None:

@@ -38,6 +38,7 @@ PARTS: dict[str, type | tuple[type, ...]] = {
     "hugging_face": HuggingFaceLayout,
     "open_clip": OpenClipLayout,
     "onnx": OnnxLayout,
+    "relatives": dict,
 }
 """What a family must bring."""
 
@@ -68,6 +69,7 @@ def test_a_row_brings_every_part(family: Family[Any]) -> None:
     assert all(callable(function) for function in functions)
     assert isinstance(family.default, family.config)
     assert all(isinstance(size.config, family.config) for size in family.sizes)
+    assert not family.relatives.keys() & FAMILIES.keys()
     assert family.default.architecture.startswith(f"{family.name}/")
     assert family.onnx.architecture == family.default.architecture
     assert MODULES <= {path.name for path in (FAMILY_FOLDERS / family.name).iterdir()}
@@ -147,6 +149,7 @@ def made_up() -> Family[MadeUpConfig]:
         hugging_face=CLIP.hugging_face,  # type: ignore[arg-type] # is not called
         open_clip=CLIP.open_clip,  # type: ignore[arg-type] # is not called
         onnx=OnnxLayout("made-up/vit", ("image_embeds",), ("text_embeds",), CLIP.onnx.read_tokenizer),
+        relatives={},
     )
 
 

@@ -15,11 +15,11 @@ import pytest
 from huggingface_hub import constants
 from rich.console import Console
 
-from model_export.errors import SourceError
+from model_export.errors import IncompleteError, SourceError
 from model_export.hub import download
+from model_export.hub import fetch as fetching
 from model_export.hub.errors import HubUnreachableError
-from model_export.hub.fetch import Fetched, HubId, fetch, hub_id, resolve
-from model_export.hub.file_choice import choose, choose_onnx
+from model_export.hub.fetch import Bring, Fetched, HubId, hub_id, resolve
 from tests.support.hub_server import Fault, Hub, hub_client
 
 MODEL = "acme/tiny-clip"
@@ -40,6 +40,21 @@ SHARD = "model-00001-of-00002.safetensors"
 SHARDS = f"{SHARD} model-00002-of-00002.safetensors"
 
 
+WANTED = ("README.md", "config.json", "tokenizer.json", "model.safetensors")
+
+
+def choose(names: frozenset[str], where: str, _bring: Bring) -> tuple[str, ...]:
+    """Choose the weights and three files beside them."""
+    if "model.safetensors" not in names:
+        raise IncompleteError(f"{where}: holds no weights")
+    return tuple(name for name in WANTED if name in names)
+
+
+def fetch(model_id: str, *, revision: str | None = None, console: Console | None = None) -> Fetched:
+    """Fetch what `choose` names."""
+    return fetching.fetch(model_id, choose, revision=revision, console=console)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub without models, and a cache of our own."""
@@ -53,16 +68,15 @@ def blob(content: bytes, tmp_path: Path) -> Path:
     return tmp_path / "hub/models--acme--tiny-clip/blobs" / hashlib.sha256(content).hexdigest()
 
 
-def test_a_model_is_downloaded_in_one_form(hub: Hub, tmp_path: Path) -> None:
-    """Weights in their best form with configuration, tokenizer and card; no other framework's, no pictures."""
+def test_what_is_chosen_is_downloaded(hub: Hub, tmp_path: Path) -> None:
+    """The chosen files alone; no other framework's weights, no pictures."""
     commit = hub.add(MODEL, FILES)
     said = io.StringIO()
     fetched = fetch(MODEL, console=Console(file=said, width=200))
-    wanted = ("README.md", "config.json", "tokenizer.json", "model.safetensors")
     folder = tmp_path / "hub/models--acme--tiny-clip/snapshots" / commit
-    assert Fetched(folder, f"{MODEL}@{commit}", commit, "mit", wanted) == fetched
-    assert {name: FILES[name] for name in wanted} == {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert sorted(wanted) == sorted(sent.name for sent in hub.sent)
+    assert Fetched(folder, f"{MODEL}@{commit}", commit, "mit", WANTED) == fetched
+    assert {name: FILES[name] for name in WANTED} == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(WANTED) == sorted(sent.name for sent in hub.sent)
     assert f"{MODEL}@{commit[:12]}: 4 files, 0.3 MB, 0.3 MB to download\n" == said.getvalue()
 
 
@@ -123,7 +137,9 @@ def test_a_killed_download_is_resumed_by_the_next_process(hub: Hub, tmp_path: Pa
     commit = hub.add(MODEL, FILES)
     hub.faults["model.safetensors"] = Fault(200_000, "stall")
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
-    program = "import sys; from model_export.hub.fetch import fetch; print(fetch(sys.argv[1]).folder)"
+    program = (
+        f"import sys; from model_export.hub.fetch import fetch; print(fetch(sys.argv[1], lambda *_: {WANTED}).folder)"
+    )
     command = [sys.executable, "-c", program, MODEL]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as first:
         assert hub.progress.wait(60)
@@ -230,12 +246,23 @@ def test_xet_is_not_used(hub: Hub) -> None:
     assert [] == [path for _, path in hub.requests if "xet" in path]
 
 
-def test_a_repository_without_weights_is_said(hub: Hub) -> None:
-    """Nothing is downloaded of a repository that no reader could read."""
-    hub.add(MODEL, {"config.json": b"{}", "model.onnx": b"o" * 2000})
-    with pytest.raises(SourceError, match=rf"{MODEL}: holds no weights that are read here"):
+@pytest.mark.parametrize("offline", [False, True])
+def test_files_that_the_choice_reads_come_before_it(hub: Hub, *, offline: bool) -> None:
+    """A refusal costs these files alone, from the hub and from the cache; it is not taken for an incomplete cache."""
+    hub.add(MODEL, FILES)
+    if offline:
         fetch(MODEL)
-    assert [] == hub.sent
+        hub.down = True
+
+    def refuse(_names: frozenset[str], where: str, bring: Bring) -> tuple[str, ...]:
+        assert FILES["config.json"] == (bring(["config.json"]) / "config.json").read_bytes()
+        raise SourceError(f"{where}: is another kind")
+
+    hub.sent.clear()
+    with pytest.raises(SourceError, match=r"is another kind$") as caught:
+        fetching.fetch(MODEL, refuse)
+    assert type(caught.value) is SourceError
+    assert ([] if offline else ["config.json"]) == [sent.name for sent in hub.sent]
 
 
 def test_a_disk_that_is_too_small_is_said_before(hub: Hub) -> None:
@@ -310,54 +337,6 @@ def test_a_part_of_a_model_is_not_taken_for_the_whole(hub: Hub) -> None:
             fetch(MODEL)
     with pytest.raises(HubUnreachableError, match=r"the cache does not hold all of it: .* holds no weights"):
         fetch(MODEL)
-
-
-def test_encoders_in_onnx_are_downloaded_instead(hub: Hub) -> None:
-    """Both towers and the full graph of one variant, with external data, and no weights for torch."""
-    files = {**FILES, "onnx/vision_model.onnx": b"v" * 2000, "onnx/vision_model.onnx_data": b"d" * 3000}
-    files |= {"onnx/text_model.onnx": b"t" * 2000, "onnx/model.onnx": b"m" * 2000}
-    files |= {name.replace(".onnx", "_fp16.onnx"): b"h" * 2000 for name in list(files) if name.endswith(".onnx")}
-    hub.add(MODEL, files)
-    fetched = fetch(MODEL, onnx=True)
-    graphs = ("onnx/model.onnx", "onnx/text_model.onnx", "onnx/vision_model.onnx", "onnx/vision_model.onnx_data")
-    assert ("README.md", "config.json", "tokenizer.json", *graphs) == fetched.files
-    assert b"v" * 2000 == (fetched.folder / "onnx/vision_model.onnx").read_bytes()
-    assert [] == hub.bodies("model.safetensors")
-    half = fetch(MODEL, onnx=True, variant="fp16").files
-    assert ("onnx/model_fp16.onnx", "onnx/text_model_fp16.onnx", "onnx/vision_model_fp16.onnx") == half[3:]
-    with pytest.raises(SourceError, match=r"has no onnx/vision_model_int8\.onnx and no .*; it has fp16, fp32"):
-        fetch(MODEL, onnx=True, variant="int8")
-
-
-@pytest.mark.parametrize(
-    ("names", "weights"),
-    [
-        ("config.json pytorch_model.bin model.safetensors", "model.safetensors"),
-        ("config.json model.safetensors open_clip_config.json open_clip_model.safetensors", "model.safetensors"),
-        ("config.json pytorch_model.bin open_clip_config.json open_clip_a.safetensors", "open_clip_a.safetensors"),
-        ("open_clip_config.json open_clip_pytorch_model.bin model.safetensors", "open_clip_pytorch_model.bin"),
-        ("pytorch_model.bin optimizer.bin", "pytorch_model.bin"),
-        ("ViT-B-32.pt optimizer.pt", "ViT-B-32.pt"),
-        (f"config.json pytorch_model.bin {INDEX} {SHARDS}", f"{INDEX} {SHARDS}"),
-        (f"config.json pytorch_model.bin {INDEX} {SHARD}", "pytorch_model.bin"),  # a shard is missing
-    ],
-)
-def test_one_form_of_weights_is_chosen(names: str, weights: str) -> None:
-    """Safetensors before pickles, Hugging Face's before open_clip's, forms with their configuration before others."""
-    chosen = choose(set(names.split()), "x")
-    assert weights.split() == [name for name in chosen if not name.endswith("config.json")]
-
-
-def test_several_unknown_weights_are_left_to_the_user() -> None:
-    """Which of them is meant cannot be known."""
-    with pytest.raises(SourceError, match=r"x: holds several weights .*\(RN50\.pt, ViT-B-32\.pt\); download the one"):
-        choose({"RN50.pt", "ViT-B-32.pt"}, "x")
-
-
-def test_onnx_without_a_tower_is_said() -> None:
-    """A repository whose encoders are not split is none for this."""
-    with pytest.raises(SourceError, match=r"has no onnx/vision_model\.onnx and no .*; export from its weights"):
-        choose_onnx({"onnx/model.onnx"}, "fp32", "x")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""Chooses the layout of a folder or a repository that is read, and its files, before the weights are there.
+
+Configurations decide, not names alone: a ``config.json`` may be a stub beside open_clip's files. Each step asks for the
+files that it reads, the smallest first, so a refusal costs a few kilobytes of a download, and no torch.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+from model_export.checkpoints import hugging_face_config, open_clip_config
+from model_export.checkpoints.description import Description, disagreement
+from model_export.checkpoints.file_choice import (
+    CONFIGURATIONS,
+    FULL_PRECISION,
+    Form,
+    choose_onnx,
+    companions,
+    has_onnx_encoder,
+    loose_weights,
+    weight_forms,
+)
+from model_export.checkpoints.layouts import HF_CONFIG, ONNX_FOLDER, RECIPE, RUN_WEIGHTS, unknown_layout
+from model_export.checkpoints.model_source import SourceOptions
+from model_export.errors import IncompleteError, SourceError
+from model_export.files import read_object
+
+Bring: TypeAlias = Callable[[Iterable[str]], Path]
+"""Brings files of a source onto this machine, and returns the source's folder there."""
+
+Graphs: TypeAlias = Literal["no", "without weights", "instead of weights"]
+"""When ONNX encoders are chosen."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The files of a source to read.
+
+    Attributes:
+        files: all that the reader needs, relative to the source's folder; weights come last, so that a folder with
+            complete weights has every other file too.
+        description: what the files beside the weights say; None for training runs and ONNX graphs.
+        passed_over: why another layout of the same folder is not read.
+    """
+
+    layout: Literal["training_run", "hugging_face", "open_clip", "onnx"]
+    files: tuple[str, ...]
+    description: Description | None = None
+    passed_over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The files of a source."""
+
+    where: str
+    names: frozenset[str]
+    bring: Bring
+    options: SourceOptions
+
+
+def choose_of_folder(folder: Path, options: SourceOptions, *, graphs: Graphs = "no") -> Choice:
+    """Choose the layout of a folder on this machine; arguments, result and errors as of `choose`."""
+    return choose(names_in(folder), str(folder), lambda _: folder, options, graphs=graphs)
+
+
+def names_in(folder: Path) -> frozenset[str]:
+    """Return the names that readers look for: of the files in a folder, and in ``onnx``."""
+    files = (*folder.glob("*"), *(folder / ONNX_FOLDER).glob("*"))
+    return frozenset(file.relative_to(folder).as_posix() for file in files if file.is_file())
+
+
+def choose(
+    names: frozenset[str],
+    where: str,
+    bring: Bring,
+    options: SourceOptions,
+    *,
+    graphs: Graphs = "no",
+    variant: str = FULL_PRECISION,
+) -> Choice:
+    """Choose a layout, check what its files say, and return the files to read.
+
+    Args:
+        names: every file, relative to the source's folder.
+        where: names the source in errors.
+        variant: of ONNX encoders.
+
+    Raises:
+        IncompleteError: no layout has all of its files.
+        SourceError: no layout describes a model that is read here, or two layouts describe different models.
+    """
+    source = _Source(where, names, bring, options)
+    if graphs == "instead of weights":
+        return _onnx(source, variant)
+    if RECIPE in names:
+        return Choice("training_run", (*companions(names), *companions(names, [RUN_WEIGHTS[options.weights]])))
+    forms = [form for form in weight_forms(names) if options.layout in {None, form.layout}]
+    if not forms and options.layout is None and graphs == "without weights" and has_onnx_encoder(names):
+        return _onnx(source, variant)
+    if not forms:
+        raise _no_form(source)
+    return _of_forms(source, forms)
+
+
+def _onnx(source: _Source, variant: str) -> Choice:
+    files = choose_onnx(source.names, variant, source.where)
+    config = source.bring(companions(source.names, CONFIGURATIONS)) / HF_CONFIG
+    hugging_face_config.known_family(read_object(config, hint="it states the kind of model"), config)
+    return Choice("onnx", (*companions(source.names), *files))
+
+
+def _no_form(source: _Source) -> SourceError:
+    if source.options.layout is None:
+        return unknown_layout(source.where, loose_weights(source.names))
+    return IncompleteError(
+        f"{source.where}: has no weights with a configuration in the layout {source.options.layout}; leave --layout out"
+    )
+
+
+def _of_forms(source: _Source, forms: Sequence[Form]) -> Choice:
+    refused: list[str] = []
+    folder = source.bring(companions(source.names, CONFIGURATIONS))
+    kinds = [form for form, _ in _succeeding(lambda form: _check_kind(form, folder, source.options), forms, refused)]
+    if not kinds:
+        raise SourceError("; ".join(refused))
+    folder = source.bring(companions(source.names))
+    read = _succeeding(lambda form: _describe(form, folder, source.options), kinds, refused)
+    if not read:
+        raise SourceError(refused[-len(kinds)])  # of the best form
+    form, said = read[0]
+    for _, other in read[1:]:
+        if (difference := disagreement(said, other)) is not None:
+            raise SourceError(
+                f"{source.where}: holds two layouts that disagree: {difference}; "
+                "choose with --layout hugging_face or --layout open_clip"
+            )
+    if form.lacking:
+        raise IncompleteError(f"{source.where}: lacks {form.lacking[0]}, a part of the weights")
+    return Choice(form.layout, (*companions(source.names), *form.files), said, tuple(refused))
+
+
+def _succeeding(step: Callable[[Form], T], forms: Iterable[Form], refused: list[str]) -> list[tuple[Form, T]]:
+    """Return the forms for which a step succeeds, with its result; messages of SourceErrors go to ``refused``."""
+    done = []
+    for form in forms:
+        try:
+            done.append((form, step(form)))
+        except SourceError as exc:
+            refused.append(str(exc))
+    return done
+
+
+def _check_kind(form: Form, folder: Path, options: SourceOptions) -> None:
+    if form.layout == "hugging_face":
+        hugging_face_config.check_kind(folder, options)
+    else:
+        open_clip_config.check_kind(folder, options)
+
+
+def _describe(form: Form, folder: Path, options: SourceOptions) -> Description:
+    if form.layout == "hugging_face":
+        return hugging_face_config.describe(folder, options)
+    return open_clip_config.describe(folder / form.files[0], options)
