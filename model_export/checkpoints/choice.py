@@ -4,8 +4,9 @@ Configurations decide, not names alone: a ``config.json`` may be a stub beside o
 files that it reads, the smallest first, so a refusal costs a few kilobytes of a download, and no torch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
@@ -23,6 +24,7 @@ from model_export.checkpoints.file_choice import (
 )
 from model_export.checkpoints.layouts import HF_CONFIG, ONNX_FOLDER, RECIPE, RUN_WEIGHTS, unknown_layout
 from model_export.checkpoints.model_source import SourceOptions
+from model_export.checkpoints.sentence_transformers import MODULES, model_folder
 from model_export.errors import IncompleteError, SourceError
 from model_export.files import read_object
 
@@ -54,7 +56,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of a source."""
+    """The files of a source; ``names`` and ``bring`` are relative to the folder of its model."""
 
     where: str
     names: frozenset[str]
@@ -68,9 +70,9 @@ def choose_of_folder(folder: Path, options: SourceOptions, *, graphs: Graphs = "
 
 
 def names_in(folder: Path) -> frozenset[str]:
-    """Return the names that readers look for: of the files in a folder, and in ``onnx``."""
-    files = (*folder.glob("*"), *(folder / ONNX_FOLDER).glob("*"))
-    return frozenset(file.relative_to(folder).as_posix() for file in files if file.is_file())
+    """Return the names that readers look for: of the files in a folder, in ``onnx``, and where modules.json points."""
+    parts = [folder, *(folder / name for name in _inner_folders(folder))]
+    return frozenset(file.relative_to(folder).as_posix() for part in parts for file in part.glob("*") if file.is_file())
 
 
 def choose(
@@ -98,12 +100,34 @@ def choose(
         return _onnx(source, variant)
     if RECIPE in names:
         return Choice("training_run", (*companions(names), *companions(names, [RUN_WEIGHTS[options.weights]])))
-    forms = [form for form in weight_forms(names) if options.layout in {None, form.layout}]
+    inner = model_folder(bring([MODULES]) / MODULES) if MODULES in names else ""
+    model = _within(source, inner) if inner else source
+    forms = [form for form in weight_forms(model.names) if options.layout in {None, form.layout}]
     if not forms and options.layout is None and graphs == "without weights" and has_onnx_encoder(names):
         return _onnx(source, variant)
     if not forms:
-        raise _no_form(source)
-    return _of_forms(source, forms)
+        raise _no_form(model)
+    choice = _of_forms(model, forms)
+    if not inner:
+        return choice
+    return replace(choice, files=(*companions(names), *(f"{inner}/{name}" for name in choice.files)))
+
+
+def _inner_folders(folder: Path) -> Iterator[str]:
+    yield ONNX_FOLDER
+    if (folder / MODULES).is_file():
+        with suppress(SourceError):  # the choice reports it
+            yield model_folder(folder / MODULES)
+
+
+def _within(source: _Source, inner: str) -> _Source:
+    before = f"{inner}/"
+    names = frozenset(name.removeprefix(before) for name in source.names if name.startswith(before))
+
+    def bring(wanted: Iterable[str]) -> Path:
+        return source.bring([before + name for name in wanted]) / inner
+
+    return _Source(f"{source.where}/{inner}", names, bring, source.options)
 
 
 def _onnx(source: _Source, variant: str) -> Choice:

@@ -15,6 +15,7 @@ WeightsLayout: TypeAlias = Literal["hugging_face", "open_clip"]
 """The layouts that may lie side by side in one folder, and that ``--layout`` names."""
 
 CONFIGURATIONS: Final = (
+    "modules.json",
     HF_CONFIG,
     OPEN_CLIP_CONFIG,
     "preprocessor_config.json",

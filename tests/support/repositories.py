@@ -32,6 +32,9 @@ MARQO: dict[str, Any] = {
 TIMM = {"architecture": "vit_base_patch32_clip_224", "num_classes": 512, "pretrained_cfg": {"input_size": [3, 32, 32]}}
 """timm's ``config.json`` of an image tower."""
 
+MODULES = [{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]
+"""``modules.json`` of ``sentence-transformers/clip-ViT-B-32``."""
+
 
 def as_json(content: object) -> bytes:
     """Return a JSON file."""
@@ -100,6 +103,19 @@ def timm(folder: Path) -> Files:
 def laion(folder: Path) -> Files:
     """Return the same model in both layouts, each of them whole."""
     return {**open_clip(folder), **hugging_face(folder), "open_clip_pytorch_model.bin": NO_WEIGHTS}
+
+
+def sentence_transformers(folder: Path) -> Files:
+    """Return a `CLIPModel` in the folder of a module."""
+    inner = {f"0_CLIPModel/{name}": content for name, content in hugging_face(folder).items()}
+    settings = as_json({"__version__": {"sentence_transformers": "2.0.0"}})
+    return {
+        **inner,
+        "0_CLIPModel/pytorch_model.bin": NO_WEIGHTS,
+        "README.md": CARD,
+        "config_sentence_transformers.json": settings,
+        "modules.json": as_json(MODULES),
+    }
 
 
 def _tokenizer(folder: Path) -> Files:

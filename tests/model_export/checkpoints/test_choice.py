@@ -31,6 +31,7 @@ from tests.support.repositories import (
     marqo,
     marqo_siglip,
     open_clip,
+    sentence_transformers,
     timm,
 )
 from tests.support.tiny_hugging_face import write_tiny_siglip
@@ -77,6 +78,7 @@ READ = {
     "marqo_siglip": (marqo_siglip, "open_clip_model.safetensors", "open_clip"),
     "timm": (timm, "open_clip_model.safetensors", "open_clip"),
     "laion": (laion, "model.safetensors", "hugging_face"),
+    "sentence_transformers": (sentence_transformers, "0_CLIPModel/model.safetensors", "hugging_face"),
 }
 
 
@@ -194,6 +196,12 @@ def open_clip_of(**model: Any) -> Files:
     }
 
 
+def modules_of(*kinds: str) -> bytes:
+    """Return a modules.json."""
+    package = "sentence_transformers.models"
+    return as_json([{"path": f"{i}_{kind}", "type": f"{package}.{kind}"} for i, kind in enumerate(kinds)])
+
+
 def without(part: str, files: Files) -> Files:
     """Return the files whose names lack a part."""
     return {name: content for name, content in files.items() if part not in name}
@@ -260,6 +268,21 @@ REFUSED: dict[str, tuple[Files, str]] = {
         hugging_face_of({**CONFIG, "text_config": {**CONFIG["text_config"], "vocab_size": 3000, "eos_token_id": 2999}}),
         r"\.gz: does not hold the vocabulary of 3000 tokens that the model knows$",
     ),
+    "multilingual": (
+        {
+            **hugging_face_of({"model_type": "distilbert"}),
+            "modules.json": modules_of("Transformer", "Pooling", "Dense"),
+            "2_Dense/model.safetensors": NO_WEIGHTS,
+        },
+        r"modules\.json: is a model of sentence-transformers with the modules Transformer, Pooling, Dense, .*CLIPs",
+    ),
+    "module elsewhere": (
+        {"modules.json": as_json([{"path": "../x", "type": "a.CLIPModel"}])},
+        "names '../x', which is",
+    ),
+    "no list of modules": ({"modules.json": b'{"a": 1}', "model.safetensors": NO_WEIGHTS}, "modules.json: content: "),
+    "no JSON of modules": ({"modules.json": b"[", "model.safetensors": NO_WEIGHTS}, "modules.json: is not JSON"),
+    "empty module": ({"modules.json": modules_of("CLIPModel")}, f"acme/tiny/0_CLIPModel: {LISTED}"),
     "graphs of another kind": (
         {
             "config.json": b'{"model_type": "bert"}',

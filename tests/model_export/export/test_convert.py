@@ -27,7 +27,7 @@ from service.model.tokenizer import Tokenizer
 from tests.support.hub_server import Hub, hub_client
 from tests.support.onnx_repository import clip_repository
 from tests.support.pairs import write_pairs
-from tests.support.repositories import Files, laion, marqo, reference_model, timm
+from tests.support.repositories import Files, laion, marqo, reference_model, sentence_transformers, timm
 from tests.support.tiny_hugging_face import write_tiny_clip
 from tests.support.tiny_run import write_tiny_run
 
@@ -79,7 +79,9 @@ def test_a_hub_id_becomes_a_bundle_that_can_be_served(hub: Hub, tiny_clip: Path,
     assert load_bundle(local).manifest.revision == manifest.revision
 
 
-@pytest.mark.parametrize(("make", "place"), [(marqo, ""), (timm, ""), (laion, "")])
+@pytest.mark.parametrize(
+    ("make", "place"), [(marqo, ""), (timm, ""), (laion, ""), (sentence_transformers, "0_CLIPModel/")]
+)
 def test_a_published_repository_becomes_its_model(
     hub: Hub, tmp_path: Path, make: Callable[[Path], Files], place: str
 ) -> None:
