@@ -88,19 +88,28 @@ def choose(
 
     Args:
         names: every file, relative to the source's folder.
-        where: names the source in errors.
+        where: names the source in messages, instead of a folder in a cache.
         variant: of ONNX encoders.
 
     Raises:
         IncompleteError: no layout has all of its files.
         SourceError: no layout describes a model that is read here, or two layouts describe different models.
     """
-    source = _Source(where, names, bring, options)
+    folder = str(bring([]))
+    try:
+        choice = _choose(_Source(where, names, bring, options), graphs, variant)
+    except SourceError as exc:
+        raise type(exc)(str(exc).replace(folder, where)) from exc
+    return replace(choice, passed_over=tuple(reason.replace(folder, where) for reason in choice.passed_over))
+
+
+def _choose(source: _Source, graphs: Graphs, variant: str) -> Choice:
+    names, options = source.names, source.options
     if graphs == "instead of weights":
         return _onnx(source, variant)
     if RECIPE in names:
         return Choice("training_run", (*companions(names), *companions(names, [RUN_WEIGHTS[options.weights]])))
-    inner = model_folder(bring([MODULES]) / MODULES) if MODULES in names else ""
+    inner = model_folder(source.bring([MODULES]) / MODULES) if MODULES in names else ""
     model = _within(source, inner) if inner else source
     forms = [form for form in weight_forms(model.names) if options.layout in {None, form.layout}]
     if not forms and options.layout is None and graphs == "without weights" and has_onnx_encoder(names):

@@ -121,6 +121,7 @@ def test_why_a_layout_is_passed_over_is_said(hub: Hub, tmp_path: Path) -> None:
         said = io.StringIO()
         at_hand(source, SourceOptions(), console=Console(file=said, width=200))
         line = said.getvalue().splitlines()[0]
+        assert line.startswith(f"{source}/config.json: ")
         assert "config.json: wants code of the repository to be run (auto_map), which is never done" in line
         assert line.endswith("; reading the layout open_clip instead")
 
@@ -303,6 +304,7 @@ def test_a_refusal_downloads_no_weights(hub: Hub, name: str) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(SourceError, match=message):
         choice_of_hub(MODEL, None)
+    assert str(caught.value).startswith(MODEL)  # not with a folder of the cache
     assert [] == [sent.name for sent in hub.sent if files[sent.name] is NO_WEIGHTS]
 
 
