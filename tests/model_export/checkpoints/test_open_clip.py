@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_export.bundles.verification import verify_bundle
 from model_export.checkpoints import open_clip, openai
 from model_export.checkpoints.assembly import assemble
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
@@ -21,6 +23,7 @@ from model_export.checkpoints.open_clip import load, recognises
 from model_export.checkpoints.open_clip_config import image_section, model_config
 from model_export.errors import SourceError
 from model_export.export.console import Narrator
+from model_export.export.convert import Conversion, convert
 from model_export.export.from_weights import export_model
 from model_export.families.clip.config import ClipConfig, VisionTransformerConfig
 from model_export.families.clip.family import CLIP
@@ -30,10 +33,15 @@ from model_export.families.siglip.config import SiglipConfig
 from model_export.families.siglip.family import SIGLIP as FAMILY
 from model_export.families.siglip.open_clip import KEYS
 from model_export.families.siglip.open_clip_tokenizer import read_canonical_tokenizer
+from model_export.families.siglip.sizes import SHAPES
 from model_export.families.sizes import SIZES
+from service.model.engine.engine import OnnxEngine
+from service.model.loading import load_bundle
 from service.model.manifest import SigmoidScoring
 from tests.support.clip_files import open_clip_config, with_own_text_tower, write_archive, write_open_clip
+from tests.support.hub_server import hub_client
 from tests.support.reference_clip import reference, write_vocabulary
+from tests.support.repositories import MARQO, NO_WEIGHTS, as_json
 
 Weights = dict[str, Tensor]
 
@@ -500,6 +508,46 @@ def test_a_siglips_vectors_are_those_of_an_independent_reference(tmp_path: Path)
         "cleaning": "clip",
     }
     assert source.scoring == SigmoidScoring(logit_scale=math.exp(2.0), logit_bias=-8.0)
+
+
+def test_a_siglip_beside_a_stub_becomes_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository as Marqo/marqo-fashionSigLIP, from the hub to a verified bundle with the reference's vectors."""
+    image, text = SIGLIP.image, SIGLIP.text
+    shape = {"width": image.width, "layers": image.layers, "heads": image.heads, "mlp_width": image.mlp_width}
+    monkeypatch.setitem(SHAPES, "tiny", shape)
+    said = siglip_said()
+    said["embed_dim"] = SIGLIP.embed_dim
+    said["vision_cfg"] |= {"image_size": 34, "timm_model_name": "vit_tiny_patch8_siglip_34"}
+    said["text_cfg"] |= {"context_length": text.context_length, "vocab_size": text.vocab_size, "width": text.width}
+    said["text_cfg"] |= {"heads": text.heads, "layers": text.layers, "mlp_ratio": text.mlp_width / text.width}
+    half = [0.5, 0.5, 0.5]
+    preprocessing = {"mean": half, "std": half, "interpolation": "bicubic", "resize_mode": "squash"}
+    weights = siglip_weights(SIGLIP)
+    config = {"model_cfg": said, "preprocess_cfg": preprocessing}
+    folder = write_open_clip(tmp_path / "repository", weights, config, SAFETENSORS)
+    write_siglip_tokenizer(folder)
+    stub = {**MARQO, "architectures": ["MarqoFashionSigLIP"], "model_type": "siglip"}
+    wrapper = {
+        "config.json": as_json(stub),
+        "model.safetensors": NO_WEIGHTS,
+        "marqo_fashionSigLIP.py": b"raise SystemExit",
+    }
+    with hub_client(tmp_path / "home", monkeypatch) as hub:
+        hub.add("acme/siglip", {**{file.name: file.read_bytes() for file in folder.iterdir()}, **wrapper})
+        convert(Conversion("acme/siglip", SourceOptions()), tmp_path / "bundle", narrator=Narrator(Console(quiet=True)))
+        assert [] == hub.bodies("model.safetensors")
+
+    assert verify_bundle(tmp_path / "bundle").passed
+    pixels = torch.randint(0, 256, (3, 34, 34, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    ids = torch.tensor([[3, 4, 5, 3, 6, 1], [6, 1, 0, 0, 0, 0], [7, 7, 1, 0, 0, 0]])
+    engine = OnnxEngine.load(load_bundle(tmp_path / "bundle"), "cpu")
+    got = engine.encode_images(pixels.numpy()), engine.encode_texts(ids.numpy())
+    engine.close()
+    with torch.no_grad():
+        wanted = siglip_image(weights, (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5), siglip_text(weights, ids)
+    for mine, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(mine, functional.normalize(theirs, dim=1).numpy(), rtol=0, atol=1e-4)
+        assert np.abs(mine[0] - mine[1]).max() > 1e-2
 
 
 def test_a_siglips_texts_are_canonicalised_as_open_clip_does(tmp_path: Path) -> None:
