@@ -3,10 +3,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks kill-curation format demo-data train-demo \
-        export-demo export-sizes verify-demo wheel bench bench-curate bench-gpu bench-engines bench-export bench-match \
-        bench-nonreaders bench-plan bench-queries bench-checkpoints bench-stalls bench-train scale constraints licences \
-        k8s-render k8s-secret alert-rules docker-lint clean
+.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks kill-curation format demo-data \
+        demo-run demo-words train-demo export-demo export-sizes verify-demo wheel bench bench-curate bench-gpu \
+        bench-engines bench-export bench-match bench-nonreaders bench-plan bench-queries bench-checkpoints \
+        bench-stalls bench-train scale constraints licences k8s-render k8s-secret alert-rules docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev
@@ -107,6 +107,12 @@ demo-data: dev ## Prepare the demo model's pairs (FROM=folder of the sources, DA
 
 train-demo: dev ## Train the demo model (DATA=folder of its Parquet files, RECIPE=, RUN=folder, FROM=run; RESUME=1 continues)
 	@$(DEV)anyclass-export train $(RECIPE) --data $(DATA) --out $(RUN) $(if $(FROM),--from $(FROM)) $(if $(RESUME),--resume)
+
+demo-words: dev ## Teach a run's text encoder the nouns of WordNet (RUN=, DATA=folder of its Parquet files, OUT=run to write, ARGS=)
+	@$(DEV)python scripts/demo_words.py $(RUN) $(DATA) $(OUT) $(ARGS)
+
+demo-run: dev ## Put the shipped bundle back into a training run (DATA=folder of Parquet files with pictures, OUT=run to write)
+	@$(DEV)python scripts/demo_run.py $(DEMO) $(DATA) $(OUT)
 
 export-demo: dev ## Export the training run RUN= as the bundle that ships with the service
 	@$(DEV)anyclass-export export $(RUN) $(DEMO) --precision fp16-stored --force
