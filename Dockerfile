@@ -53,10 +53,9 @@ FROM build-training AS build-training-ray
 RUN pip --python /opt/venv/bin/python install -c constraints.txt "ray[default]==2.60.0"
 
 FROM build AS build-curation-ray
-# cpu: the runtime of bundles, for vectors and scores.
-RUN pip --python /opt/venv/bin/python install -c constraints.txt ".[cpu,curate,scale]"
-# The head's dashboard, where a RayJob is submitted; k8s/curation-ray names this version too.
-RUN pip --python /opt/venv/bin/python install -c constraints.txt "ray[default]==2.60.0"
+# cpu: the runtime of bundles, for vectors and scores. ray[default]: the head's dashboard, where a RayJob is submitted;
+# k8s/curation-ray names this version too.
+RUN pip --python /opt/venv/bin/python install -c constraints.txt ".[cpu,curate,scale]" "ray[default]==2.60.0"
 COPY README.md LICENSE ./
 COPY service service
 COPY model_export model_export

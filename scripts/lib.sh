@@ -13,10 +13,11 @@ system_package() {
     command -v apt-get >/dev/null || die "$*; install it ($package on Debian) and try again"
     [ "$(id -u)" = 0 ] || die "$*; run 'sudo apt-get install $package' and try again"
     say "$*; installing Debian's $package"
-    local log
+    local log install
     log=$(mktemp)
-    if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$package"; } \
-        >"$log" 2>&1 </dev/null; then
+    # A new machine may still be installing its updates: wait for its lock.
+    install=(apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends "$package")
+    if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive "${install[@]}"; } >"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
         die "apt-get could not install $package (above)"
     fi

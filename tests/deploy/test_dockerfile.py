@@ -124,7 +124,7 @@ def test_an_offline_image_has_the_pinned_extras(image: str) -> None:
     (dependencies,) = [run for run in runs if f'".[{EXTRAS[image]}]"' in run]
     assert "-c constraints.txt" in dependencies
     assert image.endswith("-ray") == any(
-        re.search(r'-c constraints.txt "ray\[default\]==[\d.]+"$', run) for run in runs
+        re.search(r'-c constraints.txt .*"ray\[default\]==[\d.]+"$', run) for run in runs
     )
     assert re.search(
         r"^torch==" if image in TRAINING else r"^ray==", (ROOT / "constraints.txt").read_text(), re.MULTILINE
