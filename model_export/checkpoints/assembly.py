@@ -78,9 +78,14 @@ def assemble(found: Found, family: Family[Any], config: ModelConfig, tokens: Tex
             source=found.options.source_id or found.file.name,
             source_sha256=FileEntry.of(found.file).sha256,
             licence=found.options.licence,
-            recipe={**found.notes, "model": config.model_dump(mode="json")},
+            recipe={**found.notes, **prepared(tokens), "model": config.model_dump(mode="json")},
         ),
     )
+
+
+def prepared(tokens: TextTokens) -> dict[str, str]:
+    """Return the manifest's note on a preparation that differs from the source's files; none if it does not."""
+    return {} if tokens.note is None else {"preparation": tokens.note}
 
 
 def loaded(

@@ -31,7 +31,7 @@ def at_hand(
     Args:
         source: a hub id, or a path.
         options: facts that the source's files may lack.
-        console: shows what is downloaded, and why one of two layouts is not read.
+        console: shows what is downloaded, why one of two layouts is not read, and what is prepared otherwise.
         graphs: whether ONNX encoders are taken.
         variant: of the ONNX encoders.
 
@@ -79,3 +79,5 @@ def _report(choice: Choice, console: Console | None) -> None:
         for reason in choice.passed_over:
             line = f"{reason}; reading the layout {choice.layout} instead"
             console.print(escape(line), highlight=False, soft_wrap=True)
+        if choice.description is not None and choice.description.tokens.note is not None:
+            console.print(f"note: {escape(choice.description.tokens.note)}", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import Final
 
 from torch import Tensor
 
-from model_export.checkpoints.assembly import loaded, model_source
+from model_export.checkpoints.assembly import loaded, model_source, prepared
 from model_export.checkpoints.description import Description
 from model_export.checkpoints.hugging_face_config import describe
 from model_export.checkpoints.layouts import HF_INDEX, HF_WEIGHTS
@@ -69,7 +69,11 @@ def load(path: Path, options: SourceOptions, said: Description | None = None) ->
             source=options.source_id or path.resolve().name,
             source_sha256=weights.sha256,
             licence=options.licence,
-            recipe={"layout": "hugging_face", "model": said.config.model_dump(mode="json")},
+            recipe={
+                "layout": "hugging_face",
+                **prepared(said.tokens),
+                "model": said.config.model_dump(mode="json"),
+            },
         ),
     )
 

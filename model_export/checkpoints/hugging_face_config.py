@@ -43,7 +43,7 @@ def describe(folder: Path, options: SourceOptions) -> Description:
         raise SourceError(f"{file}: states the architecture; leave --arch out")
     layout = family.hugging_face
     image = image_section(folder, family=family, image_size=layout.image_size(said))
-    config, tokens = layout.configure(said, file, _tokenizer(folder, options))
+    config, tokens = layout.configure(said, file, _tokenizer(folder, options), options.as_published)
     if options.activation is not None and config.activations != {options.activation}:
         raise SourceError(f"{file}: states the activation, which is not {options.activation}; leave --activation out")
     return Description(file, family, config, image, tokens)

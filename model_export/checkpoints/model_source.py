@@ -46,6 +46,8 @@ class SourceOptions:
         licence: of the weights.
         weights: of a training run: the last ones, or their moving average.
         layout: of the weights to read, where a folder holds several.
+        as_published: prepare pictures and texts as the source's files say, also where that is known to differ from
+            training.
     """
 
     arch: str | None = None
@@ -56,6 +58,7 @@ class SourceOptions:
     licence: str | None = None
     weights: Literal["last", "ema"] = "last"
     layout: WeightsLayout | None = None
+    as_published: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from model_export.checkpoints.description import Description
 from model_export.checkpoints.file_choice import OPEN_CLIP_WEIGHTS, loose_weights, open_clip_weights
 from model_export.checkpoints.layouts import OPEN_CLIP_CONFIG, is_open_clip
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
-from model_export.checkpoints.open_clip_config import describe, tokenizer_place
+from model_export.checkpoints.open_clip_config import describe, preparation
 from model_export.checkpoints.weight_files.tensors import SUFFIXES, peek_names, read_tensors
 from model_export.errors import SourceError
 from model_export.families.family import Family
@@ -68,10 +68,10 @@ def _load_named(place: _Place, options: SourceOptions) -> ModelSource:
             f"{place.weights}: has no {OPEN_CLIP_CONFIG} beside it; add --arch with a name of `anyclass-export list`"
         )
     family, config = named_config(options.arch, options, place.weights)
-    tokens = family.open_clip.read_tokenizer(tokenizer_place(place.weights, options), config, place.weights)
+    image = family.images.section(config.image.image_size)
+    image, tokens = preparation(family, config, image, place.weights, options)
     config = family.open_clip.complete(config, tokens)
     notes = {"arch": options.arch, "preprocessing": "not stated; that of the published weights of this size"}
-    image = family.images.section(config.image.image_size)
     return assemble(_found(place, family, image, options, **notes), family, config, tokens)
 
 

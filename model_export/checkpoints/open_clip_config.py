@@ -16,7 +16,7 @@ from model_export.errors import SourceError
 from model_export.families.family import Family, ModelConfig
 from model_export.families.open_clip import relatives
 from model_export.families.table import FAMILIES, TITLES
-from model_export.families.tokenizers import has_tokenizer
+from model_export.families.tokenizers import TextTokens, has_tokenizer
 from model_export.files import checked, read_object
 from service.model.manifest import ImageSection, Rgb
 
@@ -53,13 +53,33 @@ def describe(weights: Path, options: SourceOptions) -> Description:
     fields, family, config = _read_config(file, options)
     if options.arch is not None:
         raise SourceError(f"{file}: states the architecture; leave --arch out")
-    tokens = family.open_clip.read_tokenizer(tokenizer_place(weights, options), config, weights)
-    config = family.open_clip.complete(config, tokens)
     preprocessing = fields.get("preprocess_cfg") or {}
     if family.open_clip.needs_preprocess_cfg and not preprocessing:
         raise SourceError(f"{file}: lacks preprocess_cfg, which says how pictures are prepared")
     image = image_section(preprocessing, default=family.images.section(config.image.image_size), path=file)
-    return Description(file, family, config, image, tokens)
+    image, tokens = preparation(family, config, image, weights, options)
+    return Description(file, family, family.open_clip.complete(config, tokens), image, tokens)
+
+
+def preparation(
+    family: Family[Any], config: ModelConfig, image: ImageSection, weights: Path, options: SourceOptions
+) -> tuple[ImageSection, TextTokens]:
+    """Return how pictures and texts are prepared: as in training where that is known, otherwise as open_clip does.
+
+    Args:
+        config: without what only the tokenizer knows.
+        image: what open_clip does with pictures.
+        weights: a tokenizer may be beside them.
+
+    Raises:
+        SourceError: the tokenizer is missing, cannot be read or does not fit the text tower.
+    """
+    place, layout = tokenizer_place(weights, options), family.open_clip
+    if layout.as_trained is not None and not options.as_published:
+        trained = layout.as_trained(place, config, image)
+        if trained is not None:
+            return trained
+    return image, layout.read_tokenizer(place, config, weights)
 
 
 def tokenizer_place(weights: Path, options: SourceOptions) -> Path | None:

@@ -43,6 +43,13 @@ def export(
         Literal["hugging_face", "open_clip"] | None,
         typer.Option(help="Which of two layouts in one folder to read. \\[default: what its configurations say]"),
     ] = None,
+    as_published: Annotated[
+        bool,
+        typer.Option(
+            "--as-published",
+            help="Prepare pictures and texts as the source's files say, also where training is known to differ.",
+        ),
+    ] = False,
     name: Annotated[str | None, typer.Option(help="The bundle's name. \\[default: follows from the source]")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the manifest.")] = None,
     data: Annotated[
@@ -78,6 +85,7 @@ def export(
         licence=licence,
         weights=weights,
         layout=layout,
+        as_published=as_published,
     )
     manifest = convert(
         Conversion(

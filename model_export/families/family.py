@@ -156,12 +156,13 @@ class HuggingFaceLayout(Generic[S, C]):
     Attributes:
         read: validates the fields of ``config.json``, named by its path in errors.
         image_size: returns the side of the pictures, pixels.
-        configure: reads the tokenizer, in the folder or at a given path, and completes the configuration with it.
+        configure: reads the tokenizer, in the folder or at a given path, and completes the configuration with it;
+            as its files have it if the last argument is true, otherwise as in training.
     """
 
     read: Callable[[Mapping[str, Any], Path], S]
     image_size: Callable[[S], int]
-    configure: Callable[[S, Path, Path | None], tuple[C, TextTokens]]
+    configure: Callable[[S, Path, Path | None, bool], tuple[C, TextTokens]]
     convert: Convert
 
 
@@ -176,6 +177,8 @@ class OpenClipLayout(Generic[C]):
             the weights is for errors.
         complete: puts into the configuration what only the tokenizer knows.
         needs_preprocess_cfg: whether ``preprocess_cfg`` is required.
+        as_trained: returns how pictures and texts were prepared in training, if that is known and open_clip does
+            otherwise; takes the tokenizer's file or folder, and what open_clip does with pictures.
     """
 
     matches: Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
@@ -184,6 +187,7 @@ class OpenClipLayout(Generic[C]):
     complete: Callable[[C, TextTokens], C]
     needs_preprocess_cfg: bool
     convert: Convert
+    as_trained: Callable[[Path | None, C, ImageSection], tuple[ImageSection, TextTokens] | None] | None = None
 
 
 @dataclass(frozen=True)

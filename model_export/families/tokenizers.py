@@ -32,12 +32,14 @@ class TextTokens:
         end_of_text_id: of the token behind every text.
         pad_id: of the token that fills a text up.
         cleaning: of texts before the tokenizer, as the program of the weights' layout does it.
+        note: how texts or pictures are prepared otherwise than the source's files say, and why; for people.
     """
 
     content: bytes
     end_of_text_id: int
     pad_id: int
     cleaning: Cleaning = "none"
+    note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,12 @@ def read_clip(fields: Mapping[str, Any], path: Path) -> HfClip:
     return read_config(HfClip, fields, path, eps=LAYER_NORM_EPS)
 
 
-def _configure(said: HfClip, config: Path, tokenizer: Path | None) -> tuple[ClipConfig, TextTokens]:
+def _configure(
+    said: HfClip,
+    config: Path,
+    tokenizer: Path | None,
+    _as_published: bool,  # noqa: FBT001 - of a row's signature
+) -> tuple[ClipConfig, TextTokens]:
     text, vision = said.text_config, said.vision_config
     opened = open_tokenizer(tokenizer or config.parent, vocab_size=text.vocab_size)
     end_of_text_id = _end_of_text_id(text.eos_token_id, opened)

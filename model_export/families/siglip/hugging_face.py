@@ -58,9 +58,16 @@ def read_siglip(fields: Mapping[str, Any], path: Path) -> HfSiglip:
     return read_config(HfSiglip, fields, path, eps=_LAYER_NORM_EPS)
 
 
-def _configure(said: HfSiglip, config: Path, tokenizer: Path | None) -> tuple[SiglipConfig, TextTokens]:
+def _configure(
+    said: HfSiglip,
+    config: Path,
+    tokenizer: Path | None,
+    as_published: bool,  # noqa: FBT001 - of a row's signature
+) -> tuple[SiglipConfig, TextTokens]:
     text, vision = said.text_config, said.vision_config
-    tokens = read_siglip_tokenizer(config.parent, tokenizer=tokenizer, vocab_size=text.vocab_size)
+    tokens = read_siglip_tokenizer(
+        config.parent, tokenizer=tokenizer, vocab_size=text.vocab_size, as_published=as_published
+    )
     hidden_act = activation("vision_config", vision, _ACTIVATIONS, config)
     if hidden_act != activation("text_config", text, _ACTIVATIONS, config):
         raise SourceError(f"{config}: the towers' hidden_act differ; SigLIP's are the same here")

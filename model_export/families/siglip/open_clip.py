@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -17,14 +18,25 @@ from model_export.families.open_clip import Model, Section, Side, TextBase, Timm
 from model_export.families.siglip.config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.families.siglip.open_clip_tokenizer import read_canonical_tokenizer
 from model_export.families.siglip.sizes import SHAPES
+from model_export.families.siglip.tokenizer import read_siglip2_tokenizer
 from model_export.families.tokenizers import TextTokens
 from model_export.files import blamed, checked
+from service.model.manifest import ImageSection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _TIMM_NAME: Final = re.compile(r"vit_(?P<width>[a-z0-9]+)_patch(?P<patch>\d+)_siglip_(?P<size>\d+)")
 """timm's names of SigLIP's image towers; one with ``gap`` in its name is pooled by the mean, and is not read here."""
+
+
+_SECOND_VOCABULARY: Final = 256_000
+"""Tokens of Gemma's vocabulary, which only SigLIP 2 has."""
+
+_TRAINED: Final = (
+    "texts keep their punctuation, and pictures are resized by bilinear, as in the training of SigLIP 2; open_clip "
+    "strips punctuation and resizes by bicubic, which --as-published takes"
+)
 
 
 class _SiglipNorm(Section):
@@ -105,6 +117,20 @@ def _read_tokenizer(place: Path | None, config: SiglipConfig, weights: Path) -> 
     return read_canonical_tokenizer(place, vocab_size=config.text.vocab_size)
 
 
+def _as_trained(
+    place: Path | None, config: SiglipConfig, image: ImageSection
+) -> tuple[ImageSection, TextTokens] | None:
+    """Return SigLIP 2's preparation: texts in lower case with their punctuation, pictures by bilinear.
+
+    So does its authors' example, with ``resize(…)|value_range(-1, 1)`` and ``lower|tok(model="gemma")``, and so do its
+    files for transformers. open_clip strips punctuation, and resizes by bicubic.
+    """
+    if place is None or config.text.vocab_size != _SECOND_VOCABULARY:
+        return None
+    tokens = read_siglip2_tokenizer(place, vocab_size=config.text.vocab_size)
+    return image.model_copy(update={"interpolation": "bilinear"}), replace(tokens, note=_TRAINED)
+
+
 def _complete(config: SiglipConfig, tokens: TextTokens) -> SiglipConfig:
     return config.model_copy(update={"text": config.text.model_copy(update={"pad_id": tokens.pad_id})})
 
@@ -162,4 +188,5 @@ OPEN_CLIP: Final = OpenClipLayout(
     complete=_complete,
     needs_preprocess_cfg=True,
     convert=_convert,
+    as_trained=_as_trained,
 )

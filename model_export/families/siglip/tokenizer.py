@@ -2,7 +2,9 @@
 
 SigLIP was trained on texts in lower case without punctuation (`canonicalize_text` of big_vision, and of transformers'
 `SiglipTokenizer`); a ``tokenizer.json`` of the hub may leave that to the calling program. SigLIP 2 reads Gemma's
-tokens, of texts in lower case. Both forms are idempotent, so a file that has one already is not harmed.
+tokens, of texts in lower case with their punctuation (its authors' example, and transformers' `Siglip2Tokenizer`), but
+the `GemmaTokenizer` of most files keeps capitals. Both forms are idempotent, so a file that has one already is not
+harmed.
 
 The text tower attends to padding, so the pad token is part of a text. Its id is read from the tokenizer:
 configurations state one id for both generations, which is wrong for the second.
@@ -53,19 +55,48 @@ _GENERATIONS: Final[Mapping[str, _Generation]] = {
 """By ``tokenizer_class``, without ``Fast``."""
 
 
-def read_siglip_tokenizer(folder: Path, *, tokenizer: Path | None, vocab_size: int) -> TextTokens:
+_LOWER_CASE: Final = (
+    "texts are put into lower case, as in the training of SigLIP 2; the files keep capitals, which --as-published takes"
+)
+
+
+def read_siglip_tokenizer(
+    folder: Path, *, tokenizer: Path | None, vocab_size: int, as_published: bool = False
+) -> TextTokens:
     """Read SigLIP's tokenizer.
 
     Args:
         folder: holds ``tokenizer_config.json``, and ``tokenizer.json`` unless ``tokenizer`` is given.
         tokenizer: a ``tokenizer.json`` elsewhere.
         vocab_size: tokens that the text tower knows.
+        as_published: keep capitals where the files of a SigLIP 2 do.
 
     Raises:
         SourceError: the tokenizer is missing, cannot be read or does not fit the text tower, or its class is not known.
     """
     settings = TokenizerSettings.read(folder)
-    generation = _generation(settings)
+    return _read(settings, _generation(settings), folder, tokenizer, vocab_size, as_published=as_published)
+
+
+def read_siglip2_tokenizer(place: Path, *, vocab_size: int) -> TextTokens:
+    """Read the tokenizer of a SigLIP 2 as in training, from a ``tokenizer.json`` or its folder, of whatever class.
+
+    Raises:
+        SourceError: the tokenizer is missing, cannot be read or does not fit the text tower.
+    """
+    folder, tokenizer = (place, None) if place.is_dir() else (place.parent, place)
+    return _read(TokenizerSettings.read(folder), _SECOND, folder, tokenizer, vocab_size)
+
+
+def _read(
+    settings: TokenizerSettings,
+    generation: _Generation,
+    folder: Path,
+    tokenizer: Path | None,
+    vocab_size: int,
+    *,
+    as_published: bool = False,
+) -> TextTokens:
     if settings.fields.get("padding_side") == "left":
         raise SourceError(
             f"{settings.path}: pads texts on the left (padding_side); only padding on the right is served"
@@ -78,10 +109,19 @@ def read_siglip_tokenizer(folder: Path, *, tokenizer: Path | None, vocab_size: i
     end_of_text_id = opened.token_id(end, "end of text")
     pad_id = opened.token_id(settings.token("pad_token", generation.pad), "padding")
     _place_special_tokens(opened, settings, end)
-    lower = generation is _SECOND or settings.flag("do_lower_case", default=True)
+    keeps_capitals = generation is _SECOND and _keeps_capitals(opened)
+    lower = not (keeps_capitals and as_published) and (
+        generation is _SECOND or settings.flag("do_lower_case", default=True)
+    )
     _canonicalise(opened, lower=lower, keep_punctuation=generation.keeps_punctuation)
     content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
-    return TextTokens(content, end_of_text_id, pad_id)
+    note = _LOWER_CASE if keeps_capitals and lower else None
+    return TextTokens(content, end_of_text_id, pad_id, note=note)
+
+
+def _keeps_capitals(opened: OpenTokenizer) -> bool:
+    own = opened.backend.normalizer
+    return own is None or own.normalize_str("A") == "A"
 
 
 def _generation(settings: TokenizerSettings) -> _Generation:
