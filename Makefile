@@ -6,7 +6,8 @@ SHELL := /bin/bash
 .PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks kill-curation format demo-data \
         demo-run demo-words train-demo export-demo export-sizes verify-demo wheel bench bench-curate bench-gpu \
         bench-engines bench-export bench-match bench-nonreaders bench-plan bench-queries bench-checkpoints \
-        bench-stalls bench-train scale constraints licences k8s-render k8s-secret alert-rules docker-lint clean
+        bench-stalls bench-train it-pays scale constraints licences k8s-render k8s-secret alert-rules \
+        docker-lint clean
 
 RUN_VENV := .venv
 DEV_VENV := .venv-dev
@@ -25,6 +26,8 @@ PRECISIONS ?= fp32
 SIZE ?= ViT-B-32
 # Requests that fuzz sends
 CASES ?= 50000
+# Folder that it-pays writes
+OUT ?= runs/it-pays
 # Kills of kill-ranks; kill-curation has 20
 KILLS ?= 10
 # Bundle and providers that bench-engines times
@@ -167,6 +170,9 @@ bench-stalls: dev ## Wait for /livez beside clients that send the costliest requ
 
 bench-train: dev ## Training speed beside open_clip's trainer, with 1 and 2 processes (BENCH_ARGS=--help shows the options)
 	@$(DEV)python -m tests.bench.train $(BENCH_ARGS)
+
+it-pays: dev ## Train on a raw pool and on its curated part, and compare (DATA=folder of Parquet files, OUT=folder, BENCH_ARGS=--help)
+	@$(DEV)python -m tests.bench.pays $(DATA) $(OUT) $(BENCH_ARGS)
 
 bench-gpu: dev redis ## The measurements of bench on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
 	@$(DEV)python -m tests.bench.run --gpu $(BENCH_ARGS)
