@@ -29,6 +29,8 @@ WANTED: Final = 10.0
 """Points."""
 STAGES: Final = ("match", "filter", "dedup", "balance")
 RAW, CURATED = "raw", "curated"
+OWN_LIST: Final = "curated, own list"
+"""Arm whose queries are WordNet's and the pool's own words, not the classes."""
 
 _SAME: Final = ("things", "others", "pool", "held_out", "most", "batch")
 """Options that a folder keeps."""
@@ -120,17 +122,21 @@ def anyclass_export(*arguments: object) -> None:
         raise SystemExit(f"anyclass-export {' '.join(map(str, arguments))}\n{done.stderr}")
 
 
-def curated(folder: Path, name: str, stages: tuple[str, ...], most: int) -> Path:
-    """Curate the pool by these stages; return the folder of the shards."""
+def curated(folder: Path, name: str, stages: tuple[str, ...], most: int, wordnet: Path | None = None) -> Path:
+    """Curate the pool by these stages, with the classes or WordNet as queries; return the folder of the shards."""
     recipe = folder / f"{name}.toml"
-    recipe.write_text('[data]\nfiles = ["pool"]\n' + "".join(_CURATION[stage].format(most=most) for stage in stages))
+    sections = [_CURATION[stage].format(most=most) for stage in stages]
+    if wordnet:
+        texts = [f"pool/{path.name}" for path in sorted((folder / "pool").glob("*.parquet"))]
+        sections[0] = f'[queries]\ntext = {json.dumps(texts)}\nwordnet = "{wordnet.resolve()}"\n[match]\n'
+    recipe.write_text('[data]\nfiles = ["pool"]\n' + "".join(sections), "utf-8")
     anyclass_export("curate", "run", recipe, "--out", folder / name)
     return folder / name
 
 
 def trained(folder: Path, data: Path, arm: str, seed: int, share: Budget) -> dict[str, Any]:
     """Train on the first rows of the data, and measure the bundle; a run that has its figures is not repeated."""
-    run = folder / "runs" / f"{arm.replace(', ', '-')}-{share.steps}-{seed}"
+    run = folder / "runs" / f"{arm.replace(', ', '-').replace(' ', '-')}-{share.steps}-{seed}"
     figures, recipe = run / "accuracy.json", run / "recipe.toml"
     if not figures.exists():
         run.mkdir(parents=True, exist_ok=True)
@@ -251,6 +257,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--stages", action="store_true", help="train after each stage too, one seed, most steps")
+    parser.add_argument("--wordnet", type=Path, help=f"folder of WordNet: train on '{OWN_LIST}' too, likewise")
     options = parser.parse_args()
     folder: Path = options.out
     console = Console()
@@ -266,6 +273,8 @@ def main() -> None:
         name = ", ".join(STAGES[:count])
         arms[name] = curated(folder, "-".join(STAGES[:count]), STAGES[:count], options.most)
     arms[CURATED] = curated(folder, CURATED, STAGES, options.most)
+    if options.wordnet:
+        arms[OWN_LIST] = curated(folder, "own-list", STAGES, options.most, options.wordnet)
     classes = len((folder / "queries.tsv").read_text("utf-8").splitlines())
     results: dict[str, Any] = {
         "pool": kinds(arms[RAW]),

@@ -136,4 +136,5 @@ def test_the_whole_comparison_at_a_small_size(data: Path, tmp_path: Path) -> Non
     assert not {"file name", "date", "url"} & set(kept)
     assert sum(kept.values()) / 2 < kept["right"] < results["pool"]["right"]
     assert "points from raw (wanted: +10)" in done.stdout
-    assert Image.open(out / "it-pays.png").format == "PNG"
+    with Image.open(out / "it-pays.png") as plot:
+        assert "PNG" == plot.format
