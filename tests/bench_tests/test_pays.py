@@ -97,15 +97,24 @@ def test_too_few_pairs_are_refused() -> None:
 
 
 def test_the_gain_is_that_of_the_most_pairs_seen() -> None:
-    """Means of the seeds are compared; other arms and fewer pairs do not count."""
-    tops = {("raw", 10): (0.1, 0.1), ("curated", 10): (0.9, 0.9), ("raw", 20): (0.2, 0.3), ("curated", 20): (0.5, 0.4)}
-    results = {
-        "runs": [{"arm": arm, "pairs_seen": seen, "top1": top} for (arm, seen), of in tops.items() for top in of]
-        + [{"arm": "match", "pairs_seen": 20, "top1": 0.99}]
+    """Means of the seeds are compared, each arm at its best rate; other arms and fewer pairs do not count."""
+    tops = {
+        ("raw", 10, 0.1): (0.1, 0.1),
+        ("curated", 10, 0.1): (0.9, 0.9),
+        ("raw", 20, 0.1): (0.1, 0.4),
+        ("raw", 20, 0.2): (0.2, 0.4),
+        ("curated", 20, 0.1): (0.5, 0.4),
+        ("curated", 20, 0.2): (0.1, 0.6),
+        ("match", 20, 0.1): (0.99,),
     }
-    assert gain(results) == pytest.approx(20)
-    row = summary(results)[3]
-    assert ("curated", 20, 2) == (row["arm"], row["pairs_seen"], row["seeds"])
+    runs = [
+        {"arm": arm, "pairs_seen": seen, "rate": rate, "top1": top}
+        for (arm, seen, rate), of in tops.items()
+        for top in of
+    ]
+    assert gain({"runs": runs}) == pytest.approx(15)
+    row = summary({"runs": runs})[3]
+    assert ("curated", 20, 2, 0.1) == (row["arm"], row["pairs_seen"], row["seeds"], row["rate"])
     assert (row["least"], row["mean"], row["most"]) == pytest.approx((40, 45, 50))
 
 
@@ -124,7 +133,7 @@ def test_the_whole_comparison_at_a_small_size(data: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tests.bench.pays", str(data), str(out), "--things", "things.parquet"]
     command += ["--others", "others.parquet", "--pool", str(SIZE), "--held-out", "5", "--most", "20", "--steps", "2"]
-    command += ["--batch", "16", "--seeds", "1"]
+    command += ["--batch", "16", "--seeds", "1", "--rates", "3e-3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert 0 == done.returncode, done.stderr
 
