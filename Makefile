@@ -26,8 +26,6 @@ PRECISIONS ?= fp32
 SIZE ?= ViT-B-32
 # Requests that fuzz sends
 CASES ?= 50000
-# Folder that it-pays writes
-OUT ?= runs/it-pays
 # Kills of kill-ranks; kill-curation has 20
 KILLS ?= 10
 # Bundle and providers that bench-engines times
@@ -171,8 +169,8 @@ bench-stalls: dev ## Wait for /livez beside clients that send the costliest requ
 bench-train: dev ## Training speed beside open_clip's trainer, with 1 and 2 processes (BENCH_ARGS=--help shows the options)
 	@$(DEV)python -m tests.bench.train $(BENCH_ARGS)
 
-it-pays: dev ## Train on a raw pool and on its curated part, and compare (DATA=folder of Parquet files, OUT=folder, BENCH_ARGS=--help)
-	@$(DEV)python -m tests.bench.pays $(DATA) $(OUT) $(BENCH_ARGS)
+it-pays: dev ## Train on a raw pool and on its curated part, and compare (DATA=folder of Parquet files, OUT=runs/it-pays, BENCH_ARGS=--help)
+	@$(DEV)python -m tests.bench.pays $(DATA) $(or $(OUT),runs/it-pays) $(BENCH_ARGS)
 
 bench-gpu: dev redis ## The measurements of bench on a GPU: CUDA and TensorRT, ViT-B/32 and ViT-L/14 in fp16
 	@$(DEV)python -m tests.bench.run --gpu $(BENCH_ARGS)
