@@ -184,7 +184,7 @@ scale: dev ## Reckon time, machines and money for billions of pairs (SCALE_ARGS=
 # --- upkeep ---
 
 dev: ## Make .venv-dev, with everything for both commands and the tests (docs/install.md)
-	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,evaluate,curate,scale,dev
+	@scripts/venv.sh $(DEV_VENV) cpu,convert,train,open-clip,evaluate,curate,scale,dev
 
 wheel: dev ## Build the wheel into dist/
 	@$(DEV)python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERYTHING = "cpu,convert,train,evaluate,curate,scale,dev"
+EVERYTHING = "cpu,convert,train,open-clip,evaluate,curate,scale,dev"
 HEADER = "# Written by `make constraints`; not edited by hand.\n"
 
 # torch's metadata pins these exactly, and only in its CUDA builds.

@@ -21,27 +21,34 @@ found=$("$venv/bin/python" -m model_export.export.bundle_cache "$model") || exit
 
 if [ "$state" != ready ]; then
     say "$model is not a bundle yet: converting it to $bundle (once)"
-    # Published ONNX graphs are converted without torch, so torch is installed only for weights.
-    extras=cpu,convert
-    if [ "$holds" = weights ]; then
-        extras=cpu,convert,train
-    elif compgen -G "$export_venv/lib/python*/site-packages/torch" >/dev/null; then
-        extras=cpu,convert,train
+    # Published ONNX graphs are converted without torch, and most weights without open_clip: both are large.
+    graphs=cpu,convert weights=cpu,convert,train open_clip=cpu,convert,train,open-clip
+    if [ "$holds" = open_clip ] || compgen -G "$export_venv/lib/python*/site-packages/open_clip" >/dev/null; then
+        extras=$open_clip
+    elif [ "$holds" = weights ] || compgen -G "$export_venv/lib/python*/site-packages/torch" >/dev/null; then
+        extras=$weights
+    else
+        extras=$graphs
     fi
     scripts/venv.sh "$export_venv" "$extras"
     status=0
-    if [ "$extras" = cpu,convert ]; then
-        # A missing PyTorch is not an error here: with the variable, only the exit code reports it.
-        ANYCLASS_EXPORT_INSTALLS=1 convert || status=$?
-    else
-        convert || status=$?
-    fi
-    if [ "$status" = "$package_missing" ] && [ "$extras" = cpu,convert ]; then
-        say "these are weights, not ONNX graphs: installing PyTorch, for this conversion only"
-        scripts/venv.sh "$export_venv" cpu,convert,train
-        status=0
-        convert || status=$?
-    fi
+    while :; do
+        if [ "$extras" = "$open_clip" ]; then
+            convert && status=0 || status=$?
+            break
+        fi
+        # A missing package is not an error here: with the variable, only the exit code reports it.
+        ANYCLASS_EXPORT_INSTALLS=1 convert && status=0 || status=$?
+        [ "$status" = "$package_missing" ] || break
+        if [ "$extras" = "$graphs" ]; then
+            say "these are weights, not ONNX graphs: installing PyTorch, for this conversion only"
+            extras=$weights
+        else
+            say "this model is built by open_clip: installing it, for this conversion only"
+            extras=$open_clip
+        fi
+        scripts/venv.sh "$export_venv" "$extras"
+    done
     if [ "$status" != 0 ]; then
         die "$model was not converted (see above). If it needs an option, convert it yourself:" \
             "$export_venv/bin/anyclass-export export $source BUNDLE --OPTION, then: make run MODEL=BUNDLE"

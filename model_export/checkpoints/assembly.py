@@ -13,7 +13,7 @@ from model_export.architectures.towers import TwoTowers
 from model_export.checkpoints.model_source import TEMPLATES, ModelSource, SourceOptions, load_weights, text_section
 from model_export.checkpoints.naming import bundle_aliases, bundle_name
 from model_export.errors import SourceError
-from model_export.families.family import Convert, Family, ModelConfig
+from model_export.families.family import Convert, Family, ModelConfig, ModelKind
 from model_export.families.key_tables import with_flat_scalars
 from model_export.families.sizes import named_size
 from model_export.families.table import family_of
@@ -53,7 +53,7 @@ def named_config(arch: str, options: SourceOptions, path: Path) -> tuple[Family[
     return family, family.named(config, arch, options.activation, path)
 
 
-def assemble(found: Found, family: Family[Any], config: ModelConfig, tokens: TextTokens) -> ModelSource:
+def assemble(found: Found, family: ModelKind[Any], config: ModelConfig, tokens: TextTokens) -> ModelSource:
     """Put weights into a model, and describe it for its bundle.
 
     Raises:
@@ -89,7 +89,7 @@ def prepared(tokens: TextTokens) -> dict[str, str]:
 
 
 def loaded(
-    family: Family[Any], config: ModelConfig, weights: Mapping[str, Tensor], convert: Convert, file: Path
+    family: ModelKind[Any], config: ModelConfig, weights: Mapping[str, Tensor], convert: Convert, file: Path
 ) -> tuple[TwoTowers, dict[str, Tensor]]:
     """Build a model with weights that ``convert`` renames; return it, and the weights by our names.
 
@@ -108,7 +108,7 @@ def model_source(
     path: Path,
     options: SourceOptions,
     *,
-    family: Family[Any],
+    family: ModelKind[Any],
     config: ModelConfig,
     model: TwoTowers,
     image: ImageSection,

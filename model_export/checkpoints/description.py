@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_export.families.family import Family, ModelConfig
+from model_export.families.family import Convert, ModelConfig, ModelKind
 from model_export.families.tokenizers import TextTokens
 from service.model.manifest import ImageSection
 
@@ -17,13 +17,15 @@ class Description:
         file: the configuration, in the folder of the weights; for messages.
         image: how a picture is prepared.
         tokens: the tokenizer, which fits the model.
+        convert: renames the weights of this layout.
     """
 
     file: Path
-    family: Family[Any]
+    family: ModelKind[Any]
     config: ModelConfig
     image: ImageSection
     tokens: TextTokens
+    convert: Convert
 
 
 def disagreement(first: Description, second: Description) -> str | None:

@@ -54,7 +54,7 @@ def load(path: Path, options: SourceOptions, said: Description | None = None) ->
     """
     said = said or describe(path, options)
     weights = _read_weights(said.file.parent)
-    model, converted = loaded(said.family, said.config, weights.tensors, said.family.hugging_face.convert, weights.path)
+    model, converted = loaded(said.family, said.config, weights.tensors, said.convert, weights.path)
     return model_source(
         path,
         options,

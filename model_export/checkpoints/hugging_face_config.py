@@ -46,7 +46,7 @@ def describe(folder: Path, options: SourceOptions) -> Description:
     config, tokens = layout.configure(said, file, _tokenizer(folder, options), options.as_published)
     if options.activation is not None and config.activations != {options.activation}:
         raise SourceError(f"{file}: states the activation, which is not {options.activation}; leave --activation out")
-    return Description(file, family, config, image, tokens)
+    return Description(file, family, config, image, tokens, layout.convert)
 
 
 def known_family(fields: Mapping[str, Any], file: Path) -> Family[Any]:

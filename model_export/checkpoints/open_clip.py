@@ -15,7 +15,7 @@ from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.open_clip_config import describe, preparation
 from model_export.checkpoints.weight_files.tensors import SUFFIXES, peek_names, read_tensors
 from model_export.errors import SourceError
-from model_export.families.family import Family
+from model_export.families.family import ModelKind
 from service.model.manifest import ImageSection
 
 _OWN_NAMES: Final = ("text.token_embedding.weight", "visual.trunk.patch_embed.proj.weight")
@@ -91,7 +91,7 @@ def _place(path: Path, said: Description | None = None) -> _Place:
     return _Place(path, folder / name, config)
 
 
-def _found(place: _Place, family: Family[Any], image: ImageSection, options: SourceOptions, **notes: str) -> Found:
+def _found(place: _Place, family: ModelKind[Any], image: ImageSection, options: SourceOptions, **notes: str) -> Found:
     return Found(
         path=place.path,
         file=place.weights,

@@ -3,6 +3,7 @@
 Needs no torch.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,9 @@ from model_export.checkpoints.description import Description
 from model_export.checkpoints.layouts import OPEN_CLIP_CONFIG
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
-from model_export.families.family import Family, ModelConfig
-from model_export.families.open_clip import relatives
-from model_export.families.table import FAMILIES, TITLES
+from model_export.families.family import ModelConfig, ModelKind
+from model_export.families.open_clip_torch.family import kind_of
+from model_export.families.table import FAMILIES
 from model_export.families.tokenizers import TextTokens, has_tokenizer
 from model_export.files import checked, read_object
 from service.model.manifest import ImageSection, Rgb
@@ -58,11 +59,11 @@ def describe(weights: Path, options: SourceOptions) -> Description:
         raise SourceError(f"{file}: lacks preprocess_cfg, which says how pictures are prepared")
     image = image_section(preprocessing, default=family.images.section(config.image.image_size), path=file)
     image, tokens = preparation(family, config, image, weights, options)
-    return Description(file, family, family.open_clip.complete(config, tokens), image, tokens)
+    return Description(file, family, family.open_clip.complete(config, tokens), image, tokens, family.open_clip.convert)
 
 
 def preparation(
-    family: Family[Any], config: ModelConfig, image: ImageSection, weights: Path, options: SourceOptions
+    family: ModelKind[Any], config: ModelConfig, image: ImageSection, weights: Path, options: SourceOptions
 ) -> tuple[ImageSection, TextTokens]:
     """Return how pictures and texts are prepared: as in training where that is known, otherwise as open_clip does.
 
@@ -96,12 +97,12 @@ def tokenizer_place(weights: Path, options: SourceOptions) -> Path | None:
     return folder
 
 
-def _read_config(file: Path, options: SourceOptions) -> tuple[dict[str, Any], Family[Any], ModelConfig]:
+def _read_config(file: Path, options: SourceOptions) -> tuple[dict[str, Any], ModelKind[Any], ModelConfig]:
     fields = read_object(file, hint="it stands beside open_clip's weights")
     return fields, *model_config(fields.get("model_cfg", fields), options.activation, file)
 
 
-def model_config(fields: object, activation: Activation | None, path: Path) -> tuple[Family[Any], ModelConfig]:
+def model_config(fields: object, activation: Activation | None, path: Path) -> tuple[ModelKind[Any], ModelConfig]:
     """Read ``model_cfg`` as its family does; the tokenizer is still to come.
 
     Args:
@@ -114,17 +115,18 @@ def model_config(fields: object, activation: Activation | None, path: Path) -> t
     vision, text = sections.get("vision_cfg"), sections.get("text_cfg")
     if not isinstance(vision, dict) or not isinstance(text, dict):
         raise SourceError(f"{path}: lacks vision_cfg and text_cfg; is it an open_clip_config.json?")
-    if "multimodal_cfg" in sections:
-        raise SourceError(f"{path}: is of a CoCa, which is not read here; only {TITLES} are")
-    if name := text.get("hf_model_name"):
-        raise SourceError(f"{path}: its text tower is {name}, which is not read here")
+    kind, config = _read_by_first(sections, path)
+    return kind, config if activation is None else kind.open_clip.read(sections, activation, path)
+
+
+def _read_by_first(sections: dict[str, Any], path: Path) -> tuple[ModelKind[Any], ModelConfig]:
+    """Read ``model_cfg`` as the first family that takes it, or as a model that open_clip builds."""
+    vision, text = sections["vision_cfg"], sections["text_cfg"]
     for family in FAMILIES.values():
-        if family.open_clip.matches(vision, text):
-            return family, family.open_clip.read(sections, activation, path)
-    tower = str(vision.get("timm_model_name"))
-    raise SourceError(
-        f"{path}: its image tower is timm's {tower}, which is not read here; only {TITLES} are{relatives(tower)}"
-    )
+        if "multimodal_cfg" not in sections and family.open_clip.matches(vision, text):
+            with suppress(SourceError):  # open_clip has more settings; its refusal tells of those that no one has
+                return family, family.open_clip.read(sections, None, path)
+    return kind_of(sections, path)
 
 
 def image_section(fields: object, *, default: ImageSection, path: Path) -> ImageSection:

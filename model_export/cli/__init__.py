@@ -32,7 +32,13 @@ _EXTRAS = {
     "evaluate": "evaluate",
 }
 """The extra with a command's packages; all other commands need ``train``."""
-_PACKAGES = {"onnxruntime": "cpu", "ray": "scale", "torch": "train"}
+_PACKAGES = {
+    "onnxruntime": "cpu",
+    "open_clip": "open-clip",
+    "ray": "scale",
+    "torch": "train",
+    "torchvision": "open-clip",
+}
 """The extra with a package, whatever the command."""
 
 app = typer.Typer(
@@ -67,7 +73,8 @@ def main() -> None:
         if os.environ.get(INSTALLS):
             raise SystemExit(PACKAGE_MISSING) from None
         command = sys.argv[1] if len(sys.argv) > 1 else ""
-        extra = _PACKAGES.get(exc.name or "") or _EXTRAS.get(command, "train")
-        stop(f"{exc.name} is not installed; this needs the extra {extra}: {how_to_add(extra)}", PACKAGE_MISSING)
+        package = (exc.name or "").partition(".")[0]
+        extra = _PACKAGES.get(package) or _EXTRAS.get(command, "train")
+        stop(f"{package} is not installed; this needs the extra {extra}: {how_to_add(extra)}", PACKAGE_MISSING)
     except KeyboardInterrupt:
         stop("stopped", INTERRUPTED)

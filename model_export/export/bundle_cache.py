@@ -1,7 +1,8 @@
 """Find the bundle that ``make run MODEL=…`` made of a source.
 
 ``python -m model_export.export.bundle_cache MODEL`` prints four lines: ``ready`` or ``missing``, the source with its
-revision pinned, the bundle's path, and ``weights``, ``graphs`` or ``unknown``: a conversion needs torch for weights.
+revision pinned, the bundle's path, and ``weights``, ``open_clip``, ``graphs`` or ``unknown``: a conversion needs torch
+for weights, and open_clip for models that only it builds.
 A source that cannot be converted is refused here, from its configurations, before anything is installed for it.
 Needs no torch, and no network for paths and cached models.
 """
@@ -18,6 +19,7 @@ from model_export.checkpoints.choice import choose_of_folder, names_in
 from model_export.checkpoints.layouts import unknown_layout, weights_format
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
+from model_export.families.open_clip_torch.family import OPEN_CLIP_TORCH
 from model_export.families.sizes import published_hint
 from service.errors import BundleError
 from service.model.loading import load_bundle
@@ -82,9 +84,10 @@ def locate(model: str, cache: Path) -> Place:
 
 
 def contents(source: str) -> str:
-    """Return ``weights``, whose conversion needs torch, ``graphs``, or ``unknown`` if the hub does not say.
+    """Return ``weights``, whose conversion needs torch, ``open_clip``, which it needs too, ``graphs``, or ``unknown``.
 
-    Downloads a hub model's configurations and tokenizer, which say whether it can be converted.
+    It is unknown if the hub does not say. Downloads a hub model's configurations and tokenizer, which say whether it
+    can be converted.
 
     Raises:
         SourceError: the source cannot be converted without options.
@@ -105,7 +108,10 @@ def contents(source: str) -> str:
             choice = choice_of_hub(model_id, commit)
         except HubUnreachableError:
             return "unknown"
-    return "graphs" if choice.layout == "onnx" else "weights"
+    if choice.layout == "onnx":
+        return "graphs"
+    said = choice.description
+    return "open_clip" if said is not None and said.family.name == OPEN_CLIP_TORCH.name else "weights"
 
 
 def _hub_place(model_id: str, revision: str | None, cache: Path) -> Place:

@@ -18,7 +18,7 @@ from model_export.bundles.verification import Report, compare
 from model_export.bundles.writer import staged, write_manifest, write_tokenizer
 from model_export.checkpoints.model_source import ModelSource
 from model_export.errors import ExportError, ParityError
-from model_export.graphs.folding import fold_batch_norm, round_to_fp16
+from model_export.graphs.folding import fold_batch_norm, merge_branches, round_to_fp16
 from model_export.graphs.graph_files import Listener, write_graph
 from model_export.graphs.passes import store_fp16
 from model_export.graphs.torch_export import export_image_encoder, export_text_encoder
@@ -85,9 +85,12 @@ def export_model(
 
 
 def served_encoders(source: ModelSource, precision: Precision) -> tuple[nn.Module, nn.Module]:
-    """Return the image and text encoders for the export: batch norm folded, weights rounded for ``fp16-stored``."""
+    """Return the image and text encoders for the export.
+
+    Branches are merged, batch norms folded, and weights rounded for ``fp16-stored``.
+    """
     image, text = _encoders(source)
-    image = fold_batch_norm(image)
+    image = fold_batch_norm(merge_branches(image))
     if precision == "fp16-stored":
         image, text = round_to_fp16(image), round_to_fp16(text)
     return image, text

@@ -208,17 +208,14 @@ class OnnxLayout:
 
 
 @dataclass(frozen=True)
-class Family(Generic[C]):
-    """A model family.
+class ModelKind(Generic[C]):
+    """All that is needed to make a bundle of a model in open_clip's layout.
 
     Attributes:
-        name: ``model_type`` of its ``config.json``.
+        name: of the kind; of a family, the ``model_type`` of its ``config.json``.
         title: for people.
         config: the class of its configurations.
-        default: the configuration whose values transformers' ``config.json`` may leave out.
         build: makes a module with fresh weights.
-        sizes: that have a name.
-        named: completes a named size, given the ``--arch`` and ``--activation`` of the user, and a path for errors.
         padding: of texts in training, as far as vectors depend on it.
         has_bias: whether scores are sigmoids of scale · cosine + bias, rather than a softmax of scale · cosine.
         relatives: models that may be taken for the family's but are not read, by ``model_type``: which ones are, for
@@ -228,14 +225,26 @@ class Family(Generic[C]):
     name: str
     title: str
     config: type[C]
-    default: C
     build: Callable[[C], TwoTowers]
-    sizes: tuple[NamedSize, ...]
-    named: Callable[[C, str, Activation | None, Path], C]
     padding: Literal["longest", "fixed"]
     has_bias: bool
     images: ImageDefaults
-    hugging_face: HuggingFaceLayout[Any, C]
     open_clip: OpenClipLayout[C]
+
+
+@dataclass(frozen=True)
+class Family(ModelKind[C]):
+    """A model family: a kind with modules of its own, in every layout.
+
+    Attributes:
+        default: the configuration whose values transformers' ``config.json`` may leave out.
+        sizes: that have a name.
+        named: completes a named size, given the ``--arch`` and ``--activation`` of the user, and a path for errors.
+    """
+
+    default: C
+    sizes: tuple[NamedSize, ...]
+    named: Callable[[C, str, Activation | None, Path], C]
+    hugging_face: HuggingFaceLayout[Any, C]
     onnx: OnnxLayout
     relatives: Mapping[str, str]

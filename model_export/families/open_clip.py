@@ -4,23 +4,12 @@ The defaults are those of open_clip's ``CLIPVisionCfg`` and ``CLIPTextCfg``. A s
 our modules do not have may only have its default; an unknown setting is refused.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from model_export.errors import SourceError
-
-_NOT_READ: Final[Mapping[str, str]] = {
-    "fastvit_mci": "MobileCLIP",
-    "vit_base_mci": "MobileCLIP",
-    "vit_pe_": "PE-Core",
-    "vitamin": "ViTamin",
-    "convnext": "ConvNeXt",
-    "eva": "EVA",
-}
-"""Titles of models that no family reads, by the beginning of timm's name of their image tower."""
 
 Side = PositiveInt | tuple[PositiveInt, PositiveInt]
 
@@ -92,12 +81,6 @@ class Model(Section):
     init_logit_scale: float | None = None
     init_logit_bias: float | None = None
     nonscalar_logit_scale: bool = False
-
-
-def relatives(tower: str) -> str:
-    """Return the end of a message about an image tower of timm's: which models of its kind are read, if known."""
-    titles = [title for start, title in _NOT_READ.items() if tower.startswith(start)]
-    return f"; no {titles[0]} is read" if titles else ""
 
 
 def square_side(size: Side, path: Path) -> int:

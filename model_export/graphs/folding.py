@@ -1,9 +1,10 @@
-"""Prepare a torch encoder for its export: fold batch norms into convolutions, round weights to fp16.
+"""Prepare a torch encoder for its export: merge branches, fold batch norms into convolutions, round weights to fp16.
 
-Both happen in torch, not in the graph, so the exported module is also the reference for the graph.
+All happen in torch, not in the graph, so the exported module is also the reference for the graph.
 """
 
 import copy
+from typing import Final
 
 import torch
 from torch import fx, nn
@@ -12,8 +13,27 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from model_export.errors import ExportError
 
-MIN_ROUNDED = 1024
+_MERGE: Final = "reparameterize"
+
+MIN_ROUNDED: Final = 1024
 """Smaller parameters stay fp32: gains and biases are small in the file but matter for the result."""
+
+
+def merge_branches(encoder: nn.Module) -> nn.Module:
+    """Return a copy in which modules that train as parallel branches compute one convolution; itself if it has none.
+
+    These are timm's modules with ``reparameterize``, such as MobileCLIP's, which are fast only so (MobileOne, section
+    3.2, https://arxiv.org/abs/2206.04040).
+    """
+    if not any(hasattr(module, _MERGE) for module in encoder.modules()):
+        return encoder.eval()
+    encoder = copy.deepcopy(encoder).eval()
+    for module in list(encoder.modules()):
+        if hasattr(module, _MERGE):
+            module.double()  # as in `_fold`
+            getattr(module, _MERGE)()
+            module.float()
+    return encoder.eval()
 
 
 def fold_batch_norm(encoder: nn.Module) -> nn.Module:

@@ -84,7 +84,9 @@ def _attention(  # noqa: PLR0917 - the signature is torch's
         scale = 1 / math.sqrt(query.shape[3])
     scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
     scores = op.Mul(scores, op.Constant(value_float=scale))
-    if attn_mask is not None:
+    if attn_mask is not None and attn_mask.dtype == onnx.TensorProto.BOOL:
+        scores = op.Where(attn_mask, scores, op.Constant(value_float=-math.inf))
+    elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 

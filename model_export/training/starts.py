@@ -8,9 +8,10 @@ from torch import Tensor
 from model_export.checkpoints.at_hand import at_hand
 from model_export.checkpoints.load import load_model
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
-from model_export.errors import RecipeError
+from model_export.errors import RecipeError, SourceError
 from model_export.families.clip.config import ClipConfig, ResidualConvConfig
 from model_export.families.clip.residual_conv import enlarged_config, enlarged_weights
+from model_export.families.table import FAMILIES, TITLES
 from model_export.training.blueprint import (
     Blueprint,
     blueprint_of_source,
@@ -29,11 +30,13 @@ def open_start(source: str, options: SourceOptions | None, recipe: Recipe, conso
     """Fetch and read the model to start from, for the recipe's size of pictures; check that it says nothing else.
 
     Raises:
-        SourceError: the source cannot be fetched or read.
+        SourceError: the source cannot be fetched or read, or is of no family.
         RecipeError: the recipe describes another model; the message names each difference.
     """
     path, options = at_hand(source, options or SourceOptions(), console=console)
     start = load_model(path, options)
+    if not any(isinstance(start.config, family.config) for family in FAMILIES.values()):
+        raise SourceError(f"{source}: is a model that open_clip builds; a run starts from one of {TITLES}")
     size = start.config.image.image_size
     start = at_image_size(start, stated_image_size(recipe) or size, source)
     if recipe.model.from_start == "image":

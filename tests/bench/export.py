@@ -24,26 +24,35 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-import transformers
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.export.console import Narrator
 from model_export.export.convert import Conversion, convert
 from model_export.families.clip.bpe import END_OF_TEXT
 from model_export.families.clip.config import ClipConfig, VisionTransformerConfig
+from model_export.families.open_clip_torch.package import import_torchvision
 from model_export.families.sizes import named_size
 from model_export.training.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 from service.errors import AnyclassError
 from service.model.engine.providers import resolve
 from service.model.engine.sessions import open_session
 from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
+
+import_torchvision()  # transformers imports it
+
+import transformers  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
 
 BUNDLE: Final = "bundle"
 PLAIN: Final = {"transformers, dynamo": True, "transformers, TorchScript": False}

@@ -1,5 +1,6 @@
 """The Makefile and its scripts."""
 
+import json
 import os
 import re
 import shlex
@@ -91,6 +92,19 @@ def checkpoint(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(folder.name.encode())
 
 
+def mobile_clip(folder: Path) -> None:
+    """Make a folder in open_clip's layout whose towers open_clip builds, but for its weights."""
+    folder.mkdir()
+    model = {
+        "embed_dim": 32,
+        "vision_cfg": {"timm_model_name": "fastvit_mci0", "image_size": 256},
+        "text_cfg": {"vocab_size": 600, "no_causal_mask": True},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {"mean": 0.5}}))
+    (folder / "bpe_simple_vocab_16e6.txt.gz").write_bytes(companions()["bpe_simple_vocab_16e6.txt.gz"])
+    (folder / "open_clip_model.safetensors").write_bytes(b"")
+
+
 def graphs(folder: Path) -> None:
     """Make a folder that looks like published ONNX graphs without weights."""
     for name in ("config.json", "onnx/vision_model.onnx", "onnx/text_model.onnx"):
@@ -174,10 +188,37 @@ def test_weights_get_torch_at_once_and_graphs_never(tmp_path: Path) -> None:
     makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
     graphs(tmp_path / "graphs")
     checkpoint(tmp_path / "weights")
-    for model in ("graphs", "weights"):
+    mobile_clip(tmp_path / "mobile")
+    for model in ("graphs", "weights", "mobile"):
         made(*makefile, f"MODEL={model}", XDG_CACHE_HOME=str(tmp_path / "c"))
     environments = (tmp_path / "environments").read_text().splitlines()
-    assert [".venv-export cpu,convert", ".venv-export cpu,convert,train"] == environments[1::2]
+    assert [
+        ".venv-export cpu,convert",
+        ".venv-export cpu,convert,train",
+        ".venv-export cpu,convert,train,open-clip",
+    ] == environments[1::2]
+
+
+def test_open_clip_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> None:
+    """A file without a configuration to read beforehand: the exporter asks for PyTorch and for open_clip in turn."""
+    converting_project(tmp_path)
+    exporter = tmp_path / ".venv-export/bin/anyclass-export"
+    exporter.rename(tmp_path / "with-open-clip")
+    package = ".venv-export/lib/python3/site-packages/open_clip"
+    stub(exporter, f'test -d {package} && exec {tmp_path}/with-open-clip "$@"\n{LACKING}')
+    stub(
+        tmp_path / "scripts/venv.sh",
+        'echo "$@" >>environments; case $2 in *open-clip) mkdir -p "$1/lib/python3/site-packages/open_clip" ;; esac',
+    )
+    makefile = ["-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "run"]
+    for run in ("one", "two"):
+        checkpoint(tmp_path / run)
+        done = made(*makefile, f"MODEL={run}", XDG_CACHE_HOME=str(tmp_path / "c"))
+        assert ("this model is built by open_clip: installing it" in done.stderr) == (run == "one")
+    environments = (tmp_path / "environments").read_text().splitlines()
+    whole = ".venv-export cpu,convert,train,open-clip"
+    assert [".venv cpu", ".venv-export cpu,convert,train", whole, ".venv cpu", whole] == environments
+    assert len((tmp_path / "conversions").read_text().splitlines()) == 2
 
 
 def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from model_export.families.open_clip_torch.package import import_torchvision
 from tests.support.tiny_run import TOWERS, write_tiny_run
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ def one_table_of_operators() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", first)  # imports the exporter only for tests that need it
         yield
+
+
+if importlib.util.find_spec("torchvision") is not None:
+    import_torchvision()  # transformers imports it where it is installed, and here it cannot be imported otherwise
 
 
 class Heard:

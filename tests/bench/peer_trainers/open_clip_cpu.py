@@ -33,7 +33,7 @@ parallel.DistributedDataParallel = _OnCpu  # type: ignore[misc, assignment]
 
 
 def _save(config: Path, folder: Path) -> None:
-    import open_clip  # type: ignore[import-not-found]
+    import open_clip
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

@@ -209,7 +209,7 @@ def without(part: str, files: Files) -> Files:
 
 
 KINDS = "clip and siglip can be exported"
-MOBILE = {"vision_cfg": {"timm_model_name": "fastvit_mci0", "image_size": 256}, "text_cfg": {"width": 512}}
+NAFLEX = {"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_gap"}, "text_cfg": {"width": 512}}
 REFUSED: dict[str, tuple[Files, str]] = {
     "jina": (
         hugging_face_of({"model_type": "jina_clip", "auto_map": {"AutoModel": "x.y"}}),
@@ -229,13 +229,10 @@ REFUSED: dict[str, tuple[Files, str]] = {
     ),
     "stub": (hugging_face_of(MARQO), r"config\.json: wants code of the repository to be run \(auto_map\)"),
     "bad config": (hugging_face_of(b"{not json"), r"config\.json: is not JSON "),
-    "mobile clip": (
-        open_clip_of(**MOBILE),
-        r"config\.json: its image tower is timm's fastvit_mci0, .*; no MobileCLIP is read$",
-    ),
+    "open_clip naflex": (open_clip_of(**NAFLEX), r"config\.json: its image tower naflexvit_base_patch16_gap takes"),
     "neither layout": (
-        {**open_clip_of(**MOBILE), "model.safetensors": NO_WEIGHTS},
-        r"config\.json: model_type is None; .*; \S+open_clip_config\.json: its image tower .*; no MobileCLIP is read$",
+        {**open_clip_of(**NAFLEX), "model.safetensors": NO_WEIGHTS},
+        r"config\.json: model_type is None; .*; \S+open_clip_config\.json: its image tower .* shape, a bundle one$",
     ),
     "open_clip without text": (open_clip_of(vision_cfg={}), r"open_clip_config\.json: lacks vision_cfg and text_cfg"),
     "pe core": (

@@ -2,6 +2,7 @@ import copy
 import importlib.metadata
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from model_export.families.clip.config import ClipConfig, VisionTransformerConfi
 from model_export.families.clip.family import CLIP
 from model_export.families.clip.model import ClipModel
 from model_export.families.family import ModelConfig
+from model_export.families.open_clip_torch.config import OpenClipTorchConfig
 from model_export.families.siglip.config import SiglipConfig
 from model_export.families.siglip.family import SIGLIP as FAMILY
 from model_export.families.siglip.open_clip import KEYS
@@ -40,6 +42,7 @@ from service.model.loading import load_bundle
 from service.model.manifest import SigmoidScoring
 from tests.support.clip_files import open_clip_config, with_own_text_tower, write_archive, write_open_clip
 from tests.support.hub_server import hub_client
+from tests.support.places import ROOT
 from tests.support.reference_clip import reference, write_vocabulary
 from tests.support.repositories import MARQO, NO_WEIGHTS, as_json
 
@@ -226,29 +229,23 @@ def test_every_part_of_a_configuration_counts() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(multimodal_cfg={}), "is of a CoCa"),
         (lambda m: m.pop("vision_cfg"), "lacks vision_cfg and text_cfg"),
         (lambda m: m.update(surprise=1), "surprise: Extra inputs are not permitted"),
-        (lambda m: m["vision_cfg"].update(timm_model_name="convnext_base"), "timm's convnext_base"),
-        (lambda m: m["vision_cfg"].update(attentional_pool=True), "vision_cfg.attentional_pool: "),
-        (lambda m: m["vision_cfg"].update(no_ln_pre=True), "vision_cfg.no_ln_pre: "),
-        (lambda m: m["vision_cfg"].update(ls_init_value=0.1), "vision_cfg.ls_init_value: "),
-        (lambda m: m["vision_cfg"].update(pool_type="avg"), "vision_cfg.pool_type: "),
-        (lambda m: m["vision_cfg"].update(norm_kwargs={"eps": 1e-6}), "vision_cfg.norm_kwargs.eps: "),
+        (lambda m: m["vision_cfg"].update(timm_model_name="hf-hub:acme/tower"), "vision_cfg.timm_model_name: "),
+        (lambda m: m["vision_cfg"].update(timm_model_name="naflexvit_base_patch16_gap"), "pictures of any shape"),
+        (lambda m: m["vision_cfg"].update(pool_type="max"), "vision_cfg.pool_type: "),
         (lambda m: m["vision_cfg"].update(image_size=[32, 64]), "image_size [32, 64] is not square"),
         (lambda m: m["vision_cfg"].update(patch_size=None), "vision_cfg.patch_size is missing"),
         (lambda m: m["vision_cfg"].update(patch_size=7), "image_size 32 is not a multiple of patch_size 7"),
-        (lambda m: m["vision_cfg"].update(layers=[1, 1, 1, 1], head_width=32), "head_width of a ResNet must be 64"),
         (lambda m: m["vision_cfg"].update(act_kwargs={}), "states quick_gelu and act_kwargs"),
-        (lambda m: m["text_cfg"].update(hf_model_name="roberta-base"), "its text tower is roberta-base"),
-        (lambda m: m["text_cfg"].update(no_causal_mask=True), "text_cfg.no_causal_mask: "),
-        (lambda m: m["text_cfg"].update(pool_type="last"), "text_cfg.pool_type: "),
-        (lambda m: m["text_cfg"].update(proj_bias=True), "text_cfg.proj_bias: "),
-        (lambda m: m["text_cfg"].update(tokenizer_kwargs={"strip_sep_token": True}), "text_cfg.tokenizer_kwargs: "),
+        (lambda m: m["text_cfg"].update(hf_model_name="google/mt5-base"), "google/mt5-base, whose shape is unknown"),
+        (lambda m: m["text_cfg"].update(tokenizer_mode="clips"), "text_cfg.tokenizer_mode: "),
+        (lambda m: m["text_cfg"].update(pool_type="none"), "text_cfg.pool_type: "),
+        (lambda m: m["text_cfg"].update(tokenizer_kwargs={"strip_sep_token": True}), "text_cfg.tokenizer_kwargs"),
         (lambda m: m["text_cfg"].update(heads=3), "width 128 is not a multiple of 3 heads"),
     ],
 )
-def test_a_model_that_our_modules_cannot_compute_is_refused_by_name(
+def test_a_model_that_a_bundle_cannot_express_is_refused_by_name(
     change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     """A setting that changes the model is never passed over."""
@@ -258,6 +255,36 @@ def test_a_model_that_our_modules_cannot_compute_is_refused_by_name(
         read_config(said)
     assert str(caught.value).startswith(f"{FILE}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(multimodal_cfg={}),
+        lambda m: m["vision_cfg"].update(timm_model_name="convnext_base"),
+        lambda m: m["vision_cfg"].update(attentional_pool=True),
+        lambda m: m["vision_cfg"].update(no_ln_pre=True),
+        lambda m: m["vision_cfg"].update(ls_init_value=0.1),
+        lambda m: m["vision_cfg"].update(pool_type="avg"),
+        lambda m: m["vision_cfg"].update(norm_kwargs={"eps": 1e-6}),
+        lambda m: m["vision_cfg"].update(layers=[1, 1, 1, 1], head_width=32),
+        lambda m: m["text_cfg"].update(hf_model_name="roberta-base"),
+        lambda m: m["text_cfg"].update(no_causal_mask=True),
+        lambda m: m["text_cfg"].update(pool_type="last"),
+        lambda m: m["text_cfg"].update(proj_bias=True),
+    ],
+)
+def test_a_model_that_our_modules_cannot_compute_is_open_clips(change: Callable[[dict[str, Any]], object]) -> None:
+    """Every setting reaches open_clip's modules as it is."""
+    said = open_clip_config(reference()[0])["model_cfg"]
+    change(said)
+    kind, config = model_config(said, None, FILE)
+    assert "open_clip" == kind.name
+    assert isinstance(config, OpenClipTorchConfig)
+    for section in ("vision_cfg", "text_cfg"):
+        assert said[section].items() <= config.settings[section].items()
+    with pytest.raises(SourceError, match="leave --activation out"):
+        model_config(said, "gelu", FILE)
 
 
 @pytest.mark.parametrize(
@@ -329,20 +356,21 @@ def test_open_clips_own_configurations_are_the_named_sizes(name: str) -> None:
 
 
 @NEEDS_OPEN_CLIP
-def test_every_configuration_of_open_clips_is_read_or_refused_in_one_line() -> None:
-    """All that it ships; how many are read is written here, so that a change is seen."""
-    read, refused = [], {}
-    for name, said in published().items():
+def test_docs_models_lists_every_configuration_of_open_clip() -> None:
+    """The page has the modules that compute each; a new release of open_clip or a change of ours shows there."""
+    computed: dict[str, list[str]] = {"CLIP": [], "SigLIP": [], "open_clip": [], "refused": []}
+    titles = {"clip": "CLIP", "siglip": "SigLIP"}
+    for name, said in sorted(published().items()):
         try:
-            read_config(said)
-            read.append(name)
+            kind = model_config(said, None, FILE)[0].name
+            computed[titles.get(kind, kind)].append(name)
         except SourceError as exc:
             assert "\n" not in str(exc)  # noqa: PT017 - most are read
-            refused[name] = str(exc)
-    assert {"ViT-B-32-quickgelu", "ViT-H-14-378", "ViT-L-14-280", "ViT-B-16-SigLIP2", "ViT-gopt-16-SigLIP2-384"} <= {
-        *read
+            computed["refused"].append(name)
+    listed = re.findall(r"^\| (\w+) \| (\d+) \| (.+) \|$", (ROOT / "docs/models.md").read_text("utf-8"), re.MULTILINE)
+    assert {title: (str(len(names)), ", ".join(names)) for title, names in computed.items()} == {
+        title: (count, names) for title, count, names in listed
     }
-    assert {"coca_ViT-B-32", "convnext_base", "roberta-ViT-B-32", "ViT-L-14-CLIPA", "MobileCLIP-B"} <= refused.keys()
 
 
 # --- SigLIP ----------------------------------------------------------------------------------------------------------
@@ -605,26 +633,30 @@ def test_a_siglip_is_told_by_timms_name_of_its_tower() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda m: m["vision_cfg"].update(timm_model_name="vit_base_patch16_siglip_gap_224"), "which is not read here"),
-        (lambda m: m["vision_cfg"].update(timm_model_name="vit_tiny_patch16_siglip_224"), "shape is unknown"),
-        (lambda m: m["vision_cfg"].update(image_size=256), "image_size 256 is not that of timm's"),
-        (lambda m: m["vision_cfg"].update(timm_pool="avg"), "vision_cfg.timm_pool: "),
-        (lambda m: m["text_cfg"].update(no_causal_mask=False), "text_cfg.no_causal_mask: "),
-        (lambda m: m["text_cfg"].update(proj_type="none"), "text_cfg.proj_type: "),
-        (lambda m: m["text_cfg"].update(tokenizer_kwargs={"clean": "lower"}), "text_cfg.tokenizer_kwargs.clean: "),
-        (lambda m: m["text_cfg"].pop("norm_kwargs"), "text_cfg.norm_kwargs: Field required"),
-        (lambda m: m.update(embed_dim=512), "image.width 768 and text.embed_dim 512 must be the same"),
+        lambda m: m["vision_cfg"].update(timm_model_name="vit_base_patch16_siglip_gap_224"),
+        lambda m: m["vision_cfg"].update(timm_model_name="vit_tiny_patch16_siglip_224"),
+        lambda m: m["vision_cfg"].update(timm_pool="avg"),
+        lambda m: m["text_cfg"].update(no_causal_mask=False),
+        lambda m: m["text_cfg"].update(proj_type="none"),
+        lambda m: m["text_cfg"].pop("norm_kwargs"),
+        lambda m: m.update(embed_dim=512),
     ],
 )
-def test_a_siglip_of_another_kind_is_refused(change: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_a_siglip_of_another_kind_is_open_clips(change: Callable[[dict[str, Any]], object]) -> None:
     """What our module fixes, a configuration may not say otherwise."""
     said = siglip_said()
     change(said)
-    with pytest.raises(SourceError) as caught:
+    assert isinstance(read_config(said), OpenClipTorchConfig)
+
+
+def test_a_siglip_whose_tokenizer_is_unknown_is_refused() -> None:
+    """A cleaning that no tokenizer here has."""
+    said = siglip_said()
+    said["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower"}
+    with pytest.raises(SourceError, match=r"text_cfg\.tokenizer_kwargs\.clean: "):
         read_config(said)
-    assert message in str(caught.value)
 
 
 def test_a_siglip_needs_its_tokenizer_and_its_preprocessing(tmp_path: Path) -> None:

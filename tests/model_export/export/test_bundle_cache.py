@@ -1,5 +1,6 @@
 """Tests of the bundles of `make run MODEL=…`: their place, and when a source is converted again."""
 
+import json
 import os
 import re
 import shutil
@@ -199,9 +200,17 @@ def test_the_name_of_a_size_is_answered_with_its_hub_id(tmp_path: Path, name: st
 
 
 def test_a_source_of_weights_needs_torch_and_graphs_do_not(hub: Hub, tmp_path: Path) -> None:
-    """Known before anything is installed, for folders and for the hub; without the hub it is unknown."""
+    """Known before anything is installed, for folders and the hub, as that open_clip is needed; else unknown."""
     graphs = {**companions(), "onnx/vision_model.onnx": b"v", "onnx/text_model.onnx": b"t"}
-    for name, files in (("graphs", graphs), ("weights", {**graphs, "model.safetensors": b"w"})):
+    tower = {"timm_model_name": "vit_pe_core_base_patch16_224"}
+    model = {"embed_dim": 32, "vision_cfg": tower, "text_cfg": {"vocab_size": 600}}
+    pe_core = {
+        "open_clip_config.json": json.dumps({"model_cfg": model, "preprocess_cfg": {"mean": 0.5}}).encode(),
+        "bpe_simple_vocab_16e6.txt.gz": graphs["bpe_simple_vocab_16e6.txt.gz"],
+        "open_clip_model.safetensors": b"w",
+    }
+    kinds = {"graphs": graphs, "weights": {**graphs, "model.safetensors": b"w"}, "open_clip": pe_core}
+    for name, files in kinds.items():
         for file, content in files.items():
             path = tmp_path / name / file
             path.parent.mkdir(parents=True, exist_ok=True)
