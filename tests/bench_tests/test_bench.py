@@ -285,10 +285,9 @@ def test_a_quick_run_on_the_demo_model(tmp_path: Path) -> None:
     [(target, runs)] = found["suites"]["serve"]["targets"].items()
     assert name == target
     assert {"1", "8", "32"} == set(runs["closed"])
-    for run in [*runs["closed"].values(), *runs["open"].values()]:
-        assert {} == run[0]["failed"]
-        assert 0 == run[0]["unanswered"]
-        assert run[0]["memory_bytes"] > 0
+    for clients, [run, *_] in [*runs["closed"].items(), *runs["open"].items()]:
+        assert (clients, {}, 0) == (clients, run["failed"], run["unanswered"]), run
+        assert run["memory_bytes"] > 0
     assert f"| {name} | 32 | " in page.read_text()
     assert (page.parent / "images/bench-capacity.png").read_bytes().startswith(b"\x89PNG")
     assert found["gpu"]

@@ -53,7 +53,7 @@ def main() -> None:
         config, folder = map(Path, arguments)
         _save(config, folder)
     else:
-        from open_clip_train.main import main as train  # type: ignore[import-not-found]
+        from open_clip_train.main import main as train
 
         train(json.loads(arguments[0]))
 

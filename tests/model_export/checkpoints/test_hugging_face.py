@@ -389,7 +389,10 @@ def test_siglip_2_is_read_with_its_own_tokenizer(siglip: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(model_type="siglip2"), "model_type is siglip2; clip and siglip can be exported; of"),
+        (
+            lambda c: c.update(model_type="siglip2"),
+            "model_type is siglip2; clip and siglip can be exported; SigLIP 2 of one picture size",
+        ),
         (lambda c: c.update(auto_map={"AutoModel": "x.Y"}), "wants code of the repository to be run (auto_map)"),
         (lambda c: c.pop("text_config"), "lacks text_config: it does not describe both towers of a CLIP"),
         (lambda c: c.update(vision_config=None), "lacks vision_config: it"),

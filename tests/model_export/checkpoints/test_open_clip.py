@@ -663,12 +663,12 @@ def test_a_siglip_needs_its_tokenizer_and_its_preprocessing(tmp_path: Path) -> N
     """Neither is guessed."""
     config = {"model_cfg": siglip_said()}
     folder = write_open_clip(tmp_path / "siglip", siglip_weights(SIGLIP), config, SAFETENSORS)
-    assert "carries no tokenizer; name its tokenizer.json with --tokenizer" in refusal(folder, SourceOptions())
-    write_siglip_tokenizer(folder)
     assert "lacks preprocess_cfg" in refusal(folder, SourceOptions())
     assert "no SigLIP was trained with quick_gelu" in refusal(folder, SourceOptions(activation="quick_gelu"))
     config["preprocess_cfg"] = {"resize_mode": "squash"}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert "carries no tokenizer; name its tokenizer.json with --tokenizer" in refusal(folder, SourceOptions())
+    write_siglip_tokenizer(folder)
     assert "lacks text.transformer.resblocks.10." in refusal(folder, SourceOptions())
     (folder / "open_clip_config.json").unlink()
     assert "lacks text.transformer.resblocks.10." in refusal(
