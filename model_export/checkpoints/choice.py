@@ -142,7 +142,7 @@ def _within(source: _Source, inner: str) -> _Source:
 def _onnx(source: _Source, variant: str) -> Choice:
     files = choose_onnx(source.names, variant, source.where)
     config = source.bring(companions(source.names, CONFIGURATIONS)) / HF_CONFIG
-    hugging_face_config.known_family(read_object(config, hint="it states the kind of model"), config)
+    hugging_face_config.check_graphs(read_object(config, hint="it states the kind of model"), config)
     return Choice("onnx", (*companions(source.names), *files))
 
 

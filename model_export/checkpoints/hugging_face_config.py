@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from model_export.checkpoints.description import Description
 from model_export.checkpoints.layouts import HF_CONFIG
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.checkpoints.preprocessing import image_section
 from model_export.errors import SourceError
-from model_export.families.family import Family
+from model_export.families.family import HuggingFaceKind, ModelKind
 from model_export.families.hugging_face import TOWERS
-from model_export.families.table import FAMILIES
+from model_export.families.table import FAMILIES, HUGGING_FACE_KINDS
 from model_export.families.tokenizers import has_tokenizer
 from model_export.files import read_object
+
+K = TypeVar("K", bound=ModelKind[Any])
 
 _OWN_CODE: Final = "auto_map"
 """Names Python files of the repository, which transformers runs with ``trust_remote_code``."""
@@ -49,25 +51,37 @@ def describe(folder: Path, options: SourceOptions) -> Description:
     return Description(file, family, config, image, tokens, layout.convert)
 
 
-def known_family(fields: Mapping[str, Any], file: Path) -> Family[Any]:
-    """Return the family that the ``model_type`` of a ``config.json`` names.
+def check_graphs(fields: Mapping[str, Any], file: Path) -> None:
+    """Check that the ``model_type`` of a ``config.json`` is of a family whose published graphs are read.
+
+    Raises:
+        SourceError: it is not; the message says which relatives of the model are read.
+    """
+    _known(FAMILIES, fields, file)
+
+
+def _known(kinds: Mapping[str, K], fields: Mapping[str, Any], file: Path) -> K:
+    """Return the kind that ``model_type`` names.
 
     Raises:
         SourceError: none; the message says which relatives of the model are read.
     """
     model_type = str(fields.get("model_type"))
-    family = FAMILIES.get(model_type)
-    if family is None:
+    kind = kinds.get(model_type)
+    if kind is None:
         hints = [row.relatives[model_type] for row in FAMILIES.values() if model_type in row.relatives]
-        known = "; ".join((f"{' and '.join(FAMILIES)} can be exported", *hints))
+        if model_type in HUGGING_FACE_KINDS:
+            hints = [f"a {HUGGING_FACE_KINDS[model_type].title} is read from its weights, not from graphs"]
+        *first, last = kinds
+        known = "; ".join((f"{', '.join(first)} and {last} can be exported", *hints))
         raise SourceError(f"{file}: model_type is {model_type}; {known}")
-    return family
+    return kind
 
 
-def _read_config(folder: Path, options: SourceOptions) -> tuple[Family[Any], Any]:
+def _read_config(folder: Path, options: SourceOptions) -> tuple[HuggingFaceKind[Any], Any]:
     file = folder / HF_CONFIG
     fields = read_object(file, hint="is this the folder of a Hugging Face model?")
-    family = known_family(fields, file)
+    family = _known(HUGGING_FACE_KINDS, fields, file)
     if fields.get(_OWN_CODE) and options.layout != "hugging_face":
         raise SourceError(
             f"{file}: wants code of the repository to be run ({_OWN_CODE}), which is never done; if the weights are "

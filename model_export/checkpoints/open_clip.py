@@ -5,7 +5,7 @@ A family says which models are its own; any other that open_clip can build is re
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from model_export.checkpoints.assembly import Found, assemble, named_config
 from model_export.checkpoints.description import Description
@@ -15,7 +15,7 @@ from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.checkpoints.open_clip_config import describe, preparation
 from model_export.checkpoints.weight_files.tensors import SUFFIXES, peek_names, read_tensors
 from model_export.errors import SourceError
-from model_export.families.family import ModelKind
+from model_export.families.family import Convert
 from service.model.manifest import ImageSection
 
 _OWN_NAMES: Final = ("text.token_embedding.weight", "visual.trunk.patch_embed.proj.weight")
@@ -58,7 +58,7 @@ def load(path: Path, options: SourceOptions, said: Description | None = None) ->
     if place.config is None:
         return _load_named(place, options)
     said = said or describe(place.weights, options)
-    return assemble(_found(place, said.family, said.image, options), said.family, said.config, said.tokens)
+    return assemble(_found(place, said.convert, said.image, options), said.family, said.config, said.tokens)
 
 
 def _load_named(place: _Place, options: SourceOptions) -> ModelSource:
@@ -72,7 +72,7 @@ def _load_named(place: _Place, options: SourceOptions) -> ModelSource:
     image, tokens = preparation(family, config, image, place.weights, options)
     config = family.open_clip.complete(config, tokens)
     notes = {"arch": options.arch, "preprocessing": "not stated; that of the published weights of this size"}
-    return assemble(_found(place, family, image, options, **notes), family, config, tokens)
+    return assemble(_found(place, family.open_clip.convert, image, options, **notes), family, config, tokens)
 
 
 def _place(path: Path, said: Description | None = None) -> _Place:
@@ -91,12 +91,12 @@ def _place(path: Path, said: Description | None = None) -> _Place:
     return _Place(path, folder / name, config)
 
 
-def _found(place: _Place, family: ModelKind[Any], image: ImageSection, options: SourceOptions, **notes: str) -> Found:
+def _found(place: _Place, convert: Convert, image: ImageSection, options: SourceOptions, **notes: str) -> Found:
     return Found(
         path=place.path,
         file=place.weights,
         weights=read_tensors(place.weights),
-        convert=family.open_clip.convert,
+        convert=convert,
         image=image,
         options=options,
         notes={"layout": "open_clip", **notes},

@@ -14,7 +14,7 @@ from model_export.checkpoints.description import Description
 from model_export.checkpoints.layouts import OPEN_CLIP_CONFIG
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
-from model_export.families.family import ModelConfig, ModelKind
+from model_export.families.family import ModelConfig, OpenClipKind
 from model_export.families.open_clip_torch.family import kind_of
 from model_export.families.table import FAMILIES
 from model_export.families.tokenizers import TextTokens, has_tokenizer
@@ -63,7 +63,7 @@ def describe(weights: Path, options: SourceOptions) -> Description:
 
 
 def preparation(
-    family: ModelKind[Any], config: ModelConfig, image: ImageSection, weights: Path, options: SourceOptions
+    family: OpenClipKind[Any], config: ModelConfig, image: ImageSection, weights: Path, options: SourceOptions
 ) -> tuple[ImageSection, TextTokens]:
     """Return how pictures and texts are prepared: as in training where that is known, otherwise as open_clip does.
 
@@ -97,12 +97,12 @@ def tokenizer_place(weights: Path, options: SourceOptions) -> Path | None:
     return folder
 
 
-def _read_config(file: Path, options: SourceOptions) -> tuple[dict[str, Any], ModelKind[Any], ModelConfig]:
+def _read_config(file: Path, options: SourceOptions) -> tuple[dict[str, Any], OpenClipKind[Any], ModelConfig]:
     fields = read_object(file, hint="it stands beside open_clip's weights")
     return fields, *model_config(fields.get("model_cfg", fields), options.activation, file)
 
 
-def model_config(fields: object, activation: Activation | None, path: Path) -> tuple[ModelKind[Any], ModelConfig]:
+def model_config(fields: object, activation: Activation | None, path: Path) -> tuple[OpenClipKind[Any], ModelConfig]:
     """Read ``model_cfg`` as its family does; the tokenizer is still to come.
 
     Args:
@@ -119,7 +119,7 @@ def model_config(fields: object, activation: Activation | None, path: Path) -> t
     return kind, config if activation is None else kind.open_clip.read(sections, activation, path)
 
 
-def _read_by_first(sections: dict[str, Any], path: Path) -> tuple[ModelKind[Any], ModelConfig]:
+def _read_by_first(sections: dict[str, Any], path: Path) -> tuple[OpenClipKind[Any], ModelConfig]:
     """Read ``model_cfg`` as the first family that takes it, or as a model that open_clip builds."""
     vision, text = sections["vision_cfg"], sections["text_cfg"]
     for family in FAMILIES.values():

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_export.errors import SourceError
-from model_export.families.family import Family, ImageDefaults
-from model_export.families.table import FAMILIES
+from model_export.families.family import ImageDefaults, ModelKind
+from model_export.families.table import HUGGING_FACE_KINDS
 from model_export.files import checked, read_object
 from service.model.manifest import ImageSection, Rgb
 
@@ -28,13 +28,10 @@ PROCESSOR: Final = "processor_config.json"
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 
 _PROCESSORS: Final[Mapping[str, ImageDefaults]] = {
-    name: family.images for family in FAMILIES.values() for name in family.images.processors
+    name: kind.images for kind in HUGGING_FACE_KINDS.values() for name in kind.images.processors
 }
 _BACKENDS: Final = ("Fast", "Pil")
 """Suffixes of a processor's name: the same steps in another implementation."""
-
-_DEFAULT_SIZE: Final = 224
-"""Pixels, of every processor."""
 
 _INTERPOLATIONS: Final[Mapping[int, Interpolation]] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _RESAMPLING_NAMES: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -65,7 +62,7 @@ class _Preprocessor(BaseModel):
     image_std: tuple[_Deviation, _Deviation, _Deviation]
 
 
-def image_section(folder: Path, *, family: Family[Any], image_size: int) -> ImageSection:
+def image_section(folder: Path, *, family: ModelKind[Any], image_size: int) -> ImageSection:
     """Read how a source prepares pictures.
 
     Args:
@@ -78,7 +75,7 @@ def image_section(folder: Path, *, family: Family[Any], image_size: int) -> Imag
             for a step that a bundle cannot express.
     """
     path, given = _read(folder)
-    fields = {**_defaults(_images(given, path, family)), **given}
+    fields = {**_defaults(_images(given, path, family), image_size), **given}
     steps = checked(_Preprocessor, fields, path)
     unknown = [name for name, value in (steps.model_extra or {}).items() if name.startswith("do_") and value]
     if left := sorted(set(unknown) - _WITHOUT_EFFECT):
@@ -117,16 +114,17 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, {name: value for name, value in fields.items() if value is not None}
 
 
-def _defaults(images: ImageDefaults) -> dict[str, Any]:
+def _defaults(images: ImageDefaults, image_size: int) -> dict[str, Any]:
     """Return the defaults of a family's image processor."""
-    square = {"height": _DEFAULT_SIZE, "width": _DEFAULT_SIZE}
+    side = images.size or image_size
+    square = {"height": side, "width": side}
     squash = images.resize == "squash"
     crop = {} if squash else {"crop_size": square}
-    size = square if squash else {"shortest_edge": _DEFAULT_SIZE}
+    size = square if squash else {"shortest_edge": side}
     return {**crop, "size": size, "do_center_crop": not squash, "image_mean": images.mean, "image_std": images.std}
 
 
-def _images(fields: dict[str, Any], path: Path, family: Family[Any]) -> ImageDefaults:
+def _images(fields: dict[str, Any], path: Path, family: ModelKind[Any]) -> ImageDefaults:
     # The second name may survive from an older file; then the first is right.
     name = fields.get("image_processor_type") or fields.get("feature_extractor_type")
     if name is None:

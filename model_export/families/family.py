@@ -129,12 +129,14 @@ class ImageDefaults:
         resize: the shorter side and a centre crop, or both sides.
         mean: of each channel, of pixels in 0..1.
         std: of each channel.
+        size: side of the pictures, pixels; None if it is the tower's.
     """
 
     processors: tuple[str, ...]
     resize: Literal["shortest", "squash"]
     mean: Rgb
     std: Rgb
+    size: int | None = 224
 
     def section(self, size: int) -> ImageSection:
         """Return the manifest's section for square pictures of ``size`` pixels, resized by Pillow's bicubic."""
@@ -209,7 +211,7 @@ class OnnxLayout:
 
 @dataclass(frozen=True)
 class ModelKind(Generic[C]):
-    """All that is needed to make a bundle of a model in open_clip's layout.
+    """All that is needed to make a bundle of a model, whatever its layout.
 
     Attributes:
         name: of the kind; of a family, the ``model_type`` of its ``config.json``.
@@ -218,8 +220,6 @@ class ModelKind(Generic[C]):
         build: makes a module with fresh weights.
         padding: of texts in training, as far as vectors depend on it.
         has_bias: whether scores are sigmoids of scale · cosine + bias, rather than a softmax of scale · cosine.
-        relatives: models that may be taken for the family's but are not read, by ``model_type``: which ones are, for
-            messages.
     """
 
     name: str
@@ -229,22 +229,36 @@ class ModelKind(Generic[C]):
     padding: Literal["longest", "fixed"]
     has_bias: bool
     images: ImageDefaults
+
+
+@dataclass(frozen=True)
+class OpenClipKind(ModelKind[C]):
+    """A kind that open_clip publishes."""
+
     open_clip: OpenClipLayout[C]
 
 
 @dataclass(frozen=True)
-class Family(ModelKind[C]):
+class HuggingFaceKind(ModelKind[C]):
+    """A kind that transformers publishes."""
+
+    hugging_face: HuggingFaceLayout[Any, C]
+
+
+@dataclass(frozen=True)
+class Family(OpenClipKind[C], HuggingFaceKind[C]):
     """A model family: a kind with modules of its own, in every layout.
 
     Attributes:
         default: the configuration whose values transformers' ``config.json`` may leave out.
         sizes: that have a name.
         named: completes a named size, given the ``--arch`` and ``--activation`` of the user, and a path for errors.
+        relatives: models that may be taken for the family's but are not read, by ``model_type``: which ones are, for
+            messages.
     """
 
     default: C
     sizes: tuple[NamedSize, ...]
     named: Callable[[C, str, Activation | None, Path], C]
-    hugging_face: HuggingFaceLayout[Any, C]
     onnx: OnnxLayout
     relatives: Mapping[str, str]

@@ -5,11 +5,18 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from model_export.families.clip.family import CLIP
-from model_export.families.family import Family, ModelConfig
+from model_export.families.family import Family, HuggingFaceKind, ModelConfig
+from model_export.families.metaclip_2.family import METACLIP_2
 from model_export.families.siglip.family import SIGLIP
+from model_export.families.siglip.naflex import NAFLEX
 
 FAMILIES: Final[Mapping[str, Family[Any]]] = MappingProxyType({family.name: family for family in (CLIP, SIGLIP)})
 """By ``model_type``. Another family is another folder, and its row here."""
+
+HUGGING_FACE_KINDS: Final[Mapping[str, HuggingFaceKind[Any]]] = MappingProxyType(
+    {**FAMILIES, **{kind.name: kind for kind in (METACLIP_2, NAFLEX)}}
+)
+"""By ``model_type``: the families, and kinds that transformers alone publishes."""
 
 TITLES: Final = " and ".join(family.title for family in FAMILIES.values())
 """For messages."""

@@ -80,7 +80,6 @@ CLIP: Final = Family(
         read_tokenizer=_onnx_tokenizer,
     ),
     relatives={
-        "metaclip_2": "of MetaCLIP the first version is read, such as facebook/metaclip-b32-400m",
         "jina_clip": "no Jina CLIP is read",
         "chinese_clip": "no Chinese-CLIP is read",
         "altclip": "no AltCLIP is read",

@@ -74,11 +74,21 @@ def _configure(
     tokenizer: Path | None,
     _as_published: bool,  # noqa: FBT001 - of a row's signature
 ) -> tuple[ClipConfig, TextTokens]:
+    opened = open_tokenizer(tokenizer or config.parent, vocab_size=said.text_config.vocab_size)
+    end_of_text_id = _end_of_text_id(said.text_config.eos_token_id, opened)
+    content = opened.to_json(vocab_size=said.text_config.vocab_size, end_of_text_id=end_of_text_id)
+    return towers(said, config, end_of_text_id, PAD_ID), TextTokens(content, end_of_text_id, PAD_ID)
+
+
+def towers(said: HfClip, config: Path, end_of_text_id: int, pad_id: int) -> ClipConfig:
+    """Return both towers; the path of ``config.json`` is for errors.
+
+    Raises:
+        SourceError: a value is invalid; the message names it.
+    """
     text, vision = said.text_config, said.vision_config
-    opened = open_tokenizer(tokenizer or config.parent, vocab_size=text.vocab_size)
-    end_of_text_id = _end_of_text_id(text.eos_token_id, opened)
     with blamed(config):
-        ours = ClipConfig(
+        return ClipConfig(
             embed_dim=said.projection_dim,
             image=VisionTransformerConfig(
                 image_size=vision.image_size,
@@ -98,11 +108,9 @@ def _configure(
                 mlp_width=_mlp_width(text),
                 activation=activation("text_config", text, _ACTIVATIONS, config),
                 end_of_text_id=end_of_text_id,
-                pad_id=PAD_ID,
+                pad_id=pad_id,
             ),
         )
-    content = opened.to_json(vocab_size=text.vocab_size, end_of_text_id=end_of_text_id)
-    return ours, TextTokens(content, end_of_text_id, PAD_ID)
 
 
 def _end_of_text_id(said: int, tokenizer: OpenTokenizer) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from model_export.families.clip.family import CLIP
-from model_export.families.family import ModelKind, OpenClipLayout
+from model_export.families.family import OpenClipKind, OpenClipLayout
 from model_export.families.open_clip_torch.config import OpenClipTorchConfig, read_config
 from model_export.families.open_clip_torch.tokenizer import read_tokenizer
 
@@ -50,7 +50,7 @@ def _convert(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], _path:
     return {**converted, **{name: torch.zeros((), dtype=torch.int64) for name in counters}}
 
 
-def kind_of(fields: Mapping[str, Any], path: Path) -> tuple[ModelKind[OpenClipTorchConfig], OpenClipTorchConfig]:
+def kind_of(fields: Mapping[str, Any], path: Path) -> tuple[OpenClipKind[OpenClipTorchConfig], OpenClipTorchConfig]:
     """Read ``model_cfg``, and return the model's kind with its configuration.
 
     Raises:
@@ -60,7 +60,7 @@ def kind_of(fields: Mapping[str, Any], path: Path) -> tuple[ModelKind[OpenClipTo
     return (OPEN_CLIP_TORCH if config.reads_at_end_of_text else PADDED), config
 
 
-OPEN_CLIP_TORCH: Final = ModelKind(
+OPEN_CLIP_TORCH: Final = OpenClipKind(
     name="open_clip",
     title="model that open_clip builds",
     config=OpenClipTorchConfig,

@@ -77,6 +77,34 @@ def _nllb(*, layers: int, mlp_width: int) -> TextTower:
     )
 
 
+def _mt5(*, width: int, layers: int, heads: int, mlp_width: int) -> TextTower:
+    return TextTower(
+        vocab_size=250_112,
+        width=width,
+        layers=layers,
+        pad_id=0,
+        config={
+            "model_type": "mt5",
+            "vocab_size": 250_112,
+            "d_model": width,
+            "d_kv": 64,
+            "d_ff": mlp_width,
+            "num_layers": layers,
+            "num_heads": heads,
+            # open_clip makes the decoder, and throws it away.
+            "num_decoder_layers": 1,
+            "relative_attention_num_buckets": 32,
+            "relative_attention_max_distance": 128,
+            "layer_norm_epsilon": 1e-6,
+            "feed_forward_proj": "gated-gelu",
+            "is_encoder_decoder": True,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "decoder_start_token_id": 0,
+        },
+    )
+
+
 TEXT_TOWERS: Final[Mapping[str, TextTower]] = MappingProxyType(
     {
         "roberta-base": _roberta("roberta", vocab_size=50_265, width=768, layers=12, heads=12),
@@ -84,5 +112,7 @@ TEXT_TOWERS: Final[Mapping[str, TextTower]] = MappingProxyType(
         "xlm-roberta-large": _roberta("xlm-roberta", vocab_size=250_002, width=1024, layers=24, heads=16),
         "facebook/nllb-200-distilled-600M": _nllb(layers=12, mlp_width=4096),
         "facebook/nllb-200-distilled-1.3B": _nllb(layers=24, mlp_width=8192),
+        "google/mt5-base": _mt5(width=768, layers=12, heads=12, mlp_width=2048),
+        "google/mt5-xl": _mt5(width=2048, layers=24, heads=32, mlp_width=5120),
     }
 )

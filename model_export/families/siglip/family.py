@@ -58,7 +58,6 @@ SIGLIP: Final = Family(
         read_tokenizer=_onnx_tokenizer,
     ),
     relatives={
-        "siglip2": "SigLIP 2 of one picture size is read, such as google/siglip2-base-patch16-224, not NaFlex",
         "siglip_vision_model": "this is a SigLIP's image tower alone, and only whole models are read",
         "siglip_text_model": "this is a SigLIP's text tower alone, and only whole models are read",
     },

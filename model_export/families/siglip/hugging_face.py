@@ -17,45 +17,49 @@ from model_export.errors import SourceError
 from model_export.families import hugging_face
 from model_export.families.family import HuggingFaceLayout
 from model_export.families.hugging_face import TRANSFORMERS, Config, Side, Tower, VisionSection, activation, read_config
-from model_export.families.key_tables import KeyTable
+from model_export.families.key_tables import KeyTable, Rows
 from model_export.families.siglip.config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from model_export.families.siglip.tokenizer import read_siglip_tokenizer
 from model_export.families.tokenizers import TextTokens
 from model_export.files import blamed
 
-_LAYER_NORM_EPS: Final = 1e-6
+LAYER_NORM_EPS: Final = 1e-6
 
 _ACTIVATIONS: Final[Mapping[str, Literal["gelu_tanh", "gelu"]]] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
-class _Text(Tower):
+class Text(Tower):
+    """``text_config``, with SigLIP's defaults."""
+
     vocab_size: PositiveInt = 32000
     hidden_size: PositiveInt = 768
     intermediate_size: PositiveInt = 3072
     num_attention_heads: PositiveInt = 12
     max_position_embeddings: PositiveInt = 64
     hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = _LAYER_NORM_EPS
+    layer_norm_eps: float = LAYER_NORM_EPS
     projection_size: PositiveInt | None = None
 
 
-class _Vision(VisionSection):
+class Vision(VisionSection):
+    """``vision_config``, with SigLIP's defaults."""
+
     patch_size: Side = 16
     hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = _LAYER_NORM_EPS
+    layer_norm_eps: float = LAYER_NORM_EPS
     vision_use_head: Literal[True] = True
 
 
 class HfSiglip(Config):
     """The fields of a `SiglipModel`'s ``config.json`` that decide a vector."""
 
-    text_config: _Text = _Text()
-    vision_config: _Vision = _Vision()
+    text_config: Text = Text()
+    vision_config: Vision = Vision()
 
 
 def read_siglip(fields: Mapping[str, Any], path: Path) -> HfSiglip:
     """Read a `SiglipModel`'s ``config.json``; errors as of `read_config`."""
-    return read_config(HfSiglip, fields, path, eps=_LAYER_NORM_EPS)
+    return read_config(HfSiglip, fields, path, eps=LAYER_NORM_EPS)
 
 
 def _configure(
@@ -64,7 +68,25 @@ def _configure(
     tokenizer: Path | None,
     as_published: bool,  # noqa: FBT001 - of a row's signature
 ) -> tuple[SiglipConfig, TextTokens]:
-    text, vision = said.text_config, said.vision_config
+    vision = said.vision_config
+    return configured(said, vision, vision.image_size, config, tokenizer, as_published=as_published)
+
+
+def configured(
+    said: Any,  # noqa: ANN401 - of either layout, with the same text section
+    vision: Vision,
+    image_size: int,
+    config: Path,
+    tokenizer: Path | None,
+    *,
+    as_published: bool,
+) -> tuple[SiglipConfig, TextTokens]:
+    """Read the tokenizer, and return it with both towers, for pictures of ``image_size`` pixels.
+
+    Raises:
+        SourceError: the tokenizer cannot be read, or a value is invalid; the message names it.
+    """
+    text: Text = said.text_config
     tokens = read_siglip_tokenizer(
         config.parent, tokenizer=tokenizer, vocab_size=text.vocab_size, as_published=as_published
     )
@@ -74,7 +96,7 @@ def _configure(
     with blamed(config):
         ours = SiglipConfig(
             image=SiglipImageConfig(
-                image_size=vision.image_size,
+                image_size=image_size,
                 patch_size=vision.patch_size,
                 width=vision.hidden_size,
                 layers=vision.num_hidden_layers,
@@ -91,30 +113,29 @@ def _configure(
                 embed_dim=text.projection_size or text.hidden_size,
                 pad_id=tokens.pad_id,
             ),
-            layer_norm_eps=_LAYER_NORM_EPS,
+            layer_norm_eps=LAYER_NORM_EPS,
             activation=hidden_act,
         )
     return ours, tokens
 
 
-_KEYS: Final = KeyTable(
-    {
-        **TRANSFORMERS,
-        "vision_model.embeddings.patch_embedding.*": ("visual.conv1.*",),
-        "vision_model.head.probe": ("visual.pool.probe",),
-        "vision_model.head.attention.in_proj_*": tuple(f"visual.pool.attn.{which}_proj.*" for which in "qkv"),
-        "vision_model.head.attention.out_proj.*": ("visual.pool.attn.out_proj.*",),
-        "vision_model.head.layernorm.*": ("visual.pool.ln.*",),
-        "vision_model.head.mlp.fc1.*": ("visual.pool.mlp.c_fc.*",),
-        "vision_model.head.mlp.fc2.*": ("visual.pool.mlp.c_proj.*",),
-        "text_model.head.*": ("text.proj.*",),
-        "logit_bias": ("logit_bias",),
-    }
-)
+ROWS: Final[Rows] = {
+    **TRANSFORMERS,
+    "vision_model.embeddings.patch_embedding.*": ("visual.conv1.*",),
+    "vision_model.head.probe": ("visual.pool.probe",),
+    "vision_model.head.attention.in_proj_*": tuple(f"visual.pool.attn.{which}_proj.*" for which in "qkv"),
+    "vision_model.head.attention.out_proj.*": ("visual.pool.attn.out_proj.*",),
+    "vision_model.head.layernorm.*": ("visual.pool.ln.*",),
+    "vision_model.head.mlp.fc1.*": ("visual.pool.mlp.c_fc.*",),
+    "vision_model.head.mlp.fc2.*": ("visual.pool.mlp.c_proj.*",),
+    "text_model.head.*": ("text.proj.*",),
+    "logit_bias": ("logit_bias",),
+}
+"""Names of parameters, each with ours."""
 
 HUGGING_FACE: Final = HuggingFaceLayout(
     read=read_siglip,
     image_size=lambda said: said.vision_config.image_size,
     configure=_configure,
-    convert=partial(hugging_face.convert, _KEYS),
+    convert=partial(hugging_face.convert, KeyTable(ROWS)),
 )

@@ -208,15 +208,21 @@ def without(part: str, files: Files) -> Files:
     return {name: content for name, content in files.items() if part not in name}
 
 
-KINDS = "clip and siglip can be exported"
+KINDS = "clip, siglip, metaclip_2 and siglip2 can be exported"
+GRAPH_KINDS = "clip and siglip can be exported"
 NAFLEX = {"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_gap"}, "text_cfg": {"width": 512}}
 REFUSED: dict[str, tuple[Files, str]] = {
     "jina": (
         hugging_face_of({"model_type": "jina_clip", "auto_map": {"AutoModel": "x.y"}}),
         rf"config\.json: model_type is jina_clip; {KINDS}; no Jina CLIP is read$",
     ),
-    "metaclip 2": (hugging_face_of({"model_type": "metaclip_2"}), r"such as facebook/metaclip-b32-400m$"),
-    "naflex": (hugging_face_of({"model_type": "siglip2"}), r"google/siglip2-base-patch16-224, not NaFlex$"),
+    "graphs of metaclip 2": (
+        {
+            "config.json": b'{"model_type": "metaclip_2"}',
+            **dict.fromkeys(("onnx/vision_model.onnx", "onnx/text_model.onnx"), NO_WEIGHTS),
+        },
+        rf"model_type is metaclip_2; {GRAPH_KINDS}; a MetaCLIP 2 is read from its weights, not from graphs$",
+    ),
     "chinese": (
         {**companions(), "config.json": as_json({"model_type": "chinese_clip"}), "pytorch_model.bin": NO_WEIGHTS},
         r"no Chinese-CLIP is read$",
@@ -286,7 +292,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
             "config.json": b'{"model_type": "bert"}',
             **dict.fromkeys(("onnx/vision_model.onnx", "onnx/text_model.onnx"), NO_WEIGHTS),
         },
-        rf"model_type is bert; {KINDS}$",
+        rf"model_type is bert; {GRAPH_KINDS}$",
     ),
 }
 
@@ -348,7 +354,7 @@ def test_options_are_judged_before_the_download(hub: Hub, tmp_path: Path) -> Non
 
 def test_small_files_come_before_large_ones(hub: Hub) -> None:
     """A tokenizer of megabytes is not downloaded for a configuration of another kind."""
-    hub.add(MODEL, {**hugging_face_of({"model_type": "siglip2"}), "tokenizer.json": bytes(5000)})
+    hub.add(MODEL, {**hugging_face_of({"model_type": "chinese_clip"}), "tokenizer.json": bytes(5000)})
     refusal(lambda: at_hand(MODEL, SourceOptions()))
     assert {"config.json", "preprocessor_config.json"} == {sent.name for sent in hub.sent}
 

@@ -190,7 +190,7 @@ def test_a_crop_that_cannot_be_centred_is_rounded_as_clips_reference_does(tmp_pa
         ({"image_mean": [0.5]}, "image_mean"),
         ({"do_flip_channel_order": True}, "asks for do_flip_channel_order, which a bundle cannot express"),
         ({"do_pad": True}, "asks for do_pad"),
-        ({"image_processor_type": "Siglip2ImageProcessor"}, "is of a Siglip2ImageProcessor; only "),
+        ({"image_processor_type": "BlipImageProcessor"}, "is of a BlipImageProcessor; only "),
     ],
 )
 def test_what_a_bundle_cannot_say_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -43,6 +43,8 @@ from tests.support.reference_clip import write_vocabulary
 if importlib.util.find_spec("open_clip") is None:
     pytest.skip("the extra open-clip is not installed", allow_module_level=True)
 
+from tests.support.tiny_multilingual import LABELS as LABELS_OF_MANY_SCRIPTS
+from tests.support.tiny_multilingual import write_mt5_tokenizer, write_xlm_r_tokenizer
 from tests.support.tiny_open_clip import PREPROCESSING, built, small_config, small_towers, write
 
 pytestmark = pytest.mark.slow
@@ -196,11 +198,6 @@ def test_a_siglip_without_a_text_projection_scores_by_sigmoids(tmp_path: Path) -
 
 
 HUGGING_FACE = {
-    "xlm-roberta-base-ViT-B-32": (
-        "xlm-roberta-base",
-        {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2},
-        "<s>",
-    ),
     "nllb-clip-base-siglip": (
         "facebook/nllb-200-distilled-600M",
         {"d_model": 64, "encoder_ffn_dim": 64, "encoder_layers": 1},
@@ -230,6 +227,48 @@ def test_a_text_tower_of_transformers_is_served(name: str, tmp_path: Path, monke
     backend = Backend.from_file(str(folder / "tokenizer.json"))
     theirs = backend.encode("a photo of a cat .").ids
     assert theirs == ids[0, : len(theirs)].tolist()
+
+
+MULTILINGUAL: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
+    "xlm-roberta-base-ViT-B-32": (
+        "xlm-roberta-base",
+        {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1},
+        write_xlm_r_tokenizer,
+    ),
+    "mt5-base-ViT-B-32": (
+        "google/mt5-base",
+        {"d_model": 64, "d_kv": 32, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+        write_mt5_tokenizer,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MULTILINGUAL)
+def test_labels_of_many_scripts_are_open_clips(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From text to vectors, with open_clip's own tokenizer."""
+    import open_clip
+
+    tower, smaller, write_tokenizer = MULTILINGUAL[name]
+    folder = tmp_path / "model"
+    vocab_size = len(write_tokenizer(folder))
+    shape = {**TEXT_TOWERS[tower].config, **smaller, "vocab_size": vocab_size}
+    pad_id = TEXT_TOWERS[tower].pad_id
+    small = {tower: TextTower(vocab_size=vocab_size, width=64, layers=1, pad_id=pad_id, config=shape)}
+    monkeypatch.setattr(configs, "TEXT_TOWERS", small)
+    monkeypatch.setattr(built_models, "TEXT_TOWERS", small)
+    config = small_config(name, vocab_size=vocab_size)
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    local = {**config["text_cfg"], "hf_model_name": str(tmp_path), "hf_model_pretrained": False}
+    model = built({**config, "text_cfg": local, "custom_text": True})
+    theirs = open_clip.tokenizer.HFTokenizer(str(folder), context_length=24)(LABELS_OF_MANY_SCRIPTS)
+    write(folder, config, model)
+    ids = assert_encodes_as(
+        model, exported(load_model(folder, SourceOptions()), tmp_path / "bundle"), LABELS_OF_MANY_SCRIPTS
+    )
+    assert theirs.equal(ids)
+    with torch.no_grad():
+        texts = model.encode_text(ids, normalize=True)
+    assert (texts @ texts.T - torch.eye(len(texts))).max() < 1 - 1e-3  # labels differ
 
 
 def test_a_mobile_clip_is_exported_verified_and_classified(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""MetaCLIP 2 (Chuang et al. 2025)."""
