@@ -1,4 +1,4 @@
-"""``anyclass-export``: train, average, export, verify, evaluate, embed, score, curate.
+"""``anyclass-export``: train, average, experiment, export, verify, evaluate, embed, score, curate.
 
 Exit codes: 0 for success; 1 if a bundle fails a check, an evaluation meets unreadable images, or a process or the
 server of the data is lost; 2 for wrong input or usage; 3 if a package is missing. Commands import everything heavy
@@ -15,6 +15,7 @@ from model_export.cli.bundles import export, list_sizes, verify
 from model_export.cli.curation import curate
 from model_export.cli.embedding import embed, score
 from model_export.cli.evaluation import evaluate
+from model_export.cli.experiments import experiment
 from model_export.cli.output import FAILED, INTERRUPTED, PACKAGE_MISSING, stop
 from model_export.cli.training import average, train
 from model_export.errors import LostRankError, ModelExportError, OtherRankError, ParityError, ServerError
@@ -49,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (train, average, export, verify, evaluate, embed, score):
+for command in (train, average, experiment, export, verify, evaluate, embed, score):
     app.command()(command)
 app.command("list")(list_sizes)
 app.add_typer(curate)

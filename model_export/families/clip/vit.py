@@ -31,13 +31,25 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels: float ``[batch, 3, size, size]`` to ``[batch, embed_dim]``."""
-        x = self.conv1(pixels).flatten(2).transpose(1, 2)  # [b, patches, width]
-        first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        x = torch.cat([first, x], dim=1) + self.positional_embedding.to(x.dtype)
-        x = self.ln_pre(x)
         *blocks, last = self.blocks
+        x = self._embedded(pixels)
         for block in blocks:
             x = block(x)
         x = last(x, wanted=x[:, 0, None])  # [b, 1, width]
         out: Tensor = self.ln_post(x[:, 0]) @ self.proj
+        return out
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Return all outputs before the projection, float ``[batch, 1 + patches, width]``, the class token first."""
+        x = self._embedded(pixels)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.ln_post(x)
+        return out
+
+    def _embedded(self, pixels: Tensor) -> Tensor:
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)  # [b, patches, width]
+        first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        x = torch.cat([first, x], dim=1) + self.positional_embedding.to(x.dtype)
+        out: Tensor = self.ln_pre(x)
         return out

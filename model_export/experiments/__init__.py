@@ -1,0 +1,1 @@
+"""Experiments: the paper's claims, measured with the trainer of this package."""

@@ -1,0 +1,114 @@
+"""Contrastive learning against a bag of words and against captioning (paper, section 2.3 and Figure 2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_export.experiments.arms import Objective, Variant
+from model_export.experiments.harness import Results
+from model_export.experiments.recipe import ExperimentRecipe
+from model_export.experiments.report import Report, Table, accuracy_table
+from model_export.experiments.statistics import NEVER, Estimate, pairs_to_reach
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OBJECTIVES: tuple[Objective, ...] = ("contrastive", "bag of words", "captioning")
+_COLOURS = {"contrastive": "#2a8a43", "bag of words": "#e08a3c", "captioning": "#1f5fa8"}
+
+
+def variants(recipe: ExperimentRecipe) -> list[Variant]:
+    """Return each objective with each number of words."""
+    return [
+        Variant(_name(objective, words), objective, words=words)
+        for words in recipe.objectives.words
+        for objective in _OBJECTIVES
+    ]
+
+
+def report(results: Results) -> Report:
+    """Compare the pairs that lead to an accuracy."""
+    rows, figures, headlines = [], [], []
+    for words in results.recipe.objectives.words:
+        for accuracy in results.recipe.objectives.reach:
+            reached = {objective: _reached(results, objective, words, accuracy) for objective in _OBJECTIVES}
+            ratio = _ratio(reached["captioning"], reached["contrastive"])
+            rows.append(
+                (
+                    f"{words}",
+                    f"{100 * accuracy:g}%",
+                    *(_pairs(reached[objective]) for objective in _OBJECTIVES),
+                    NEVER if ratio is None else f"{ratio:.1f}",
+                )
+            )
+            figures.append({"words": words, "accuracy": accuracy, "pairs": reached, "captioning_by_contrastive": ratio})
+        headlines.append(_headline(results, words))
+    table = Table(
+        "Pairs to an accuracy: interpolated between budgets, ≤ where the smallest is enough; – where none is",
+        ("words", "accuracy", *_OBJECTIVES, "captioning / contrastive"),
+        tuple(rows),
+    )
+    return Report(
+        headlines, [accuracy_table(results), table], lambda figure: _draw(figure, results), {"reach": figures}
+    )
+
+
+def _name(objective: Objective, words: int) -> str:
+    return f"{objective}, {words} words" if words else f"{objective}, nouns"
+
+
+def _variant(results: Results, objective: Objective, words: int) -> Variant:
+    return next(v for v in results.variants if (v.objective, v.words) == (objective, words))
+
+
+def _estimates(results: Results, objective: Objective, words: int) -> list[Estimate]:
+    variant = _variant(results, objective, words)
+    return [Estimate.of(results.accuracies(variant, budget)) for budget in results.recipe.budgets]
+
+
+def _reached(results: Results, objective: Objective, words: int, accuracy: float) -> float | None:
+    means = [estimate.mean for estimate in _estimates(results, objective, words)]
+    return pairs_to_reach(accuracy, results.recipe.budgets, means)
+
+
+def _ratio(some: float | None, other: float | None) -> float | None:
+    return None if some is None or other is None else some / other
+
+
+def _pairs(pairs: float | None) -> str:
+    return NEVER if pairs is None else f"{pairs:,.0f}"
+
+
+def _headline(results: Results, words: int) -> str:
+    last = {objective: _estimates(results, objective, words)[-1].percent() for objective in _OBJECTIVES}
+    regime = f"{words} words beside the noun" if words else "nouns alone"
+    shown = ", ".join(f"{objective} {last[objective]}%" for objective in _OBJECTIVES)
+    return f"{regime}, {results.recipe.budgets[-1]:,} pairs: {shown}"
+
+
+def _draw(figure: Figure, results: Results) -> None:
+    regimes = results.recipe.objectives.words
+    grid = figure.subplots(2, len(regimes), sharey=True, squeeze=False)
+    budgets = np.array(results.recipe.budgets)
+    for column, words in enumerate(regimes):
+        for objective in _OBJECTIVES:
+            variant = _variant(results, objective, words)
+            estimates = _estimates(results, objective, words)
+            means = [100 * estimate.mean for estimate in estimates]
+            errors = [100 * estimate.error for estimate in estimates]
+            gflops = [np.mean([arm.gflops for arm in results.of(variant, budget)]) for budget in budgets.tolist()]
+            for row, places in enumerate((budgets, np.array(gflops))):
+                axes = grid[row][column]
+                axes.errorbar(places, means, errors, marker="o", capsize=3, label=objective, color=_COLOURS[objective])
+        for row, label in enumerate(("pairs", "GFLOPs of training")):
+            axes = grid[row][column]
+            axes.set_xscale("log")
+            axes.set_xlabel(label)
+            axes.grid(alpha=0.3)
+        grid[0][column].set_title(f"{words} words beside the noun" if words else "nouns alone", fontsize=10)
+    for row in range(2):
+        grid[row][0].set_ylabel("top-1, %")
+    grid[0][0].legend(frameon=False, fontsize=8)
+    figure.set_size_inches(max(8.0, 3.4 * len(regimes)), 7.0)
