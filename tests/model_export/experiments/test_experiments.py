@@ -109,6 +109,35 @@ def test_projections_are_compared_seed_by_seed(tmp_path: Path) -> None:
     )
 
 
+def test_template_sets_are_measured_on_the_same_models(tmp_path: Path) -> None:
+    """Each arm has the accuracy of every set; gains are those on the bare names."""
+    captions = """
+[captions]
+templates = ["a {} picture.", "{}"]
+class_name_share = 1.0
+
+[captions.template_sets]
+default = ["a {} picture."]
+none = ["{}"]
+both = ["a {} picture.", "{}"]
+"""
+    found, shown = run("prompts", experiment_recipe(tmp_path, budgets="[320]", sections=captions), tmp_path / "out")
+
+    assert "arm 4/4" in shown
+    assert [{"test", "none", "both"}] * 2 == [set(arm["accuracy"]) for arm in found["arms"]]
+    mean = {name: sum(arm["accuracy"][name] for arm in found["arms"]) / 2 for name in ("test", "none", "both")}
+    assert min(mean.values()) >= 0.6
+    gains = {each["set"]: each["gain"] for each in found["figures"]["gain"]}
+    assert gains == pytest.approx({"default": mean["test"] - mean["none"], "both": mean["both"] - mean["none"]})
+
+
+def test_prompts_need_bare_names_to_compare_with(tmp_path: Path) -> None:
+    """The recipe's default has bare names alone; refused before the data are read."""
+    with pytest.raises(RecipeError, match=r"captions\.template_sets: must hold one set of bare names"):
+        run_experiment("prompts", experiment_recipe(tmp_path, rows=5), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_of_another_recipe_or_other_data_are_refused(tmp_path: Path) -> None:
     """A folder holds arms that can be compared, and no others; the message says what to do."""
     out = tmp_path / "out"
@@ -171,7 +200,9 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, overrides: dict[str, str], m
 
 def test_an_unknown_name_lists_the_experiments(tmp_path: Path) -> None:
     """Before the recipe is read."""
-    with pytest.raises(RecipeError, match="'other' is not an experiment; take one of noise, objectives, projection"):
+    with pytest.raises(
+        RecipeError, match="'other' is not an experiment; take one of noise, objectives, projection, prompts"
+    ):
         run_experiment("other", tmp_path / "none.toml")
 
 
