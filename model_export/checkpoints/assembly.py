@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def assemble(found: Found, family: ModelKind[Any], config: ModelConfig, tokens: 
     return model_source(
         found.path,
         found.options,
-        family=family,
+        padding=family.padding,
         config=config,
         model=model,
         image=found.image,
@@ -108,7 +108,7 @@ def model_source(
     path: Path,
     options: SourceOptions,
     *,
-    family: ModelKind[Any],
+    padding: Literal["longest", "fixed"],
     config: ModelConfig,
     model: TwoTowers,
     image: ImageSection,
@@ -130,7 +130,7 @@ def model_source(
             context_length=config.text.context_length,
             pad_id=tokens.pad_id,
             end_of_text_id=tokens.end_of_text_id,
-            fixed=family.padding == "fixed",
+            fixed=padding == "fixed",
             cleaning=tokens.cleaning,
         ),
         scoring=SoftmaxScoring(logit_scale=scale)

@@ -44,15 +44,22 @@ def at_hand(
         if not path.exists():  # reported before torch is needed
             raise SourceError(f"{path}: {NOTHING_THERE}{published_hint(source)}")
         if path.is_dir() and graphs != "instead of weights":
-            _report(choose_of_folder(path, options, graphs=graphs), console)
+            choice = choose_of_folder(path, options, graphs=graphs)
+            _report(choice, console)
+            _check_image_model(choice)
+            _bring_image_model(choice, console)
         return path, options
+    asked, choices = dataclasses.replace(options, source_id=hub.model_id), list[Choice]()
 
     def chosen(names: frozenset[str], where: str, bring: Bring) -> tuple[str, ...]:
-        choice = choose(names, where, bring, options, graphs=graphs, variant=variant)
+        choice = choose(names, where, bring, asked, graphs=graphs, variant=variant)
         _report(choice, console)
+        _check_image_model(choice)
+        choices.append(choice)
         return choice.files
 
     fetched = fetch(hub.model_id, chosen, revision=hub.revision, console=console)
+    _bring_image_model(choices[0], console)
     licence = options.licence or fetched.licence
     return fetched.folder, dataclasses.replace(options, source_id=fetched.source_id, licence=licence)
 
@@ -67,11 +74,42 @@ def choice_of_hub(model_id: str, revision: str | None) -> Choice:
     choices: list[Choice] = []
 
     def chosen(names: frozenset[str], where: str, bring: Bring) -> tuple[str, ...]:
-        choices.append(choose(names, where, bring, SourceOptions(), graphs="without weights"))
+        choice = choose(names, where, bring, SourceOptions(source_id=model_id), graphs="without weights")
+        _check_image_model(choice)
+        choices.append(choice)
         return ()
 
     fetch(model_id, chosen, revision=revision)
     return choices[0]
+
+
+def _check_image_model(choice: Choice) -> None:
+    """Check the other source that a text model needs, from its configurations.
+
+    Raises:
+        SourceError: it is none that is read, or its vectors are not the text model's.
+    """
+    said = choice.text_model
+    if said is None:
+        return
+    hub = hub_id(said.image_model)
+    if hub is not None:
+        other = choice_of_hub(hub.model_id, hub.revision)
+    else:
+        path = Path(said.image_model).expanduser()
+        if not path.is_dir():
+            raise SourceError(f"{path}: is no folder and no hub id; --image-model names a CLIP")
+        other = choose_of_folder(path, SourceOptions())
+    if other.description is None or other.description.config.embed_dim != said.config.embed_dim:
+        raise SourceError(
+            f"{said.image_model}: is no model with vectors of {said.config.embed_dim}, as the text model's are; name "
+            "the one that it was trained for with --image-model"
+        )
+
+
+def _bring_image_model(choice: Choice, console: Console | None) -> None:
+    if choice.text_model is not None:
+        at_hand(choice.text_model.image_model, SourceOptions(), console=console)
 
 
 def _report(choice: Choice, console: Console | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
-from model_export.checkpoints import hugging_face_config, open_clip_config
+from model_export.checkpoints import hugging_face_config, open_clip_config, text_model
 from model_export.checkpoints.description import Description, disagreement
 from model_export.checkpoints.file_choice import (
     CONFIGURATIONS,
@@ -24,8 +24,10 @@ from model_export.checkpoints.file_choice import (
 )
 from model_export.checkpoints.layouts import HF_CONFIG, ONNX_FOLDER, RECIPE, RUN_WEIGHTS, unknown_layout
 from model_export.checkpoints.model_source import SourceOptions
-from model_export.checkpoints.sentence_transformers import MODULES, model_folder
+from model_export.checkpoints.sentence_transformers import MODULES, Modules, read_modules
+from model_export.checkpoints.text_model import TextModel
 from model_export.errors import IncompleteError, SourceError
+from model_export.families.sentence_transformers.config import read_text_config
 from model_export.files import read_object
 
 Bring: TypeAlias = Callable[[Iterable[str]], Path]
@@ -46,12 +48,14 @@ class Choice:
             complete weights has every other file too.
         description: what the files beside the weights say; None for training runs and ONNX graphs.
         passed_over: why another layout of the same folder is not read.
+        text_model: what a text model says that needs the image tower of another source; else None.
     """
 
-    layout: Literal["training_run", "hugging_face", "open_clip", "onnx"]
+    layout: Literal["training_run", "hugging_face", "open_clip", "sentence_transformers", "onnx"]
     files: tuple[str, ...]
     description: Description | None = None
     passed_over: tuple[str, ...] = ()
+    text_model: TextModel | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ def _choose(source: _Source, graphs: Graphs, variant: str) -> Choice:
         return _onnx(source, variant)
     if RECIPE in names:
         return Choice("training_run", (*companions(names), *companions(names, [RUN_WEIGHTS[options.weights]])))
-    inner = model_folder(source.bring([MODULES]) / MODULES) if MODULES in names else ""
+    modules = read_modules(source.bring([MODULES]) / MODULES) if MODULES in names else Modules("")
+    if modules.text is not None:
+        return _text_model(source, modules)
+    inner = modules.model
     model = _within(source, inner) if inner else source
     forms = [form for form in weight_forms(model.names) if options.layout in {None, form.layout}]
     if not forms and options.layout is None and graphs == "without weights" and has_onnx_encoder(names):
@@ -126,7 +133,18 @@ def _inner_folders(folder: Path) -> Iterator[str]:
     yield ONNX_FOLDER
     if (folder / MODULES).is_file():
         with suppress(SourceError):  # the choice reports it
-            yield model_folder(folder / MODULES)
+            yield from read_modules(folder / MODULES).folders
+
+
+def _text_model(source: _Source, modules: Modules) -> Choice:
+    small = text_model.configurations(source.names, modules)
+    folder = source.bring(small)
+    pooling, dense = modules.text or ("", "")
+    read_text_config(folder / modules.model, folder / pooling, folder / dense)  # before the tokenizer is downloaded
+    small = (*companions(source.names, ("README.md",)), *small, *text_model.tokenizer_files(source.names, modules))
+    said = text_model.describe(source.bring(small), modules, source.options, source.where)
+    files = (*small, *text_model.weights(source.names, modules, source.where))
+    return Choice("sentence_transformers", tuple(dict.fromkeys(files)), text_model=said)
 
 
 def _within(source: _Source, inner: str) -> _Source:

@@ -58,7 +58,7 @@ def load(path: Path, options: SourceOptions, said: Description | None = None) ->
     return model_source(
         path,
         options,
-        family=said.family,
+        padding=said.family.padding,
         config=said.config,
         model=model,
         image=said.image,

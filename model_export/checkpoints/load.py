@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from model_export.checkpoints import hugging_face, open_clip, openai, training_run
+from model_export.checkpoints import hugging_face, open_clip, openai, text_model_weights, training_run
+from model_export.checkpoints.at_hand import at_hand
 from model_export.checkpoints.choice import choose_of_folder
 from model_export.checkpoints.layouts import NOTHING_THERE, is_training_run, unknown_layout
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
@@ -54,4 +55,7 @@ def _load_folder(path: Path, options: SourceOptions) -> ModelSource:
         return hugging_face.load(path, options, choice.description)
     if choice.layout == "open_clip":
         return open_clip.load(path, options, choice.description)
+    if choice.text_model is not None:
+        place, other = at_hand(choice.text_model.image_model, SourceOptions())  # in the cache by now
+        return text_model_weights.load(path, options, choice.text_model, load_model(place, other))
     return training_run.load(path, options)

@@ -48,6 +48,7 @@ class SourceOptions:
         layout: of the weights to read, where a folder holds several.
         as_published: prepare pictures and texts as the source's files say, also where that is known to differ from
             training.
+        image_model: a hub id or path, for a text model alone: the model with the image tower that it was trained for.
     """
 
     arch: str | None = None
@@ -59,6 +60,7 @@ class SourceOptions:
     weights: Literal["last", "ema"] = "last"
     layout: WeightsLayout | None = None
     as_published: bool = False
+    image_model: str | None = None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,12 @@ def export(
             help="Prepare pictures and texts as the source's files say, also where training is known to differ.",
         ),
     ] = False,
+    image_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="For a text model alone: the model with the image tower it was trained for."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name. \\[default: follows from the source]")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the manifest.")] = None,
     data: Annotated[
@@ -86,6 +92,7 @@ def export(
         weights=weights,
         layout=layout,
         as_published=as_published,
+        image_model=image_model,
     )
     manifest = convert(
         Conversion(

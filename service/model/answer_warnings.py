@@ -126,14 +126,17 @@ def _unknown(unknown: Sequence[int]) -> tuple[AnswerWarning, ...]:
 
 
 def _is_unknown(tokenizer: Tokenizer, text: str, row: Sequence[int]) -> bool:
-    """Return whether a text has unknown tokens, no tokens, or no token longer than a character on average.
+    """Return whether a text has unknown tokens, tokens of bytes, no tokens, or none longer than a character on average.
 
-    A byte-level tokenizer takes a script that it was not trained on apart: CLIP's makes 9 tokens of 3 Chinese
+    The last says something of byte-level tokenizers only: others have words for each character that they know. A
+    byte-level tokenizer takes a script that it was not trained on apart: CLIP's makes 9 tokens of 3 Chinese
     characters, and 12 of 6 Greek letters, but 3 of the 6 letters of "Zürich". ASCII is never concluded from, because
     digits and abbreviations are a token a character in any vocabulary.
     """
-    if not row or tokenizer.unknown_id in row:
+    if not row or tokenizer.unknown_id in row or not tokenizer.byte_ids.isdisjoint(row):
         return True
+    if tokenizer.unknown_id is not None or tokenizer.byte_ids:
+        return False
     if text.isascii() or not any(each.isalpha() and not each.isascii() for each in text):
         return False
     characters = len(text) - text.count(" ")

@@ -29,6 +29,7 @@ class Tokenizer:
 
     Attributes:
         unknown_id: the token that stands for any unknown character; None if the tokenizer encodes bytes.
+        byte_ids: of tokens that stand for a byte of a character without a token of its own (SentencePiece).
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, section: TextSection) -> None:
@@ -42,6 +43,12 @@ class Tokenizer:
         # A character of the private use planes is in no vocabulary: tokenizers without bytes have one token for it.
         probe = backend.encode(_IN_NO_VOCABULARY, add_special_tokens=False).ids
         self.unknown_id = probe[-1] if 0 < len(probe) <= _MOST_FOR_UNKNOWN else None
+        if not probe:  # dropped before the model, as BERT's tokenizer does with such characters
+            unknown = getattr(backend.model, "unk_token", None)
+            self.unknown_id = None if unknown is None else backend.token_to_id(unknown)
+        falls_back = getattr(backend.model, "byte_fallback", False)
+        found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)) if falls_back else ()
+        self.byte_ids = frozenset(token for token in found if token is not None)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Self:

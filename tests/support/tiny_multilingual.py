@@ -5,9 +5,21 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, processors
 from torch import nn
-from transformers import MetaClip2Config, MetaClip2Model, Siglip2Config, Siglip2Model, T5Tokenizer, XLMRobertaTokenizer
+from transformers import (
+    BertTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+    MetaClip2Config,
+    MetaClip2Model,
+    Siglip2Config,
+    Siglip2Model,
+    T5Tokenizer,
+    XLMRobertaTokenizer,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
@@ -93,3 +105,39 @@ def write_xlm_r_tokenizer(path: Path) -> Any:
     tokenizer = XLMRobertaTokenizer(vocab=[*pieces(XLM_R), ("<mask>", 0.0)])
     tokenizer.save_pretrained(path)
     return tokenizer
+
+
+def write_text_model(path: Path, width: int) -> Path:
+    """Write a text model in the form of ``sentence-transformers/clip-ViT-B-32-multilingual-v1``."""
+    path.mkdir(parents=True, exist_ok=True)
+    words = [word for label in LABELS for word in label.replace(",", " ,").split()]
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    tokenizer = BertTokenizer(
+        vocab={token: i for i, token in enumerate(dict.fromkeys([*special, *words]))}, do_lower_case=False
+    )
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=32, hidden_dim=48, n_layers=2, n_heads=2, max_position_embeddings=40
+    )
+    model: Any = randomised(DistilBertModel, config)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    kinds = ("Transformer", "Pooling", "Dense")
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    identity = "torch.nn.modules.linear.Identity"
+    dense = {"in_features": 32, "out_features": width, "bias": False, "activation_function": identity}
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    contents: dict[str, object] = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": 24, "do_lower_case": False},
+        "1_Pooling/config.json": pooling,
+        "2_Dense/config.json": dense,
+    }
+    for name, content in contents.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(json.dumps(content))
+    weight: Any = torch.randn((width, 32), generator=torch.Generator().manual_seed(0))
+    save_file({"linear.weight": weight}, path / "2_Dense/model.safetensors")
+    return path

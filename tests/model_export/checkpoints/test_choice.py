@@ -275,10 +275,10 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "multilingual": (
         {
             **hugging_face_of({"model_type": "distilbert"}),
-            "modules.json": modules_of("Transformer", "Pooling", "Dense"),
+            "modules.json": modules_of("Transformer", "Pooling"),
             "2_Dense/model.safetensors": NO_WEIGHTS,
         },
-        r"modules\.json: is a model of sentence-transformers with the modules Transformer, Pooling, Dense, .*CLIPs",
+        r"modules\.json: is a model of sentence-transformers with the modules Transformer, Pooling, .*CLIPs",
     ),
     "module elsewhere": (
         {"modules.json": as_json([{"path": "../x", "type": "a.CLIPModel"}])},

@@ -136,6 +136,44 @@ def test_words_that_are_in_no_vocabulary(words_tokenizer: Tokenizer, bytes_token
     )
 
 
+def tokenizer_of(model: models.Model, normalizer: normalizers.Normalizer | None = None) -> Tokenizer:
+    """Return a tokenizer that cuts at white space."""
+    backend = tokenizers.Tokenizer(model)
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    section = TextSection(
+        padding="longest",
+        min_length=1,
+        max_length=64,
+        pad_id=0,
+        end_of_text_id=0,
+        canonicalization="tokenizer",
+        overflow="refuse",
+    )
+    return Tokenizer(backend, section)
+
+
+def test_sentence_pieces_for_bytes() -> None:
+    """A character without a piece of its own becomes bytes; one with a piece is known, though no word is longer."""
+    tokens = ["<pad>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"cat消防車"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    tokenizer = tokenizer_of(models.BPE(ids, [], unk_token="<unk>", byte_fallback=True))
+    assert tokenizer.unknown_id is None
+    assert [("labels_unknown_to_model", (1, 3))] == found(tokenizer, "消防車", "고양이", "cat", "cat🐈")
+
+
+def test_words_that_bert_does_not_know() -> None:
+    """Its tokenizer drops the character by which an unknown word is found for others."""
+    words = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "고양이", "cat"])}
+    tokenizer = tokenizer_of(
+        models.WordPiece(words, unk_token="[UNK]"), normalizers.BertNormalizer(strip_accents=False)
+    )
+    assert 1 == tokenizer.unknown_id
+    warnings = found(tokenizer, "고양이", "강아지", "cat", "🐈")
+    assert [("labels_equal_to_model", (1, 3)), ("labels_unknown_to_model", (1, 3))] == warnings
+
+
 def test_codes_are_listed_once() -> None:
     """In the order of the warnings."""
     one, other = AnswerWarning("comma_in_label", "", (0,)), AnswerWarning("single_label", "", (0,))
