@@ -90,7 +90,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     ANYCLASS_HOST=0.0.0.0 \
-    ANYCLASS_PORT=8000
+    ANYCLASS_PORT=8000 \
+    # A container rarely keeps a cache, and replicas should choose the same provider: docs/providers.md.
+    ANYCLASS_TUNE=false
 # A number, not a name: Kubernetes can see that it is not root.
 USER 65532:65532
 WORKDIR /tmp

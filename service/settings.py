@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     more_models: Annotated[tuple[Path, ...], NoDecode] = ()
     provider: ProviderName = "auto"
     compute: ComputeChoice = "auto"
+    tune: bool = True
     gpu_memory_mib: PositiveInt | None = None
     engine_cache: Path | None = None
     threads: PositiveInt | None = None

@@ -15,6 +15,10 @@ settings.register_profile("ci", parent=settings.get_profile("anyclass"), derando
 settings.load_profile("ci" if os.environ.get("CI") else "anyclass")
 
 
+# A service of a test does not time providers first. Set for all processes: servers also start in fixtures of a module.
+os.environ["ANYCLASS_TUNE"] = "false"
+
+
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist, all tests run in one process
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give the tests of a file to one process, in the files' order, so that a server or an export is made once."""
@@ -30,7 +34,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable ANYCLASS_… of the developer's shell changes no test."""
     for name in list(os.environ):
-        if name.startswith("ANYCLASS_"):
+        if name.startswith("ANYCLASS_") and name != "ANYCLASS_TUNE":
             monkeypatch.delenv(name)
 
 

@@ -22,6 +22,7 @@ from model_export.evaluation.figures import figures
 from model_export.evaluation.measure import Measurement
 from model_export.training.averaging import mean_weights
 from service.model.arrays import Ids, Pixels, Vectors
+from service.model.choices import ChosenBy
 from service.model.manifest import DEFAULT_TEMPLATES
 from service.model.tokenizer import Tokenizer
 
@@ -118,6 +119,8 @@ class _TorchEngine:
     provider = "cpu"
     precision = "fp32"
     provider_reason = "weights are measured before they are exported"
+    chosen_by: ChosenBy = "name"
+    cpu_threads = 1
 
     def __init__(self, source: ModelSource) -> None:
         self.model = source.model

@@ -17,6 +17,8 @@ from service.cli.batches import command as batches_command
 from service.cli.classify.command import EXAMPLES, EXIT_CODES, HELP, classify
 from service.cli.options import ANOTHER_PORT, examples, load_settings
 from service.cli.reporting import FAILED, fail
+from service.cli.tune import EXAMPLES as TUNE_EXAMPLES
+from service.cli.tune import tune
 from service.model.engine.provider_table import ProviderName
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def options(
 
 
 app.command(help=HELP, epilog=examples(*EXAMPLES) + "\n\n" + EXIT_CODES)(classify)
+app.command(epilog=TUNE_EXAMPLES)(tune)
 app.add_typer(label_sets.app, name="label-sets")
 app.add_typer(batches_command.app, name="batches")
 
@@ -73,6 +76,14 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one. \\[default: 8000]")] = None,
     model: ModelsOption = None,
     provider: ProviderOption = None,
+    tune_: Annotated[
+        bool | None,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Let auto time the providers at the first start here; without it the CPU's flags decide. "
+            "\\[default: tune]",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Processes on the port, each with its own models; see docs/workers.md. \\[default: 1]"),
@@ -86,7 +97,7 @@ def serve(
     from service.monitoring import logs
 
     given: dict[str, Any] = {"host": host, "port": port, "workers": workers}
-    given["provider"] = provider
+    given |= {"provider": provider, "tune": tune_}
     if model:
         given |= {"model": model[0], "more_models": tuple(model[1:])}
     settings = load_settings(**given)

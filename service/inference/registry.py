@@ -1,8 +1,9 @@
 """The served models, by name and alias."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -12,10 +13,13 @@ from service.concurrency import together
 from service.errors import ConfigurationError, UnknownModel
 from service.inference.batcher import Batcher
 from service.inference.served_model import Model
-from service.model.choices import ScoringKind
+from service.model.choices import ChosenBy, ScoringKind
+from service.model.engine.choice_store import ChoiceStore
 from service.model.engine.engine import Engine, OnnxEngine
-from service.model.engine.provider_table import DeviceLimits
+from service.model.engine.provider_table import TABLE, DeviceLimits
 from service.model.engine.providers import resolve
+from service.model.engine.sessions import ResolvedProvider
+from service.model.engine.tuning import Tuner
 from service.model.loading import Bundle, load_bundle
 from service.model.manifest import DEMO_BUNDLE, Parity
 from service.monitoring.metrics import Metrics
@@ -36,6 +40,7 @@ class ModelInfo:
     revision: str
     provider: str
     provider_reason: str
+    chosen_by: ChosenBy
     precision: str
     parity: Parity | None
     dim: int
@@ -79,10 +84,11 @@ class ModelRegistry:
         limits = device_limits(settings)
         # Opening takes longer than checking, so all are checked before the first is opened.
         bundles = [load_bundle(path) for path in (settings.model or DEMO_BUNDLE, *settings.more_models)]
-        parts = [
-            (bundle, OnnxEngine.load(bundle, provider, threads=settings.threads, limits=limits)) for bundle in bundles
-        ]
-        return cls.of(parts, settings, metrics)
+        if settings.provider == "auto" and settings.tune and not TABLE[provider.name].needs_cuda:
+            load: Callable[[Bundle], OnnxEngine] = tuner(settings, provider).load
+        else:
+            load = partial(OnnxEngine.load, provider=provider, threads=settings.threads, limits=limits)
+        return cls.of([(bundle, load(bundle)) for bundle in bundles], settings, metrics)
 
     @classmethod
     def of(cls, parts: Sequence[tuple[Bundle, Engine]], settings: Settings, metrics: Metrics) -> Self:
@@ -156,6 +162,7 @@ class ModelRegistry:
             revision=manifest.revision,
             provider=model.engine.provider,
             provider_reason=model.engine.provider_reason,
+            chosen_by=model.engine.chosen_by,
             precision=model.engine.precision,
             parity=manifest.parity,
             dim=manifest.dim,
@@ -169,10 +176,26 @@ class ModelRegistry:
 
 def device_limits(settings: Settings) -> DeviceLimits:
     """Return the settings' limits on devices, in bytes and rows."""
-    cache = settings.engine_cache or Path(platformdirs.user_cache_dir("anyclass", appauthor=False)) / "engines"
+    cache = settings.engine_cache or _cache_folder() / "engines"
     return DeviceLimits(
         gpu_memory_bytes=None if settings.gpu_memory_mib is None else settings.gpu_memory_mib * 2**20,
         max_batch=settings.max_batch,
         max_batch_texts=settings.max_batch_texts,
         engine_cache=cache,
     )
+
+
+def tuner(settings: Settings, by_rule: ResolvedProvider) -> Tuner:
+    """Return what measures for `auto`; its choices are kept in the user's cache directory."""
+    return Tuner(
+        by_rule,
+        ChoiceStore(_cache_folder() / "choices"),
+        compute=settings.compute,
+        threads=settings.threads,
+        limits=device_limits(settings),
+        alone=settings.workers == 1,
+    )
+
+
+def _cache_folder() -> Path:
+    return Path(platformdirs.user_cache_dir("anyclass", appauthor=False))

@@ -64,6 +64,8 @@ class Model:
             revision=self.manifest.revision,
             provider=engine.provider,
             precision=engine.precision,
+            chosen_by=engine.chosen_by,
+            threads=engine.cpu_threads,
             batch_limits={"image": self.max_batch, "text": self.max_batch_texts},
         )
 

@@ -15,5 +15,7 @@ ColourProfiles: TypeAlias = Literal["ignore", "convert"]
 """Whether pictures with a colour profile are converted to sRGB; CLIP's own preprocessing ignores it."""
 Compute: TypeAlias = Literal["fp32", "bf16"]
 """Precision in which a float32 graph is computed."""
+ChosenBy: TypeAlias = Literal["name", "rule", "measurement"]
+"""The way a provider was chosen: by the operator, by the CPU's flags, or by timing it, now or at an earlier start."""
 ComputeChoice: TypeAlias = Literal["auto", Compute]
 """`auto` is bf16 on CPUs that are much faster in it, else fp32."""

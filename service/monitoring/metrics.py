@@ -74,9 +74,9 @@ class Metrics:
         self.build_info = gauge("build_info", "Always 1.", "livemax", ["version"])
         self.model_info = gauge(
             "model_info",
-            "Always 1; provider and precision are those in use.",
+            "Always 1; provider and precision are those in use, threads the CPU threads of one run.",
             "livemax",
-            ["model", "revision", "provider", "precision"],
+            ["model", "revision", "provider", "precision", "chosen_by", "threads"],
         )
         self.ready = gauge("ready", "1 while /readyz reports ready.", "livemax")
 
@@ -182,10 +182,18 @@ class Metrics:
             self.cache_seconds.labels(operation)
 
     def model_loaded(
-        self, model: str, *, revision: str, provider: str, precision: str, batch_limits: Mapping[Kind, int]
+        self,
+        model: str,
+        *,
+        revision: str,
+        provider: str,
+        precision: str,
+        chosen_by: str,
+        threads: int,
+        batch_limits: Mapping[Kind, int],
     ) -> None:
         """Record how a model runs, and create its series."""
-        self.model_info.labels(model, revision, provider, precision).set(1)
+        self.model_info.labels(model, revision, provider, precision, chosen_by, str(threads)).set(1)
         self.labels_computed.labels(model)
         self.images.labels(model, "ok")
         for stage in get_args(Stage):

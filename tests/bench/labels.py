@@ -58,6 +58,8 @@ class Texts:
         self.provider = engine.provider
         self.precision = engine.precision
         self.provider_reason = engine.provider_reason
+        self.chosen_by = engine.chosen_by
+        self.cpu_threads = engine.cpu_threads
 
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
         """Return the same unit vector for every image."""

@@ -20,6 +20,7 @@ from service.app import create_app
 from service.errors import BundleError, NonFiniteOutput
 from service.inference.registry import ModelRegistry
 from service.labels.cache import MemoryTextCache
+from service.model.choices import ChosenBy
 from service.model.loading import load_bundle
 from service.monitoring import logs
 from service.monitoring.metrics import Metrics
@@ -47,6 +48,8 @@ class GatedEngine:
     provider = "gated"
     precision = "fp32"
     provider_reason = "a test asked for it"
+    chosen_by: ChosenBy = "name"
+    cpu_threads = 1
 
     def __init__(self) -> None:
         self.gate = threading.Event()

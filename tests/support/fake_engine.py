@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.model.arrays import Ids, Pixels, Vectors
+from service.model.choices import ChosenBy
 
 
 @dataclass
@@ -26,6 +27,8 @@ class FakeEngine:
     provider: str = "cpu"
     precision: str = "fp32"
     provider_reason: str = "a test asked for it"
+    chosen_by: ChosenBy = "name"
+    cpu_threads: int = 1
     delay_s: float = 0.0
     gate: threading.Event = field(default_factory=threading.Event)
     before: Callable[[str, npt.NDArray[np.generic]], None] | None = None

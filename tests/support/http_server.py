@@ -76,13 +76,13 @@ class HttpServer:
 
 @contextmanager
 def http_server(
-    bundle: Path, folder: Path, *, env: Mapping[str, str] | None = None, ready: bool = True
+    bundle: Path, folder: Path, *, env: Mapping[str, str] | None = None, ready: bool = True, provider: str = "cpu"
 ) -> Iterator[HttpServer]:
     """Serve `bundle` until the end of the block; log to a file in `folder`; `env` adds settings."""
     log = folder / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", "--port", "0", "--model", str(bundle), "--provider", "cpu"],
+            [sys.executable, "-m", "service", "serve", "--port", "0", "--model", str(bundle), "--provider", provider],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,

@@ -98,6 +98,7 @@ ANSWERS: Final[dict[str, dict[str, Any]]] = {
                 "revision": REVISION,
                 "provider": "cpu",
                 "precision": "fp32",
+                "because": "asked for by name",
                 "parity": None,
                 "dim": 256,
                 "image": {"height": 32, "width": 32},

@@ -92,6 +92,9 @@ class ModelOut(AnswerModel):
     revision: str
     provider: Annotated[str, Field(description="The execution provider.", examples=["cpu"])]
     precision: Annotated[str, Field(examples=["fp32"])]
+    because: Annotated[
+        str, Field(description="The reason for the choice of the provider.", examples=["asked for by name"])
+    ]
     parity: Annotated[
         Parity | None, Field(description="Its measured difference from the reference; null if not measured.")
     ]
@@ -135,6 +138,7 @@ def model_json(info: ModelInfo) -> dict[str, Any]:
         "revision": info.revision,
         "provider": info.provider,
         "precision": info.precision,
+        "because": info.provider_reason,
         "parity": None if info.parity is None else info.parity.model_dump(),
         "dim": info.dim,
         "image": {"height": info.image_height, "width": info.image_width},

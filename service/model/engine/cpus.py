@@ -14,10 +14,11 @@ _FLAG_KEYS: Final = ("flags", "Features")
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """A CPU's vendor (``AuthenticAMD``) and flags (``amx_bf16``), as Linux names them."""
+    """A CPU's vendor (``AuthenticAMD``), flags (``amx_bf16``) and model, as Linux names them."""
 
     vendor: str = ""
     flags: frozenset[str] = frozenset()
+    model: str = ""
 
     @property
     def has_bf16(self) -> bool:
@@ -42,7 +43,7 @@ def available_cpus(root: Path = _ROOT) -> int:
 
 
 def this_cpu(root: Path = _ROOT) -> Cpu:
-    """Return vendor and flags of the first CPU; empty if Linux does not list them."""
+    """Return vendor, flags and model of the first CPU; empty if Linux does not list them."""
     try:
         lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -50,7 +51,8 @@ def this_cpu(root: Path = _ROOT) -> Cpu:
     entries = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
     vendor = next((value for key, value in entries if key == "vendor_id"), "")
     flags = next((value for key, value in entries if key in _FLAG_KEYS), "")
-    return Cpu(vendor, frozenset(flags.split()))
+    model = next((value for key, value in entries if key == "model name"), "")
+    return Cpu(vendor, frozenset(flags.split()), model)
 
 
 def _cgroups(root: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from service.model.engine.device_errors import inference_error
 from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange
 from service.model.engine.sessions import ResolvedProvider, input_name, open_session
 from service.model.loading import Bundle
-from service.model.manifest import IMAGE_ENCODER
+from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 
 Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """The smallest and the largest shape of one row."""
@@ -107,6 +107,21 @@ class Encoder:
         if np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
             raise BundleError(f"{self._path}: returns vectors of length {lengths.max():.3g}, not of unit length")
         return vectors
+
+
+def image_encoder(bundle: Bundle, provider: ResolvedProvider, *, threads: int | None, limits: DeviceLimits) -> Encoder:
+    """Open a bundle's image encoder. Raises as `Encoder`."""
+    image = bundle.manifest.image
+    side = (image.height, image.width, 3)
+    return Encoder(bundle, IMAGE_ENCODER, "tensor(uint8)", provider, (side, side), threads=threads, limits=limits)
+
+
+def text_encoder(bundle: Bundle, provider: ResolvedProvider, *, threads: int | None, limits: DeviceLimits) -> Encoder:
+    """Open a bundle's text encoder. Raises as `Encoder`."""
+    text = bundle.manifest.text
+    shortest = text.max_length if text.padding == "fixed" else text.min_length
+    shapes = ((shortest,), (text.max_length,))
+    return Encoder(bundle, TEXT_ENCODER, "tensor(int64)", provider, shapes, threads=threads, limits=limits)
 
 
 def input_range(path: Path, row: Shapes, max_batch: int) -> InputRange:

@@ -9,7 +9,10 @@ import numpy as np
 
 from service.errors import BundleError, ConfigurationError, InferenceFailed, ProviderUnavailable
 from service.model.arrays import Ids, Pixels, Vectors
-from service.model.engine.encoder import Encoder, Shapes
+from service.model.choices import ChosenBy
+from service.model.engine.agreement import FULL_FLOATS, agreement, least_cosine
+from service.model.engine.cpus import available_cpus
+from service.model.engine.encoder import Encoder, image_encoder, text_encoder
 from service.model.engine.provider_table import TABLE, DeviceLimits
 from service.model.engine.providers import resolve
 from service.model.engine.sessions import ResolvedProvider
@@ -17,11 +20,6 @@ from service.model.loading import Bundle
 from service.model.manifest import IMAGE_ENCODER, TEXT_ENCODER
 from service.model.probes import quick_probes
 
-_FULL_FLOATS: Final = frozenset({"fp32", "fp16-stored"})
-"""Precisions of a bundle whose graphs compute in float32, for which a provider may use bf16."""
-_MIN_COSINE: Final = 0.99
-_MIN_COSINE_QUANTISED: Final = 0.95
-"""Least cosines to a bundle's probes. bf16 costs less than 0.001, a wrongly computed graph far more."""
 _NO_LIMITS: Final = DeviceLimits()
 
 _log = logging.getLogger(__name__)
@@ -48,6 +46,14 @@ class Engine(Protocol):
     @property
     def provider_reason(self) -> str:
         """The reason for the choice of the provider, for the log."""
+
+    @property
+    def chosen_by(self) -> ChosenBy:
+        """The way the provider was chosen."""
+
+    @property
+    def cpu_threads(self) -> int:
+        """CPU threads of one run."""
 
     def encode_images(self, pixels: Pixels) -> Vectors:
         """Encode uint8 `[batch, height, width, 3]` → float32 `[batch, dim]`, unit length.
@@ -79,20 +85,16 @@ class OnnxEngine:
         *,
         threads: int | None = None,
         limits: DeviceLimits = _NO_LIMITS,
+        images: Encoder | None = None,
     ) -> None:
-        if bundle.manifest.precision not in _FULL_FLOATS:
+        """Open both encoders; `images` is the image encoder if it is open already, on the same provider."""
+        if bundle.manifest.precision not in FULL_FLOATS:
             provider = replace(provider, compute="fp32")
         self._manifest = bundle.manifest
         self._provider = provider
-
-        def encoder(name: str, dtype: str, shapes: Shapes) -> Encoder:
-            return Encoder(bundle, name, dtype, provider, shapes, threads=threads, limits=limits)
-
-        image, text = bundle.manifest.image, bundle.manifest.text
-        side = (image.height, image.width, 3)
-        shortest = text.max_length if text.padding == "fixed" else text.min_length
-        self._images: Encoder | None = encoder(IMAGE_ENCODER, "tensor(uint8)", (side, side))
-        self._texts: Encoder | None = encoder(TEXT_ENCODER, "tensor(int64)", ((shortest,), (text.max_length,)))
+        self._threads = threads or available_cpus()
+        self._images: Encoder | None = images or image_encoder(bundle, provider, threads=threads, limits=limits)
+        self._texts: Encoder | None = text_encoder(bundle, provider, threads=threads, limits=limits)
 
     @classmethod
     def load(
@@ -103,6 +105,7 @@ class OnnxEngine:
         threads: int | None = None,
         limits: DeviceLimits = _NO_LIMITS,
         force_precision: bool = False,
+        images: Encoder | None = None,
     ) -> Self:
         """Open both encoders of a bundle, and check that the provider computes them correctly.
 
@@ -111,6 +114,7 @@ class OnnxEngine:
             threads: CPU threads of one run; all that this process may use if None.
             force_precision: accept an fp16 bundle that would be computed in fp32, and skip the check with the bundle's
                 probes: for tools that measure both themselves.
+            images: the image encoder if it is open already, on the same provider with as many threads.
 
         Raises:
             ProviderUnavailable: the provider is not available, or computes this model wrongly.
@@ -125,12 +129,12 @@ class OnnxEngine:
                 "serve it on a GPU, or export it with --precision fp32 or fp16-stored."
             )
         if resolved.second is None:
-            return cls._checked(bundle, resolved, threads, limits, check=not force_precision)
-        if precision not in _FULL_FLOATS:
+            return cls._checked(bundle, resolved, threads, limits, images, check=not force_precision)
+        if precision not in FULL_FLOATS and resolved.chosen_by != "measurement":
             why = f"auto: {resolved.name} is no faster for {precision}."
         else:
             try:
-                return cls._checked(bundle, resolved, threads, limits, check=not force_precision)
+                return cls._checked(bundle, resolved, threads, limits, images, check=not force_precision)
             except (BundleError, ProviderUnavailable) as exc:
                 _log.warning("model %s is not run on %s: %s", bundle.manifest.name, resolved.name, exc.detail)
                 why = f"auto: {exc.detail}"
@@ -138,9 +142,16 @@ class OnnxEngine:
 
     @classmethod
     def _checked(
-        cls, bundle: Bundle, provider: ResolvedProvider, threads: int | None, limits: DeviceLimits, *, check: bool
+        cls,
+        bundle: Bundle,
+        provider: ResolvedProvider,
+        threads: int | None,
+        limits: DeviceLimits,
+        images: Encoder | None,
+        *,
+        check: bool,
     ) -> Self:
-        engine = cls(bundle, provider, threads=threads, limits=limits)
+        engine = cls(bundle, provider, threads=threads, limits=limits, images=images)
         if check and not TABLE[provider.name].trusted:
             engine.compare(bundle)
         return engine
@@ -164,6 +175,16 @@ class OnnxEngine:
     def provider_reason(self) -> str:
         """The reason for the choice of the provider, for the log."""
         return self._provider.reason
+
+    @property
+    def chosen_by(self) -> ChosenBy:
+        """The way the provider was chosen."""
+        return self._provider.chosen_by
+
+    @property
+    def cpu_threads(self) -> int:
+        """CPU threads of one run."""
+        return self._threads
 
     def encode_images(self, pixels: Pixels) -> Vectors:
         """Encode uint8 `[batch, height, width, 3]` → float32 `[batch, dim]`, unit length."""
@@ -197,12 +218,12 @@ class OnnxEngine:
         probes = quick_probes(bundle)
         if probes is None:
             return
-        least = _MIN_COSINE if self._manifest.precision in {*_FULL_FLOATS, "fp16"} else _MIN_COSINE_QUANTISED
+        least = least_cosine(self._manifest.precision)
         for name, encoder, inputs, wanted in (
             (IMAGE_ENCODER, _open(self._images), probes.pixels, probes.image_vectors),
             (TEXT_ENCODER, _open(self._texts), probes.ids, probes.text_vectors),
         ):
-            cosine = float((encoder.check(inputs) * wanted).sum(axis=1).min())
+            cosine = agreement(encoder, inputs, wanted)
             if not cosine >= least:
                 raise ProviderUnavailable(
                     f"Provider {self.provider} computes {name} of model {self._manifest.name} wrongly: its vectors are "

@@ -30,7 +30,8 @@ def resolve(name: str, *, compute: ComputeChoice = "auto", cpu: Cpu | None = Non
     """Find the provider to use.
 
     `auto` is CUDA if it really works, else OpenVINO if the CPU is much faster in bf16 and `compute` allows it, else the
-    CPU provider. It is never TensorRT, which builds engines for minutes.
+    CPU provider; `service.model.engine.tuning` measures whether that is best. It is never TensorRT, which builds
+    engines for minutes.
 
     Args:
         name: a provider, or `auto`.
@@ -43,7 +44,7 @@ def resolve(name: str, *, compute: ComputeChoice = "auto", cpu: Cpu | None = Non
     """
     cpu = cpu or this_cpu()
     if name == "auto":
-        return _best(compute, cpu)
+        return replace(_best(compute, cpu), chosen_by="rule")
     if name not in TABLE:
         raise ConfigurationError(f"Provider {name!r} is not known; choose one of auto, {', '.join(TABLE)}.")
     if compute == "bf16":
@@ -59,7 +60,7 @@ def _best(compute: ComputeChoice, cpu: Cpu) -> ResolvedProvider:
     if compute == "bf16":
         chosen = resolve("openvino", compute="bf16", cpu=cpu)
         return replace(chosen, reason="auto: only openvino computes in bf16")
-    cuda = _try_row("cuda", "auto: CUDA works")
+    cuda = try_provider("cuda", "auto: CUDA works")
     if not isinstance(cuda, str):
         return cuda
     # An installation for CPUs never has CUDA; one for GPUs without it needs the reason.
@@ -68,14 +69,14 @@ def _best(compute: ComputeChoice, cpu: Cpu) -> ResolvedProvider:
         return _resolve_row("cpu", f"auto: OpenVINO is no faster in fp32; {no_cuda}")
     if not cpu.has_fast_bf16:
         return _resolve_row("cpu", f"auto: OpenVINO is no faster on this CPU, which is not fast in bf16; {no_cuda}")
-    openvino = _try_row("openvino", f"auto: OpenVINO in bf16 is fastest on this CPU; {no_cuda}", "bf16")
+    openvino = try_provider("openvino", f"auto: OpenVINO in bf16 is fastest on this CPU; {no_cuda}", "bf16")
     if isinstance(openvino, str):
         return _resolve_row("cpu", f"auto: OpenVINO in bf16 would be faster, but {openvino}; {no_cuda}")
-    return replace(openvino, second=_resolve_row("cpu", "auto"))
+    return replace(openvino, second=replace(_resolve_row("cpu", "auto"), chosen_by="rule"))
 
 
 def _resolve_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvider:
-    found = _try_row(name, reason, compute)
+    found = try_provider(name, reason, compute)
     if isinstance(found, str):
         raise ProviderUnavailable(
             f"Provider {name} is not available: {found}. It comes with {TABLE[name].source}: see {PAGE}."
@@ -83,8 +84,11 @@ def _resolve_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedP
     return found
 
 
-def _try_row(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvider | str:
-    """Return the provider, or the reason why it is not available. Raises ProviderUnavailable without onnxruntime."""
+def try_provider(name: str, reason: str, compute: Compute = "fp32") -> ResolvedProvider | str:
+    """Run a graph on a provider; return it, or the reason why it is not available.
+
+    Raises ProviderUnavailable without onnxruntime.
+    """
     row = TABLE[name]
     ort = import_onnxruntime()
     if row.runtime == "onnxruntime" and row.ort_name not in ort.get_available_providers():

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from service.errors import ConfigurationError, ProviderUnavailable
 from service.installation import PAGE
-from service.model.choices import Compute
+from service.model.choices import ChosenBy, Compute
 from service.model.engine.cpus import available_cpus
 from service.model.engine.openvino import OpenVinoSession
 from service.model.engine.provider_table import TABLE, DeviceLimits, InputRange, SessionPlan
@@ -57,6 +57,7 @@ class ResolvedProvider:
         reason: for the choice of this one, for a log.
         compute: precision in which it computes float32 graphs.
         second: the provider that `auto` uses for a model that this one computes wrongly.
+        chosen_by: the way it was chosen.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ResolvedProvider:
     reason: str
     compute: Compute = "fp32"
     second: "ResolvedProvider | None" = None
+    chosen_by: ChosenBy = "name"
 
 
 def open_session(

@@ -16,6 +16,8 @@ from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from tests.support.classifying import until
 from tests.support.fake_engine import FakeEngine
+from tests.support.openvino import needs_openvino
+from tests.support.probes import write_tiny_bundle_with_probes
 from tests.support.tiny_bundle import write_tiny_bundle
 
 
@@ -47,7 +49,31 @@ def test_a_bundle_is_loaded_warmed_and_described(tmp_path: Path) -> None:
     assert (info.dim, info.image_height, info.image_width, info.context_length) == (16, 8, 8, 64)
     assert info.templates["default"] == ("a photo of a {}.",)
     labels = {"model": "tiny", "revision": manifest.revision, "provider": "cpu", "precision": "fp32"}
+    labels |= {"chosen_by": "name", "threads": "1"}
     assert metrics.registry.get_sample_value("anyclass_model_info", labels) == 1
+    asyncio.run(models.close())
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("settings", "chosen_by"),
+    [
+        ({"tune": True}, "measurement"),
+        ({"tune": False}, "rule"),
+        ({"tune": True, "provider": "cpu"}, "name"),
+        ({"tune": True, "provider": "openvino", "compute": "fp32"}, "name"),
+    ],
+)
+def test_only_auto_measures_and_only_if_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], chosen_by: str
+) -> None:
+    """A provider named by the operator is taken as it is, and nothing is written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_tiny_bundle_with_probes(tmp_path / "b")
+    models = ModelRegistry.load(Settings(model=path, threads=1, **settings), Metrics())
+    (info,) = models.describe()
+    assert chosen_by == info.chosen_by
+    assert (chosen_by == "measurement") == bool(list(tmp_path.glob("cache/anyclass/choices/*.json")))
     asyncio.run(models.close())
 
 

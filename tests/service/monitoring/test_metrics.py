@@ -32,7 +32,9 @@ def values(metrics: Metrics) -> dict[tuple[str, str], float]:
 def loaded(metrics: Metrics) -> Metrics:
     """Add a model."""
     limits = dict.fromkeys(KINDS, 8)
-    metrics.model_loaded("tiny", revision="abc", provider="cpu", precision="fp32", batch_limits=limits)
+    metrics.model_loaded(
+        "tiny", revision="abc", provider="cpu", precision="fp32", chosen_by="rule", threads=2, batch_limits=limits
+    )
     return metrics
 
 
@@ -101,7 +103,13 @@ def test_without_redis_and_jobs_nothing_is_down() -> None:
 def test_a_model_has_its_provider_and_its_batch_limits() -> None:
     """Provider and precision are labels; the batch limit is a gauge."""
     found = values(loaded(Metrics()))
-    assert 1 == found["anyclass_model_info", 'model="tiny",precision="fp32",provider="cpu",revision="abc"']
+    assert (
+        1
+        == found[
+            "anyclass_model_info",
+            'chosen_by="rule",model="tiny",precision="fp32",provider="cpu",revision="abc",threads="2"',
+        ]
+    )
     assert 8 == found["anyclass_batch_limit", 'kind="text",model="tiny"']
 
 

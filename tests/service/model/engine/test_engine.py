@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from safetensors.numpy import save_file
 
 from service.errors import (
     BundleError,
@@ -24,12 +23,13 @@ from service.model.engine.provider_table import InputRange
 from service.model.engine.providers import resolve
 from service.model.engine.sessions import ResolvedProvider
 from service.model.loading import Bundle, load_bundle
-from service.model.manifest import DEMO_BUNDLE, IMAGE_ENCODER, TEXT_ENCODER, FileEntry
-from service.model.probes import IMAGES, PROBES, probe_pictures
+from service.model.manifest import DEMO_BUNDLE, IMAGE_ENCODER, TEXT_ENCODER
+from service.model.probes import IMAGES, probe_pictures
 from service.model.prompts import prompts_for
 from service.model.scoring import class_vectors, cosines
 from service.model.tokenizer import Tokenizer
 from tests.support.openvino import needs_openvino
+from tests.support.probes import with_probes
 from tests.support.tiny_bundle import COLOURS, DIM, write_tiny_bundle
 
 
@@ -190,28 +190,11 @@ def _bf16() -> ResolvedProvider:
     return dataclasses.replace(resolve("openvino", compute="fp32"), compute="bf16")
 
 
-def _with_probes(bundle: Bundle, *, turned: bool = False) -> Bundle:
-    """The bundle with its own vectors as probes, or with vectors that point elsewhere."""
-    engine = OnnxEngine.load(bundle, "cpu", threads=1)
-    ids = np.full((3, 64), bundle.manifest.text.pad_id)
-    lengths = np.array([2, 3, 4])
-    for row, length in zip(ids, lengths, strict=True):
-        row[:length] = [*range(3, 2 + length), bundle.manifest.text.end_of_text_id]
-    size = bundle.manifest.image.height
-    images = engine.encode_images(probe_pictures(size, size))
-    arrays = {"ids": ids, "lengths": lengths, "image_vectors": images, "text_vectors": engine.encode_texts(ids)}
-    if turned:
-        arrays["image_vectors"] = np.ascontiguousarray(images[:, ::-1])
-    save_file(arrays, bundle.path / PROBES)
-    files = {**bundle.manifest.files, PROBES: FileEntry.of(bundle.path / PROBES)}
-    return dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"files": files}))
-
-
 def test_a_bundles_probes_tell_a_wrong_provider(bundle: Bundle) -> None:
     """Vectors of unit length and yet of another model are found, and the message says which encoder's."""
-    sound = _with_probes(bundle)
+    sound = with_probes(bundle)
     OnnxEngine.load(sound, "cpu", threads=1).compare(sound)
-    turned = _with_probes(bundle, turned=True)
+    turned = with_probes(bundle, turned=True)
     with pytest.raises(ProviderUnavailable, match=rf"cpu computes {IMAGE_ENCODER} of model tiny wrongly: .* cosine"):
         OnnxEngine.load(turned, "cpu", threads=1).compare(turned)
 
@@ -219,7 +202,7 @@ def test_a_bundles_probes_tell_a_wrong_provider(bundle: Bundle) -> None:
 @needs_openvino
 def test_a_provider_that_computes_wrongly_is_refused_or_replaced(bundle: Bundle) -> None:
     """By name it stops the start; `auto` takes the second choice and says why; a tool that verifies measures it."""
-    turned = _with_probes(bundle, turned=True)
+    turned = with_probes(bundle, turned=True)
     by_name = resolve("openvino", compute="fp32")
     with pytest.raises(ProviderUnavailable, match="wrongly"):
         OnnxEngine.load(turned, by_name, threads=1)
@@ -229,7 +212,7 @@ def test_a_provider_that_computes_wrongly_is_refused_or_replaced(bundle: Bundle)
     assert ("cpu", "fp32") == (engine.provider, engine.precision)
     assert engine.provider_reason.startswith("auto: Provider openvino computes")
     assert ("openvino", "bf16") == (
-        (sound := OnnxEngine.load(_with_probes(bundle), by_itself, threads=1)).provider,
+        (sound := OnnxEngine.load(with_probes(bundle), by_itself, threads=1)).provider,
         sound.precision,
     )
 
