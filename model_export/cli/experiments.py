@@ -8,7 +8,7 @@ from rich.console import Console
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="noise, objectives, projection or prompts.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="noise, objectives, projection, prompts or scaling.")],
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the results. \\[default: experiments/NAME]")] = None,
     *,

@@ -24,7 +24,8 @@ class Variant:
         words: in a caption, which its picture does not decide.
         false_share: of the rows with the caption of another row.
         mlp: whether a multi-layer perceptron takes the place of each tower's linear projection.
-        template_sets: also measured, beside `default`.
+        template_sets: whether those beside `default` are measured too.
+        width: of both towers, in parts of the recipe's.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Variant:
     false_share: float = 0.0
     mlp: bool = False
     template_sets: bool = False
+    width: float = 1.0
 
 
 @dataclass(frozen=True)

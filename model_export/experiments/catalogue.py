@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from model_export.errors import RecipeError
-from model_export.experiments import noise, objectives, projection, prompts
+from model_export.experiments import noise, objectives, projection, prompts, scaling
 from model_export.experiments.arms import Variant
 from model_export.experiments.harness import Results
 from model_export.experiments.recipe import ExperimentRecipe
@@ -27,6 +27,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
     "objectives": Experiment(objectives.variants, objectives.report),
     "projection": Experiment(projection.variants, projection.report),
     "prompts": Experiment(prompts.variants, prompts.report),
+    "scaling": Experiment(scaling.variants, scaling.report),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def run_arms(variants: Sequence[Variant], material: Material, out: Path, ranks: 
         arms[variant.name, budget, seed] = runner.run(
             Arm(variant, budget, rates[variant.name, budget], seed), validates=False
         )
-    check_fair(arms.values())
+    check_fair(arms.values(), {variant.name: variant.width for variant in variants})
     return Results(recipe, tuple(variants), arms, rates, runner.trained_s)
 
 
@@ -134,16 +134,20 @@ def _best(results: dict[float, Result]) -> float:
     return max(results, key=lambda rate: results[rate].validation or 0.0)
 
 
-def check_fair(results: Iterable[Result]) -> None:
+def check_fair(results: Iterable[Result], widths: Mapping[str, float]) -> None:
     """Check that arms of one seed began with the same image tower, and those of one budget saw the same batches.
+
+    Args:
+        results: of the arms.
+        widths: of the towers, by the variant's name: towers of different widths differ.
 
     Raises:
         RecipeError: they did not; the message names the seed.
     """
-    towers: dict[int, str] = {}
+    towers: dict[tuple[int, float], str] = {}
     batches: dict[tuple[int, int], str] = {}
     for result in results:
-        same_tower = towers.setdefault(result.seed, result.tower) == result.tower
+        same_tower = towers.setdefault((result.seed, widths[result.variant]), result.tower) == result.tower
         if not same_tower or batches.setdefault((result.seed, result.budget), result.batches) != result.batches:
             what = "batches" if same_tower else "initial image tower"
             msg = (

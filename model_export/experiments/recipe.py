@@ -26,7 +26,7 @@ from model_export.training.recipe import (
 from model_export.training.recipe_errors import recipe_problems
 
 _RATES = 3
-_OWN_SECTIONS = frozenset({"noise", "objectives"})
+_OWN_SECTIONS = frozenset({"noise", "objectives", "scaling"})
 """Sections that one experiment reads, by its name."""
 
 
@@ -116,6 +116,20 @@ class NoiseSection(Section):
         return self
 
 
+class ScalingSection(Section):
+    """What `experiment scaling` compares."""
+
+    widths: tuple[PositiveFloat, ...] = Field(default=(0.5, 0.7, 1.0, 1.4, 2.0), min_length=1)
+    """Of both towers, in parts of the widths under [model]."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> ScalingSection:
+        if sorted({*self.widths}) != list(self.widths):
+            msg = "widths must be different and ascending"
+            raise ValueError(msg)
+        return self
+
+
 class ExperimentRecipe(Section):
     """Everything that decides an experiment, except for its name and the machine."""
 
@@ -130,6 +144,7 @@ class ExperimentRecipe(Section):
     optim: ExperimentOptimSection = ExperimentOptimSection()
     objectives: ObjectivesSection = ObjectivesSection()
     noise: NoiseSection = NoiseSection()
+    scaling: ScalingSection = ScalingSection()
 
     @model_validator(mode="after")
     def _fits(self) -> ExperimentRecipe:

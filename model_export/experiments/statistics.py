@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 NEVER = "–"
 """Shown for an accuracy that an arm never reaches, and for what follows from it."""
@@ -47,3 +48,18 @@ def pairs_to_reach(accuracy: float, budgets: Sequence[int], accuracies: Sequence
         share = (accuracy - lower) / (reached - lower)
         return float(before * (budget / before) ** share)
     return None
+
+
+class Line(NamedTuple):
+    """A straight line, and the share of the variance that it explains."""
+
+    slope: float
+    intercept: float
+    r_squared: float
+
+
+def line_through(places: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> Line:
+    """Fit a line by least squares through two or more points; R² is 0 if all values are equal."""
+    slope, intercept = np.polyfit(places, values, 1)
+    rest, spread = np.sum((values - slope * places - intercept) ** 2), np.sum((values - values.mean()) ** 2)
+    return Line(float(slope), float(intercept), float(1 - rest / spread) if spread else 0.0)

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from model_export.experiments.accuracy import top1
 from model_export.experiments.arms import TEST, Arm, Result
 from model_export.experiments.material import Material
 from model_export.experiments.models import BagOfWords, Captioning, MlpTowers, PredictionGradients, TextPredictor
+from model_export.experiments.widths import scaled
+from model_export.families.clip.config import ClipConfig
 from model_export.training.gradients import Gradients
 from model_export.training.model import build_model, channels_last
 from model_export.training.optimizer import Optimizer
@@ -117,7 +120,8 @@ def _model(arm: Arm, material: Material, captions: list[str | None], ranks: Rank
     """
     make_exact(arm.seed, ranks.device)
     blueprint = material.blueprint
-    towers = build_model(blueprint, "softmax", None)
+    assert isinstance(blueprint.config, ClipConfig)  # noqa: S101 - a recipe's towers are a CLIP's
+    towers = build_model(replace(blueprint, config=scaled(blueprint.config, arm.variant.width)), "softmax", None)
     digest = _digest_of(towers.visual.state_dict())
     embed_dim, vocabulary = blueprint.config.embed_dim, blueprint.config.text.vocab_size
     model: TwoTowers = towers

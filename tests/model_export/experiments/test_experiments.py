@@ -109,6 +109,19 @@ def test_projections_are_compared_seed_by_seed(tmp_path: Path) -> None:
     )
 
 
+def test_the_error_is_fitted_over_the_operations(tmp_path: Path) -> None:
+    """Wider towers cost more; a seed's towers differ between widths alone, and the batches do not."""
+    recipe = experiment_recipe(tmp_path, budgets="[32, 160]", sections="[scaling]\nwidths = [0.5, 1.0]")
+    found, shown = run("scaling", recipe, tmp_path / "out")
+
+    gflops = {(arm["variant"], arm["budget"]): arm["gflops"] for arm in found["arms"]}
+    assert gflops["width × 0.5", 160] < gflops["width × 1", 160]
+    assert 4 == len({arm["tower"] for arm in found["arms"]})
+    assert 4 == len({arm["batches"] for arm in found["arms"]})
+    assert found["figures"]["slope"] < 0
+    assert f"slope {found['figures']['slope']:.3f}" in shown
+
+
 def test_template_sets_are_measured_on_the_same_models(tmp_path: Path) -> None:
     """Each arm has the accuracy of every set; gains are those on the bare names."""
     captions = """
@@ -187,6 +200,7 @@ def test_a_training_picture_in_the_test_is_refused_before_training(tmp_path: Pat
         ({"budgets": "[16]"}, "the smallest budget must be two batches or more, 32 pairs"),
         ({"sections": "rate = 1"}, "optim.rate: is not a key of a recipe; did you mean rates?"),
         ({"sections": "[noise]\nshares = [0.5, 0.1]"}, "noise: shares must be between 0 and 1, and ascending"),
+        ({"sections": "[scaling]\nwidths = [2.0, 1.0]"}, "scaling: widths must be different and ascending"),
         ({"sections": "[objectives]\nreach = [10.0]"}, "objectives: reach must hold accuracies between 0 and 1"),
     ],
 )
@@ -201,7 +215,7 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, overrides: dict[str, str], m
 def test_an_unknown_name_lists_the_experiments(tmp_path: Path) -> None:
     """Before the recipe is read."""
     with pytest.raises(
-        RecipeError, match="'other' is not an experiment; take one of noise, objectives, projection, prompts"
+        RecipeError, match="'other' is not an experiment; take one of noise, objectives, projection, prompts, scaling"
     ):
         run_experiment("other", tmp_path / "none.toml")
 

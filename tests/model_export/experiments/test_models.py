@@ -8,11 +8,13 @@ from model_export.data.pairs import Texts
 from model_export.experiments.captions import row_captions
 from model_export.experiments.models import BagOfWords, Captioning
 from model_export.experiments.recipe import DecoderSection
-from model_export.experiments.statistics import Estimate, difference, pairs_to_reach
+from model_export.experiments.statistics import Estimate, difference, line_through, pairs_to_reach
+from model_export.experiments.widths import scaled
 from model_export.experiments.words import WORDS
 from model_export.families.clip.config import (
     ClipConfig,
     ImageTowerConfig,
+    ModifiedResNetConfig,
     ResidualConvConfig,
     TextTransformerConfig,
     VisionTransformerConfig,
@@ -115,3 +117,21 @@ def test_errors_are_those_of_the_mean() -> None:
     """A standard error of three values, and of paired differences."""
     assert [2.0, pytest.approx(1 / 3**0.5)] == [*Estimate.of([1.0, 2.0, 3.0])]
     assert (1.0, 0.0) == difference([2.0, 3.0], [1.0, 2.0])
+
+
+def test_a_line_explains_the_variance_of_points_on_it() -> None:
+    """Least squares; R² is 1 on a line, 0 where values do not depend on places."""
+    assert [2.0, 1.0, 1.0] == pytest.approx(list(line_through(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 5.0]))))
+    flat = line_through(np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, -1.0, -1.0, 1.0]))
+    assert [0.0, 0.0, 0.0] == pytest.approx(list(flat), abs=1e-12)
+
+
+@pytest.mark.parametrize("image", [CONV, VIT, ModifiedResNetConfig(image_size=32, layers=(1, 1, 1, 1), width=8)])
+def test_towers_are_widened_by_whole_heads(image: ImageTowerConfig) -> None:
+    """A configuration of any width can be built, and has about as many times the channels."""
+    config = towers(CONV).config.model_copy(update={"image": image})
+    wide = scaled(config, 1.4)
+    assert 22 == wide.text.width
+    counts = [sum(weight.numel() for weight in ClipModel(each).visual.parameters()) for each in (config, wide)]
+    assert 1.2 < counts[1] / counts[0] < 2.3
+    assert config is scaled(config, 1.0)
