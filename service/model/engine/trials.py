@@ -22,9 +22,9 @@ Stopwatch: TypeAlias = Callable[[Candidate, int, Callable[[], object]], float]
 """Does some work of a candidate, and returns its seconds. The number is the pictures; 0 opens the encoder."""
 
 _BATCHES: Final = (8, 4, 2)
-_ROUNDS_THAT_FIT: Final = 3
+_LEAST_ROUNDS: Final = 3
 _CLEARLY: Final = 1.5
-"""Ratio of two candidates from which on a second round decides."""
+"""Ratio of two candidates at which three rounds decide; medians of fewer follow a single slow run."""
 
 
 @dataclass(eq=False)
@@ -111,7 +111,7 @@ def batches_for(trial: Trial, bundle: Bundle, *, largest: int, budget_s: float, 
     one = pictures(bundle, 1)
     second = stopwatch(trial.candidate, 1, lambda: trial.encode(one))
     for batch in sorted({min(size, largest) for size in _BATCHES} - {1}, reverse=True):
-        if _ROUNDS_THAT_FIT * 2 * (1 + batch) * second <= budget_s:
+        if _LEAST_ROUNDS * 2 * (1 + batch) * second <= budget_s:
             return [1, batch]
     return [1]
 
@@ -140,8 +140,8 @@ def compare(
 ) -> tuple[float, float]:
     """Run two candidates in turn; return how many times as many pictures a second `other` does, and all seconds.
 
-    The figure is the geometric mean over the batch sizes of the ratios of medians. A pair ends early after two rounds
-    if it is clear, or as soon as it has taken `budget_s`. Raises InferenceFailed if one of them fails.
+    The figure is the geometric mean over the batch sizes of the ratios of medians. A pair ends early after three
+    rounds if it is clear, or as soon as it has taken `budget_s`. Raises InferenceFailed if one of them fails.
     """
     inputs = {batch: pictures(bundle, batch) for batch in batches}
     seconds: dict[tuple[Candidate, int], list[float]] = {}
@@ -154,7 +154,9 @@ def compare(
         ratio = statistics.geometric_mean(
             medians[one.candidate, batch] / medians[other.candidate, batch] for batch in batches
         )
-        if sum(map(sum, seconds.values())) >= budget_s or (turn > 0 and not 1 / _CLEARLY < ratio < _CLEARLY):
+        if sum(map(sum, seconds.values())) >= budget_s or (
+            turn + 1 >= _LEAST_ROUNDS and not 1 / _CLEARLY < ratio < _CLEARLY
+        ):
             break
     return ratio, sum(map(sum, seconds.values()))
 

@@ -162,14 +162,14 @@ def test_at_most_two_encoders_are_open_and_one_at_the_end(
     assert 1 == len(alive)
 
 
-def test_a_clear_case_ends_after_two_rounds(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_clear_case_ends_after_three_rounds(bundle: Bundle, tmp_path: Path) -> None:
     """A close one goes on until its rounds or its seconds are used up; a batch is as large as three rounds allow."""
     clear, close, slow = Watch({("cpu", 4): 0.02}), Watch(), Watch({("cpu", 8): 0.1, ("cpu", 4): 0.1})
     effort = Effort(every=True, rounds=4, runs_s=100, limit_s=1e9)
     for watch, each in ((clear, effort), (close, effort), (slow, dataclasses.replace(effort, runs_s=2.0))):
         only_cpu(tuner(tmp_path / "choices", watch, cpus=8)).measure(bundle, each)
     four = Candidate("cpu", "fp32", 4)
-    assert [0, 1, 8, 1, 8] == [pictures for candidate, pictures in clear.runs if candidate == four]
+    assert [0, *[1, 8] * 3] == [pictures for candidate, pictures in clear.runs if candidate == four]
     assert [0, *[1, 8] * 4] == [pictures for candidate, pictures in close.runs if candidate == four]
     assert {0, 1, 2} == {pictures for _, pictures in slow.runs}
 
