@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,13 +35,13 @@ def report(results: Results) -> Report:
     for words in results.recipe.objectives.words:
         for accuracy in results.recipe.objectives.reach:
             reached = {objective: _reached(results, objective, words, accuracy) for objective in _OBJECTIVES}
-            ratio = _ratio(reached["captioning"], reached["contrastive"])
+            ratio = shown_ratio(reached["captioning"], reached["contrastive"], results.recipe.budgets)
             rows.append(
                 (
                     f"{words}",
                     f"{100 * accuracy:g}%",
-                    *(_pairs(reached[objective]) for objective in _OBJECTIVES),
-                    NEVER if ratio is None else f"{ratio:.1f}",
+                    *(_pairs(reached[objective], results.recipe.budgets) for objective in _OBJECTIVES),
+                    ratio,
                 )
             )
             figures.append({"words": words, "accuracy": accuracy, "pairs": reached, "captioning_by_contrastive": ratio})
@@ -56,7 +57,11 @@ def report(results: Results) -> Report:
 
 
 def _name(objective: Objective, words: int) -> str:
-    return f"{objective}, {words} words" if words else f"{objective}, nouns"
+    return f"{objective}, {_count(words)}" if words else f"{objective}, nouns"
+
+
+def _count(words: int) -> str:
+    return "1 word" if words == 1 else f"{words} words"
 
 
 def _variant(results: Results, objective: Objective, words: int) -> Variant:
@@ -73,17 +78,34 @@ def _reached(results: Results, objective: Objective, words: int, accuracy: float
     return pairs_to_reach(accuracy, results.recipe.budgets, means)
 
 
-def _ratio(some: float | None, other: float | None) -> float | None:
-    return None if some is None or other is None else some / other
+def shown_ratio(some: float | None, other: float | None, budgets: Sequence[int]) -> str:
+    """Return the ratio of the pairs to an accuracy, or its bound: budgets beyond the largest and smallest are unknown.
+
+    Args:
+        some: pairs that one arm needs; None if no budget is enough.
+        other: pairs that the arm needs to which it is compared.
+        budgets: ascending.
+    """
+    smallest = float(budgets[0])
+    if other is None or (some == smallest and other == smallest):
+        return NEVER
+    ratio = f"{(budgets[-1] if some is None else some) / other:.1f}"
+    if some is None:
+        return f"> {ratio}"
+    if other == smallest:
+        return f"≥ {ratio}"
+    return f"≤ {ratio}" if some == smallest else ratio
 
 
-def _pairs(pairs: float | None) -> str:
-    return NEVER if pairs is None else f"{pairs:,.0f}"
+def _pairs(pairs: float | None, budgets: Sequence[int]) -> str:
+    if pairs is None:
+        return NEVER
+    return f"≤ {pairs:,.0f}" if pairs == budgets[0] else f"{pairs:,.0f}"
 
 
 def _headline(results: Results, words: int) -> str:
     last = {objective: _estimates(results, objective, words)[-1].percent() for objective in _OBJECTIVES}
-    regime = f"{words} words beside the noun" if words else "nouns alone"
+    regime = f"{_count(words)} beside the noun" if words else "nouns alone"
     shown = ", ".join(f"{objective} {last[objective]}%" for objective in _OBJECTIVES)
     return f"{regime}, {results.recipe.budgets[-1]:,} pairs: {shown}"
 
@@ -107,7 +129,7 @@ def _draw(figure: Figure, results: Results) -> None:
             axes.set_xscale("log")
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
-        grid[0][column].set_title(f"{words} words beside the noun" if words else "nouns alone", fontsize=10)
+        grid[0][column].set_title(f"{_count(words)} beside the noun" if words else "nouns alone", fontsize=10)
     for row in range(2):
         grid[row][0].set_ylabel("top-1, %")
     grid[0][0].legend(frameon=False, fontsize=8)

@@ -7,6 +7,7 @@ import torch
 from model_export.data.pairs import Texts
 from model_export.experiments.captions import row_captions
 from model_export.experiments.models import BagOfWords, Captioning
+from model_export.experiments.objectives import shown_ratio
 from model_export.experiments.recipe import DecoderSection
 from model_export.experiments.statistics import Estimate, difference, line_through, pairs_to_reach
 from model_export.experiments.widths import scaled
@@ -111,6 +112,17 @@ def test_pairs_to_an_accuracy_are_interpolated() -> None:
     assert 200 == pytest.approx(pairs_to_reach(0.3, [100, 400], [0.2, 0.4]))
     assert 100 == pairs_to_reach(0.1, [100, 400], [0.2, 0.4])
     assert pairs_to_reach(0.5, [100, 400], [0.2, 0.4]) is None
+
+
+def test_a_ratio_of_pairs_that_are_not_known_is_a_bound() -> None:
+    """Beyond the largest budget and below the smallest nothing was measured; of two such pairs no ratio is known."""
+    budgets = [100, 400]
+    assert "1.5" == shown_ratio(300.0, 200.0, budgets)
+    assert "> 2.0" == shown_ratio(None, 200.0, budgets)
+    assert "≥ 3.0" == shown_ratio(300.0, 100.0, budgets)
+    assert "≤ 0.5" == shown_ratio(100.0, 200.0, budgets)
+    unknown: list[tuple[float | None, float | None]] = [(100.0, 100.0), (None, None), (300.0, None)]
+    assert ["–"] * 3 == [shown_ratio(some, other, budgets) for some, other in unknown]
 
 
 def test_errors_are_those_of_the_mean() -> None:
