@@ -14,6 +14,7 @@ from model_export.checkpoints.file_choice import FULL_PRECISION
 from model_export.checkpoints.layouts import NOTHING_THERE
 from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
+from model_export.families.published import forbids_commerce
 from model_export.families.sizes import published_hint
 from model_export.hub.fetch import Bring, fetch, hub_id
 
@@ -61,6 +62,9 @@ def at_hand(
     fetched = fetch(hub.model_id, chosen, revision=hub.revision, console=console)
     _bring_image_model(choices[0], console)
     licence = options.licence or fetched.licence
+    if console is not None and forbids_commerce(licence):
+        line = f"note: the licence of {hub.model_id}, {licence}, forbids commercial use"
+        console.print(escape(line), highlight=False, soft_wrap=True)
     return fetched.folder, dataclasses.replace(options, source_id=fetched.source_id, licence=licence)
 
 

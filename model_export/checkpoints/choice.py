@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from model_export.checkpoints import hugging_face_config, open_clip_config, text_model
 from model_export.checkpoints.description import Description, disagreement
@@ -27,6 +27,7 @@ from model_export.checkpoints.model_source import SourceOptions
 from model_export.checkpoints.sentence_transformers import MODULES, Modules, read_modules
 from model_export.checkpoints.text_model import TextModel
 from model_export.errors import IncompleteError, SourceError
+from model_export.families.published import refusal
 from model_export.families.sentence_transformers.config import read_text_config
 from model_export.files import read_object
 
@@ -37,6 +38,8 @@ Graphs: TypeAlias = Literal["no", "without weights", "instead of weights"]
 """When ONNX encoders are chosen."""
 
 T = TypeVar("T")
+
+_IMMICH: Final = frozenset({"visual/model.onnx", "textual/model.onnx"})
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ def choose(
     try:
         choice = _choose(_Source(where, names, bring, options), graphs, variant)
     except SourceError as exc:
-        raise type(exc)(str(exc).replace(folder, where)) from exc
+        reason = refusal(options.source_id or where)
+        known = f"; {reason}" if reason is not None else ""
+        raise type(exc)(str(exc).replace(folder, where) + known) from exc
     return replace(choice, passed_over=tuple(reason.replace(folder, where) for reason in choice.passed_over))
 
 
@@ -130,7 +135,7 @@ def _choose(source: _Source, graphs: Graphs, variant: str) -> Choice:
 
 
 def _inner_folders(folder: Path) -> Iterator[str]:
-    yield ONNX_FOLDER
+    yield from (ONNX_FOLDER, "visual", "textual")
     if (folder / MODULES).is_file():
         with suppress(SourceError):  # the choice reports it
             yield from read_modules(folder / MODULES).folders
@@ -165,6 +170,11 @@ def _onnx(source: _Source, variant: str) -> Choice:
 
 
 def _no_form(source: _Source) -> SourceError:
+    if source.names >= _IMMICH:
+        return IncompleteError(
+            f"{source.where}: holds graphs in Immich's layout ({', '.join(sorted(_IMMICH))}), which take a batch of "
+            "one picture; export the weights that they were made from, such as openai/clip-vit-base-patch32"
+        )
     if source.options.layout is None:
         return unknown_layout(source.where, loose_weights(source.names))
     return IncompleteError(

@@ -152,12 +152,16 @@ def verify(
 
 
 def list_sizes(
-    *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with aliases and configurations.")] = False
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with aliases and configurations.")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="Show the published families instead, read or not, with licences.")
+    ] = False,
 ) -> None:
     """Show every known size: towers, parameters, joint space, input, published accuracy."""
-    from model_export.families.listing import sizes_json, sizes_table
+    from model_export.families.listing import families_json, families_table, sizes_json, sizes_table
 
     if as_json:
-        typer.echo(sizes_json())
+        typer.echo(families_json() if families else sizes_json())
     else:
-        Console().print(sizes_table())
+        Console().print(families_table() if families else sizes_table())

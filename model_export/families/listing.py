@@ -1,9 +1,11 @@
 """Lists the named sizes, for people and for programs."""
 
 import json
+from dataclasses import asdict
 
 from rich.table import Table
 
+from model_export.families.published import READ, REFUSED, forbids_commerce
 from model_export.families.sizes import SIZES
 from model_export.families.table import family_of
 
@@ -31,6 +33,31 @@ def sizes_table() -> Table:
             "" if size.imagenet_top1 is None else f"{size.imagenet_top1:.1f}",
         )
     return table
+
+
+def families_table() -> Table:
+    """Return the published families, those that are read first, with their licences."""
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), pad_edge=False, caption="nc: no commercial use", caption_justify="left"
+    )
+    for header in ("family", "read from", "tokens", "scoring", "licence"):
+        table.add_column(header)
+    for read in READ:
+        table.add_row(read.name, read.layouts, read.tokens, read.scoring, _marked(read.licence))
+    for refused in REFUSED:
+        table.add_row(refused.name, "not read", "", "", _marked(refused.licence))
+    return table
+
+
+def families_json() -> str:
+    """Return the published families as a JSON object: ``read`` and ``refused``."""
+    return json.dumps(
+        {"read": [asdict(each) for each in READ], "refused": [asdict(each) for each in REFUSED]}, indent=2
+    )
+
+
+def _marked(licence: str) -> str:
+    return f"{licence} (nc)" if forbids_commerce(licence) else licence
 
 
 def sizes_json() -> str:

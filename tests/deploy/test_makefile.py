@@ -257,7 +257,10 @@ def test_torch_is_installed_only_where_a_conversion_needs_it(tmp_path: Path) -> 
     [
         ("./nowhere", "./nowhere: is neither a bundle, a checkpoint's file or folder, a training run, nor a hub id"),
         ("photos", "photos: is in no layout that is read here"),
-        ("of-another-kind", "config.json: model_type is metaclip_2; clip and siglip can be exported; of MetaCLIP the"),
+        (
+            "of-another-kind",
+            "config.json: model_type is chinese_clip; clip, siglip, metaclip_2 and siglip2 can be exported",
+        ),
         ("broken", "broken was not converted (see above)"),
     ],
 )
@@ -266,7 +269,7 @@ def test_run_serves_nothing_where_the_model_fails(tmp_path: Path, model: str, sa
     converting_project(tmp_path)
     checkpoint(tmp_path / "broken")
     checkpoint(tmp_path / "of-another-kind")
-    (tmp_path / "of-another-kind/config.json").write_text('{"model_type": "metaclip_2"}')
+    (tmp_path / "of-another-kind/config.json").write_text('{"model_type": "chinese_clip"}')
     (tmp_path / "photos").mkdir()
     stub(tmp_path / ".venv-export/bin/anyclass-export", "echo 'error: broken: lacks a tensor' >&2; exit 2")
     with pytest.raises(subprocess.CalledProcessError) as caught:

@@ -107,20 +107,24 @@ def write_xlm_r_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
+def write_bert_tokenizer(path: Path) -> Any:
+    """Write BERT's tokenizer with a word for each word of the labels, and return it."""
+    words = [word for label in LABELS for word in label.replace(",", " ,").split()]
+    tokens = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}, do_lower_case=False)
+    tokenizer.save_pretrained(path)
+    return tokenizer
+
+
 def write_text_model(path: Path, width: int) -> Path:
     """Write a text model in the form of ``sentence-transformers/clip-ViT-B-32-multilingual-v1``."""
     path.mkdir(parents=True, exist_ok=True)
-    words = [word for label in LABELS for word in label.replace(",", " ,").split()]
-    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    tokenizer = BertTokenizer(
-        vocab={token: i for i, token in enumerate(dict.fromkeys([*special, *words]))}, do_lower_case=False
-    )
+    tokenizer = write_bert_tokenizer(path)
     config = DistilBertConfig(
         vocab_size=len(tokenizer), dim=32, hidden_dim=48, n_layers=2, n_heads=2, max_position_embeddings=40
     )
     model: Any = randomised(DistilBertModel, config)
     model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
     kinds = ("Transformer", "Pooling", "Dense")
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}

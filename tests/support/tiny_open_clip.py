@@ -28,6 +28,7 @@ SMALLER: Final[Mapping[str, Mapping[str, Any]]] = {
     "eva_giant_patch14_224": _VIT_14,
     "fastvit_mci0": {"layers": (1,) * 4, "embed_dims": (16, 32, 64, 128)},
     "vit_base_mci_224": _HYBRID,
+    "vit_base_patch16_224": _VIT,
     "vit_base_patch16_siglip_384": _VIT,
     "vit_large_patch14_clip_224": _VIT_14,
     "vit_pe_core_base_patch16_224": _VIT,

@@ -14,6 +14,7 @@ from model_export.families.clip.open_clip import OPEN_CLIP
 from model_export.families.clip.sizes import CLIP_SIZES
 from model_export.families.clip.tokenizer import open_tokenizer
 from model_export.families.family import Family, ImageDefaults, OnnxLayout
+from model_export.families.published import REFUSED
 from model_export.families.tokenizers import TextTokens, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def _onnx_tokenizer(folder: Path, tokenizer: Path | None, vocab_size: int) -> Te
     return TextTokens(content, end_of_text_id, pad_id)
 
 
+_NOT_READ: Final = {each.pattern: f"no {each.name} is read: {each.reason}" for each in REFUSED}
+
 CLIP: Final = Family(
     name="clip",
     title="CLIP",
@@ -80,9 +83,11 @@ CLIP: Final = Family(
         read_tokenizer=_onnx_tokenizer,
     ),
     relatives={
-        "jina_clip": "no Jina CLIP is read",
-        "chinese_clip": "no Chinese-CLIP is read",
-        "altclip": "no AltCLIP is read",
+        "jina_clip": _NOT_READ["jina-clip-v2"],
+        "chinese_clip": _NOT_READ["chinese-clip"],
+        "altclip": _NOT_READ["altclip"],
+        "M-CLIP": _NOT_READ["m-clip/"],
+        "nomic_bert": _NOT_READ["nomic-embed-vision"],
         "clip_vision_model": "this is a CLIP's image tower alone, and only whole models are read",
         "clip_text_model": "this is a CLIP's text tower alone, and only whole models are read",
     },

@@ -76,8 +76,9 @@ def _configure(
 ) -> tuple[ClipConfig, TextTokens]:
     opened = open_tokenizer(tokenizer or config.parent, vocab_size=said.text_config.vocab_size)
     end_of_text_id = _end_of_text_id(said.text_config.eos_token_id, opened)
+    ours = towers(said, config, end_of_text_id, PAD_ID)
     content = opened.to_json(vocab_size=said.text_config.vocab_size, end_of_text_id=end_of_text_id)
-    return towers(said, config, end_of_text_id, PAD_ID), TextTokens(content, end_of_text_id, PAD_ID)
+    return ours, TextTokens(content, end_of_text_id, PAD_ID)
 
 
 def towers(said: HfClip, config: Path, end_of_text_id: int, pad_id: int) -> ClipConfig:

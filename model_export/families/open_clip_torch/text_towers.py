@@ -105,6 +105,26 @@ def _mt5(*, width: int, layers: int, heads: int, mlp_width: int) -> TextTower:
     )
 
 
+_BIOMED_BERT: Final = TextTower(
+    vocab_size=30_522,
+    width=768,
+    layers=12,
+    pad_id=0,
+    config={
+        "model_type": "bert",
+        "vocab_size": 30_522,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "pad_token_id": 0,
+    },
+)
+
 TEXT_TOWERS: Final[Mapping[str, TextTower]] = MappingProxyType(
     {
         "roberta-base": _roberta("roberta", vocab_size=50_265, width=768, layers=12, heads=12),
@@ -112,6 +132,7 @@ TEXT_TOWERS: Final[Mapping[str, TextTower]] = MappingProxyType(
         "xlm-roberta-large": _roberta("xlm-roberta", vocab_size=250_002, width=1024, layers=24, heads=16),
         "facebook/nllb-200-distilled-600M": _nllb(layers=12, mlp_width=4096),
         "facebook/nllb-200-distilled-1.3B": _nllb(layers=24, mlp_width=8192),
+        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": _BIOMED_BERT,
         "google/mt5-base": _mt5(width=768, layers=12, heads=12, mlp_width=2048),
         "google/mt5-xl": _mt5(width=2048, layers=24, heads=32, mlp_width=5120),
     }

@@ -72,7 +72,9 @@ def _bert(opened: OpenTokenizer, vocab_size: int) -> TextTokens:
 
 def _hugging_face(opened: OpenTokenizer, vocab_size: int) -> TextTokens:
     settings = TokenizerSettings.read(opened.path.parent)
-    end_of_text_id = opened.token_id(settings.token("eos_token", "</s>"), "end of text")
-    pad_id = opened.token_id(settings.token("pad_token", "<pad>"), "padding")
+    is_bert = opened.backend.token_to_id("[SEP]") is not None
+    end, pad = ("[SEP]", "[PAD]") if is_bert else ("</s>", "<pad>")
+    end_of_text_id = opened.token_id(settings.token("eos_token", end), "end of text")
+    pad_id = opened.token_id(settings.token("pad_token", pad), "padding")
     content = opened.to_json(vocab_size=vocab_size, end_of_text_id=end_of_text_id)
     return TextTokens(content, end_of_text_id, pad_id, cleaning="clip")

@@ -214,7 +214,7 @@ NAFLEX = {"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_gap"}, "text
 REFUSED: dict[str, tuple[Files, str]] = {
     "jina": (
         hugging_face_of({"model_type": "jina_clip", "auto_map": {"AutoModel": "x.y"}}),
-        rf"config\.json: model_type is jina_clip; {KINDS}; no Jina CLIP is read$",
+        rf"config\.json: model_type is jina_clip; {KINDS}; no jina-clip v2 is read: .* code of the repository, ",
     ),
     "graphs of metaclip 2": (
         {
@@ -225,7 +225,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
     ),
     "chinese": (
         {**companions(), "config.json": as_json({"model_type": "chinese_clip"}), "pytorch_model.bin": NO_WEIGHTS},
-        r"no Chinese-CLIP is read$",
+        r"no Chinese-CLIP is read: .* BERT .*; for labels .* google/siglip2-base-patch16-224 are read$",
     ),
     "gpt": (hugging_face_of({"model_type": "gpt2"}), rf"model_type is gpt2; {KINDS}$"),
     "vision only": (hugging_face_of({"model_type": "clip_vision_model"}), r"image tower alone, and only whole models"),
@@ -249,7 +249,10 @@ REFUSED: dict[str, tuple[Files, str]] = {
         {**companions(), "model.fp16.safetensors": NO_WEIGHTS},
         r"; it holds model\.fp16\.saf",
     ),
-    "immich": ({"config.json": b"{}", "visual/model.onnx": NO_WEIGHTS, "textual/model.onnx": NO_WEIGHTS}, LISTED),
+    "immich": (
+        {"config.json": b"{}", "visual/model.onnx": NO_WEIGHTS, "textual/model.onnx": NO_WEIGHTS},
+        r"Immich's layout \(textual/model.onnx, visual/model.onnx\), which take a batch of one picture; export",
+    ),
     "gguf": ({"x-q4.gguf": NO_WEIGHTS}, LISTED),
     "lora": ({"adapter_config.json": b"{}", "adapter_model.safetensors": NO_WEIGHTS}, LISTED),
     "shard": (

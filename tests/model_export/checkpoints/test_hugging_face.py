@@ -390,8 +390,8 @@ def test_siglip_2_is_read_with_its_own_tokenizer(siglip: Path) -> None:
     ("change", "message"),
     [
         (
-            lambda c: c.update(model_type="siglip2"),
-            "model_type is siglip2; clip and siglip can be exported; SigLIP 2 of one picture size",
+            lambda c: c.update(model_type="siglip_vision_model"),
+            "model_type is siglip_vision_model; clip, siglip, metaclip_2 and siglip2 can be exported; this",
         ),
         (lambda c: c.update(auto_map={"AutoModel": "x.Y"}), "wants code of the repository to be run (auto_map)"),
         (lambda c: c.pop("text_config"), "lacks text_config: it does not describe both towers of a CLIP"),

@@ -127,7 +127,7 @@ def test_another_kind_of_model_is_refused_by_its_configuration(hub: Hub, tmp_pat
         (tmp_path / name).write_bytes(content)
     commit = hub.add(MODEL, files)
     for source in (str(tmp_path), f"{MODEL}@{commit}"):
-        with pytest.raises(SourceError, match=r"model_type is jina_clip; .*; no Jina CLIP is read$"):
+        with pytest.raises(SourceError, match=r"model_type is jina_clip; .*; no jina-clip v2 is read: "):
             contents(source)
     assert [] == hub.bodies("model.safetensors")
 

@@ -161,7 +161,10 @@ def test_a_refusal_needs_neither_torch_nor_weights(hub: Hub, tmp_path: Path) -> 
     )
 
     assert (2, "", 1) == (done.returncode, done.stdout, len(done.stderr.splitlines()))
-    assert "model_type is jina_clip; clip and siglip can be exported; no Jina CLIP is read" in done.stderr
+    assert (
+        "model_type is jina_clip; clip, siglip, metaclip_2 and siglip2 can be exported; no jina-clip v2 is read"
+        in done.stderr
+    )
     assert ["config.json"] == [sent.name for sent in hub.sent]
 
 

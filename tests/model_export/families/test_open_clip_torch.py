@@ -44,7 +44,7 @@ if importlib.util.find_spec("open_clip") is None:
     pytest.skip("the extra open-clip is not installed", allow_module_level=True)
 
 from tests.support.tiny_multilingual import LABELS as LABELS_OF_MANY_SCRIPTS
-from tests.support.tiny_multilingual import write_mt5_tokenizer, write_xlm_r_tokenizer
+from tests.support.tiny_multilingual import write_bert_tokenizer, write_mt5_tokenizer, write_xlm_r_tokenizer
 from tests.support.tiny_open_clip import PREPROCESSING, built, small_config, small_towers, write
 
 pytestmark = pytest.mark.slow
@@ -240,7 +240,24 @@ MULTILINGUAL: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
         {"d_model": 64, "d_kv": 32, "d_ff": 64, "num_layers": 1, "num_heads": 2},
         write_mt5_tokenizer,
     ),
+    "BiomedCLIP": (
+        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1},
+        write_bert_tokenizer,
+    ),
 }
+BIOMED: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 64},
+    "text_cfg": {
+        "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        "hf_tokenizer_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 24,
+    },
+}
+"""BiomedCLIP's configuration, with small pictures and short texts."""
 
 
 @pytest.mark.parametrize("name", MULTILINGUAL)
@@ -256,7 +273,7 @@ def test_labels_of_many_scripts_are_open_clips(name: str, tmp_path: Path, monkey
     small = {tower: TextTower(vocab_size=vocab_size, width=64, layers=1, pad_id=pad_id, config=shape)}
     monkeypatch.setattr(configs, "TEXT_TOWERS", small)
     monkeypatch.setattr(built_models, "TEXT_TOWERS", small)
-    config = small_config(name, vocab_size=vocab_size)
+    config = small_config(name, vocab_size=vocab_size) if name != "BiomedCLIP" else BIOMED
     (tmp_path / "config.json").write_text(json.dumps(shape))
     local = {**config["text_cfg"], "hf_model_name": str(tmp_path), "hf_model_pretrained": False}
     model = built({**config, "text_cfg": local, "custom_text": True})
