@@ -124,9 +124,12 @@ def _draw(figure: Figure, results: Results) -> None:
             for row, places in enumerate((budgets, np.array(gflops))):
                 axes = grid[row][column]
                 axes.errorbar(places, means, errors, marker="o", capsize=3, label=objective, color=_COLOURS[objective])
+                if objective == "contrastive":
+                    axes.set_xscale("log")
+                    axes.minorticks_off()
+                    axes.set_xticks(places, [f"{place:,.0f}" for place in places])
         for row, label in enumerate(("pairs", "GFLOPs of training")):
             axes = grid[row][column]
-            axes.set_xscale("log")
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
         grid[0][column].set_title(f"{_count(words)} beside the noun" if words else "nouns alone", fontsize=10)
