@@ -81,10 +81,10 @@ def test_a_stopped_experiment_goes_on_arm_by_arm(tmp_path: Path) -> None:
 
 def test_false_captions_cost_accuracy(tmp_path: Path) -> None:
     """With every caption exchanged among the rows nothing is left to learn; with none, the colours are."""
-    recipe = experiment_recipe(tmp_path, budgets="[480]", sections="[noise]\nshares = [0.0, 1.0]")
+    recipe = experiment_recipe(tmp_path, budgets="[288]", sections="[noise]\nshares = [0.0, 1.0]")
     found, shown = run("noise", recipe, tmp_path / "out")
 
-    clean, false = accuracy(found, "0% false", 480), accuracy(found, "100% false", 480)
+    clean, false = accuracy(found, "0% false", 288), accuracy(found, "100% false", 288)
     assert clean >= 0.8
     assert false <= clean - 0.2
     (lost,) = found["figures"]["lost"]
@@ -94,18 +94,18 @@ def test_false_captions_cost_accuracy(tmp_path: Path) -> None:
 
 def test_projections_are_compared_seed_by_seed(tmp_path: Path) -> None:
     """Both start from one tower; the MLP costs more operations, and the difference comes with its error."""
-    found, shown = run("projection", experiment_recipe(tmp_path, budgets="[480]"), tmp_path / "out")
+    found, shown = run("projection", experiment_recipe(tmp_path, budgets="[288]"), tmp_path / "out")
 
     linear, mlp = (
         [arm for arm in found["arms"] if arm["variant"] == f"{name} projection"] for name in ("linear", "MLP")
     )
     assert {arm["tower"] for arm in linear} == {arm["tower"] for arm in mlp}
     assert all(a["gflops"] < b["gflops"] for a, b in zip(linear, mlp, strict=True))
-    assert accuracy(found, "MLP projection", 480) >= 0.8
+    assert accuracy(found, "MLP projection", 288) >= 0.8
     assert "two standard errors" in shown
     (gain,) = found["figures"]["gain"]
     assert gain["gain"] == pytest.approx(
-        accuracy(found, "MLP projection", 480) - accuracy(found, "linear projection", 480)
+        accuracy(found, "MLP projection", 288) - accuracy(found, "linear projection", 288)
     )
 
 
