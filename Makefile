@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks kill-curation format demo-data \
+.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks kill-curation kill-batches format demo-data \
         demo-run demo-words train-demo export-demo export-sizes verify-demo wheel bench bench-curate bench-gpu \
         bench-engines bench-export bench-match bench-nonreaders bench-plan bench-queries bench-checkpoints \
         bench-stalls bench-train it-pays scale constraints licences k8s-render k8s-secret alert-rules \
@@ -26,7 +26,7 @@ PRECISIONS ?= fp32
 SIZE ?= ViT-B-32
 # Requests that fuzz sends
 CASES ?= 50000
-# Kills of kill-ranks; kill-curation has 20
+# Kills of kill-ranks; kill-curation and kill-batches have 20
 KILLS ?= 10
 # Bundle and providers that bench-engines times
 BUNDLE ?= $(DEMO)
@@ -92,6 +92,10 @@ kill-ranks: dev ## Kill ranks of a training with -9, KILLS=10 times in a run: it
 kill-curation: KILLS := 20
 kill-curation: dev ## Kill driver, worker and node of a curation on Ray with -9 in turn, KILLS=20 times: its bytes must be the same
 	@KILLS=$(KILLS) $(DEV)pytest tests/model_export/drivers/test_ray_data.py -k kills_of $(ARGS)
+
+kill-batches: KILLS := 20
+kill-batches: dev redis ## Kill the service with -9 in the middle of batch jobs, KILLS=20 times: no line may be lost or doubled
+	@KILLS=$(KILLS) $(DEV)pytest tests/service/jobs/test_crashes.py -k kills $(ARGS)
 
 format: dev ## Rewrite the source in the project's style
 	@$(DEV)ruff check --fix-only --quiet $(SOURCES)

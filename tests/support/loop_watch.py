@@ -29,7 +29,6 @@ class LoopWatch:
 def loop_watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopWatch]:
     """Watch the callbacks of every event loop of the current thread.
 
-    The garbage collector passes over what exists by now, as in a running service: the objects of the tests are many.
     A coverage measurement pauses: its tracer would cost more than the code.
     """
     watch, thread, run = LoopWatch(), threading.get_ident(), asyncio.Handle._run
@@ -49,9 +48,15 @@ def loop_watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopWatch]:
 
     with monkeypatch.context() as patch:
         patch.setattr(asyncio.Handle, "_run", watched)
-        gc.collect()
-        gc.freeze()
-        try:
-            yield watch
-        finally:
-            gc.unfreeze()
+        yield watch
+
+
+@contextmanager
+def older_objects_frozen() -> Iterator[None]:
+    """Let the garbage collector pass over what exists by now, as in a running service: a test process has a lot."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

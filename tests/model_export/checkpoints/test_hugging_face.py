@@ -209,7 +209,7 @@ def test_the_bundle_says_what_the_folder_says(pristine_clip: Path, pristine_sigl
         siglip.text.max_length,
     )
     assert isinstance(siglip.scoring, SigmoidScoring)
-    assert siglip.scoring.logit_scale == pytest.approx(10)
+    assert siglip.scoring.logit_scale == pytest.approx(40)
     assert siglip.scoring.logit_bias == -9.5
     assert ("shortest", "squash") == (clip.image.resize, siglip.image.resize)
     assert not clip.model.training
