@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lint types layers pytest coverage fuzz kill-ranks kill-curation kill-batches format demo-data \
+.PHONY: help run dev test check lint types layers pytest coverage long fuzz kill-ranks kill-curation kill-batches format demo-data \
         demo-run demo-words train-demo export-demo export-sizes verify-demo wheel bench bench-curate bench-gpu \
         bench-engines bench-export bench-match bench-nonreaders bench-plan bench-queries bench-checkpoints \
         bench-stalls bench-train it-pays scale constraints licences k8s-render k8s-secret alert-rules \
@@ -61,7 +61,7 @@ run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or
 
 # --- check ---
 
-test: dev redis prometheus clients ## Lint, types, layers, then every test
+test: dev redis prometheus clients ## Lint, types, layers, then every test but those of make long
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory pytest
 
@@ -77,11 +77,14 @@ types: dev ## Static types (mypy, strict)
 layers: dev ## Import order of the modules (import-linter)
 	@$(DEV)lint-imports --no-cache
 
-pytest: dev redis prometheus clients ## Every test, on up to four cores (ARGS= goes to pytest)
+pytest: dev redis prometheus clients ## Every test but those of make long, on up to four cores (ARGS= goes to pytest)
 	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
 
 coverage: ## make pytest with branch coverage; the tests then take a third more time
 	@$(MAKE) --no-print-directory pytest ARGS="--cov --cov-report=term $(ARGS)"
+
+long: dev redis ## The tests that make test leaves out for their length: compiled towers, the RayJob's program, the whole of it-pays
+	@$(DEV)pytest -m long $(ARGS)
 
 fuzz: dev ## Send generated requests to the service, far more than the tests do (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")
 	@$(DEV)python -m tests.fuzz --cases $(CASES) $(FUZZ_ARGS)

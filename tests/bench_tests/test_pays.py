@@ -127,7 +127,7 @@ def test_a_folder_is_of_one_comparison(tmp_path: Path) -> None:
         begun(tmp_path, {"pool": "900"})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_comparison_at_a_small_size(data: Path, tmp_path: Path) -> None:
     """Both arms are trained and measured; curation keeps natural captions of the classes; finished runs are kept."""
     out = tmp_path / "out"

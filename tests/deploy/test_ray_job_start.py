@@ -19,7 +19,7 @@ from tests.support.ray_cluster import RayCluster, ray_cluster
 
 START = ROOT / "k8s/training-ray/start.py"
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings(r"ignore:::ray(\.|$)")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300), pytest.mark.filterwarnings(r"ignore:::ray(\.|$)")]
 
 
 @pytest.fixture(scope="module")

@@ -181,6 +181,7 @@ def test_results_and_errors_come_out_as_from_this_machine(cluster: RayCluster) -
     assert [0, 1] == sorted(RayDriver().run(square, [0, 1], threads=True)), "few tasks for threads need no cluster"
 
 
+@pytest.mark.long
 def test_a_task_that_kills_its_process_again_and_again_ends_the_run(cluster: RayCluster) -> None:
     """The message names it."""
     with (

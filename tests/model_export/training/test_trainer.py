@@ -280,7 +280,7 @@ def test_compiling_without_a_compiler_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own use
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_compiled_towers_train_the_same_model(tmp_path: Path) -> None:
     """Names of weights stay, and losses are those of the run that was not compiled, but for rounding."""
