@@ -77,8 +77,10 @@ types: dev ## Static types (mypy, strict)
 layers: dev ## Import order of the modules (import-linter)
 	@$(DEV)lint-imports --no-cache
 
-pytest: dev redis prometheus clients ## Every test but those of make long, on up to four cores (ARGS= goes to pytest)
-	@$(DEV)pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+# One more than there are cores, four at most: tests that wait for a process or a clock leave a core idle.
+pytest: PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
+pytest: dev redis prometheus clients ## Every test but those of make long, in up to four processes (ARGS= goes to pytest)
+	@$(DEV)pytest --numprocesses=$(PROCESSES) $(ARGS)
 
 coverage: ## make pytest with branch coverage; the tests then take a third more time
 	@$(MAKE) --no-print-directory pytest ARGS="--cov --cov-report=term $(ARGS)"
