@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from model_export.experiments.arms import Variant
 from model_export.experiments.harness import Results
 from model_export.experiments.recipe import ExperimentRecipe
-from model_export.experiments.report import Report, Table, accuracy_table
+from model_export.experiments.report import Report, Table, accuracy_table, draw_curve
 from model_export.experiments.statistics import Estimate, difference
 
 if TYPE_CHECKING:
@@ -50,14 +50,7 @@ def _draw(figure: Figure, results: Results) -> None:
     shares = [100 * variant.false_share for variant in results.variants]
     for budget in results.recipe.budgets:
         estimates = [Estimate.of(results.accuracies(variant, budget)) for variant in results.variants]
-        axes.errorbar(
-            shares,
-            [100 * each.mean for each in estimates],
-            [100 * each.error for each in estimates],
-            marker="o",
-            capsize=3,
-            label=f"{budget:,} pairs",
-        )
+        draw_curve(axes, shares, estimates, f"{budget:,} pairs")
     axes.set_xlabel("false captions, %")
     axes.set_ylabel("top-1, %")
     axes.set_ylim(bottom=0)

@@ -10,7 +10,7 @@ import numpy as np
 from model_export.experiments.arms import Objective, Variant
 from model_export.experiments.harness import Results
 from model_export.experiments.recipe import ExperimentRecipe
-from model_export.experiments.report import Report, Table, accuracy_table
+from model_export.experiments.report import Report, Table, accuracy_table, draw_curve
 from model_export.experiments.statistics import NEVER, Estimate, pairs_to_reach
 
 if TYPE_CHECKING:
@@ -118,12 +118,10 @@ def _draw(figure: Figure, results: Results) -> None:
         for objective in _OBJECTIVES:
             variant = _variant(results, objective, words)
             estimates = _estimates(results, objective, words)
-            means = [100 * estimate.mean for estimate in estimates]
-            errors = [100 * estimate.error for estimate in estimates]
             gflops = [np.mean([arm.gflops for arm in results.of(variant, budget)]) for budget in budgets.tolist()]
             for row, places in enumerate((budgets, np.array(gflops))):
                 axes = grid[row][column]
-                axes.errorbar(places, means, errors, marker="o", capsize=3, label=objective, color=_COLOURS[objective])
+                draw_curve(axes, places.tolist(), estimates, objective, colour=_COLOURS[objective])
                 if objective == "contrastive":
                     axes.set_xscale("log")
                     axes.minorticks_off()

@@ -8,7 +8,7 @@ from model_export.errors import RecipeError
 from model_export.experiments.arms import TEST, Variant
 from model_export.experiments.harness import Results
 from model_export.experiments.recipe import ExperimentRecipe
-from model_export.experiments.report import Report, Table, accuracy_table
+from model_export.experiments.report import Report, Table, accuracy_table, draw_curve
 from model_export.experiments.statistics import Estimate, difference
 
 if TYPE_CHECKING:
@@ -81,14 +81,7 @@ def _draw(figure: Figure, results: Results) -> None:
     budgets = results.recipe.budgets
     for name in (bare, *others):
         estimates = [Estimate.of(results.accuracies(variant, budget, _key(name))) for budget in budgets]
-        axes.errorbar(
-            budgets,
-            [100 * each.mean for each in estimates],
-            [100 * each.error for each in estimates],
-            marker="o",
-            capsize=3,
-            label=f"{name} ({len(results.recipe.captions.template_sets[name])})",
-        )
+        draw_curve(axes, budgets, estimates, f"{name} ({len(results.recipe.captions.template_sets[name])})")
     axes.set_xscale("log")
     axes.set_xlabel("pairs")
     axes.set_ylabel("top-1, %")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from model_export.data.locations import is_url
-from model_export.errors import RecipeError
 from model_export.files import Section
 from model_export.training.recipe import (
     AugmentSection,
@@ -23,7 +20,7 @@ from model_export.training.recipe import (
     OptimSection,
     Recipe,
 )
-from model_export.training.recipe_errors import recipe_problems
+from model_export.training.recipe_file import located, read_recipe_file
 
 _RATES = 3
 _OWN_SECTIONS = frozenset({"noise", "objectives", "scaling"})
@@ -211,18 +208,9 @@ def read_experiment(path: Path, *, data: Path | None = None) -> ExperimentRecipe
     Raises:
         RecipeError: the file cannot be read, is not TOML, or has unknown keys or invalid values.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is not valid TOML: {error}") from error
-    try:
-        recipe = ExperimentRecipe.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(f"{path}: {recipe_problems(error, ExperimentRecipe)}") from error
+    recipe = read_recipe_file(path, ExperimentRecipe)
     base = data or path.parent
-    update = {name: tuple(_located(file, base) for file in getattr(recipe.data, name)) for name in ("files", "test")}
+    update = {name: tuple(located(file, base) for file in getattr(recipe.data, name)) for name in ("files", "test")}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
 
 
@@ -236,7 +224,3 @@ def digest(name: str, recipe: ExperimentRecipe) -> str:
     for other in _OWN_SECTIONS - {name}:
         del content[other]
     return hashlib.sha256(repr((name, content)).encode()).hexdigest()
-
-
-def _located(file: str, base: Path) -> str:
-    return file if is_url(file) else str((base / file).resolve())

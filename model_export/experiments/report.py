@@ -12,9 +12,11 @@ from rich.markup import escape
 from rich.table import Table as Shown
 
 from model_export.experiments.harness import Results
+from model_export.experiments.statistics import Estimate
 from model_export.files import replacing, write_json
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 JSON, MARKDOWN, PLOT = "results.json", "results.md", "plot.png"
@@ -87,8 +89,6 @@ def write_report(out: Path, name: str, results: Results, report: Report, console
 
 def accuracy_table(results: Results) -> Table:
     """Return the accuracy of every variant at every budget, with the rate, the operations and the time."""
-    from model_export.experiments.statistics import Estimate
-
     rows = []
     for variant in results.variants:
         for budget in results.recipe.budgets:
@@ -108,4 +108,19 @@ def accuracy_table(results: Results) -> Table:
         "Top-1 accuracy on the test split, %, mean of the seeds ± standard error",
         ("arm", "pairs", "rate", "accuracy", "GFLOPs", "seconds"),
         tuple(rows),
+    )
+
+
+def draw_curve(
+    axes: Axes, places: Sequence[float], estimates: Sequence[Estimate], label: str, *, errors: int = 1, colour: str = ""
+) -> None:
+    """Draw accuracies in per cent, with so many standard errors to each side."""
+    axes.errorbar(
+        places,
+        [100 * each.mean for each in estimates],
+        [100 * errors * each.error for each in estimates],
+        marker="o",
+        capsize=3,
+        label=label,
+        color=colour or None,
     )

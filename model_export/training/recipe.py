@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -11,19 +10,17 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
 from model_export.architectures.activations import Activation
-from model_export.data.locations import is_url
 from model_export.data.parquet import PairColumns
-from model_export.errors import RecipeError, SourceError
+from model_export.errors import SourceError
 from model_export.families.clip.config import ImageTowerConfig, ResidualConvConfig
 from model_export.families.family import ImageTowerShape
 from model_export.families.sizes import named_size
 from model_export.files import Section
-from model_export.training.recipe_errors import recipe_problems
+from model_export.training.recipe_file import located, read_recipe_file
 
 Tower: TypeAlias = Literal["image", "text"]
 
@@ -270,20 +267,8 @@ def read_recipe(path: Path, *, data: Path | None = None) -> Recipe:
     Raises:
         RecipeError: the file cannot be read, is not TOML, or has unknown keys or invalid values.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror})"
-        raise RecipeError(msg) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"{path}: is not valid TOML: {error}"
-        raise RecipeError(msg) from error
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        msg = f"{path}: {recipe_problems(error, Recipe)}"
-        raise RecipeError(msg) from error
-    files = tuple(file if is_url(file) else str(((data or path.parent) / file).resolve()) for file in recipe.data.files)
+    recipe = read_recipe_file(path, Recipe)
+    files = tuple(located(file, data or path.parent) for file in recipe.data.files)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"files": files})})
     taught = recipe.distillation
     if taught is not None and (place := path.parent / taught.teacher).exists():

@@ -31,19 +31,8 @@ def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def words_tokenizer() -> Tokenizer:
     """Return a tokenizer of three words and one token for all others, which drops punctuation."""
-    backend = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "cat": 1, "dog": 2, "кошка": 3}, unk_token="<unk>"))
-    backend.normalizer = normalizers.Replace(tokenizers.Regex("[!?]"), "")
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    section = TextSection(
-        padding="longest",
-        min_length=1,
-        max_length=8,
-        pad_id=0,
-        end_of_text_id=0,
-        canonicalization="tokenizer",
-        overflow="refuse",
-    )
-    return Tokenizer(backend, section)
+    model = models.WordLevel({"<unk>": 0, "cat": 1, "dog": 2, "кошка": 3}, unk_token="<unk>")
+    return tokenizer_of(model, normalizers.Replace(tokenizers.Regex("[!?]"), ""), max_length=8)
 
 
 def found(tokenizer: Tokenizer, *labels: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -136,7 +125,9 @@ def test_words_that_are_in_no_vocabulary(words_tokenizer: Tokenizer, bytes_token
     )
 
 
-def tokenizer_of(model: models.Model, normalizer: normalizers.Normalizer | None = None) -> Tokenizer:
+def tokenizer_of(
+    model: models.Model, normalizer: normalizers.Normalizer | None = None, *, max_length: int = 64
+) -> Tokenizer:
     """Return a tokenizer that cuts at white space."""
     backend = tokenizers.Tokenizer(model)
     if normalizer is not None:
@@ -145,7 +136,7 @@ def tokenizer_of(model: models.Model, normalizer: normalizers.Normalizer | None 
     section = TextSection(
         padding="longest",
         min_length=1,
-        max_length=64,
+        max_length=max_length,
         pad_id=0,
         end_of_text_id=0,
         canonicalization="tokenizer",
