@@ -2,7 +2,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
 from service.model.engine.openvino import OpenVinoSession
 from service.model.engine.provider_table import TABLE, SessionPlan
@@ -60,3 +63,35 @@ def test_a_run_that_fails_leaves_the_next_ones_alone(bundle: Path) -> None:
     with pytest.raises(RuntimeError):
         session.run(None, {"pixels": np.zeros((1, 9, 9, 3), np.uint8)})
     assert (2, DIM) == session.run(None, {"pixels": np.zeros((2, 8, 8, 3), np.uint8)})[0].shape
+
+
+@pytest.mark.parametrize("activation", ["Gelu", "Swish", "Relu"])
+def test_an_activation_is_computed_after_the_pooling_before_it(tmp_path: Path, activation: str) -> None:
+    """GELU and Swish are not monotone: the maximum of their values is not their value of the maximum."""
+    draws = np.random.default_rng(0)
+    weights = numpy_helper.from_array(draws.normal(size=(8, 3, 3, 3)).astype(np.float32), "weights")
+    ends = {
+        "Gelu": [helper.make_node("Gelu", ["pooled"], ["embedding"])],
+        "Relu": [helper.make_node("Relu", ["pooled"], ["embedding"])],
+        "Swish": [
+            helper.make_node("Sigmoid", ["pooled"], ["gate"]),
+            helper.make_node("Mul", ["pooled", "gate"], ["embedding"]),
+        ],
+    }
+    nodes = [
+        helper.make_node("Conv", ["pixels", "weights"], ["convolved"]),
+        helper.make_node("MaxPool", ["convolved"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]),
+        *ends[activation],
+    ]
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels, None, None])
+        for name, channels in (("pixels", 3), ("embedding", 8))
+    ]
+    graph = helper.make_graph(nodes, "convolution", ports[:1], ports[1:], [weights])
+    path = tmp_path / "graph.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    pixels = {"pixels": draws.normal(size=(2, 3, 18, 18)).astype(np.float32)}
+    (wanted,) = InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, pixels)
+    (given,) = OpenVinoSession(path, OPTIONS).run(None, pixels)
+    assert (wanted.min() < 0) == (activation != "Relu")  # below zero they are not monotone
+    np.testing.assert_allclose(given, wanted, atol=1e-4)
