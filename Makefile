@@ -85,7 +85,7 @@ pytest: dev redis prometheus clients ## Every test but those of make long, in up
 coverage: ## make pytest with branch coverage; the tests then take a third more time
 	@$(MAKE) --no-print-directory pytest ARGS="--cov --cov-report=term $(ARGS)"
 
-long: dev redis ## The tests that make test leaves out for their length: compiled towers, the RayJob's program, the whole of it-pays
+long: dev redis ## The tests that make test leaves out for their length: compiled towers, the RayJob's program, whole recipes on Ray, the whole of it-pays
 	@$(DEV)pytest -m long $(ARGS)
 
 fuzz: dev ## Send generated requests to the service, far more than the tests do (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from model_export.curation.output import writing
 from model_export.curation.progress import CurationProgress
 from model_export.curation.query_list import LONGEST, Query
 from model_export.curation.text_counts import PAIRS, WORDS, PieceCounter, text_pieces, totals
@@ -62,6 +63,7 @@ def make_queries(
         work: folder for the counts, which every process of the driver sees; the system's temporary one by default.
 
     Raises:
+        CurationError: the folder for the counts cannot be made.
         DataError: a source cannot be read, or is not UTF-8.
     """
     queries: dict[str, Query] = {}
@@ -92,7 +94,7 @@ def _of_texts(sources: QuerySources, progress: CurationProgress, driver: Driver,
     pieces = text_pieces(sources.texts, sources.column)
     if not pieces:
         return
-    with tempfile.TemporaryDirectory(dir=work) as name:
+    with _scratch(work) as name:
         folder, total = Path(name), 0
         driver.check_folder(folder)
         progress.begin("pieces of text", len(pieces))
@@ -109,6 +111,15 @@ def _of_texts(sources: QuerySources, progress: CurationProgress, driver: Driver,
                 if pmi(both, counts[first], counts[second], total) >= sources.least_pmi:
                     pairs.append(Query(f"{first} {second}", "pairs of words", both))
         yield from _by_count(pairs)
+
+
+def _scratch(work: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """Make a folder for counts; the one that it lies in is made too."""
+    if work is None:
+        return tempfile.TemporaryDirectory()
+    with writing(work):
+        work.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=work)
 
 
 def _of_titles(sources: QuerySources) -> Iterator[Query]:

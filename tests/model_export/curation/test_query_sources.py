@@ -12,7 +12,7 @@ from model_export.curation import text_counts
 from model_export.curation.query_list import Query, read_queries, write_queries
 from model_export.curation.query_sources import QuerySources, make_queries
 from model_export.drivers.local import LocalDriver
-from model_export.errors import DataError
+from model_export.errors import CurationError, DataError
 from tests.support.curating import quiet
 
 CORPUS = """\
@@ -158,3 +158,14 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
         made(titles=[tmp_path / "latin"])
     with pytest.raises(DataError, match=r"data\.noun: cannot be read"):
         made(wordnet=tmp_path)
+
+
+def test_the_folder_for_counts_is_made(tmp_path: Path) -> None:
+    """On a cluster it is that of the list, which need not exist yet; where it cannot be made, a line says so."""
+    (tmp_path / "text.txt").write_text("a dog\n")
+    sources = QuerySources([str(tmp_path / "text.txt")], least=1)
+    with quiet() as progress:
+        assert {"a", "dog"} == {query.text for query in make_queries(sources, progress, work=tmp_path / "new/lists")}
+        with pytest.raises(CurationError, match=r"text\.txt/lists: cannot be written"):
+            make_queries(sources, progress, work=tmp_path / "text.txt/lists")
+    assert not list((tmp_path / "new/lists").iterdir())

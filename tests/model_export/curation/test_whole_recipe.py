@@ -7,10 +7,8 @@ import signal
 import subprocess
 import sys
 import tarfile
-from io import BytesIO
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,45 +19,15 @@ from model_export.errors import CurationError
 from tests.model_export.test_cli import in_this_process
 from tests.support.curating import content_of, quiet
 from tests.support.places import ROOT
-from tests.support.planted import scene
 from tests.support.stopping import StoppedError, Stopping, run_file
-
-THINGS = ("dog", "cat", "boat", "house")
-JUNK = ("my dog IMG_0001.JPG", "Ein Hund am Strand", "The weather was nice")
-RECIPE = """
-[data]
-files = ["raw"]
-[queries]
-text = ["dump.txt"]
-titles = ["views.tsv"]
-least = 2
-least_pmi = 0
-least_views = 10
-[match]
-[filter]
-images = true
-shorter_side = 16
-[dedup]
-[balance]
-most = 4
-[output]
-"""
+from tests.support.whole_recipe import RECIPE, write_whole_recipe
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write pairs in three files, the sources of a query list, and a recipe."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "raw").mkdir()
-    rows = 20
-    for number in range(3):
-        at = range(number * rows, (number + 1) * rows)
-        texts = [JUNK[row % 3] if row % 5 == 4 else f"My {THINGS[row % 7 % 4]} in the garden" for row in at]
-        pictures = [encoded(row if row % 9 else 0) for row in at]  # every ninth shows the same
-        pq.write_table(pa.table({"text": texts, "image": pictures}), folder / "raw" / f"{number}.parquet")
-    (folder / "dump.txt").write_text("my dog\nmy dog\nmy cat\nthe boat\nthe boat\n")
-    (folder / "views.tsv").write_text("House\t50\nRare\t1\n")
-    (folder / "recipe.toml").write_text(RECIPE)
+    write_whole_recipe(folder, files=3)
     return folder
 
 
@@ -68,13 +36,6 @@ def whole(raw: Path) -> Path:
     """Run the recipe."""
     run(raw, raw / "whole")
     return raw / "whole"
-
-
-def encoded(seed: int) -> bytes:
-    """Return a picture as JPEG."""
-    stream = BytesIO()
-    scene(seed, 64, 48).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
 
 
 def run(folder: Path, out: Path, driver: Driver | None = None, recipe: str = "recipe.toml") -> None:

@@ -1,5 +1,6 @@
 """Tests of the driver on a cluster of three processes of Ray on this machine; it is started once."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,11 +17,13 @@ from model_export.drivers.local import LocalDriver
 from model_export.drivers.ray_actor import Setting, versions
 from model_export.drivers.ray_data import RayDriver
 from model_export.errors import DataError, DriverError
+from service.model.manifest import DEMO_BUNDLE
 from tests.model_export.test_cli import error_of, in_this_process
 from tests.support.curating import SMALL, Without, content_of, quiet, write_texts
 from tests.support.places import ROOT
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.waiting import wait_until
+from tests.support.whole_recipe import encoded, write_whole_recipe
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings(r"ignore:::ray(\.|$)")]
 
@@ -48,6 +51,15 @@ def data(tmp_path: Path) -> Path:
     """Write three files."""
     write_texts(tmp_path / "data", ROWS)
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a recipe with every stage, its data in two files, and a query list."""
+    folder = tmp_path_factory.mktemp("raw")
+    write_whole_recipe(folder, files=2)
+    (folder / "words.txt").write_text("my dog\nmy\nmy cat\nhouse\nthe boat\nin the\n")
+    return folder
 
 
 def curated(data: Path, out: Path, driver: Driver) -> dict[str, bytes]:
@@ -213,16 +225,88 @@ def test_a_node_with_other_packages_is_refused() -> None:
     assert Setting("/", (), versions(), 0).problem() is None
 
 
-def test_commands_run_on_a_cluster(data: Path, tmp_path: Path, cluster: RayCluster) -> None:
-    """The data set is that of the command without --driver."""
-    queries = tmp_path / "queries.tsv"
-    queries.write_text("dog\ncat\nred car\n")
-    match = ("curate", "match", data, "--queries", queries)
-    in_this_process(*match, "--out", tmp_path / "here")
-    found = in_this_process(*match, "--out", tmp_path / "ray", "--driver", "ray", "--ray-address", cluster.address)
+def same_files(cluster: RayCluster, *command: object, out: Path, name: str = "") -> set[str]:
+    """Run a command on this machine and on the cluster, compare every file of theirs, and return the files' names.
 
-    assert 0 == found.returncode, found.stderr
-    assert content_of(tmp_path / "here") == content_of(tmp_path / "ray")
+    Args:
+        cluster: for the second run.
+        command: without ``--out``.
+        out: folder for the outputs of both.
+        name: of a file, if ``--out`` names one.
+    """
+    found = []
+    for place, driver in (("here", ()), ("ray", ("--driver", "ray", "--ray-address", cluster.address))):
+        done = in_this_process(*command, "--out", out / place / name, *driver)
+        assert 0 == done.returncode, done.stderr
+        found.append({str(file.relative_to(out / place)): file.read_bytes() for file in results(out / place)})
+    assert found[0] == found[1]
+    return set(found[0])
+
+
+def results(folder: Path) -> Iterator[Path]:
+    """Yield files that are the same wherever they were made: all but those with times and places of the inputs."""
+    for path in folder.rglob("*"):
+        if path.suffix in {".parquet", ".tsv"} or path.name == "dataset.json" or path.match("records/0*.json"):
+            yield path
+
+
+def test_commands_run_on_a_cluster(raw: Path, tmp_path: Path, cluster: RayCluster) -> None:
+    """The data set is that of the command without --driver."""
+    made = same_files(cluster, "curate", "filter", raw / "raw", "--images", "--shorter-side", 16, out=tmp_path)
+
+    assert {"00000.parquet", "00001.parquet", "records/00001.json", "dataset.json"} <= made
+
+
+@pytest.mark.long
+def test_a_whole_recipe_runs_on_a_cluster(raw: Path, tmp_path: Path, cluster: RayCluster) -> None:
+    """Every stage, their signatures and counts; and it is verified there."""
+    made = same_files(cluster, "curate", "run", raw / "recipe.toml", out=tmp_path)
+
+    assert {"00001.parquet", "records/queries.tsv", "records/counts.parquet"} <= made
+    assert any(name.startswith("records/signatures/") for name in made)
+    stages = json.loads((tmp_path / "ray/dataset.json").read_text())["stages"]
+    assert ["read", "match", "filter text", "filter images", "dedup", "balance"] == [each["name"] for each in stages]
+    assert all(each["dropped"] for each in stages[-2:]), "copies, and pairs over the cap"
+    verify = ("curate", "verify", tmp_path / "ray")
+    verified = in_this_process(*verify, "--driver", "ray", "--ray-address", cluster.address)
+    assert 0 == verified.returncode, verified.stdout + verified.stderr
+    assert "2 shards follow from their inputs" in " ".join(verified.stdout.split())
+
+
+@pytest.mark.long
+def test_a_balance_runs_on_a_cluster(raw: Path, tmp_path: Path, cluster: RayCluster) -> None:
+    """Some queries are above the cap, so that every pass runs."""
+    queries = ("--queries", raw / "words.txt")
+    in_this_process("curate", "match", raw / "raw", *queries, "--out", tmp_path / "matched")
+    balance = ("curate", "balance", tmp_path / "matched", *queries, "--most", 3)
+
+    assert {"00001.parquet", "records/counts.parquet"} <= same_files(cluster, *balance, out=tmp_path / "balanced")
+    [_, stage] = json.loads((tmp_path / "balanced/ray/dataset.json").read_text())["stages"]
+    assert stage["dropped"]["over cap"] > 0
+
+
+@pytest.mark.long
+def test_a_query_list_is_made_on_a_cluster(raw: Path, tmp_path: Path, cluster: RayCluster) -> None:
+    """Of texts and titles; its folder is made too."""
+    sources = ("--text", raw / "dump.txt", "--text", raw / "raw/0.parquet", "--titles", raw / "views.tsv")
+    queries = ("curate", "queries", *sources, "--least", 2, "--least-pmi", 0, "--least-views", 10)
+
+    assert {"queries.tsv"} == same_files(cluster, *queries, out=tmp_path, name="queries.tsv")
+    assert ["queries.tsv"] == [path.name for path in (tmp_path / "ray").iterdir()], "the counts are gone"
+
+
+@pytest.mark.long
+def test_folders_of_pictures_are_embedded_on_a_cluster(raw: Path, tmp_path: Path, cluster: RayCluster) -> None:
+    """Each folder is a shard; the vectors have the same bits."""
+    folders = tmp_path / "a", tmp_path / "b"
+    for at, folder in enumerate(folders):
+        (folder / "below").mkdir(parents=True)
+        for seed in range(3):
+            (folder / "below" / f"{seed}.jpg").write_bytes(encoded(3 * at + seed))
+    (folders[0] / "broken.png").write_bytes(b"none")
+    embed = ("embed", *folders, "--bundle", DEMO_BUNDLE, "--provider", "cpu")
+
+    assert {"00000.parquet", "00001.parquet"} <= same_files(cluster, *embed, out=tmp_path)
 
 
 def test_an_address_without_ray_is_refused(data: Path, tmp_path: Path) -> None:
