@@ -35,12 +35,13 @@ from service.jobs.runner import JobRunner
 from service.jobs.use_cases import Jobs
 from service.jobs.work import InputLimits, JobWork
 from service.label_sets.use_cases import LabelSets
-from service.labels.cache import TextCache, open_text_cache
 from service.monitoring.metrics import NO_STATE, Metrics
 from service.settings import Settings
 from service.state.factory import open_state
 from service.state.protocol import StateStore
 from service.state.write_probe import PROBE_S, WriteProbe
+from service.vector_cache.caches import VectorCache
+from service.vector_cache.opening import open_text_cache
 
 _PROTOCOLS: Final = (native, openai, huggingface, open_inference)
 
@@ -59,7 +60,7 @@ def create_app(
     settings: Settings,
     *,
     models: ModelRegistry | None = None,
-    text_cache: TextCache | None = None,
+    text_cache: VectorCache | None = None,
     state: StateStore | None = None,
     metrics: Metrics | None = None,
 ) -> FastAPI:
@@ -134,7 +135,7 @@ async def _start(
     services: Services,
     undo: AsyncExitStack,
     models: ModelRegistry | None,
-    text_cache: TextCache | None,
+    text_cache: VectorCache | None,
     state: StateStore | None,
 ) -> None:
     """Open, load and warm every part, then report ready or failed. `undo` closes the parts in reverse order."""

@@ -13,7 +13,6 @@ from service.images.decode_pool import DecodePool
 from service.images.decoding import ImageLimits
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
-from service.labels.cache import TextCache
 from service.labels.vectors import LabelMatrix, LabelVectors
 from service.lanes import Lane
 from service.model.arrays import Pixels, Vectors
@@ -22,6 +21,7 @@ from service.model.prompts import validate_templates
 from service.monitoring.metrics import Metrics
 from service.monitoring.usage import add_work
 from service.settings import Settings
+from service.vector_cache.caches import VectorCache
 
 _CPUS: Final = available_cpus()  # at import, because it reads files, which would block the event loop
 _MAX_FETCHED: Final = 64
@@ -37,7 +37,7 @@ class Pipeline:
         label_vectors: class vectors of all models.
     """
 
-    def __init__(self, models: ModelRegistry, text_cache: TextCache, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, models: ModelRegistry, text_cache: VectorCache, settings: Settings, metrics: Metrics) -> None:
         self.label_vectors = LabelVectors(
             text_cache, metrics, prefix=settings.cache_prefix, matrices_bytes=settings.cache_matrices_mib * 2**20
         )

@@ -1,1 +1,1 @@
-"""Labels to vectors: caches, cache keys and pending vectors."""
+"""Labels to vectors: matrices, cache keys and pending vectors."""

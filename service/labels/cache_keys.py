@@ -8,7 +8,7 @@ from service.model.prompts import templates_digest
 
 _STEP: Final = 512
 _FORMAT: Final = b"2"
-"""Version of the form in which values are stored (`labels/redis_cache.py`), so that no version reads another's."""
+"""Version of the form of stored values (`vector_cache/redis_cache.py`), so that no version reads another's."""
 
 
 def vector_identity(text_revision: str, numerics: str, templates: Sequence[str]) -> bytes:

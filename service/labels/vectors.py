@@ -19,14 +19,15 @@ from service.concurrency import Wanted, cancel, run_off_loop, together
 from service.errors import AnyclassError, InferenceFailed, NotReady
 from service.inference.admission import Reservation
 from service.inference.served_model import Model
-from service.labels.cache import MatrixCache, TextCache
 from service.labels.cache_keys import class_vector_keys, labels_digest, matrix_digest, vector_identity
+from service.labels.matrix_cache import MatrixCache
 from service.labels.pending_vectors import PendingVectors, cancel_if_unwanted, tokenise, vector
 from service.lanes import Lane
 from service.model.answer_warnings import AnswerWarning, warn_of_tokens
 from service.model.arrays import Vectors
 from service.model.scoring import class_vectors
 from service.monitoring.metrics import Metrics
+from service.vector_cache.caches import VectorCache
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class _Request:
 class LabelVectors:
     """Class vectors for all models. Belongs to one event loop."""
 
-    def __init__(self, cache: TextCache, metrics: Metrics, *, prefix: str, matrices_bytes: int) -> None:
+    def __init__(self, cache: VectorCache, metrics: Metrics, *, prefix: str, matrices_bytes: int) -> None:
         self._cache = cache
         self._metrics = metrics
         self._prefix = prefix

@@ -29,14 +29,14 @@ from service.classification.pipeline import Pipeline
 from service.classification.types import LabelQuery, ScoringOptions, Timings
 from service.inference.registry import ModelRegistry
 from service.inference.served_model import Model
-from service.labels.cache import open_text_cache
 from service.labels.cache_keys import class_vector_keys, vector_identity
-from service.labels.redis_cache import RedisTextCache
 from service.model.arrays import Vectors
 from service.model.engine.engine import OnnxEngine
 from service.model.loading import Bundle, load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
+from service.vector_cache.opening import open_text_cache
+from service.vector_cache.redis_cache import RedisVectorCache
 from tests.support.redis_server import running_redis
 
 MANY: Final = 1_000
@@ -141,7 +141,7 @@ async def from_redis(bundle: Bundle, engine: OnnxEngine, image: bytes) -> dict[s
             await fresh.classify(image, labels(1))  # opens the connection
             whole.append(await seconds(lambda fresh=fresh: fresh.classify(image, labels(MANY))))  # type: ignore[misc]
             await fresh.close()
-        client = RedisTextCache(server.url, Metrics(), timeout_s=1.0)
+        client = RedisVectorCache(server.url, Metrics(), timeout_s=1.0)
         keys = _keys(first.model, labels(MANY))
         await client.get_many(keys[:1], dim=engine.dim)
         for _ in range(_FRESH * 3):

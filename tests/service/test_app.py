@@ -19,12 +19,12 @@ from PIL import Image
 from service.app import create_app
 from service.errors import BundleError, NonFiniteOutput
 from service.inference.registry import ModelRegistry
-from service.labels.cache import MemoryTextCache
 from service.model.choices import ChosenBy
 from service.model.loading import load_bundle
 from service.monitoring import logs
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
+from service.vector_cache.caches import MemoryVectorCache
 from tests.support.classifying import until
 from tests.support.tiny_bundle import DIM, write_tiny_bundle
 
@@ -205,7 +205,7 @@ async def test_readiness_fails_first_when_stopping(bundle: Path) -> None:
         assert (200, "close") == (answer.status_code, answer.headers["connection"])
 
 
-class RecordingCache(MemoryTextCache):
+class RecordingCache(MemoryVectorCache):
     """A memory cache that tells when it is closed."""
 
     def __init__(self, closed: list[str]) -> None:
@@ -213,7 +213,7 @@ class RecordingCache(MemoryTextCache):
         self._closed = closed
 
     async def close(self) -> None:
-        """See `TextCache`."""
+        """See `VectorCache`."""
         self._closed.append("cache")
 
 

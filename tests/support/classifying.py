@@ -14,11 +14,12 @@ from service.classification.classifier import Classifier
 from service.classification.pipeline import Pipeline
 from service.classification.types import Classification, LabelQuery, ScoringOptions
 from service.inference.registry import ModelRegistry
-from service.labels.cache import TextCache, open_text_cache
 from service.model.engine.engine import Engine, OnnxEngine
 from service.model.loading import load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
+from service.vector_cache.caches import VectorCache
+from service.vector_cache.opening import open_text_cache
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -32,7 +33,7 @@ class Rig:
     engine: FakeEngine
     registry: ModelRegistry
     metrics: Metrics
-    cache: TextCache
+    cache: VectorCache
 
     async def classify(self, *labels: str, image: bytes | None = None, **options: Any) -> Classification:
         """Classify a red picture, or another."""

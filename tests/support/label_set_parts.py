@@ -15,12 +15,12 @@ from service.inference.served_model import Model
 from service.label_sets.definition import Definition, check_definition
 from service.label_sets.status import LabelSetStatus
 from service.label_sets.use_cases import LabelSets
-from service.labels.cache import MemoryTextCache
 from service.model.loading import load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from service.state.directory import DirectoryStateStore
 from service.state.protocol import StateStore
+from service.vector_cache.caches import MemoryVectorCache
 from tests.support.classifying import picture, until
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -81,7 +81,7 @@ async def replica(
 
     registry = await asyncio.to_thread(load)
     state = store or DirectoryStateStore(path / "state")
-    pipeline = Pipeline(registry, MemoryTextCache(100_000, metrics), settings, metrics)
+    pipeline = Pipeline(registry, MemoryVectorCache(100_000, metrics), settings, metrics)
     label_sets = LabelSets(state, registry, pipeline.label_vectors, settings, metrics)
     classifier = Classifier(pipeline, settings, metrics, label_sets)
     if start:

@@ -140,7 +140,7 @@ class RedisLimiter:
         retry_s: float = 1.0,
         max_connections: int = 16,
     ) -> None:
-        """Connect lazily; the arguments are those of `RedisTextCache`."""
+        """Connect lazily; the arguments are those of `RedisVectorCache`."""
         self.limit = limit
         self._metrics = metrics
         self._prefix = f"{prefix}rate:"

@@ -17,10 +17,10 @@ from service.cli.remote.client import RemoteError, Service, document
 from service.concurrency import in_order
 from service.errors import AnyclassError, DeviceLost, InvalidImage, PayloadTooLarge
 from service.inference.registry import ModelRegistry
-from service.labels.cache import open_text_cache
 from service.model.answer_warnings import AnswerWarning
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
+from service.vector_cache.opening import open_text_cache
 
 _MAX_SENT_BYTES: Final = 2**28
 """Larger images are not sent. The limit of the service is its own to report."""

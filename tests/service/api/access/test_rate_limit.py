@@ -9,10 +9,10 @@ import pytest
 from pydantic import SecretStr
 
 from service.api.access.rate_limit import Limiter, LocalLimiter, RateLimit, RedisLimiter, open_limiter
-from service.labels.redis_cache import RedisTextCache
 from service.monitoring.metrics import Metrics
 from service.redis_client import redis_timed_out
 from service.settings import Settings
+from service.vector_cache.redis_cache import RedisVectorCache
 from tests.support.classifying import until
 from tests.support.http_server import http_server
 from tests.support.redis_server import RedisServer, running_redis
@@ -157,7 +157,7 @@ async def _asked_redis(limiter: RedisLimiter) -> bool:
 async def test_a_frozen_redis_costs_a_request_one_time_limit(redis: RedisServer) -> None:
     """The text cache does not wait again for the Redis that the rate limit has waited for."""
     metrics = Metrics()
-    cache = RedisTextCache(redis.url, metrics, timeout_s=30)
+    cache = RedisVectorCache(redis.url, metrics, timeout_s=30)
     async with shared(redis, RateLimit(1, 5), timeout_s=0.02) as limiter:
         redis.freeze()
         try:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.labels.cache import MemoryTextCache, TextCache, open_text_cache
-from service.labels.redis_cache import RedisTextCache
 from service.monitoring.metrics import Metrics
 from service.redis_client import Breaker
 from service.settings import Settings
+from service.vector_cache.caches import MemoryVectorCache, VectorCache
+from service.vector_cache.opening import open_text_cache
+from service.vector_cache.redis_cache import RedisVectorCache
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.vectors import DIM, count, lists, vector
 
@@ -33,10 +34,10 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 @asynccontextmanager
 async def redis_cache(
     server: RedisServer, metrics: Metrics | None = None, **options: Any
-) -> AsyncIterator[RedisTextCache]:
+) -> AsyncIterator[RedisVectorCache]:
     """Open a cache on the server, by default with timeouts that suit a busy machine."""
     options = {"timeout_s": 2.0, "retry_s": 0.1, **options}
-    cache = RedisTextCache(server.url, metrics or Metrics(), **options)
+    cache = RedisVectorCache(server.url, metrics or Metrics(), **options)
     try:
         yield cache
     finally:
@@ -51,7 +52,7 @@ async def until(condition: Callable[[], Any], *, within_s: float = 60.0) -> None
         await asyncio.sleep(0.02)
 
 
-def wind(cache: RedisTextCache, seconds: float) -> None:
+def wind(cache: RedisVectorCache, seconds: float) -> None:
     """Put the clock of the cache's breakers forward."""
     for breaker in (cache._link, cache._writes):
         before = breaker._clock
@@ -175,7 +176,7 @@ async def test_redis_that_hangs_costs_only_the_time_limit(redis: RedisServer) ->
         await until(used)
 
 
-async def stored(cache: TextCache, items: dict[str, Any]) -> bool:
+async def stored(cache: VectorCache, items: dict[str, Any]) -> bool:
     """Write items; return whether they can be read."""
     await cache.set_many(items)
     return None not in lists(await cache.get_many(list(items), dim=DIM))
@@ -217,10 +218,10 @@ async def test_a_wrong_password_is_a_miss_and_not_shown(tmp_path: Path, caplog: 
     caplog.set_level(logging.DEBUG)
     with running_redis(tmp_path, password="s3cret/right") as server:
         url = f"redis://127.0.0.1:{server.port}/0"
-        wrong = RedisTextCache(url, Metrics(), password="s3cret-wrong", timeout_s=2)
+        wrong = RedisVectorCache(url, Metrics(), password="s3cret-wrong", timeout_s=2)
         for _ in range(4):
             assert await wrong.get_many(["k"], dim=DIM) == [None]
-        right = RedisTextCache(url, Metrics(), password="s3cret/right", timeout_s=2)
+        right = RedisVectorCache(url, Metrics(), password="s3cret/right", timeout_s=2)
         assert await stored(right, {"k": vector()})
         shown = caplog.text + repr(wrong) + repr(right) + str(vars(wrong))
         await wrong.close()
@@ -245,7 +246,7 @@ async def test_what_is_wrong_with_redis_is_said_at_the_start(
     password = "other" if trouble == "password" else None
     with running_redis(tmp_path, password=password) as server:
         url = f"redis://127.0.0.1:{server.port}/0"
-        cache = RedisTextCache(url, metrics, password="mine" if password else None, timeout_s=2.0, retry_s=60)
+        cache = RedisVectorCache(url, metrics, password="mine" if password else None, timeout_s=2.0, retry_s=60)
         if trouble == "frozen":
             server.freeze()
         elif trouble == "gone":
@@ -283,7 +284,7 @@ async def test_a_redis_that_is_well_says_nothing_at_the_start(
     redis.command("ACL", "SETUSER", "default", "-ping")
     for _ in range(2):
         metrics = Metrics()
-        cache = RedisTextCache(redis.url, metrics, timeout_s=2.0)
+        cache = RedisVectorCache(redis.url, metrics, timeout_s=2.0)
         await cache.check()
         assert 1 == count(metrics, "anyclass_text_cache_up")
         assert await stored(cache, {"k": vector()})
@@ -305,7 +306,7 @@ async def test_redis_is_tried_again_within_five_seconds() -> None:
 
 async def test_settings_choose_the_cache(redis: RedisServer) -> None:
     """Without a URL the cache is in memory; with one, memory comes before Redis, which need not run at the start."""
-    assert isinstance(open_text_cache(Settings(), Metrics()), MemoryTextCache)
+    assert isinstance(open_text_cache(Settings(), Metrics()), MemoryVectorCache)
     cache = open_text_cache(Settings(redis_url=SecretStr(redis.url), redis_timeout_ms=2_000), Metrics())
     await cache.set_many({"k": vector(3)})
     assert redis.command("EXISTS", "k") == b":1\r\n"

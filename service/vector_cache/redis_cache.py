@@ -35,8 +35,8 @@ _WRITE_TIMEOUT_FACTOR: Final = 10
 """Writes may take this many times longer than reads, because no request waits for them."""
 
 
-class RedisTextCache:
-    """A `TextCache` in Redis."""
+class RedisVectorCache:
+    """A `VectorCache` in Redis."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class RedisTextCache:
         metrics.cache_up.set(1)
 
     async def check(self) -> None:
-        """See `TextCache`. If Redis cannot be reached, it is tried again only every `retry_s`."""
+        """See `VectorCache`. If Redis cannot be reached, it is tried again only every `retry_s`."""
         try:
             async with asyncio.timeout(_CHECK_S):
                 await self._client.ping()
@@ -78,7 +78,7 @@ class RedisTextCache:
             self._turn(partial(self._link.failed, at_once=True), diagnose(exc)[1])
 
     async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
-        """See `TextCache`. Stops at the first failure, so at most one timeout is spent."""
+        """See `VectorCache`. Stops at the first failure, so at most one timeout is spent."""
         found: list[Vectors | None] = []
         invalid = 0
         for start in range(0, len(keys), _CHUNK):
@@ -97,7 +97,7 @@ class RedisTextCache:
         return found + [None] * (len(keys) - len(found))
 
     async def set_many(self, items: Mapping[str, Vectors]) -> None:
-        """See `TextCache`. Sends one pipeline per thousand items."""
+        """See `VectorCache`. Sends one pipeline per thousand items."""
         entries = list(items.items())
         for start in range(0, len(entries), _CHUNK):
             if not await self._write(entries[start : start + _CHUNK]):

@@ -1,21 +1,18 @@
-"""Caches of class vectors between requests: in process, in Redis, or both.
+"""Caches of vectors between requests: in process, or in layers.
 
 A cache may lose any value at any time, and never raises because of its store. Values are float32 `[dim]`.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from service.labels.redis_cache import RedisTextCache
-from service.model.answer_warnings import AnswerWarning
 from service.model.arrays import Vectors
 from service.monitoring.metrics import Metrics
-from service.settings import Settings
 
 
-class TextCache(Protocol):
-    """A cache of class vectors. Its methods never raise because of the store."""
+class VectorCache(Protocol):
+    """A cache of vectors. Its methods never raise because of the store."""
 
     async def check(self) -> None:
         """Check the store at start-up; report its state in the log and the metrics."""
@@ -37,7 +34,7 @@ class TextCache(Protocol):
         ...
 
 
-class MemoryTextCache:
+class MemoryVectorCache:
     """Keeps the `max_entries` most recently used vectors in this process."""
 
     def __init__(self, max_entries: int, metrics: Metrics) -> None:
@@ -46,10 +43,10 @@ class MemoryTextCache:
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
 
     async def check(self) -> None:
-        """See `TextCache`. Has no effect."""
+        """See `VectorCache`. Has no effect."""
 
     async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
-        """See `TextCache`. Does not yield to the event loop."""
+        """See `VectorCache`. Does not yield to the event loop."""
         found = [self._get(key, dim) for key in keys]
         hits = sum(vector is not None for vector in found)
         self._metrics.looked_up("memory", "hit", hits)
@@ -57,7 +54,7 @@ class MemoryTextCache:
         return found
 
     async def set_many(self, items: Mapping[str, Vectors]) -> None:
-        """See `TextCache`. Does not yield to the event loop."""
+        """See `VectorCache`. Does not yield to the event loop."""
         for key, vector in items.items():
             # A row would keep its whole array in memory.
             kept = vector.copy() if vector.base is not None else vector
@@ -79,10 +76,10 @@ class MemoryTextCache:
         return vector
 
 
-class LayeredTextCache:
+class LayeredVectorCache:
     """Puts a near cache before a far one; vectors found in the far cache are copied to the near one."""
 
-    def __init__(self, near: TextCache, far: TextCache) -> None:
+    def __init__(self, near: VectorCache, far: VectorCache) -> None:
         self._near = near
         self._far = far
 
@@ -92,7 +89,7 @@ class LayeredTextCache:
         await self._far.check()
 
     async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
-        """See `TextCache`; asks the far cache once, for the keys that the near cache lacks."""
+        """See `VectorCache`; asks the far cache once, for the keys that the near cache lacks."""
         found = await self._near.get_many(keys, dim=dim)
         absent = [index for index, vector in enumerate(found) if vector is None]
         if absent:
@@ -104,7 +101,7 @@ class LayeredTextCache:
         return found
 
     async def set_many(self, items: Mapping[str, Vectors]) -> None:
-        """See `TextCache`; stores the items in the near cache before yielding to the event loop."""
+        """See `VectorCache`; stores the items in the near cache before yielding to the event loop."""
         await self._near.set_many(items)
         await self._far.set_many(items)
 
@@ -112,60 +109,3 @@ class LayeredTextCache:
         """Close both."""
         await self._far.close()
         await self._near.close()
-
-
-class KnownMatrix(NamedTuple):
-    """A label matrix, float32 `[labels, dim]`, and the warnings about its labels."""
-
-    vectors: Vectors
-    warnings: tuple[AnswerWarning, ...] = ()
-
-
-class MatrixCache:
-    """Keeps the most recently used label matrices, float32 `[labels, dim]`, up to `max_bytes`.
-
-    Their warnings are kept with them and not counted: they are few, and bounded.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._matrices: OrderedDict[bytes, KnownMatrix] = OrderedDict()
-
-    def get(self, digest: bytes) -> KnownMatrix | None:
-        """Look up a matrix."""
-        matrix = self._matrices.get(digest)
-        if matrix is not None:
-            self._matrices.move_to_end(digest)
-        return matrix
-
-    def put(self, digest: bytes, matrix: Vectors, warnings: tuple[AnswerWarning, ...] = ()) -> None:
-        """Store a matrix, made read-only; evict the least recently used ones if needed."""
-        if digest in self._matrices or matrix.nbytes > self._max_bytes:
-            return
-        matrix.flags.writeable = False
-        self._matrices[digest] = KnownMatrix(matrix, warnings)
-        self._bytes += matrix.nbytes
-        while self._bytes > self._max_bytes:
-            self._bytes -= self._matrices.popitem(last=False)[1].vectors.nbytes
-
-
-def open_text_cache(settings: Settings, metrics: Metrics) -> TextCache:
-    """Create the cache of the settings: memory, with Redis behind it if `redis_url` is set.
-
-    Does not connect. An unreachable Redis does not prevent the start: `TextCache.check` only reports it.
-    """
-    memory = MemoryTextCache(settings.cache_max_entries, metrics)
-    if settings.redis_url is None:
-        return memory
-    password = settings.redis_password
-    redis = RedisTextCache(
-        settings.redis_url.get_secret_value(),
-        metrics,
-        password=None if password is None else password.get_secret_value(),
-        timeout_s=settings.redis_timeout_ms / 1_000,
-        retry_s=settings.redis_retry_s,
-        ttl_s=settings.cache_ttl_s,
-        max_connections=settings.redis_max_connections,
-    )
-    return LayeredTextCache(memory, redis)

@@ -1,0 +1,1 @@
+"""Caches of vectors: in process, in Redis, or both."""
