@@ -41,7 +41,7 @@ from service.state.factory import open_state
 from service.state.protocol import StateStore
 from service.state.write_probe import PROBE_S, WriteProbe
 from service.vector_cache.caches import VectorCache
-from service.vector_cache.opening import open_text_cache
+from service.vector_cache.opening import Caches, open_caches
 
 _PROTOCOLS: Final = (native, openai, huggingface, open_inference)
 
@@ -142,9 +142,9 @@ async def _start(
     try:
         await asyncio.to_thread(services.metrics.watch_process)
         await open_access(services, undo)
-        cache = text_cache or open_text_cache(services.settings, services.metrics)
-        undo.push_async_callback(cache.close)
-        await cache.check()
+        caches = Caches(text_cache) if text_cache else open_caches(services.settings, services.metrics)
+        undo.push_async_callback(caches.texts.close)
+        await caches.texts.check()
         store = state or open_state(services.settings)
         undo.push_async_callback(store.close)
         if not await store.check():
@@ -154,7 +154,7 @@ async def _start(
             registry = await asyncio.to_thread(ModelRegistry.load, services.settings, services.metrics)
         undo.push_async_callback(registry.close)
         await asyncio.to_thread(registry.warm)
-        pipeline = Pipeline(registry, cache, services.settings, services.metrics)
+        pipeline = Pipeline(registry, caches.texts, services.settings, services.metrics, images=caches.images)
         label_sets = LabelSets(store, registry, pipeline.label_vectors, services.settings, services.metrics)
         classifier = Classifier(pipeline, services.settings, services.metrics, label_sets)
         undo.push_async_callback(classifier.close)

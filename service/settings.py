@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.model.choices import ColourProfiles, ComputeChoice, Preprocessing
@@ -26,6 +26,7 @@ _OTHER_COMMANDS: Final = re.compile(rf"{ENV_PREFIX}(URL|API_KEY|EXPORT_\w+|FUZZ_
 _LINK: Final = re.compile(rf"{ENV_PREFIX}(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 _SERVICE_HOST: Final = "_SERVICE_HOST"
 _MIN_SIMILARITY: Final = 0.8
+_INVALID: Final = object()
 
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*]+")
 _DEFAULT_PORT: Final = re.compile(r"(?<=^http://)(.+):80$|(?<=^https://)(.+):443$")
@@ -35,6 +36,7 @@ REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
 AccessLog = Literal["standard", "full"]
+ImageCache = Literal["off", "memory", "redis"]
 
 
 class Settings(BaseSettings):
@@ -80,6 +82,10 @@ class Settings(BaseSettings):
     cache_ttl_s: PositiveInt = 30 * 24 * 3600
     cache_max_entries: PositiveInt = 50_000
     cache_matrices_mib: Annotated[int, Field(ge=0)] = 256
+
+    # Image cache
+    image_cache: ImageCache = "off"
+    image_cache_max_entries: PositiveInt = 10_000
 
     # Durable state
     state_url: SecretStr | None = None
@@ -199,6 +205,14 @@ class Settings(BaseSettings):
             raise ValueError("must be a URL; percent-encode the password, or give it in its own variable") from None
         if parts.scheme not in REDIS_SCHEMES:
             raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in REDIS_SCHEMES)}")
+        return value
+
+    @field_validator("image_cache")
+    @classmethod
+    def _has_redis(cls, value: ImageCache, info: ValidationInfo) -> ImageCache:
+        # A Redis URL that is invalid itself is not among the data, and named alone.
+        if value == "redis" and info.data.get("redis_url", _INVALID) is None:
+            raise ValueError(f"redis needs {ENV_PREFIX}REDIS_URL; set it, or memory")
         return value
 
     @field_validator("state_url")

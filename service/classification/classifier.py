@@ -11,7 +11,6 @@ from service.classification.pipeline import Pipeline
 from service.classification.types import Classification, ImageSource, LabelQuery, Ranking, ScoringOptions, Timings
 from service.concurrency import both, in_order, run_off_loop
 from service.errors import AnyclassError, Overloaded, StateUnavailable
-from service.inference.admission import Reservation
 from service.inference.served_model import Model
 from service.label_sets.ready_sets import ReadySet
 from service.label_sets.use_cases import LabelSets
@@ -114,10 +113,22 @@ class Classifier:
         with pipeline.accepted(), pipeline.counted(chosen):
             async with pipeline.deadline() as deadline:
                 job = await self._check(chosen, query, options, Lane.INTERACTIVE)
+                seen = await pipeline.seen(image, chosen)
+                if seen is not None and seen.vector is not None:
+                    matrix = await self._label_matrix(job, timings, deadline)
+                    return await self._score(job, seen.vector, matrix, timings)
                 reservation = chosen.images.reserve(deadline=deadline)
                 try:
                     vector, matrix = await both(
-                        self._embed(job, image, timings, deadline, reservation),
+                        pipeline.embed(
+                            image,
+                            chosen,
+                            timings,
+                            lane=job.lane,
+                            deadline=deadline,
+                            seen=seen,
+                            on_dequeued=reservation.release,
+                        ),
                         self._label_matrix(job, timings, deadline),
                     )
                 finally:
@@ -190,16 +201,6 @@ class Classifier:
         prompts = _Prompts(await self._known_labels.check(query.labels), templates)
         return _Job(model, query.labels, prompts, options, lane)
 
-    async def _embed(
-        self, job: _Job, image: bytes, timings: Timings, deadline: float, reservation: Reservation | None = None
-    ) -> Vectors:
-        """Decode and encode one image → float32 `[dim]`; `reservation` is released when the image leaves the queue."""
-        pixels = await self._pipeline.decode(image, job.model, timings, lane=job.lane)
-        on_dequeued = None if reservation is None else reservation.release
-        return await self._pipeline.encode(
-            pixels, job.model, timings, lane=job.lane, deadline=deadline, on_dequeued=on_dequeued
-        )
-
     async def _label_matrix(self, job: _Job, timings: Timings, deadline: float) -> LabelMatrix:
         source = job.source
         if isinstance(source, ReadySet):
@@ -217,7 +218,12 @@ class Classifier:
         with pipeline.counted(job.model):
             async with pipeline.loaded(source) as image, job.model.background_images, pipeline.deadline() as deadline:
                 timings = Timings()
-                vector = await self._embed(job, image, timings, deadline)
+                seen = await pipeline.seen(image, job.model)
+                vector = None if seen is None else seen.vector
+                if vector is None:
+                    vector = await pipeline.embed(
+                        image, job.model, timings, lane=job.lane, deadline=deadline, seen=seen
+                    )
                 return await self._score(job, vector, matrix, timings)
 
     async def _score(self, job: _Job, vector: Vectors, matrix: LabelMatrix, timings: Timings) -> Classification:

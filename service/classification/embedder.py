@@ -21,6 +21,7 @@ from service.errors import (
     PromptTooLong,
     UnsupportedImageFormat,
 )
+from service.inference.admission import Reservation
 from service.inference.served_model import Model
 from service.lanes import Lane
 from service.model.answer_warnings import AnswerWarning
@@ -132,7 +133,7 @@ class Embedder:
         async def one(image: ImageSource | Pixels) -> Vectors:
             if isinstance(image, np.ndarray):
                 return await encoded(image)
-            return await encoded(await pipeline.decode(await load_image(image), model, Timings(), lane=lane))
+            return await self._embedded(await load_image(image), model, lane, deadline, reservation)
 
         async def in_turn(image: ImageSource | Pixels) -> Vectors:
             # Limits the images decoded ahead, so that a large request does not fill the decode pool's queue.
@@ -140,7 +141,7 @@ class Embedder:
                 async with model.background_images:
                     return await encoded(image)
             async with pipeline.loaded(image) as data, model.background_images:
-                return await encoded(await pipeline.decode(data, model, Timings(), lane=lane))
+                return await self._embedded(data, model, lane, deadline, reservation)
 
         async def numbered(index: int, image: ImageSource | Pixels) -> Vectors:
             try:
@@ -153,6 +154,24 @@ class Embedder:
                 return np.stack(await together([numbered(index, image) for index, image in enumerate(images)]))
             finally:
                 reservation.release()
+
+    async def _embedded(
+        self, image: bytes, model: Model, lane: Lane, deadline: float, reservation: Reservation
+    ) -> Vectors:
+        """Return an encoded image's vector, a known one or a new one; give back its part of the reservation."""
+        seen = await self._pipeline.seen(image, model)
+        if seen is not None and seen.vector is not None:
+            reservation.release(1)
+            return seen.vector
+        return await self._pipeline.embed(
+            image,
+            model,
+            Timings(),
+            lane=lane,
+            deadline=deadline,
+            seen=seen,
+            on_dequeued=lambda: reservation.release(1),
+        )
 
     async def _texts(
         self,

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
+from service.classification.image_vectors import ImageVectors, Seen
 from service.classification.types import ImageSource, Timings, load_image
 from service.concurrency import pause
 from service.errors import AnyclassError, DeadlineExceeded, NotReady
@@ -31,16 +32,26 @@ _MAX_FETCHED: Final = 64
 class Pipeline:
     """Turns images and labels into vectors, and counts the requests at work. Belongs to one event loop.
 
-    Closes neither the models nor the text cache.
+    Closes neither the models nor the caches.
 
     Attributes:
         label_vectors: class vectors of all models.
     """
 
-    def __init__(self, models: ModelRegistry, text_cache: VectorCache, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        models: ModelRegistry,
+        text_cache: VectorCache,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        images: VectorCache | None = None,
+    ) -> None:
+        """Use models and caches; `images` keeps the vectors of images, None keeps none."""
         self.label_vectors = LabelVectors(
             text_cache, metrics, prefix=settings.cache_prefix, matrices_bytes=settings.cache_matrices_mib * 2**20
         )
+        self._image_vectors = ImageVectors(images, settings, metrics)
         self._models = models
         self._settings = settings
         self._metrics = metrics
@@ -123,6 +134,30 @@ class Pipeline:
         async with self._fetched:
             yield await load_image(source)
 
+    async def seen(self, image: bytes, model: Model) -> Seen | None:
+        """Look up an encoded image among those seen before; None if none are kept. Never raises."""
+        return await self._image_vectors.look_up(image, model)
+
+    async def embed(
+        self,
+        image: bytes,
+        model: Model,
+        timings: Timings,
+        *,
+        lane: Lane,
+        deadline: float,
+        seen: Seen | None,
+        on_dequeued: Callable[[], None] | None = None,
+    ) -> Vectors:
+        """Decode and encode an image that was not seen before → float32 `[dim]`; keep its vector.
+
+        Raises: as `decode` and `encode`.
+        """
+        pixels = await self.decode(image, model, timings, lane=lane)
+        vector = await self.encode(pixels, model, timings, lane=lane, deadline=deadline, on_dequeued=on_dequeued)
+        self._image_vectors.keep(seen, vector, model, timings)
+        return vector
+
     async def decode(self, image: bytes, model: Model, timings: Timings, *, lane: Lane) -> Pixels:
         """Decode an image for `model` → uint8 `[height, width, 3]`. Raises as `DecodePool.decode`."""
         started = time.monotonic()
@@ -176,4 +211,5 @@ class Pipeline:
     async def close(self) -> None:
         """Stop computing. Call `drain` first."""
         await self.label_vectors.close()
+        await self._image_vectors.close()
         self._decoders.close()

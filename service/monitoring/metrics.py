@@ -9,7 +9,7 @@ Each gauge states how the values of several processes (`--workers`) are merged, 
 Only the metrics of the operating system have one; see `service.monitoring.worker_metrics`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -149,6 +149,13 @@ class Metrics:
         self.label_set_blocks = counter("label_set_blocks", "Blocks of label sets computed in the background.")
         self.label_set_failures = counter("label_set_failures", "Label sets whose computation failed.")
 
+        self._create_caches(counter, histogram, gauge)
+        self._create_series()
+
+    def _create_caches(
+        self, counter: Callable[..., Counter], histogram: Callable[..., Histogram], gauge: Callable[..., Gauge]
+    ) -> None:
+        """Create the metrics of the caches."""
         # Text cache
         self.cache_lookups = counter("text_cache_lookups", "Labels looked up, by layer.", ["layer", "result"])
         self.cache_failures = counter("text_cache_failures", "Redis operations that failed.", ["operation", "reason"])
@@ -157,7 +164,12 @@ class Metrics:
         )
         self.cache_up = gauge("text_cache_up", "0 while Redis is not used because it fails, else 1.", "livemin")
         self.labels_computed = counter("labels_computed", "Class vectors computed by the text encoder.", ["model"])
-        self._create_series()
+
+        # Image cache
+        self.image_lookups = counter("image_cache_lookups", "Images looked up, by layer.", ["layer", "result"])
+        self.image_saved_seconds = counter(
+            "image_cache_saved_seconds", "Mean time of an image, for each that was in the cache.", ["model"]
+        )
 
     def _create_series(self) -> None:
         """Create the series that do not depend on the models."""
@@ -177,6 +189,8 @@ class Metrics:
             self.label_set_lookups.labels(result)
         for layer, looked in product(get_args(Layer), get_args(Lookup)):
             self.cache_lookups.labels(layer, looked)
+            if layer != "matrix":
+                self.image_lookups.labels(layer, looked)
         for operation, failure in product(get_args(Operation), get_args(Failure)):
             self.cache_failures.labels(operation, failure)
             self.cache_seconds.labels(operation)
@@ -195,6 +209,7 @@ class Metrics:
         """Record how a model runs, and create its series."""
         self.model_info.labels(model, revision, provider, precision, chosen_by, str(threads)).set(1)
         self.labels_computed.labels(model)
+        self.image_saved_seconds.labels(model)
         self.images.labels(model, "ok")
         for stage in get_args(Stage):
             self.stage_seconds.labels(model, stage)
@@ -215,10 +230,11 @@ class Metrics:
         if self._process is None and self._shared is None:
             self._process = ProcessCollector(registry=self.registry)
 
-    def looked_up(self, layer: Layer, result: Lookup, count: int) -> None:
-        """Count labels looked up in a layer of the text cache."""
+    def looked_up(self, layer: Layer, result: Lookup, count: int, *, kind: Kind = "text") -> None:
+        """Count labels, or images, looked up in a layer of their cache."""
         if count:
-            self.cache_lookups.labels(layer, result).inc(count)
+            lookups = self.cache_lookups if kind == "text" else self.image_lookups
+            lookups.labels(layer, result).inc(count)
 
     def cache_failed(self, operation: Operation, reason: Failure) -> None:
         """Count a Redis operation that failed, or was skipped because Redis keeps failing (`skipped`)."""

@@ -5,10 +5,11 @@ A cache may lose any value at any time, and never raises because of its store. V
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from service.model.arrays import Vectors
-from service.monitoring.metrics import Metrics
+from service.monitoring.metrics import Kind, Metrics
 
 
 class VectorCache(Protocol):
@@ -37,9 +38,10 @@ class VectorCache(Protocol):
 class MemoryVectorCache:
     """Keeps the `max_entries` most recently used vectors in this process."""
 
-    def __init__(self, max_entries: int, metrics: Metrics) -> None:
+    def __init__(self, max_entries: int, metrics: Metrics, kind: Kind = "text") -> None:
+        """Keep vectors of labels, or of images: lookups are counted by kind."""
         self._max_entries = max_entries
-        self._metrics = metrics
+        self._looked_up = partial(metrics.looked_up, kind=kind)
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
 
     async def check(self) -> None:
@@ -49,8 +51,8 @@ class MemoryVectorCache:
         """See `VectorCache`. Does not yield to the event loop."""
         found = [self._get(key, dim) for key in keys]
         hits = sum(vector is not None for vector in found)
-        self._metrics.looked_up("memory", "hit", hits)
-        self._metrics.looked_up("memory", "miss", len(keys) - hits)
+        self._looked_up("memory", "hit", hits)
+        self._looked_up("memory", "miss", len(keys) - hits)
         return found
 
     async def set_many(self, items: Mapping[str, Vectors]) -> None:

@@ -1,21 +1,40 @@
 """Opens the caches that the settings name."""
 
+from typing import NamedTuple
+
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from service.vector_cache.caches import LayeredVectorCache, MemoryVectorCache, VectorCache
-from service.vector_cache.redis_cache import RedisVectorCache
+from service.vector_cache.redis_cache import ImagesInRedis, RedisVectorCache
 
 
-def open_text_cache(settings: Settings, metrics: Metrics) -> VectorCache:
-    """Create the cache of the settings: memory, with Redis behind it if `redis_url` is set.
+class Caches(NamedTuple):
+    """The caches of a process; those of texts and images may share one Redis, which `texts` checks and closes."""
+
+    texts: VectorCache
+    images: VectorCache | None = None
+
+
+def open_caches(settings: Settings, metrics: Metrics) -> Caches:
+    """Create the caches of the settings: memory, with Redis behind it if `redis_url` is set; no images by default.
 
     Does not connect. An unreachable Redis does not prevent the start: `VectorCache.check` only reports it.
     """
-    memory = MemoryVectorCache(settings.cache_max_entries, metrics)
+    texts = MemoryVectorCache(settings.cache_max_entries, metrics)
+    redis = _redis(settings, metrics)
+    images: VectorCache | None = None
+    if settings.image_cache != "off":
+        images = MemoryVectorCache(settings.image_cache_max_entries, metrics, "image")
+    if images is not None and settings.image_cache == "redis" and redis is not None:
+        images = LayeredVectorCache(images, ImagesInRedis(redis))
+    return Caches(texts if redis is None else LayeredVectorCache(texts, redis), images)
+
+
+def _redis(settings: Settings, metrics: Metrics) -> RedisVectorCache | None:
     if settings.redis_url is None:
-        return memory
+        return None
     password = settings.redis_password
-    redis = RedisVectorCache(
+    return RedisVectorCache(
         settings.redis_url.get_secret_value(),
         metrics,
         password=None if password is None else password.get_secret_value(),
@@ -24,4 +43,3 @@ def open_text_cache(settings: Settings, metrics: Metrics) -> VectorCache:
         ttl_s=settings.cache_ttl_s,
         max_connections=settings.redis_max_connections,
     )
-    return LayeredVectorCache(memory, redis)

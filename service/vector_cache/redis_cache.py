@@ -17,7 +17,7 @@ import numpy as np
 from redis.exceptions import ResponseError
 
 from service.model.arrays import STORED_FLOAT32, Vectors, of_unit_length
-from service.monitoring.metrics import Metrics, Operation
+from service.monitoring.metrics import Kind, Metrics, Operation
 from service.redis_client import Breaker, diagnose, redis_client, redis_timed_out
 
 T = TypeVar("T")
@@ -77,8 +77,8 @@ class RedisVectorCache:
         except Exception as exc:  # noqa: BLE001 - a failing cache must not prevent the start
             self._turn(partial(self._link.failed, at_once=True), diagnose(exc)[1])
 
-    async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
-        """See `VectorCache`. Stops at the first failure, so at most one timeout is spent."""
+    async def get_many(self, keys: Sequence[str], *, dim: int, kind: Kind = "text") -> list[Vectors | None]:
+        """See `VectorCache`. Stops at the first failure, so at most one timeout is spent. Counts lookups of a kind."""
         found: list[Vectors | None] = []
         invalid = 0
         for start in range(0, len(keys), _CHUNK):
@@ -91,9 +91,9 @@ class RedisVectorCache:
             invalid += present - sum(vector is not None for vector in decoded)
             found += decoded
         hits = sum(vector is not None for vector in found)
-        self._metrics.looked_up("redis", "hit", hits)
-        self._metrics.looked_up("redis", "miss", len(keys) - hits - invalid)
-        self._metrics.looked_up("redis", "invalid", invalid)
+        self._metrics.looked_up("redis", "hit", hits, kind=kind)
+        self._metrics.looked_up("redis", "miss", len(keys) - hits - invalid, kind=kind)
+        self._metrics.looked_up("redis", "invalid", invalid, kind=kind)
         return found + [None] * (len(keys) - len(found))
 
     async def set_many(self, items: Mapping[str, Vectors]) -> None:
@@ -165,6 +165,27 @@ class RedisVectorCache:
 
 def _mark(key: str) -> bytes:
     return key[-_MARK_BYTES:].encode().rjust(_MARK_BYTES)
+
+
+class ImagesInRedis:
+    """Images in a `RedisVectorCache` that labels are kept in too, by the same connections; closes nothing."""
+
+    def __init__(self, redis: RedisVectorCache) -> None:
+        self._redis = redis
+
+    async def check(self) -> None:
+        """See `VectorCache`. Has no effect."""
+
+    async def get_many(self, keys: Sequence[str], *, dim: int) -> list[Vectors | None]:
+        """See `VectorCache`."""
+        return await self._redis.get_many(keys, dim=dim, kind="image")
+
+    async def set_many(self, items: Mapping[str, Vectors]) -> None:
+        """See `VectorCache`."""
+        await self._redis.set_many(items)
+
+    async def close(self) -> None:
+        """See `VectorCache`. Has no effect."""
 
 
 def _decode(keys: Sequence[str], values: Sequence[bytes | None], dim: int) -> list[Vectors | None]:

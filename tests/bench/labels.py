@@ -35,7 +35,7 @@ from service.model.engine.engine import OnnxEngine
 from service.model.loading import Bundle, load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.vector_cache.opening import open_text_cache
+from service.vector_cache.opening import open_caches
 from service.vector_cache.redis_cache import RedisVectorCache
 from tests.support.redis_server import running_redis
 
@@ -80,7 +80,7 @@ class Service:
         chosen, self._metrics = Settings(**settings), Metrics()
         self._registry = ModelRegistry.of([(bundle, Texts(engine))], chosen, self._metrics)
         self._registry.warm()
-        self.cache = open_text_cache(chosen, self._metrics)
+        self.cache = open_caches(chosen, self._metrics).texts
         self.pipeline = Pipeline(self._registry, self.cache, chosen, self._metrics)
         self.classifier = Classifier(self.pipeline, chosen, self._metrics)
         self.model = self._registry.get()

@@ -19,7 +19,7 @@ from service.model.loading import load_bundle
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 from service.vector_cache.caches import VectorCache
-from service.vector_cache.opening import open_text_cache
+from service.vector_cache.opening import open_caches
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -62,8 +62,8 @@ async def classifying(
         return registry
 
     registry = await asyncio.to_thread(load)
-    cache = open_text_cache(chosen, metrics)
-    pipeline = Pipeline(registry, cache, chosen, metrics)
+    cache, images = open_caches(chosen, metrics)
+    pipeline = Pipeline(registry, cache, chosen, metrics, images=images)
     classifier = Classifier(pipeline, chosen, metrics)
     try:
         yield Rig(classifier, pipeline, fake, registry, metrics, cache)

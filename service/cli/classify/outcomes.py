@@ -20,7 +20,7 @@ from service.inference.registry import ModelRegistry
 from service.model.answer_warnings import AnswerWarning
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.vector_cache.opening import open_text_cache
+from service.vector_cache.opening import open_caches
 
 _MAX_SENT_BYTES: Final = 2**28
 """Larger images are not sent. The limit of the service is its own to report."""
@@ -130,7 +130,7 @@ async def _classifier(settings: Settings) -> AsyncIterator[Classifier]:
         registry = await asyncio.to_thread(ModelRegistry.load, settings, metrics)
         undo.push_async_callback(registry.close)
         await asyncio.to_thread(registry.warm)
-        cache = open_text_cache(settings, metrics)
+        cache = open_caches(settings, metrics).texts
         undo.push_async_callback(cache.close)
         classifier = Classifier(Pipeline(registry, cache, settings, metrics), settings, metrics)
         undo.push_async_callback(classifier.close)

@@ -15,7 +15,7 @@ from service.monitoring.metrics import Metrics
 from service.redis_client import Breaker
 from service.settings import Settings
 from service.vector_cache.caches import MemoryVectorCache, VectorCache
-from service.vector_cache.opening import open_text_cache
+from service.vector_cache.opening import open_caches
 from service.vector_cache.redis_cache import RedisVectorCache
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.vectors import DIM, count, lists, vector
@@ -306,13 +306,13 @@ async def test_redis_is_tried_again_within_five_seconds() -> None:
 
 async def test_settings_choose_the_cache(redis: RedisServer) -> None:
     """Without a URL the cache is in memory; with one, memory comes before Redis, which need not run at the start."""
-    assert isinstance(open_text_cache(Settings(), Metrics()), MemoryVectorCache)
-    cache = open_text_cache(Settings(redis_url=SecretStr(redis.url), redis_timeout_ms=2_000), Metrics())
+    assert isinstance(open_caches(Settings(), Metrics()).texts, MemoryVectorCache)
+    cache = open_caches(Settings(redis_url=SecretStr(redis.url), redis_timeout_ms=2_000), Metrics()).texts
     await cache.set_many({"k": vector(3)})
     assert redis.command("EXISTS", "k") == b":1\r\n"
     assert lists(await cache.get_many(["k"], dim=DIM)) == lists([vector(3)])
     await cache.close()
-    nowhere = open_text_cache(Settings(redis_url=SecretStr("redis://127.0.0.1:1/0")), Metrics())
+    nowhere = open_caches(Settings(redis_url=SecretStr("redis://127.0.0.1:1/0")), Metrics()).texts
     await nowhere.check()
     assert await nowhere.get_many(["k"], dim=DIM) == [None]
     await nowhere.close()
