@@ -10,7 +10,7 @@ import numpy as np
 from model_export.experiments.arms import Objective, Variant
 from model_export.experiments.harness import Results
 from model_export.experiments.recipe import ExperimentRecipe
-from model_export.experiments.report import Report, Table, accuracy_table, draw_curve
+from model_export.experiments.report import Report, Table, accuracy_table, draw_curve, mark_places
 from model_export.experiments.statistics import NEVER, Estimate, pairs_to_reach
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ def _draw(figure: Figure, results: Results) -> None:
                 axes = grid[row][column]
                 draw_curve(axes, places.tolist(), estimates, objective, colour=_COLOURS[objective])
                 if objective == "contrastive":
-                    axes.set_xscale("log")
-                    axes.minorticks_off()
-                    axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+                    mark_places(axes, places.tolist())
         for row, label in enumerate(("pairs", "GFLOPs of training")):
             axes = grid[row][column]
             axes.set_xlabel(label)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from model_export.experiments.arms import Variant
 from model_export.experiments.harness import Results
 from model_export.experiments.recipe import ExperimentRecipe
-from model_export.experiments.report import Report, Table, accuracy_table, draw_curve
+from model_export.experiments.report import Report, Table, accuracy_table, draw_curve, mark_places
 from model_export.experiments.statistics import Estimate, difference
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _draw(figure: Figure, results: Results) -> None:
     for variant, colour in ((_LINEAR, "#2a8a43"), (_MLP, "#1f5fa8")):
         estimates = [Estimate.of(results.accuracies(variant, budget)) for budget in budgets]
         draw_curve(axes, budgets, estimates, variant.name, errors=2, colour=colour)
-    axes.set_xscale("log")
+    mark_places(axes, budgets)
     axes.set_xlabel("pairs")
     axes.set_ylabel("top-1, %, ± two standard errors")
     axes.grid(alpha=0.3)

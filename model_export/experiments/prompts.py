@@ -8,7 +8,7 @@ from model_export.errors import RecipeError
 from model_export.experiments.arms import TEST, Variant
 from model_export.experiments.harness import Results
 from model_export.experiments.recipe import ExperimentRecipe
-from model_export.experiments.report import Report, Table, accuracy_table, draw_curve
+from model_export.experiments.report import Report, Table, accuracy_table, draw_curve, mark_places
 from model_export.experiments.statistics import Estimate, difference
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _draw(figure: Figure, results: Results) -> None:
     for name in (bare, *others):
         estimates = [Estimate.of(results.accuracies(variant, budget, _key(name))) for budget in budgets]
         draw_curve(axes, budgets, estimates, f"{name} ({len(results.recipe.captions.template_sets[name])})")
-    axes.set_xscale("log")
+    mark_places(axes, budgets)
     axes.set_xlabel("pairs")
     axes.set_ylabel("top-1, %")
     axes.grid(alpha=0.3)

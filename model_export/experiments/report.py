@@ -124,3 +124,10 @@ def draw_curve(
         label=label,
         color=colour or None,
     )
+
+
+def mark_places(axes: Axes, places: Sequence[float]) -> None:
+    """Make the abscissa logarithmic, with a mark at each place."""
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(places, [f"{place:,.0f}" for place in places])
