@@ -4,6 +4,7 @@ What the source's files say of its model is checked before the weights are downl
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +27,7 @@ def at_hand(
     console: Console | None = None,
     graphs: Graphs = "no",
     variant: str = FULL_PRECISION,
+    accept: Callable[[Choice], None] = lambda _choice: None,
 ) -> tuple[Path, SourceOptions]:
     """Return the path of a source's files, downloaded for a hub id, and its options with origin and licence.
 
@@ -35,6 +37,8 @@ def at_hand(
         console: shows what is downloaded, why one of two layouts is not read, and what is prepared otherwise.
         graphs: whether ONNX encoders are taken.
         variant: of the ONNX encoders.
+        accept: raises a SourceError for a folder or hub id of a model that the caller cannot use; weights are not
+            downloaded then.
 
     Raises:
         SourceError: the path does not exist, the source cannot be fetched, or its model is none that is read here.
@@ -46,6 +50,7 @@ def at_hand(
             raise SourceError(f"{path}: {NOTHING_THERE}{published_hint(source)}")
         if path.is_dir() and graphs != "instead of weights":
             choice = choose_of_folder(path, options, graphs=graphs)
+            accept(choice)
             _report(choice, console)
             _check_image_model(choice)
             _bring_image_model(choice, console)
@@ -54,6 +59,7 @@ def at_hand(
 
     def chosen(names: frozenset[str], where: str, bring: Bring) -> tuple[str, ...]:
         choice = choose(names, where, bring, asked, graphs=graphs, variant=variant)
+        accept(choice)
         _report(choice, console)
         _check_image_model(choice)
         choices.append(choice)

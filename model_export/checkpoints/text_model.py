@@ -38,6 +38,11 @@ class TextModel:
     image_model: str
 
 
+def image_model_of(source: str) -> str | None:
+    """Return the hub id of the image model of a known text model, by its hub id or path; else None."""
+    return IMAGE_MODELS.get(PurePosixPath(source.partition("@")[0]).name)
+
+
 def configurations(names: Collection[str], modules: Modules) -> tuple[str, ...]:
     """Return the configurations of all modules that exist, relative to the source's folder."""
     wanted = [f"{folder}/{name}".lstrip("/") for folder in modules.folders for name in _CONFIGURATIONS]
@@ -83,8 +88,7 @@ def describe(folder: Path, modules: Modules, options: SourceOptions, where: str)
 
 
 def _image_model(options: SourceOptions, where: str) -> str:
-    name = PurePosixPath((options.source_id or where).partition("@")[0]).name
-    found = options.image_model or IMAGE_MODELS.get(name)
+    found = options.image_model or image_model_of(options.source_id or where)
     if found is None:
         raise SourceError(
             f"{where}: is a text model alone; name the model whose image tower it was trained for, such as "

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from typing import Final
 from model_export.checkpoints.choice import choose_of_folder, names_in
 from model_export.checkpoints.layouts import unknown_layout, weights_format
 from model_export.checkpoints.model_source import SourceOptions
+from model_export.checkpoints.text_model import image_model_of
 from model_export.errors import SourceError
 from model_export.families.open_clip_torch.family import OPEN_CLIP_TORCH
 from model_export.families.sizes import published_hint
@@ -120,20 +122,24 @@ def _hub_place(model_id: str, revision: str | None, cache: Path) -> Place:
     from model_export.hub.fetch import resolve
 
     stem = cache / _slug(model_id.replace("/", "--"))  # as the hub's own cache writes it
+    image_model = image_model_of(model_id)
+    asked = [(model_id, revision), *([] if image_model is None else [(image_model, None)])]
     try:
-        return _commit_place(model_id, resolve(model_id, revision=revision), stem)
+        return _commit_place(model_id, [resolve(model, revision=at) for model, at in asked], stem)
     except HubUnreachableError as exc:
-        commit = remembered(model_id, revision)
-        known = [] if commit is None else [_commit_place(model_id, commit, stem)]
-        latest = _latest_first(model_id, stem) if revision is None else []
+        commits = [commit for model, at in asked if (commit := remembered(model, at)) is not None]
+        known = [_commit_place(model_id, commits, stem)] if len(commits) == len(asked) else []
+        latest = _latest_first(model_id, stem, len(asked)) if revision is None else []
         places = [*(place for place in known if place.ready), *latest, *known]
         if not places:
             raise
         return replace(places[0], note=f"{str(exc).partition(';')[0]}; using the cached model")
 
 
-def _commit_place(model_id: str, commit: str, stem: Path) -> Place:
-    return _place(f"{model_id}@{commit}", stem.with_name(f"{stem.name}-{commit[:_DIGITS]}"))
+def _commit_place(model_id: str, commits: Sequence[str], stem: Path) -> Place:
+    """Return the place of a model's bundle by its commit, and that of the image model that a text model needs."""
+    digits = "-".join(commit[:_DIGITS] for commit in commits)
+    return _place(f"{model_id}@{commits[0]}", stem.with_name(f"{stem.name}-{digits}"))
 
 
 def _place(source: str, path: Path) -> Place:
@@ -144,8 +150,8 @@ def _place(source: str, path: Path) -> Place:
     return Place(source, path, ready=True)
 
 
-def _latest_first(source: str, stem: Path) -> list[Place]:
-    name = re.compile(rf"{re.escape(stem.name)}-[0-9a-f]{{{_DIGITS}}}")
+def _latest_first(source: str, stem: Path, commits: int) -> list[Place]:
+    name = re.compile(rf"{re.escape(stem.name)}(-[0-9a-f]{{{_DIGITS}}}){{{commits}}}")
     places = [_place(source, path) for path in stem.parent.glob(f"{stem.name}-*") if name.fullmatch(path.name)]
     ready = [place for place in places if place.ready]
     return sorted(ready, key=lambda place: place.path.stat().st_mtime, reverse=True)

@@ -6,11 +6,13 @@ from rich.console import Console
 from torch import Tensor
 
 from model_export.checkpoints.at_hand import at_hand
+from model_export.checkpoints.choice import Choice
 from model_export.checkpoints.load import load_model
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.errors import RecipeError, SourceError
 from model_export.families.clip.config import ClipConfig, ResidualConvConfig
 from model_export.families.clip.residual_conv import enlarged_config, enlarged_weights
+from model_export.families.family import ModelConfig
 from model_export.families.table import FAMILIES, TITLES
 from model_export.training.blueprint import (
     Blueprint,
@@ -33,10 +35,11 @@ def open_start(source: str, options: SourceOptions | None, recipe: Recipe, conso
         SourceError: the source cannot be fetched or read, or is of no family.
         RecipeError: the recipe describes another model; the message names each difference.
     """
-    path, options = at_hand(source, options or SourceOptions(), console=console)
+    path, options = at_hand(
+        source, options or SourceOptions(), console=console, accept=lambda choice: _check_choice(choice, source)
+    )
     start = load_model(path, options)
-    if not any(isinstance(start.config, family.config) for family in FAMILIES.values()):
-        raise SourceError(f"{source}: is a model that open_clip builds; a run starts from one of {TITLES}")
+    _check_family(start.config, source)
     size = start.config.image.image_size
     start = at_image_size(start, stated_image_size(recipe) or size, source)
     if recipe.model.from_start == "image":
@@ -49,6 +52,22 @@ def open_start(source: str, options: SourceOptions | None, recipe: Recipe, conso
         )
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     return start
+
+
+def _check_choice(choice: Choice, source: str) -> None:
+    """Check the kind of a model that is no file, before its weights are downloaded."""
+    if choice.text_model is not None:
+        raise SourceError(
+            f"{source}: is a text model onto the vectors of {choice.text_model.image_model}; a run starts from one of "
+            f"{TITLES} with both towers, such as {choice.text_model.image_model}"
+        )
+    if choice.description is not None:
+        _check_family(choice.description.config, source)
+
+
+def _check_family(config: ModelConfig, source: str) -> None:
+    if not any(isinstance(config, family.config) for family in FAMILIES.values()):
+        raise SourceError(f"{source}: is a model that open_clip builds; a run starts from one of {TITLES}")
 
 
 def blueprint_of_start(recipe: Recipe, start: ModelSource) -> Blueprint | None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from model_export.families.open_clip_torch import config as open_clip_config
 from model_export.families.open_clip_torch.package import open_clip_models
 
 _VIT: Final = {"img_size": 64, "depth": 1, "embed_dim": 64, "num_heads": 2}
@@ -53,6 +54,7 @@ def small_towers(patch: pytest.MonkeyPatch) -> None:
     for name, arguments in SMALLER.items():
         function = functools.partial(_registry._model_entrypoints[name], **arguments)
         patch.setitem(_registry._model_entrypoints, name, function)
+    patch.setattr(open_clip_config, "size_of_tower", lambda _name: None)  # the names state the large towers' sizes
 
 
 def small_config(name: str, *, vocab_size: int) -> dict[str, Any]:

@@ -6,9 +6,10 @@ here, except those that a bundle cannot express.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -20,6 +21,12 @@ from model_export.files import checked
 
 _TimmName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 """A name of timm's own; one with a colon would be a hub's, which timm would download."""
+
+_SIZE_OF_NAME: Final = re.compile(r"(vit_|eva|beit|deit|swin)\w*_(?P<size>\d{3})(\.|$)")
+"""Towers of timm's that take pictures of one size, which ends their name.
+
+ViTamin is left to the modules: open_clip's own ``ViTamin-XL-384`` states 256.
+"""
 
 
 class _Norm(Section):
@@ -179,6 +186,12 @@ class OpenClipTorchConfig(BaseModel):
         )
 
 
+def size_of_tower(name: str) -> int | None:
+    """Return the side of the pictures that a tower of timm's takes, pixels, if its name says."""
+    found = _SIZE_OF_NAME.match(name)
+    return None if found is None else int(found["size"])
+
+
 def read_config(fields: Mapping[str, Any], activation: Activation | None, path: Path) -> OpenClipTorchConfig:
     """Read ``model_cfg``.
 
@@ -192,6 +205,11 @@ def read_config(fields: Mapping[str, Any], activation: Activation | None, path: 
     size = square_side(vision.image_size, path)
     if vision.timm_model_name is not None and vision.timm_model_name.startswith("naflex"):
         raise SourceError(f"{path}: its image tower {vision.timm_model_name} takes pictures of any shape, a bundle one")
+    named = size_of_tower(vision.timm_model_name or "")
+    if named not in {None, size}:
+        raise SourceError(
+            f"{path}: image_size is {size}, timm's {vision.timm_model_name} takes pictures of {named} pixels"
+        )
     if vision.timm_model_name is None and isinstance(vision.layers, int):
         if vision.patch_size is None:
             raise SourceError(f"{path}: vision_cfg.patch_size is missing")

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from model_export.checkpoints.hugging_face_config import describe
 from model_export.checkpoints.load import load_model
 from model_export.checkpoints.model_source import ModelSource, SourceOptions
 from model_export.errors import SourceError
+from model_export.families.metaclip_2.family import METACLIP_2
 from tests.support.companions import CONFIG, companions
 from tests.support.hub_server import Hub, hub_client
 from tests.support.repositories import (
@@ -236,6 +238,12 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "stub": (hugging_face_of(MARQO), r"config\.json: wants code of the repository to be run \(auto_map\)"),
     "bad config": (hugging_face_of(b"{not json"), r"config\.json: is not JSON "),
     "open_clip naflex": (open_clip_of(**NAFLEX), r"config\.json: its image tower naflexvit_base_patch16_gap takes"),
+    "open_clip of another size": (
+        open_clip_of(
+            vision_cfg={"timm_model_name": "vit_pe_core_base_patch16_224", "image_size": 336}, text_cfg={"width": 512}
+        ),
+        r"config\.json: image_size is 336, timm's vit_pe_core_base_patch16_224 takes pictures of 224 pixels$",
+    ),
     "neither layout": (
         {**open_clip_of(**NAFLEX), "model.safetensors": NO_WEIGHTS},
         r"config\.json: model_type is None; .*; \S+open_clip_config\.json: its image tower .* shape, a bundle one$",
@@ -339,12 +347,34 @@ def test_two_layouts_that_disagree_are_left_to_the_user(hub: Hub, tmp_path: Path
     assert 2 == len([name for name in load_model(path, options).model.state_dict() if name.endswith("c_fc.bias")]) // 2
 
 
+def test_a_layout_of_other_modules_is_no_second_description(hub: Hub, tmp_path: Path) -> None:
+    """A CLIP beside settings that only open_clip's modules have: both are named, and a size that differs too."""
+    files = laion(tmp_path)
+    for model, vision, end in (
+        ({}, {"no_ln_pre": True}, ""),
+        ({}, {"no_ln_pre": True, "image_size": 64}, "; image.image_size is 32 in config.json, 64 in open_clip_config."),
+    ):
+        said = json.loads(files["open_clip_config.json"])
+        said["model_cfg"] |= model
+        said["model_cfg"]["vision_cfg"] |= vision
+        hub.add(MODEL, {**files, "open_clip_config.json": as_json(said)})
+        message = refusal(lambda: at_hand(MODEL, SourceOptions()))
+        assert (
+            "two layouts that disagree: the model is a CLIP (clip/vit) in config.json, a model that open_clip builds "
+            f"(open_clip/vit) in open_clip_config.json{end}"
+        ) in message
+        assert message.endswith("; choose with --layout hugging_face or --layout open_clip")
+    assert [] == [sent.name for sent in hub.sent if sent.bytes > 100_000]
+
+
 def test_two_layouts_of_two_families_disagree(tmp_path: Path) -> None:
-    """The families are named; equal descriptions do not disagree."""
+    """Families and sizes are named; equal descriptions do not disagree, nor kinds that share modules."""
     clip = describe(written(hugging_face(tmp_path), tmp_path / "clip"), SourceOptions())
     siglip = describe(write_tiny_siglip(tmp_path / "siglip"), SourceOptions())
-    assert "the model is a CLIP in config.json, a SigLIP in config.json" == disagreement(clip, siglip)
+    kinds = "the model is a CLIP (clip/vit) in config.json, a SigLIP (siglip/vit) in config.json; image.image_size is "
+    assert str(disagreement(clip, siglip)).startswith(kinds)
     assert disagreement(clip, clip) is None
+    assert disagreement(clip, replace(clip, family=METACLIP_2)) is None
 
 
 def test_options_are_judged_before_the_download(hub: Hub, tmp_path: Path) -> None:

@@ -56,6 +56,22 @@ def test_a_hub_id_is_converted_once_for_each_commit(hub: Hub, tmp_path: Path) ->
     assert locate(f"{MODEL}@{commit}", tmp_path).ready
 
 
+def test_a_text_model_is_converted_again_after_a_change_of_its_image_model(hub: Hub, tmp_path: Path) -> None:
+    """Its bundle is named after both commits, and is found without the hub."""
+    text, image = "acme/clip-ViT-B-32-multilingual-v1", "sentence-transformers/clip-ViT-B-32"
+    mine, theirs = hub.add(text, FILES), hub.add(image, FILES)
+    place = locate(text, tmp_path)
+    name = "acme--clip-vit-b-32-multilingual-v1"
+    assert Place(f"{text}@{mine}", tmp_path / f"{name}-{mine[:12]}-{theirs[:12]}", ready=False) == place
+    assert convert(place) == locate(text, tmp_path)
+    newer = hub.add(image, {**FILES, "config.json": b"[]"})
+    assert Place(f"{text}@{mine}", tmp_path / f"{name}-{mine[:12]}-{newer[:12]}", ready=False) == locate(text, tmp_path)
+    hub.down = True
+    found = locate(text, tmp_path)
+    assert (place.path, True) == (found.path, found.ready)  # the latest conversion
+    assert not locate(f"{text}@{mine}", tmp_path).ready  # of the image model's last known commit
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_without_the_hub_the_latest_conversion_will_do(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, offline: bool

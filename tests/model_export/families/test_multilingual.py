@@ -22,6 +22,8 @@ from model_export.checkpoints.model_source import SourceOptions
 from model_export.errors import SourceError
 from model_export.export.console import Narrator
 from model_export.export.convert import Conversion, convert
+from model_export.training.recipe import read_recipe
+from model_export.training.starts import open_start
 from service.model.engine.engine import OnnxEngine
 from service.model.loading import load_bundle
 from service.model.manifest import SigmoidScoring
@@ -29,6 +31,7 @@ from service.model.tokenizer import Tokenizer
 from tests.support.http_server import http_server
 from tests.support.hub_server import Hub, hub_client
 from tests.support.pictures import encode, noise
+from tests.support.places import ROOT
 from tests.support.tiny_hugging_face import write_tiny_clip
 from tests.support.tiny_multilingual import LABELS, write_metaclip_2, write_naflex, write_text_model
 
@@ -186,6 +189,17 @@ def test_a_text_model_without_its_image_model_is_refused(hub: Hub, tmp_path: Pat
     ):
         with pytest.raises(SourceError, match=message):
             at_hand("acme/text", options)
+    assert not [sent for sent in hub.sent if sent.name.endswith(".safetensors")]
+
+
+def test_a_run_cannot_start_from_a_text_model(hub: Hub, tmp_path: Path) -> None:
+    """Its towers are of two models: one line says so and names the one to start from, before any weights."""
+    hub.add(IMAGE_MODEL, files_of(write_tiny_clip(tmp_path / "clip")))
+    hub.add(TEXT_MODEL, files_of(write_text_model(tmp_path / "text", 24)))
+    recipe = read_recipe(ROOT / "model_export/recipes/fine-tune.toml")
+    message = f"is a text model onto the vectors of {IMAGE_MODEL}; .* such as {IMAGE_MODEL}$"
+    with pytest.raises(SourceError, match=message):
+        open_start(TEXT_MODEL, None, recipe, Console(quiet=True))
     assert not [sent for sent in hub.sent if sent.name.endswith(".safetensors")]
 
 
