@@ -1,15 +1,18 @@
 """Find pictures that are near copies of others: scaled, compressed, brightened, mirrored, cropped by a tenth.
 
 Candidates share a band: `_KEY` hash bits of the whole copy, or of its mirror image, and of a view of the original
-(`views`). The bands overlap: each leaves out another third of the bits. The bits of the copy that lie nearest to the
-threshold may differ. A band is a sorted array of numbers that hold bits and picture; arrays that would not fit into
-memory are made in parts. Each copy is compared with at most `_NEIGHBOURS` pictures of a band, those next to it in the
-order of the bits that are left out, so pictures without end that look alike take no time without end.
+(`views`). The bands overlap: each leaves out another two of six groups of bits, so bits of any two groups may differ. A
+group holds neighbouring frequencies, which an edge at the border of a crop changes together. Of the other bits, those
+of the copy that lie nearest to the threshold may differ. A band is a sorted array of numbers that hold bits and
+picture; arrays that would not fit into memory are made in parts. Each copy is compared with at most `_NEIGHBOURS`
+pictures of a band, those next to it in the order of the bits that are left out, so pictures without end that look alike
+take no time without end.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -17,11 +20,13 @@ from typing import Final
 import numpy as np
 
 from model_export.curation.progress import CurationProgress
-from model_export.curation.views import POOL, VIEWS, Bits, Coded, Codes, Probes, Rows, alike, view_codes
+from model_export.curation.views import POOL, VIEWS, Bits, Coded, Codes, Probes, Rows, alike, by_direction, view_codes
 
 _KEY: Final = 24
-_BANDS: Final = 6
-_FLIPPED: Final = 4
+_GROUPS: Final = 6
+_LEFT_OUT: Final = tuple(itertools.combinations(range(_GROUPS), 2))
+_BANDS: Final = len(_LEFT_OUT)
+_FLIPPED: Final = 3
 _NEIGHBOURS: Final = 32
 _INDEX_BITS: Final = 64 - POOL
 MOST_PICTURES: Final = 2**_INDEX_BITS
@@ -66,8 +71,10 @@ def near_pairs(
 
 def _order(band: int) -> Rows:
     """Return the hash bits in the order of a band: its own bits behind, so that they are the high ones of a number."""
+    groups = np.split(by_direction(), _GROUPS)
+    left_out = np.concatenate([groups[each] for each in _LEFT_OUT[band]]).tolist()
     chance = [hashlib.sha256(f"{band} {bit}".encode()).digest() for bit in range(POOL)]
-    return np.array(sorted(range(POOL), key=chance.__getitem__), np.int64)
+    return np.array(sorted(range(POOL), key=lambda bit: (bit not in left_out, chance[bit])), np.int64)
 
 
 def _ordered(codes: Codes, order: Rows) -> Codes:

@@ -14,7 +14,7 @@ from model_export.curation.progress import CurationProgress
 from model_export.curation.stage import digest_of
 from model_export.drivers.driver import Driver
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SIGNATURES: Final = "signatures"
 
 

@@ -81,6 +81,11 @@ _LIFTS[0] = 0  # the mean
 _LIFTED: Final = np.ascontiguousarray((_VIEWS * _LIFTS[:, None]).reshape(-1, LUMA**2).T)  # [LUMA², views · BAND²]
 
 
+def by_direction() -> Rows:
+    """Return the hash bits by their vertical frequencies, those of one by the horizontal ones: ``[POOL]``."""
+    return np.argsort(_ORDER[:POOL])
+
+
 def contrasts(near: Coded) -> Floats:
     """Return the norm of the brightness without its mean: ``[n]``."""
     norms: Floats = np.linalg.norm(coefficients(near[:, 1 : LUMA**2]), axis=1)

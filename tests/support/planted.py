@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from io import BytesIO
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 Copy = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -19,6 +20,26 @@ def scene(seed: int, width: int = 96, height: int = 72) -> Image.Image:
     pixels = np.stack([grey + 0.3 * tint for tint in (tints[0], tints[1], -tints[0])], axis=-1)
     pixels = 128 + 45 * (pixels - pixels.mean()) / pixels.std()
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def flag(seed: int) -> Image.Image:
+    """Return two to five stripes with a disc on them, on white: few colours, and edges near the border."""
+    chance = np.random.default_rng(seed)
+    image = Image.new("RGB", (96, 96), "white")
+    draw = ImageDraw.Draw(image)
+    top, bottom = int(chance.integers(4, 24)), int(chance.integers(70, 92))
+    stripes, upright = int(chance.integers(2, 6)), bool(chance.integers(2))
+    edges = np.linspace(4 if upright else top, 92 if upright else bottom, stripes + 1).tolist()
+    for first, last in pairwise(edges):
+        box = (first, top, last, bottom) if upright else (4, first, 92, last)
+        draw.rectangle(box, fill=_colour(chance))
+    across, down, radius = (int(value) for value in (*chance.integers(20, 76, 2), chance.integers(6, 18)))
+    draw.ellipse((across - radius, down - radius, across + radius, down + radius), fill=_colour(chance))
+    return image
+
+
+def _colour(chance: np.random.Generator) -> tuple[int, ...]:
+    return tuple(int(value) for value in chance.integers(0, 256, 3))
 
 
 def compressed(image: Image.Image, _: np.random.Generator) -> Image.Image:
