@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .PHONY: help run dev test check lint types layers pytest coverage long fuzz kill-ranks kill-curation kill-batches format demo-data \
         demo-run demo-words train-demo export-demo export-sizes verify-demo wheel bench bench-curate bench-gpu \
         bench-engines bench-export bench-match bench-nonreaders bench-plan bench-queries bench-checkpoints \
-        bench-stalls bench-train it-pays scale constraints licences k8s-render k8s-secret alert-rules \
+        bench-stalls bench-train it-pays scale constraints licences page-pictures k8s-render k8s-secret alert-rules \
         docker-lint clean
 
 RUN_VENV := .venv
@@ -61,7 +61,7 @@ run: ## Start the service on 127.0.0.1:8000 (PORT=, HOST=, MODEL=hub id, path or
 
 # --- check ---
 
-test: dev redis prometheus clients ## Lint, types, layers, then every test but those of make long
+test: dev redis prometheus clients browser ## Lint, types, layers, then every test but those of make long
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory pytest
 
@@ -79,7 +79,7 @@ layers: dev ## Import order of the modules (import-linter)
 
 # One more than there are cores, four at most: tests that wait for a process or a clock leave a core idle.
 pytest: PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
-pytest: dev redis prometheus clients ## Every test but those of make long, in up to four processes (ARGS= goes to pytest)
+pytest: dev redis prometheus clients browser ## Every test but those of make long, in up to four processes (ARGS= goes to pytest)
 	@$(DEV)pytest --numprocesses=$(PROCESSES) $(ARGS)
 
 coverage: ## make pytest with branch coverage; the tests then take a third more time
@@ -201,6 +201,9 @@ wheel: dev ## Build the wheel into dist/
 constraints: dev ## Resolve the dependencies again and pin them in constraints*.txt
 	@$(DEV)python scripts/lock.py
 
+page-pictures: dev browser ## Take the README's pictures of the page, and time a visit to it
+	@$(DEV)python scripts/page_pictures.py
+
 licences: dev ## Write the licences of the shipped packages into docs/licences.md
 	@$(DEV)python scripts/licences.py
 
@@ -210,10 +213,12 @@ clean: ## Remove the environments and all files of tools
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Not listed: prerequisites of other targets.
-.PHONY: redis prometheus clients
+.PHONY: redis prometheus clients browser
 redis:
 	@scripts/redis.sh
 prometheus:
 	@scripts/prometheus.sh
 clients:
 	@scripts/clients.sh
+browser:
+	@scripts/browser.sh

@@ -21,6 +21,7 @@ from service.api.middleware.key_usage import KeyUsage
 from service.api.middleware.parsing_limits import ParsingLimits
 from service.api.middleware.request_context import RequestContext
 from service.api.openai.batch_lines import RouteLineHandler
+from service.api.page.routes import add_page
 from service.api.problems.handlers import add_handlers
 from service.api.request.memory_budget import MemoryBudget
 from service.api.route_table import RouteTable
@@ -106,7 +107,9 @@ def create_app(
         app.include_router(router)
     for router in routers:
         app.include_router(head_routes(router))
-    add_docs(app)
+    if settings.page:
+        add_page(app)
+    add_docs(app, at_root=not settings.page)
     add_handlers(app)
     describe(app, [model for protocol in _PROTOCOLS for model in protocol.REQUEST_MODELS])
     services.routes = RouteTable([*(route for router in routers for route in router.routes), *app.routes])

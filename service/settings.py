@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     workers: Annotated[int, Field(ge=1, le=256)] = 1
+    page: bool = True
 
     # What to run, and on what
     model: Path | None = None
@@ -129,6 +130,7 @@ class Settings(BaseSettings):
         "/v2/health/live",
         "/v2/health/ready",
         "/",
+        "/page/*",
         "/docs",
         "/docs/*",
         "/openapi.json",

@@ -34,6 +34,7 @@ _TABLE: Final = (
     _Row("/livez", "operations", "problem"),
     _Row("/readyz", "operations", "problem"),
     _Row("/metrics", "operations", "problem"),
+    _Row("/page", "operations", "problem"),
     _Row("/docs", "operations", "problem"),
     _Row("/openapi.json", "operations", "problem"),
     # Not served. OpenAI's clients ask for these, and show a message only from an error in their own form.

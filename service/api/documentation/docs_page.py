@@ -34,8 +34,8 @@ def assets() -> Path:
     return Path(spec.origin).parent / "static"
 
 
-def add_docs(app: FastAPI) -> None:
-    """Serve the documentation page and its assets, and redirect `/` to it."""
+def add_docs(app: FastAPI, *, at_root: bool) -> None:
+    """Serve the documentation page and its assets; `at_root` also redirects `/` to it."""
     page = get_swagger_ui_html(
         openapi_url=OPENAPI_PATH,
         title=f"{app.title}: HTTP interface",
@@ -55,7 +55,8 @@ def add_docs(app: FastAPI) -> None:
         return RedirectResponse(PATH)
 
     app.router.routes.append(Route(PATH, docs, include_in_schema=False))
-    app.router.routes.append(Route("/", root, include_in_schema=False))
+    if at_root:
+        app.router.routes.append(Route("/", root, include_in_schema=False))
     app.mount(ASSETS_PATH, StaticFiles(directory=assets()), name="docs-assets")
 
 

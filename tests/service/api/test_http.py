@@ -205,7 +205,7 @@ def test_head_answers_as_get_without_a_body(client: httpx.Client) -> None:
     assert len(paths) > 15
     assert not any("head" in item for item in document["paths"].values())
     asset = "/docs/assets/swagger-ui.css"
-    for path in [*paths, "/", "/docs", "/openapi.json", asset, "/nothing"]:
+    for path in [*paths, "/", "/page/page.js", "/docs", "/openapi.json", asset, "/nothing"]:
         url = re.sub(r"\{\w+\}", "nothing", path.replace("{model}", "tiny"))
         get, head = client.get(url), client.head(url)
         assert (get.status_code, b"") == (head.status_code, head.content), url
@@ -359,15 +359,24 @@ def test_templates(client: httpx.Client) -> None:
 
 
 def test_probes_and_root(client: httpx.Client) -> None:
-    """Alive, ready, and a way to the documentation."""
+    """Alive, ready, and the page, which leads to the documentation."""
     assert {"status": "alive"} == client.get("/livez").json()
     assert {"status": "ready"} == client.get("/readyz").json()
-    assert "/docs" == client.get("/").headers["location"]
+    assert '<a href="docs"' in client.get("/").text
 
 
 def test_no_answer_may_be_taken_for_another_type(client: httpx.Client) -> None:
     """Answers, pages, files and errors of every origin: a browser keeps to the content type."""
-    for path in ("/livez", "/", "/docs", "/docs/assets/favicon.png", "/openapi.json", "/v1/classify", "/nothing"):
+    for path in (
+        "/livez",
+        "/",
+        "/page/page.js",
+        "/docs",
+        "/docs/assets/favicon.png",
+        "/openapi.json",
+        "/v1/classify",
+        "/nothing",
+    ):
         assert ["nosniff"] == client.get(path).headers.get_list("x-content-type-options"), path
 
 

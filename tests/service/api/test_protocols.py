@@ -62,6 +62,7 @@ from service.api.protocols import ErrorForm, Protocol, error_form_of, protocol_o
         ("/livez", "operations", "problem"),
         ("/readyz", "operations", "problem"),
         ("/metrics", "operations", "problem"),
+        ("/page/page.js", "operations", "problem"),
         ("/docs", "operations", "problem"),
         ("/docs/assets/favicon.png", "operations", "problem"),
         ("/openapi.json", "operations", "problem"),
@@ -74,6 +75,6 @@ def test_the_protocol_and_the_form_of_a_path(path: str, protocol: Protocol, form
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "other"])
 def test_the_root_is_a_protocol_for_post_only(method: str) -> None:
-    """Every other method at / leads to the documentation, though an error keeps the form."""
+    """GET / is the page for people, though an error at / keeps the form."""
     assert "operations" == protocol_of(method, "/")
     assert "own" == protocol_of(method, "/v1/classify")

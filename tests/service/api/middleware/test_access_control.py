@@ -113,9 +113,8 @@ def test_a_refused_request_without_a_body_keeps_its_connection(client: httpx.Cli
 
 def test_probes_and_documents_are_open_to_get_only(client: httpx.Client) -> None:
     """Load balancers and monitoring have no key; what shares a path with them needs one."""
-    for path in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json"):
+    for path in ("/livez", "/readyz", "/metrics", "/", "/page/page.js", "/docs", "/openapi.json"):
         assert 200 == client.get(path).status_code, path
-    assert 307 == client.get("/").status_code
     assert 401 == client.post("/livez").status_code
     assert 401 == client.get("/livez/").status_code
     assert 401 == client.get("/v1/templates").status_code
@@ -171,9 +170,9 @@ def test_a_refused_request_counts_under_its_route(client: httpx.Client, method: 
 
 def test_a_page_counts_under_its_route(client: httpx.Client) -> None:
     """Pages that are not FastAPI's too."""
-    for path in ("/docs", "/openapi.json", "/docs/assets/favicon.png"):
+    for path in ("/", "/page/page.js", "/docs", "/openapi.json", "/docs/assets/favicon.png"):
         client.get(path)
-    for route in ("/docs", "/openapi.json", "/docs/assets"):
+    for route in ("/", "/page/{name}", "/docs", "/openapi.json", "/docs/assets"):
         series = f'anyclass_http_requests_total{{method="GET",protocol="operations",route="{route}",status="2xx"}}'
         # A request is counted after its answer.
         wait_until(lambda series=series: series in client.get("/metrics").text)  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""The page at `/`: pictures and labels in a browser."""

@@ -1,0 +1,133 @@
+// The words of the page, in English and Korean. Errors are the API's own words, and stay English.
+
+const ENGLISH = {
+  tagline: "Any picture, any labels.",
+  documentation: "API documentation",
+  key: "API key",
+  useKey: "Use this key",
+  keyNote: "Kept in the memory of this tab only, until it is closed or loaded again.",
+  picture: "Picture",
+  pictures: "Pictures",
+  invitation: "Drop or paste a picture here",
+  choose: "Choose pictures",
+  photograph: "Take a photo",
+  remove: "Remove picture",
+  examples: "Examples",
+  cat: "A cat",
+  cup: "A cup",
+  rocket: "A rocket",
+  undrawn: "This browser cannot show {name}; the service may read it all the same.",
+  tooMany: "The page takes {most} pictures at a time; the first {most} are here. Use /v1/classify/batch for more.",
+  noPicture: "These are no files with pictures. Drop, paste or choose pictures.",
+  labels: "Labels",
+  labelSet: "Label set",
+  typedLabels: "typed below",
+  labelsOf: "{name} ({count} labels)",
+  chosenLabels: "Chosen labels",
+  addLabel: "Add a label",
+  labelNote: "Enter or a comma adds a label; a list can be pasted.",
+  clear: "Remove all",
+  removeLabel: "Remove {label}",
+  scores: "Scores",
+  warnings: "Warnings",
+  options: "Model and scoring",
+  model: "Model",
+  templates: "Prompt templates",
+  ownTemplates: "your own",
+  ownTemplatesLabel: "Your templates, one a line, each with one {}",
+  ofTheSet: "those of the label set",
+  scoring: "Scoring",
+  ownScoring: "the model’s own",
+  temperature: "Temperature",
+  threshold: "Threshold",
+  off: "off",
+  request: "This request",
+  copy: "Copy",
+  copied: "Copied",
+  notCopied: "The text is selected; copy it with the keyboard",
+  needsPicture: "Add a picture, or try an example.",
+  needsLabels: "Add a label.",
+  working: "Working …",
+  answered: "{model} answered in {ms} ms",
+  failed: "No answer",
+  noneAbove: "No label reaches the threshold.",
+  best: "{label}, {score}",
+  folder: "Run it in the folder of {name}.",
+  keyVariable: "It reads your key from the variable ANYCLASS_API_KEY.",
+  unreachable: "The service cannot be reached. Is it running? The request is sent again when something changes.",
+};
+
+const KOREAN = {
+  tagline: "어떤 사진이든, 어떤 라벨이든.",
+  documentation: "API 문서",
+  key: "API 키",
+  useKey: "이 키 사용",
+  keyNote: "이 탭의 메모리에만 보관되며, 탭을 닫거나 새로 고치면 사라집니다.",
+  picture: "사진",
+  pictures: "사진 목록",
+  invitation: "여기에 사진을 끌어다 놓거나 붙여 넣으세요",
+  choose: "사진 선택",
+  photograph: "사진 찍기",
+  remove: "이 사진 빼기",
+  examples: "예제",
+  cat: "고양이",
+  cup: "컵",
+  rocket: "로켓",
+  undrawn: "이 브라우저는 {name} 파일을 표시할 수 없지만, 서비스는 읽을 수도 있습니다.",
+  tooMany: "한 번에 사진 {most}장까지 다룹니다. 앞의 {most}장만 남겼습니다. 더 많으면 /v1/classify/batch를 사용하세요.",
+  noPicture: "사진 파일이 아닙니다. 사진을 끌어다 놓거나, 붙여 넣거나, 선택하세요.",
+  labels: "라벨",
+  labelSet: "라벨 세트",
+  typedLabels: "아래에 직접 입력",
+  labelsOf: "{name} (라벨 {count}개)",
+  chosenLabels: "선택한 라벨",
+  addLabel: "라벨 추가",
+  labelNote: "Enter나 쉼표로 라벨을 추가합니다. 목록을 붙여 넣어도 됩니다.",
+  clear: "모두 지우기",
+  removeLabel: "{label} 지우기",
+  scores: "점수",
+  warnings: "경고",
+  options: "모델과 점수",
+  model: "모델",
+  templates: "프롬프트 템플릿",
+  ownTemplates: "직접 입력",
+  ownTemplatesLabel: "템플릿: 한 줄에 하나씩, 각각 {} 하나",
+  ofTheSet: "라벨 세트의 템플릿",
+  scoring: "점수 방식",
+  ownScoring: "모델 기본값",
+  temperature: "온도",
+  threshold: "임곗값",
+  off: "없음",
+  request: "이 요청",
+  copy: "복사",
+  copied: "복사했습니다",
+  notCopied: "텍스트를 선택했습니다. 키보드로 복사하세요",
+  needsPicture: "사진을 넣거나 예제를 눌러 보세요.",
+  needsLabels: "라벨을 추가하세요.",
+  working: "계산하는 중 …",
+  answered: "{model} 모델이 {ms} ms 만에 답했습니다",
+  failed: "답이 없습니다",
+  noneAbove: "임곗값에 이르는 라벨이 없습니다.",
+  best: "{label}, {score}",
+  folder: "{name} 파일이 있는 폴더에서 실행하세요.",
+  keyVariable: "키는 환경 변수 ANYCLASS_API_KEY에서 읽습니다.",
+  unreachable: "서비스에 연결할 수 없습니다. 실행 중인지 확인하세요. 무언가를 바꾸면 요청을 다시 보냅니다.",
+};
+
+export const TEXTS = { en: ENGLISH, ko: KOREAN };
+
+// The first of the browser's languages that the page has.
+export const language = navigator.languages.map((each) => each.slice(0, 2).toLowerCase()).find((each) => each in TEXTS) ?? "en";
+
+// t("best", { label: "cat", score: "97%" }): the text of a key, with its values.
+export function t(key, values = {}) {
+  return TEXTS[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+// Puts the words into the page: data-text is content, data-label an accessible name, data-hint a placeholder.
+export function translate() {
+  document.documentElement.lang = language;
+  for (const each of document.querySelectorAll("[data-text]")) each.textContent = t(each.dataset.text);
+  for (const each of document.querySelectorAll("[data-label]")) each.setAttribute("aria-label", t(each.dataset.label));
+  for (const each of document.querySelectorAll("[data-hint]")) each.placeholder = t(each.dataset.hint);
+}
