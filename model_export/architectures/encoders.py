@@ -3,7 +3,7 @@
 Normalisation and unit length are part of the graph: the service sends bytes and receives vectors that can be compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,16 @@ class ImageEncoder(nn.Module):
         scale, shift = (each.flatten().repeat(pixels.shape[2]) for each in (self.scale, self.shift))
         rows = pixels.flatten(2).to(self.scale.dtype).mul_(scale).add_(shift)  # [batch, h, w * 3]
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
+
+
+class PatchEncoder(ImageEncoder):
+    """Encodes pictures that keep their aspect, as rows of patches, as unit vectors."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode uint8 ``[batch, 1 + patches, pixels, 3]``, as `service.model.manifest.ImageSection` describes it."""
+        grid = pixels[:, 0, 0, :2].to(self.scale.dtype) + 1  # [batch, 2], rows and columns
+        encode: Callable[[Tensor, Tensor], Tensor] = self.model.encode_patches  # type: ignore[assignment]
+        return unit_length(encode(self.normalise(pixels[:, 1:]), grid))
 
 
 class TextEncoder(nn.Module):

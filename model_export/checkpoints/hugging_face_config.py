@@ -1,19 +1,22 @@
 """Reads what a Hugging Face folder says of its model beside the weights. Needs no torch."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from model_export.checkpoints.description import Description
 from model_export.checkpoints.layouts import HF_CONFIG
 from model_export.checkpoints.model_source import SourceOptions
-from model_export.checkpoints.preprocessing import image_section
+from model_export.checkpoints.preprocessing import image_section, stated
 from model_export.errors import SourceError
 from model_export.families.family import HuggingFaceKind, ModelKind
 from model_export.families.hugging_face import TOWERS
+from model_export.families.siglip.naflex import GRID_NOTE, NAFLEX, NAFLEX_WITH_ASPECT
 from model_export.families.table import FAMILIES, HUGGING_FACE_KINDS
 from model_export.families.tokenizers import has_tokenizer
 from model_export.files import read_object
+from service.model.manifest import MAX_PATCHES, ImageSection
 
 K = TypeVar("K", bound=ModelKind[Any])
 
@@ -48,7 +51,33 @@ def describe(folder: Path, options: SourceOptions) -> Description:
     config, tokens = layout.configure(said, file, _tokenizer(folder, options), options.as_published)
     if options.activation is not None and config.activations != {options.activation}:
         raise SourceError(f"{file}: states the activation, which is not {options.activation}; leave --activation out")
-    return Description(file, family, config, image, tokens, layout.convert)
+    said = Description(file, family, config, image, tokens, layout.convert)
+    return _with_aspect(said, folder) if options.keep_aspect else said
+
+
+def _with_aspect(said: Description, folder: Path) -> Description:
+    """Return how the model takes pictures that keep their aspect.
+
+    Raises:
+        SourceError: it does not, or with a budget of patches that a bundle cannot express.
+    """
+    if said.family is not NAFLEX:
+        raise SourceError(
+            f"{said.file}: is of a {said.family.title}; only pictures of a {NAFLEX.title} keep their aspect, leave "
+            "--keep-aspect out"
+        )
+    patches = stated(folder, "max_num_patches", default=MAX_PATCHES)
+    if not isinstance(patches, int) or not 1 <= patches <= MAX_PATCHES:
+        raise SourceError(f"{folder}: has a budget of {patches} patches a picture; 1 to {MAX_PATCHES} are read")
+    pixels = said.config.image.patch_size**2  # type: ignore[attr-defined]  # a SigLIP's
+    image = {**said.image.model_dump(), "resize": "aspect", "height": patches + 1, "width": pixels}
+    note = (said.tokens.note or "").removesuffix(GRID_NOTE).removesuffix("; ") or None
+    return replace(
+        said,
+        family=NAFLEX_WITH_ASPECT,
+        image=ImageSection.model_validate(image),
+        tokens=replace(said.tokens, note=note),
+    )
 
 
 def check_graphs(fields: Mapping[str, Any], file: Path) -> None:

@@ -39,6 +39,8 @@ def load_model(path: Path, options: SourceOptions) -> ModelSource:
         raise SourceError(f"{path}: {NOTHING_THERE}")
     if options.weights != "last" and not is_training_run(path):
         raise SourceError(f"{path}: is no training run, so it has no moving average; leave --weights out")
+    if options.keep_aspect and not path.is_dir():
+        raise SourceError(f"{path}: is a file; --keep-aspect is for the folder of a SigLIP 2 NaFlex of transformers")
     if path.is_dir():
         return _load_folder(path, options)
     for reader in READERS:

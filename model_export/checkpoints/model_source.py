@@ -48,6 +48,7 @@ class SourceOptions:
         layout: of the weights to read, where a folder holds several.
         as_published: prepare pictures and texts as the source's files say, also where that is known to differ from
             training.
+        keep_aspect: have pictures keep their aspect, which only a SigLIP 2 NaFlex can.
         image_model: a hub id or path, for a text model alone: the model with the image tower that it was trained for.
     """
 
@@ -60,6 +61,7 @@ class SourceOptions:
     weights: Literal["last", "ema"] = "last"
     layout: WeightsLayout | None = None
     as_published: bool = False
+    keep_aspect: bool = False
     image_model: str | None = None
 
 

@@ -103,6 +103,11 @@ def image_section(folder: Path, *, family: ModelKind[Any], image_size: int) -> I
     )
 
 
+def stated(folder: Path, name: str, *, default: object) -> object:
+    """Return a field of ``preprocessor_config.json``; errors as of `image_section`."""
+    return _read(folder)[1].get(name, default)
+
+
 def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Return the file, and its fields; null counts as absent."""
     path, fields = folder / PREPROCESSOR, None

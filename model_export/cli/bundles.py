@@ -50,6 +50,13 @@ def export(
             help="Prepare pictures and texts as the source's files say, also where training is known to differ.",
         ),
     ] = False,
+    keep_aspect: Annotated[
+        bool,
+        typer.Option(
+            "--keep-aspect",
+            help="For a SigLIP 2 NaFlex: keep the aspect of pictures, in as many patches as it was trained with.",
+        ),
+    ] = False,
     image_model: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +99,7 @@ def export(
         weights=weights,
         layout=layout,
         as_published=as_published,
+        keep_aspect=keep_aspect,
         image_model=image_model,
     )
     manifest = convert(
@@ -140,8 +148,10 @@ def verify(
         from model_export.checkpoints.load import load_model
         from model_export.checkpoints.model_source import SourceOptions
         from model_export.export.from_weights import reference_probes
+        from service.model.loading import load_bundle
 
-        source = load_model(run, SourceOptions(weights=weights, layout=layout))
+        aspect = load_bundle(bundle).manifest.image.resize == "aspect"
+        source = load_model(run, SourceOptions(weights=weights, layout=layout, keep_aspect=aspect))
         report = verify_bundle(bundle, provider=provider, reference=lambda opened: reference_probes(source, opened))
     show(console, report)
     if report.passed:

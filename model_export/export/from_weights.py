@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from model_export.architectures.encoders import ImageEncoder, TextEncoder, unused_tower
+from model_export.architectures.encoders import ImageEncoder, PatchEncoder, TextEncoder, unused_tower
 from model_export.bundles.probes import ReferenceProbes, probe_inputs, save_probes
 from model_export.bundles.verification import Report, compare
 from model_export.bundles.writer import staged, write_manifest, write_tokenizer
@@ -118,7 +118,8 @@ def reference_probes(source: ModelSource, bundle: Bundle) -> ReferenceProbes:
 
 def _encoders(source: ModelSource) -> tuple[nn.Module, nn.Module]:
     section = source.image
-    return ImageEncoder(source.model, section.mean, section.std).eval(), TextEncoder(source.model).eval()
+    encoder = PatchEncoder if section.resize == "aspect" else ImageEncoder
+    return encoder(source.model, section.mean, section.std).eval(), TextEncoder(source.model).eval()
 
 
 def _encode(encoder: nn.Module, inputs: Iterable[npt.NDArray[np.generic]]) -> Vectors:

@@ -61,7 +61,15 @@ READ: Final = (
     Read(
         "SigLIP 2", "Hugging Face, open_clip", "Gemma", "sigmoid", "squash", "apache-2.0", "checkpoints/test_siglip2.py"
     ),
-    Read("SigLIP 2 NaFlex", "Hugging Face", "Gemma", "sigmoid", "squash, fixed grid", "apache-2.0", _MANY),
+    Read(
+        "SigLIP 2 NaFlex",
+        "Hugging Face",
+        "Gemma",
+        "sigmoid",
+        "squash, or aspect kept",
+        "apache-2.0",
+        "families/test_naflex.py",
+    ),
     Read("clip-ViT-B-32-multilingual-v1", "sentence-transformers", "BERT", "softmax", "crop", "apache-2.0", _MANY),
     Read("MobileCLIP, MobileCLIP2", "open_clip", "CLIP", "softmax", "crop", "apple-amlr", _OPEN_CLIP),
     Read("PE-Core", "open_clip", "CLIP", "softmax", "squash", "apache-2.0", _OPEN_CLIP),

@@ -24,7 +24,7 @@ from service.images.upright import opened, orientation_of, rgb_of
 from service.model.arrays import Pixels
 from service.model.choices import ColourProfiles, Preprocessing
 from service.model.manifest import ImageSection
-from service.model.resizing import covering_size, preprocess, preprocess_window
+from service.model.resizing import preprocess, preprocess_window, resized_size
 
 _TURNED: Final = (5, 6, 7, 8)
 _RIGHT_TO_LEFT, _BOTTOM_TO_TOP = (2, 3, 6, 7), (3, 4, 7, 8)
@@ -128,8 +128,7 @@ class Undecoded:
         return self._as_turned(self._size)
 
     def _wanted(self) -> tuple[int, int]:
-        size = (self._section.width, self._section.height)
-        return self._as_turned(size if self._section.resize == "squash" else covering_size(self._upright_size(), size))
+        return self._as_turned(resized_size(self._upright_size(), self._section))
 
     def _as_turned(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[::-1] if orientation_of(self._image) in _TURNED else size

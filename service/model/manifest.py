@@ -7,6 +7,7 @@ that does not match, and names the file.
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -41,6 +42,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
 Rgb = tuple[float, float, float]
+MAX_PATCHES: Final = 256
+"""A picture's grid of patches is stated in bytes, less 1."""
 Cosine = Annotated[float, Field(ge=-1, le=1.001)]
 
 
@@ -52,11 +55,16 @@ class ImageSection(_Section):
     """Preprocessing of a picture to the image encoder's input, uint8 `[batch, height, width, 3]`.
 
     `mean` and `std` are in units of 0..1 and informative only: the graph itself normalises.
+
+    With `resize` `aspect` a picture keeps its aspect and becomes a grid of square patches, as many as fit a budget. The
+    encoder's input then has a row for each patch, the patch's pixels from the upper left, line by line; patches are in
+    the same order. `height` is the budget plus 1, `width` the pixels of a patch. The first row states the grid: its
+    first pixel is the number of rows of patches minus 1, the number of columns minus 1, and 0.
     """
 
     height: PositiveInt
     width: PositiveInt
-    resize: Literal["shortest", "squash"]
+    resize: Literal["shortest", "squash", "aspect"]
     interpolation: Literal["bicubic", "bilinear", "lanczos"]
     crop: Literal["center", "none"]
     mean: Rgb
@@ -67,7 +75,24 @@ class ImageSection(_Section):
         if self.resize == "shortest" and self.crop == "none":
             msg = "resize 'shortest' leaves a size that depends on the picture; it needs crop 'center'"
             raise ValueError(msg)
+        if self.resize == "aspect":
+            if self.crop != "none" or self.patch_size**2 != self.width:
+                msg = "resize 'aspect' needs crop 'none' and a width of as many pixels as a square patch has"
+                raise ValueError(msg)
+            if not 1 <= self.patches <= MAX_PATCHES:
+                msg = f"resize 'aspect' takes 1 to {MAX_PATCHES} patches, not {self.patches}"
+                raise ValueError(msg)
         return self
+
+    @property
+    def patches(self) -> int:
+        """Budget of patches, if `resize` is `aspect`."""
+        return self.height - 1
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels, if `resize` is `aspect`."""
+        return math.isqrt(self.width)
 
 
 Cleaning = Literal["none", "clip"]

@@ -43,10 +43,10 @@ class AttentionPool(nn.Module):
         self.mlp = MLP(width, config.activation, mlp_width=config.image.mlp_width)
         nn.init.xavier_uniform_(self.probe)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool float ``[batch, patches, width]`` to ``[batch, width]``."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool float ``[batch, patches, width]`` to ``[batch, width]``; the mask is added to the scores."""
         # The probe is not repeated for each picture: its query depends on no input, so runtimes fold it.
-        pooled = self.attn(self.probe, memory=x)[:, 0]
+        pooled = self.attn(self.probe, mask, memory=x)[:, 0]
         out: Tensor = pooled + self.mlp(self.ln(pooled))
         return out
 

@@ -1,8 +1,9 @@
-"""SigLIP 2 NaFlex, `Siglip2Model` of transformers, as a SigLIP of one picture size.
+"""SigLIP 2 NaFlex, `Siglip2Model` of transformers, as a SigLIP of one picture size, or with pictures of any aspect.
 
 The published tower takes patches of pictures of any shape, and interpolates its position embeddings for each shape.
 For square pictures with as many patches as it has positions nothing is interpolated: it is SigLIP's tower. So every
-picture is resized to that square; the published preprocessing keeps the aspect within the same number of patches.
+picture is resized to that square, unless the user asks for the published preprocessing, which keeps the aspect within
+the same number of patches.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from model_export.families.tokenizers import TextTokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from model_export.architectures.towers import TwoTowers
+
 _PATCHES: Final = "vision_model.embeddings.patch_embedding.weight"
 
-_NOTE: Final = (
+GRID_NOTE: Final = (
     "pictures are resized to a square, a fixed grid of patches; the published preprocessing keeps their aspect"
 )
+"""How pictures are prepared unless they keep their aspect."""
 
 
 class _Vision(Vision):
@@ -70,7 +74,7 @@ def _configure(
 ) -> tuple[SiglipConfig, TextTokens]:
     vision = said.vision_config
     ours, tokens = configured(said, vision, vision.side, config, tokenizer, as_published=as_published)
-    note = _NOTE if tokens.note is None else f"{tokens.note}; {_NOTE}"
+    note = GRID_NOTE if tokens.note is None else f"{tokens.note}; {GRID_NOTE}"
     return ours, replace(tokens, note=note)
 
 
@@ -99,3 +103,13 @@ NAFLEX: Final[HuggingFaceKind[SiglipConfig]] = HuggingFaceKind(
         convert=_convert,
     ),
 )
+
+
+def _build(config: SiglipConfig) -> TwoTowers:
+    from model_export.families.siglip.naflex_model import NaflexModel
+
+    return NaflexModel(config)
+
+
+NAFLEX_WITH_ASPECT: Final = replace(NAFLEX, build=_build)
+"""The same weights, for pictures that keep their aspect."""
