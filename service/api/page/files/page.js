@@ -8,14 +8,14 @@ import { showBars, showPictures, shown, showWarnings } from "./results.js";
 import * as snippets from "./snippets.js";
 import { t, translate } from "./texts.js";
 
-const PAUSE_MS = 80; // of typing and sliding, before a request
+const PAUSE_MS = 80; // of typing a template and sliding, before a request; a label is whole and waits for nothing
 const AT_ONCE = 2; // further pictures would wait in the service's queue
 const AGAIN_MS = 2000;
 
 const byId = (id) => document.getElementById(id);
 
 translate();
-const labels = labelsOf({ onChange: changed });
+const labels = labelsOf({ onChange: ask });
 const options = optionsOf({ onChange: changed });
 const pictures = picturesOf({ onChange: looked, onTrouble: notify });
 let asked = null; // the controller of the requests under way
@@ -39,6 +39,7 @@ const request = () => JSON.stringify(fields);
 
 // Asks for every picture, the current one first. Requests of before are aborted: the service drops their work.
 async function ask() {
+  clearTimeout(timer);
   asked?.abort();
   asked = new AbortController();
   const { signal } = asked;
