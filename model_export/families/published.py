@@ -1,6 +1,7 @@
 """Published families of image–text models: how each is read, or why it is not. `docs/models.md` has the same table.
 
-Licences are those of the best-known weights, as their cards say; a bundle's manifest has the card's own.
+Licences are those of the best-known weights, as their cards or repositories say; a bundle's manifest has the card's
+own.
 """
 
 from __future__ import annotations
@@ -89,12 +90,15 @@ _INSTEAD: Final = (
 _OWN_CODE: Final = "its towers are code of the repository, which is never run"
 
 REFUSED: Final = (
-    Refused("Chinese-CLIP", "chinese-clip", "see its card", f"its text tower is a BERT beside CLIP's; {_INSTEAD}"),
+    Refused("Chinese-CLIP", "chinese-clip", "mit (code)", f"its text tower is a BERT beside CLIP's; {_INSTEAD}"),
     Refused(
         "AltCLIP", "altclip", "creativeml-openrail-m", f"its text tower is an XLM-RoBERTa beside CLIP's; {_INSTEAD}"
     ),
     Refused(
-        "M-CLIP", "m-clip/", "mit", f"its text and image towers are in two repositories of two formats; {_INSTEAD}"
+        "M-CLIP",
+        "m-clip/",
+        "mit (code)",
+        f"its text and image towers are in two repositories of two formats; {_INSTEAD}",
     ),
     Refused("jina-clip v1", "jina-clip-v1", "apache-2.0", _OWN_CODE),
     Refused("jina-clip v2", "jina-clip-v2", "cc-by-nc-4.0", _OWN_CODE),
@@ -104,7 +108,13 @@ REFUSED: Final = (
         "apache-2.0 (v1.5)",
         "it and nomic-embed-text are one model in two repositories, whose towers are code of them, which is never run",
     ),
-    Refused("TIPS v2", "/tips", "see its card", _OWN_CODE),
+    Refused(
+        "TIPS v2",
+        "/tips",
+        "apache-2.0 (code), cc-by-4.0",
+        "its towers are transformers' `Tipsv2Model`, an image tower with two class tokens and a text tower that takes "
+        "the mean of a text, which have no modules here",
+    ),
     Refused("FG-CLIP 2", "fg-clip", "apache-2.0", _OWN_CODE),
     Refused(
         "Immich's graphs",
