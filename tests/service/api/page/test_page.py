@@ -309,6 +309,11 @@ def test_a_narrow_screen_in_korean(visit: Callable[..., Page]) -> None:
     expect(page.get_by_role("button", name="사진 찍기")).to_be_visible()
     expect(page.locator("#best")).to_contain_text("cat, ")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    # An error is in sight although the field that caused it lies far below the top.
+    page.evaluate("document.querySelector('#scoring').scrollIntoView({ block: 'start' })")
+    assert page.evaluate("scrollY") > 740
+    page.locator("#scoring").select_option("sigmoid")
+    expect(page.get_by_role("alert")).to_be_in_viewport()
     small = """() => [...document.querySelectorAll("button, select, input[type=range]")]
       .filter((each) => each.checkVisibility() && Math.min(each.offsetWidth, each.offsetHeight) < 24)
       .map((each) => each.id)"""
