@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from model_export.architectures.activations import Activation
+from model_export.families.operations import Operations
 from model_export.families.tokenizers import TextTokens
 from service.model.manifest import ImageSection, Rgb
 
@@ -93,6 +94,7 @@ class NamedSize:
     Attributes:
         name: as open_clip writes it.
         config: both towers and the joint space.
+        operations: of one picture and one text.
         parameters: as published, without buffers.
         imagenet_top1: ImageNet zero-shot accuracy of the published weights, per cent, if known.
         aliases: other names that `named_size` takes, such as a hub id; ``ViT-B/32`` and the like need none.
@@ -100,6 +102,7 @@ class NamedSize:
 
     name: str
     config: ModelConfig
+    operations: Operations
     parameters: int
     imagenet_top1: float | None
     aliases: tuple[str, ...] = ()

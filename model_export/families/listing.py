@@ -16,23 +16,27 @@ def sizes_table() -> Table:
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        caption="towers: layers × width, image + text; top-1: ImageNet zero-shot accuracy, %",
+        caption="towers: layers × width; image + text, as the GFLOPs; top-1: ImageNet, %",
         caption_justify="left",
     )
     for header in ("name", "towers"):
         table.add_column(header, no_wrap=True)
-    for header in ("params", "embed", "input", "top-1"):
+    for header in ("params", "GFLOPs", "input", "top-1"):
         table.add_column(header, justify="right", no_wrap=True)
     for size in SIZES.values():
         table.add_row(
             size.name,
-            f"{size.config.image_shape} + {size.config.text.layers}×{size.config.text.width}",
-            f"{size.parameters / 1e6:.1f}M",
-            str(size.embed_dim),
+            f"{size.config.image_shape}+{size.config.text.layers}×{size.config.text.width}",
+            f"{size.parameters / 1e6:.0f}M",
+            "+".join(_three_digits(each) for each in size.operations.gflops),
             str(size.image_size),
             "" if size.imagenet_top1 is None else f"{size.imagenet_top1:.1f}",
         )
     return table
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def families_table() -> Table:
@@ -67,6 +71,7 @@ def sizes_json() -> str:
             "name": size.name,
             "aliases": size.aliases,
             "parameters": size.parameters,
+            "gflops": dict(zip(("image", "text"), size.operations.gflops, strict=True)),
             "embed_dim": size.embed_dim,
             "image_size": size.image_size,
             "context_length": size.context_length,

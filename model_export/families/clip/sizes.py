@@ -15,30 +15,31 @@ from typing import Final
 from model_export.architectures.activations import Activation
 from model_export.families.clip.config import (
     ClipConfig,
-    ImageTowerConfig,
     ModifiedResNetConfig,
     TextTransformerConfig,
     VisionTransformerConfig,
 )
+from model_export.families.clip.operations import clip_operations
 from model_export.families.family import NamedSize
 
 
 def _size(  # noqa: PLR0917 - a row of a table
     name: str,
     embed_dim: int,
-    image: ImageTowerConfig,
+    image: VisionTransformerConfig | ModifiedResNetConfig,
     text: TextTransformerConfig,
     parameters: int,
     imagenet_top1: float,
     *aliases: str,
 ) -> NamedSize:
-    return NamedSize(name, ClipConfig(embed_dim=embed_dim, image=image, text=text), parameters, imagenet_top1, aliases)
+    config = ClipConfig(embed_dim=embed_dim, image=image, text=text)
+    return NamedSize(name, config, clip_operations(embed_dim, image, text), parameters, imagenet_top1, aliases)
 
 
 def _openai(  # noqa: PLR0917 - a row of a table
     name: str,
     embed_dim: int,
-    image: ImageTowerConfig,
+    image: VisionTransformerConfig | ModifiedResNetConfig,
     text: TextTransformerConfig,
     parameters: int,
     imagenet_top1: float,

@@ -11,6 +11,7 @@ from typing import Final
 
 from model_export.families.family import NamedSize
 from model_export.families.siglip.config import SiglipConfig, SiglipImageConfig, SiglipTextConfig
+from model_export.families.siglip.operations import siglip_operations
 
 SHAPES: Final[Mapping[str, Mapping[str, int]]] = {
     "base": {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072},
@@ -36,7 +37,7 @@ def _size(  # noqa: PLR0917 - a row of a table
         image=SiglipImageConfig(image_size=image_size, patch_size=patch_size, **SHAPES[shape]),
         text=SiglipTextConfig(context_length=context_length, embed_dim=SHAPES[shape]["width"], **SHAPES[shape]),
     )
-    return NamedSize(name, config, parameters, imagenet_top1, aliases)
+    return NamedSize(name, config, siglip_operations(config), parameters, imagenet_top1, aliases)
 
 
 SIGLIP_SIZES: Final = (

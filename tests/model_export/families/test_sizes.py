@@ -126,16 +126,47 @@ def test_the_mlp_width_of_either_tower_can_be_stated_and_is_left_out_otherwise()
         ClipConfig.model_validate({"image": image | {"mlp_width": 0}})
 
 
+PROFILED = {
+    "RN50": (12.22, 5.96),
+    "RN101": (19.54, 5.96),
+    "RN50x4": (42.56, 9.27),
+    "RN50x16": (149.39, 13.3),
+    "RN50x64": (529.11, 23.55),
+    "ViT-B-32": (8.82, 5.96),
+    "ViT-B-16": (35.13, 5.96),
+    "ViT-L-14": (162.03, 13.3),
+    "ViT-L-14-336": (381.92, 13.3),
+    "ViT-H-14": (334.59, 47.09),
+    "ViT-g-14": (534.06, 47.09),
+    "ViT-bigG-14": (967.5, 97.86),
+    "ViT-B-16-SigLIP": (35.42, 11.02),
+    "ViT-B-16-SigLIP-256": (46.82, 11.02),
+    "ViT-B-16-SigLIP-384": (112.13, 11.02),
+    "ViT-B-16-SigLIP-512": (216.24, 11.02),
+    "ViT-L-16-SigLIP-256": (162.56, 39.06),
+    "ViT-L-16-SigLIP-384": (383.85, 39.06),
+    "ViT-SO400M-14-SigLIP": (220.35, 13.19),
+    "ViT-SO400M-14-SigLIP-384": (670.35, 53.13),
+}
+"""GFLOPs of image and text tower in open_clip's ``docs/model_profile.csv`` (commit 3b37473)."""
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_operations_are_those_of_the_published_profile(name: str) -> None:
+    """To a thousandth, where a hundredth is wanted."""
+    assert SIZES[name].operations.gflops == pytest.approx(PROFILED[name], rel=1e-3)
+
+
 def test_list_shows_every_size_in_80_columns() -> None:
-    """A line each with towers, parameters, embedding, input and accuracy; none is cut."""
+    """A line each with towers, parameters, operations, input and accuracy; none is cut."""
     done = CliRunner().invoke(app, ["list"], env={"COLUMNS": "80", "NO_COLOR": "1"})
 
     assert 0 == done.exit_code
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert [*SIZES] == [name for row in rows for name in SIZES if row.startswith(f"{name} ")]
-    assert "ViT-B-32 ViT 12×768 + 12×512 151.3M 512 224 63.2" in rows
-    assert "RN50x64 RN 3,15,36,10×128 + 12×1024 623.3M 1024 448 73.9" in rows
-    assert "ViT-SO400M-14-SigLIP-384 ViT 27×1152 + 27×1152 878.0M 1152 384 83.1" in rows
+    assert "ViT-B-32 ViT 12×768+12×512 151M 8.82+5.96 224 63.2" in rows
+    assert "RN50x64 RN 3,15,36,10×128+12×1024 623M 529+23.5 448 73.9" in rows
+    assert "ViT-SO400M-14-SigLIP-384 ViT 27×1152+27×1152 878M 670+53.1 384 83.1" in rows
     assert "…" not in done.stdout
 
 
@@ -158,6 +189,7 @@ def test_list_is_json_for_programs() -> None:
     entries = {entry.pop("name"): entry for entry in json.loads(done.stdout)}
     assert [*SIZES] == [*entries]
     entry = entries["ViT-L-14-336"]
+    assert {"image", "text"} == entry.pop("gflops").keys()
     assert SIZES["ViT-L-14-336"].config == ClipConfig.model_validate(entry.pop("config"))
     assert {
         "aliases": ["ViT-L-14-336-quickgelu", "openai/clip-vit-large-patch14-336"],
