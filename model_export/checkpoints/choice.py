@@ -110,7 +110,7 @@ def choose(
         known = f"; {reason}" if reason is not None else ""
         raise type(exc)(str(exc).replace(folder, where) + known) from exc
     if options.keep_aspect and (choice.description is None or choice.description.image.resize != "aspect"):
-        raise SourceError(f"{where}: is no SigLIP 2 NaFlex of transformers; leave --keep-aspect out")
+        raise SourceError(f"{where}: has no preprocessing that keeps the aspect; leave --keep-aspect out")
     return replace(choice, passed_over=tuple(reason.replace(folder, where) for reason in choice.passed_over))
 
 

@@ -12,8 +12,7 @@ from model_export.checkpoints.preprocessing import image_section, stated
 from model_export.errors import SourceError
 from model_export.families.family import HuggingFaceKind, ModelKind
 from model_export.families.hugging_face import TOWERS
-from model_export.families.siglip.naflex import GRID_NOTE, NAFLEX, NAFLEX_WITH_ASPECT
-from model_export.families.table import FAMILIES, HUGGING_FACE_KINDS
+from model_export.families.table import FAMILIES, HUGGING_FACE_KINDS, KEEPING_ASPECT
 from model_export.families.tokenizers import has_tokenizer
 from model_export.files import read_object
 from service.model.manifest import MAX_PATCHES, ImageSection
@@ -61,20 +60,22 @@ def _with_aspect(said: Description, folder: Path) -> Description:
     Raises:
         SourceError: it does not, or with a budget of patches that a bundle cannot express.
     """
-    if said.family is not NAFLEX:
+    if said.family.name not in KEEPING_ASPECT:
+        titles = " or ".join(kind.title for kind, _ in KEEPING_ASPECT.values())
         raise SourceError(
-            f"{said.file}: is of a {said.family.title}; only pictures of a {NAFLEX.title} keep their aspect, leave "
+            f"{said.file}: is of a {said.family.title}; only pictures of a {titles} keep their aspect, leave "
             "--keep-aspect out"
         )
+    kind, note_of_grid = KEEPING_ASPECT[said.family.name]
     patches = stated(folder, "max_num_patches", default=MAX_PATCHES)
     if not isinstance(patches, int) or not 1 <= patches <= MAX_PATCHES:
         raise SourceError(f"{folder}: has a budget of {patches} patches a picture; 1 to {MAX_PATCHES} are read")
-    pixels = said.config.image.patch_size**2  # type: ignore[attr-defined]  # a SigLIP's
+    pixels = said.config.image.patch_size**2  # type: ignore[attr-defined]  # of a tower of patches
     image = {**said.image.model_dump(), "resize": "aspect", "height": patches + 1, "width": pixels}
-    note = (said.tokens.note or "").removesuffix(GRID_NOTE).removesuffix("; ") or None
+    note = (said.tokens.note or "").removesuffix(note_of_grid).removesuffix("; ") or None
     return replace(
         said,
-        family=NAFLEX_WITH_ASPECT,
+        family=kind,
         image=ImageSection.model_validate(image),
         tokens=replace(said.tokens, note=note),
     )

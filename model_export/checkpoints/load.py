@@ -40,7 +40,9 @@ def load_model(path: Path, options: SourceOptions) -> ModelSource:
     if options.weights != "last" and not is_training_run(path):
         raise SourceError(f"{path}: is no training run, so it has no moving average; leave --weights out")
     if options.keep_aspect and not path.is_dir():
-        raise SourceError(f"{path}: is a file; --keep-aspect is for the folder of a SigLIP 2 NaFlex of transformers")
+        raise SourceError(
+            f"{path}: is a file; --keep-aspect is for the folder of a model in the layout of transformers"
+        )
     if path.is_dir():
         return _load_folder(path, options)
     for reader in READERS:

@@ -48,7 +48,7 @@ class SourceOptions:
         layout: of the weights to read, where a folder holds several.
         as_published: prepare pictures and texts as the source's files say, also where that is known to differ from
             training.
-        keep_aspect: have pictures keep their aspect, which only a SigLIP 2 NaFlex can.
+        keep_aspect: have pictures keep their aspect, for kinds whose published preprocessing does.
         image_model: a hub id or path, for a text model alone: the model with the image tower that it was trained for.
     """
 
