@@ -114,7 +114,7 @@ class Classifier:
             async with pipeline.deadline() as deadline:
                 job = await self._check(chosen, query, options, Lane.INTERACTIVE)
                 seen = await pipeline.seen(image, chosen)
-                if seen is not None and seen.vector is not None:
+                if seen.vector is not None:
                     matrix = await self._label_matrix(job, timings, deadline)
                     return await self._score(job, seen.vector, matrix, timings)
                 reservation = chosen.images.reserve(deadline=deadline)
@@ -218,12 +218,7 @@ class Classifier:
         with pipeline.counted(job.model):
             async with pipeline.loaded(source) as image, job.model.background_images, pipeline.deadline() as deadline:
                 timings = Timings()
-                seen = await pipeline.seen(image, job.model)
-                vector = None if seen is None else seen.vector
-                if vector is None:
-                    vector = await pipeline.embed(
-                        image, job.model, timings, lane=job.lane, deadline=deadline, seen=seen
-                    )
+                vector = await pipeline.embed(image, job.model, timings, lane=job.lane, deadline=deadline)
                 return await self._score(job, vector, matrix, timings)
 
     async def _score(self, job: _Job, vector: Vectors, matrix: LabelMatrix, timings: Timings) -> Classification:

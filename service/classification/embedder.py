@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from service.errors import (
     PromptTooLong,
     UnsupportedImageFormat,
 )
-from service.inference.admission import Reservation
 from service.inference.served_model import Model
 from service.lanes import Lane
 from service.model.answer_warnings import AnswerWarning
@@ -125,23 +125,23 @@ class Embedder:
         lane = Lane.BACKGROUND if background else Lane.INTERACTIVE
         pipeline = self._pipeline
 
-        async def encoded(pixels: Pixels) -> Vectors:
-            return await pipeline.encode(
-                pixels, model, Timings(), lane=lane, deadline=deadline, on_dequeued=lambda: reservation.release(1)
-            )
+        options: dict[str, Any] = {"lane": lane, "deadline": deadline, "on_dequeued": lambda: reservation.release(1)}
+
+        async def vector(image: bytes | Pixels) -> Vectors:
+            if isinstance(image, np.ndarray):
+                return await pipeline.encode(image, model, Timings(), **options)
+            return await pipeline.embed(image, model, Timings(), **options)
 
         async def one(image: ImageSource | Pixels) -> Vectors:
-            if isinstance(image, np.ndarray):
-                return await encoded(image)
-            return await self._embedded(await load_image(image), model, lane, deadline, reservation)
+            return await vector(image if isinstance(image, np.ndarray) else await load_image(image))
 
         async def in_turn(image: ImageSource | Pixels) -> Vectors:
             # Limits the images decoded ahead, so that a large request does not fill the decode pool's queue.
             if isinstance(image, np.ndarray):
                 async with model.background_images:
-                    return await encoded(image)
+                    return await vector(image)
             async with pipeline.loaded(image) as data, model.background_images:
-                return await self._embedded(data, model, lane, deadline, reservation)
+                return await vector(data)
 
         async def numbered(index: int, image: ImageSource | Pixels) -> Vectors:
             try:
@@ -154,24 +154,6 @@ class Embedder:
                 return np.stack(await together([numbered(index, image) for index, image in enumerate(images)]))
             finally:
                 reservation.release()
-
-    async def _embedded(
-        self, image: bytes, model: Model, lane: Lane, deadline: float, reservation: Reservation
-    ) -> Vectors:
-        """Return an encoded image's vector, a known one or a new one; give back its part of the reservation."""
-        seen = await self._pipeline.seen(image, model)
-        if seen is not None and seen.vector is not None:
-            reservation.release(1)
-            return seen.vector
-        return await self._pipeline.embed(
-            image,
-            model,
-            Timings(),
-            lane=lane,
-            deadline=deadline,
-            seen=seen,
-            on_dequeued=lambda: reservation.release(1),
-        )
 
     async def _texts(
         self,

@@ -23,10 +23,10 @@ _WEIGHT: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known of a picture: its key, and its vector, float32 `[dim]`, if it was seen before."""
+    """What is known of a picture: its key, if vectors are kept, and its vector, float32 `[dim]`, if it was seen."""
 
-    key: str
-    vector: Vectors | None
+    key: str | None = None
+    vector: Vectors | None = None
 
 
 class ImageVectors:
@@ -42,10 +42,10 @@ class ImageVectors:
         self._mean_s: dict[str, float] = {}
         self._writes: set[asyncio.Task[None]] = set()
 
-    async def look_up(self, image: bytes, model: Model) -> Seen | None:
-        """Look up an encoded image; None if no vectors are kept. Never raises because of the cache."""
+    async def look_up(self, image: bytes, model: Model) -> Seen:
+        """Look up an encoded image. Never raises because of the cache."""
         if self._cache is None:
-            return None
+            return Seen()
         digest = await run_off_loop(len(image), lambda: hashlib.sha256(image).digest(), many=_MANY_BYTES)
         key = self._key(digest, model)
         (vector,) = await self._cache.get_many([key], dim=model.manifest.dim)
@@ -53,9 +53,9 @@ class ImageVectors:
             self._metrics.image_saved_seconds.labels(model.name).inc(self._mean_s.get(model.name, 0.0))
         return Seen(key, vector)
 
-    def keep(self, seen: Seen | None, vector: Vectors, model: Model, timings: Timings) -> None:
+    def keep(self, seen: Seen, vector: Vectors, model: Model, timings: Timings) -> None:
         """Keep a new picture's vector; a far cache is written to in the background."""
-        if self._cache is None or seen is None:
+        if self._cache is None or seen.key is None:
             return
         took_s = timings.decode_s + timings.image_s
         before_s = self._mean_s.get(model.name, took_s)

@@ -134,8 +134,8 @@ class Pipeline:
         async with self._fetched:
             yield await load_image(source)
 
-    async def seen(self, image: bytes, model: Model) -> Seen | None:
-        """Look up an encoded image among those seen before; None if none are kept. Never raises."""
+    async def seen(self, image: bytes, model: Model) -> Seen:
+        """Look up an encoded image among those seen before. Never raises."""
         return await self._image_vectors.look_up(image, model)
 
     async def embed(
@@ -146,13 +146,22 @@ class Pipeline:
         *,
         lane: Lane,
         deadline: float,
-        seen: Seen | None,
+        seen: Seen | None = None,
         on_dequeued: Callable[[], None] | None = None,
     ) -> Vectors:
-        """Decode and encode an image that was not seen before → float32 `[dim]`; keep its vector.
+        """Return an encoded image's vector, float32 `[dim]`: a known one, or a new one, which is kept.
+
+        Args:
+            seen: what `seen` returned, if it was asked before.
+            on_dequeued: called when the image leaves the queue, or needs none.
 
         Raises: as `decode` and `encode`.
         """
+        seen = seen or await self.seen(image, model)
+        if seen.vector is not None:
+            if on_dequeued is not None:
+                on_dequeued()
+            return seen.vector
         pixels = await self.decode(image, model, timings, lane=lane)
         vector = await self.encode(pixels, model, timings, lane=lane, deadline=deadline, on_dequeued=on_dequeued)
         self._image_vectors.keep(seen, vector, model, timings)
