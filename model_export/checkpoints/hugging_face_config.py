@@ -1,7 +1,6 @@
 """Reads what a Hugging Face folder says of its model beside the weights. Needs no torch."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -45,40 +44,39 @@ def describe(folder: Path, options: SourceOptions) -> Description:
     family, said = _read_config(folder, options)
     if options.arch is not None:
         raise SourceError(f"{file}: states the architecture; leave --arch out")
+    if options.keep_aspect:
+        family = _with_aspect(family, file)
     layout = family.hugging_face
     image = image_section(folder, family=family, image_size=layout.image_size(said))
     config, tokens = layout.configure(said, file, _tokenizer(folder, options), options.as_published)
     if options.activation is not None and config.activations != {options.activation}:
         raise SourceError(f"{file}: states the activation, which is not {options.activation}; leave --activation out")
-    said = Description(file, family, config, image, tokens, layout.convert)
-    return _with_aspect(said, folder) if options.keep_aspect else said
+    if options.keep_aspect:
+        image = _within_budget(image, folder, config.image.patch_size)
+    return Description(file, family, config, image, tokens, layout.convert)
 
 
-def _with_aspect(said: Description, folder: Path) -> Description:
-    """Return how the model takes pictures that keep their aspect.
+def _with_aspect(family: HuggingFaceKind[Any], file: Path) -> HuggingFaceKind[Any]:
+    """Return the same kind with pictures that keep their aspect. Raises SourceError: there is none."""
+    if family.name not in KEEPING_ASPECT:
+        titles = " or ".join(kind.title for kind in KEEPING_ASPECT.values())
+        raise SourceError(
+            f"{file}: is of a {family.title}; only pictures of a {titles} keep their aspect, leave --keep-aspect out"
+        )
+    return KEEPING_ASPECT[family.name]
+
+
+def _within_budget(image: ImageSection, folder: Path, patch_size: int) -> ImageSection:
+    """Return the preprocessing that keeps the aspect within the published budget of patches.
 
     Raises:
-        SourceError: it does not, or with a budget of patches that a bundle cannot express.
+        SourceError: a bundle cannot express the budget.
     """
-    if said.family.name not in KEEPING_ASPECT:
-        titles = " or ".join(kind.title for kind, _ in KEEPING_ASPECT.values())
-        raise SourceError(
-            f"{said.file}: is of a {said.family.title}; only pictures of a {titles} keep their aspect, leave "
-            "--keep-aspect out"
-        )
-    kind, note_of_grid = KEEPING_ASPECT[said.family.name]
     patches = stated(folder, "max_num_patches", default=MAX_PATCHES)
     if not isinstance(patches, int) or not 1 <= patches <= MAX_PATCHES:
         raise SourceError(f"{folder}: has a budget of {patches} patches a picture; 1 to {MAX_PATCHES} are read")
-    pixels = said.config.image.patch_size**2  # type: ignore[attr-defined]  # of a tower of patches
-    image = {**said.image.model_dump(), "resize": "aspect", "height": patches + 1, "width": pixels}
-    note = (said.tokens.note or "").removesuffix(note_of_grid).removesuffix("; ") or None
-    return replace(
-        said,
-        family=kind,
-        image=ImageSection.model_validate(image),
-        tokens=replace(said.tokens, note=note),
-    )
+    fields = {**image.model_dump(), "resize": "aspect", "height": patches + 1, "width": patch_size**2}
+    return ImageSection.model_validate(fields)
 
 
 def check_graphs(fields: Mapping[str, Any], file: Path) -> None:

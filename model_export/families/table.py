@@ -8,7 +8,7 @@ from model_export.families.clip.family import CLIP
 from model_export.families.family import Family, HuggingFaceKind, ModelConfig
 from model_export.families.metaclip_2.family import METACLIP_2
 from model_export.families.siglip.family import SIGLIP
-from model_export.families.siglip.naflex import GRID_NOTE, NAFLEX, NAFLEX_WITH_ASPECT
+from model_export.families.siglip.naflex import NAFLEX, NAFLEX_WITH_ASPECT
 
 FAMILIES: Final[Mapping[str, Family[Any]]] = MappingProxyType({family.name: family for family in (CLIP, SIGLIP)})
 """By ``model_type``. Another family is another folder, and its row here."""
@@ -18,10 +18,8 @@ HUGGING_FACE_KINDS: Final[Mapping[str, HuggingFaceKind[Any]]] = MappingProxyType
 )
 """By ``model_type``: the families, and kinds that transformers alone publishes."""
 
-KEEPING_ASPECT: Final[Mapping[str, tuple[HuggingFaceKind[Any], str]]] = MappingProxyType(
-    {NAFLEX.name: (NAFLEX_WITH_ASPECT, GRID_NOTE)}
-)
-"""By ``model_type``: the same kind with pictures that keep their aspect, and the note of the other, which it lacks."""
+KEEPING_ASPECT: Final[Mapping[str, HuggingFaceKind[Any]]] = MappingProxyType({NAFLEX.name: NAFLEX_WITH_ASPECT})
+"""By ``model_type``: the same kind with pictures that keep their aspect."""
 
 TITLES: Final = " and ".join(family.title for family in FAMILIES.values())
 """For messages."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _PATCHES: Final = "vision_model.embeddings.patch_embedding.weight"
 
-GRID_NOTE: Final = (
+_GRID_NOTE: Final = (
     "pictures are resized to a square, a fixed grid of patches; the published preprocessing keeps their aspect"
 )
 """How pictures are prepared unless they keep their aspect."""
@@ -72,10 +72,19 @@ def _configure(
     tokenizer: Path | None,
     as_published: bool,  # noqa: FBT001 - of a row's signature
 ) -> tuple[SiglipConfig, TextTokens]:
-    vision = said.vision_config
-    ours, tokens = configured(said, vision, vision.side, config, tokenizer, as_published=as_published)
-    note = GRID_NOTE if tokens.note is None else f"{tokens.note}; {GRID_NOTE}"
+    ours, tokens = _configure_with_aspect(said, config, tokenizer, as_published)
+    note = _GRID_NOTE if tokens.note is None else f"{tokens.note}; {_GRID_NOTE}"
     return ours, replace(tokens, note=note)
+
+
+def _configure_with_aspect(
+    said: HfNaflex,
+    config: Path,
+    tokenizer: Path | None,
+    as_published: bool,  # noqa: FBT001 - of a row's signature
+) -> tuple[SiglipConfig, TextTokens]:
+    vision = said.vision_config
+    return configured(said, vision, vision.side, config, tokenizer, as_published=as_published)
 
 
 def _convert(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -111,5 +120,7 @@ def _build(config: SiglipConfig) -> TwoTowers:
     return NaflexModel(config)
 
 
-NAFLEX_WITH_ASPECT: Final = replace(NAFLEX, build=_build)
+NAFLEX_WITH_ASPECT: Final = replace(
+    NAFLEX, build=_build, hugging_face=replace(NAFLEX.hugging_face, configure=_configure_with_aspect)
+)
 """The same weights, for pictures that keep their aspect."""
