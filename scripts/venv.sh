@@ -73,8 +73,7 @@ progress() {
     fi
 }
 say "installing the packages of [$extras]"
-# Python compiles a module when it is first imported; compiling all of them here takes 85 s of one core for the tests' packages.
-if ! "$dir/bin/python" -m pip install --no-compile --disable-pip-version-check --no-input --progress-bar off --no-warn-script-location \
+if ! "$dir/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off --no-warn-script-location \
     -c constraints.txt -e ".[$extras]" 2>&1 </dev/null | progress; then
     grep -vi '^WARNING' "$log" | tail -n 15 >&2
     die "pip could not install the packages (above; all of it in $log)"
