@@ -30,6 +30,7 @@ from tests.support.http_server import HttpServer, http_server
 from tests.support.places import ROOT
 from tests.support.redis_server import running_redis
 from tests.support.tiny_bundle import write_tiny_bundle
+from tests.support.waiting import wait_until
 
 PATIENCE_S = 60.0
 CLASSIFY: Any = "/v1/classify"
@@ -431,6 +432,7 @@ def test_a_state_store_that_is_away(tmp_path: Path) -> None:
             assert 200 == httpx.post(f"{server.url}/v1/classify", json=line(1)["body"]).status_code
             assert 200 == httpx.get(f"{server.url}/readyz").status_code
             redis.thaw()
+            wait_until(lambda: 200 == httpx.get(f"{server.url}/v1/batches/{batch.id}").status_code)
             assert "completed" == ended(client, client.batches.retrieve(batch.id)).status
 
 
