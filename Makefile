@@ -85,7 +85,7 @@ pytest: dev redis prometheus clients browser ## Every test but those of make lon
 coverage: ## make pytest with branch coverage; the tests then take a third more time
 	@$(MAKE) --no-print-directory pytest ARGS="--cov --cov-report=term $(ARGS)"
 
-long: dev redis ## The tests that make test leaves out for their length: compiled towers, the RayJob's program, whole recipes on Ray, the whole of it-pays
+long: dev redis ## The tests that make test leaves out for their length: compiled towers, the RayJob's program, whole recipes and kills on Ray, a run killed on tars, the whole of it-pays
 	@$(DEV)pytest -m long $(ARGS)
 
 fuzz: dev ## Send generated requests to the service, far more than the tests do (CASES=50000, FUZZ_ARGS="--minutes 15 --seed 7")
@@ -96,7 +96,7 @@ kill-ranks: dev ## Kill ranks of a training with -9, KILLS=10 times in a run: it
 
 kill-curation: KILLS := 20
 kill-curation: dev ## Kill driver, worker and node of a curation on Ray with -9 in turn, KILLS=20 times: its bytes must be the same
-	@KILLS=$(KILLS) $(DEV)pytest tests/model_export/drivers/test_ray_data.py -k kills_of $(ARGS)
+	@KILLS=$(KILLS) $(DEV)pytest -m long tests/model_export/drivers/test_ray_data.py -k kills_of $(ARGS)
 
 kill-batches: KILLS := 20
 kill-batches: dev redis ## Kill the service with -9 in the middle of batch jobs, KILLS=20 times: no line may be lost or doubled

@@ -136,6 +136,7 @@ def test_bytes_are_the_same_on_a_cluster(
     assert ("", "") == capfd.readouterr()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(max(600, 180 * KILLS))
 def test_nothing_is_lost_or_doubled_by_kills_of_driver_worker_and_node(
     tmp_path: Path, cluster: RayCluster, curating: Curating

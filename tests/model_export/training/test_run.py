@@ -101,7 +101,7 @@ def steps_logged(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("kind", ["parquet", pytest.param("tar", marks=pytest.mark.long)])
 def test_a_killed_run_resumes_exactly(tmp_path: Path, kind: str) -> None:
     """Killed with -9 in the middle of an epoch, with two loading workers: the resumed weights are the same bits."""
     recipe_path = recipe(
