@@ -416,7 +416,7 @@ def test_only_so_many_batches_wait(tmp_path: Path) -> None:
 def test_a_state_store_that_is_away(tmp_path: Path) -> None:
     """Files and batches answer 503 in OpenAI's form, classification goes on, and so does the batch later."""
     with running_redis(tmp_path) as redis:
-        env = {"ANYCLASS_STATE_URL": redis.url, "ANYCLASS_STATE_TIMEOUT_S": "0.3"}
+        env = {"ANYCLASS_STATE_URL": redis.url, "ANYCLASS_STATE_TIMEOUT_S": "0.3", "ANYCLASS_JOB_LEASE_S": "3"}
         with (
             http_server(write_tiny_bundle(tmp_path / "bundle"), tmp_path, env=env) as server,
             client_of(server) as client,
